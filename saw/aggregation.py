@@ -1,0 +1,94 @@
+"""Aggregations: from the rewards of several objectives to one advantage a sample.
+
+An aggregation is a function ``(batch, weights, profile) -> advantages``, shape ``(N,)``, float64. ``weights``
+has shape ``(K,)`` and adds up to 1; the priorities in the batch multiply after it. A missing reward takes part
+in no mean, no standard deviation and no sum, and a sample without any reward has advantage 0.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from saw.batch import RewardBatch
+from saw.options import Profile
+
+
+def sum_then_normalise(batch: RewardBatch, weights: Tensor, profile: Profile) -> Tensor:
+    r"""GRPO: combine the rewards, then normalise within the group.
+
+    .. math:: R_j = \sum_k w_k \alpha_k r_{jk} \qquad A_j = (R_j - \mu_g) / (\sigma_g + \epsilon)
+
+    Computed from the deviations within the group, which is the same sum in another order: so a missing reward
+    adds nothing to its sample, as if it had been the group's mean, and a large common offset costs no digits.
+    """
+    factor = weights * batch.priorities
+    if profile.sum_of_weights == "objectives":
+        factor = factor * len(weights)
+    combined = batch.deviations() @ factor
+    rated = batch.rated
+    if batch.penalty is not None:
+        penalty = batch.penalty * rated
+        mean = batch.group_sum(penalty) / batch.group_sum(rated.double()).clamp(min=1)
+        combined -= penalty - mean[batch.group] * rated
+    advantages = combined / (_group_std(batch, combined, rated.double())[batch.group] + profile.group_eps)
+    if profile.lone_sample == "raw":
+        raw = batch.rewards @ factor
+        if batch.penalty is not None:
+            raw -= batch.penalty
+        advantages = torch.where(_lone(batch), raw / (1 + profile.group_eps), advantages)
+    return advantages * rated
+
+
+def normalise_then_sum(batch: RewardBatch, weights: Tensor, profile: Profile) -> Tensor:
+    r"""GDPO (arXiv 2601.05242): normalise each objective within the group, combine, whiten over the batch.
+
+    .. math:: A_{jk} = (r_{jk} - \mu_{gk}) / (\sigma_{gk} + \epsilon) \qquad
+              A_j = \mathrm{whiten}\bigl(\sum_k n w_k \alpha_k A_{jk}\bigr)
+
+    The factor n, the number of objectives, keeps the size of equally weighted GDPO (paper, section 4).
+
+    Raises:
+        ValueError: if the batch has a penalty, as there is no combined reward to take it from.
+    """
+    if batch.penalty is not None:
+        raise ValueError("a penalty on the combined reward has no place where each objective is normalised alone")
+    deviations = batch.deviations()
+    std = _group_std(batch, deviations, batch.present.double())
+    normalised = deviations / (std[batch.group] + profile.group_eps)
+    if profile.lone_sample == "raw":
+        lone = _lone(batch)[:, None]
+        normalised = torch.where(lone, batch.rewards / (1 + profile.group_eps), normalised)
+    combined = normalised @ (len(weights) * weights * batch.priorities)
+    return whiten(combined, batch.lengths * batch.rated, profile.whitening_eps) * batch.rated
+
+
+def whiten(advantages: Tensor, lengths: Tensor, eps: float) -> Tensor:
+    """Shift and scale to mean 0 and variance 1 (ddof=1) over the response tokens of the batch.
+
+    Every token of a sample carries the sample's advantage, so the moments over tokens are moments over
+    samples, weighted by length.
+
+    Args:
+        advantages (Tensor): shape ``(N,)``.
+        lengths (Tensor): tokens of each sample, shape ``(N,)``; 0 leaves a sample out of the moments.
+        eps (float): added to the variance.
+
+    Returns:
+        Tensor: shape ``(N,)``.
+    """
+    tokens = lengths.sum()
+    mean = (lengths * advantages).sum() / tokens.clamp(min=1)
+    centred = advantages - mean
+    variance = (lengths * centred.square()).sum() / (tokens - 1).clamp(min=1)
+    return centred * (variance + eps).rsqrt()
+
+
+def _group_std(batch: RewardBatch, centred: Tensor, number: Tensor) -> Tensor:
+    """Standard deviation (ddof=1) of centred values in each group; 0 for fewer than two. ``number`` counts each."""
+    return (batch.group_sum(centred.square()) / (batch.group_sum(number) - 1).clamp(min=1)).sqrt()
+
+
+def _lone(batch: RewardBatch) -> Tensor:
+    """Shape ``(N,)``: the samples that are alone in their group."""
+    return (batch.group_size() == 1)[batch.group]

@@ -1,0 +1,1 @@
+"""Reward functions. Each returns a dict of its objectives' values and their sum under ``score``."""

@@ -1,0 +1,84 @@
+"""What a step's rewards say about each objective."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from saw.batch import RewardBatch
+from saw.options import Profile
+
+
+@dataclass(frozen=True)
+class ObjectiveStatistics:
+    """Statistics of each objective over the present rewards of the whole batch.
+
+    All of shape ``(K,)``. An objective without a single present reward has no mean, std, minimum, maximum or
+    CV: they are NaN (its weight is 0). The standard deviation of one value is 0.
+
+    Attributes:
+        mean (Tensor): float64.
+        std (Tensor): float64, with ddof=1.
+        min (Tensor): float64, the smallest reward seen.
+        max (Tensor): float64, the largest reward seen.
+        cv (Tensor): float64, coefficient of variation of the shifted rewards, see :func:`coefficient_of_variation`;
+            NaN where the objective's minimum is not known.
+        zero_spread (Tensor): float64 in [0, 1], share of the groups in which all present rewards of the
+            objective are equal; such a group teaches nothing about it.
+        missing (Tensor): int64, number of missing rewards.
+    """
+
+    mean: Tensor
+    std: Tensor
+    min: Tensor
+    max: Tensor
+    cv: Tensor
+    zero_spread: Tensor
+    missing: Tensor
+
+
+def coefficient_of_variation(mean: Tensor, std: Tensor, minima: Tensor, profile: Profile) -> Tensor:
+    r"""Relative spread of an objective, :math:`CV_k = \sigma(s_k) / (\mu(s_k) + \delta)`.
+
+    With :math:`s_{jk} = r_{jk} - min_k + \delta`; the shift leaves the standard deviation as it is, so both
+    moments of the rewards suffice (paper, section 4; constants in :class:`~saw.options.Profile`).
+
+    Args:
+        mean (Tensor): mean of the rewards, shape ``(K,)``.
+        std (Tensor): their standard deviation, shape ``(K,)``.
+        minima (Tensor): their theoretical minima, shape ``(K,)``.
+        profile (Profile): the constants.
+
+    Returns:
+        Tensor: shape ``(K,)``; NaN for an objective that has no mean.
+    """
+    return std / (mean - minima + profile.cv_shift + profile.cv_eps)
+
+
+def objective_statistics(batch: RewardBatch, profile: Profile) -> ObjectiveStatistics:
+    """Compute :class:`ObjectiveStatistics` in double precision.
+
+    Moments are taken above the smallest reward, in two passes: a large offset costs no digits, and a constant
+    objective has a standard deviation of exactly 0.
+    """
+    low, high = batch.group_min(), batch.group_max()
+    number = batch.present.sum(dim=0)
+    none = number == 0
+    smallest = low.amin(dim=0).masked_fill(none, torch.nan)
+    above = batch.rewards - smallest
+    mean_above = above.masked_fill(~batch.present, 0.0).sum(dim=0) / number
+    squares = (above - mean_above).masked_fill_(~batch.present, 0.0).square_().sum(dim=0)
+    std = (squares / (number - 1).clamp(min=1)).sqrt().masked_fill(none, torch.nan)
+    mean = (smallest + mean_above).masked_fill(none, torch.nan)
+    no_cv = torch.full_like(mean, torch.nan)
+    return ObjectiveStatistics(
+        mean=mean,
+        std=std,
+        min=smallest,
+        max=high.amax(dim=0).masked_fill(none, torch.nan),
+        cv=no_cv if batch.minima is None else coefficient_of_variation(mean, std, batch.minima, profile),
+        zero_spread=(high <= low).double().mean(dim=0),
+        missing=len(batch.rewards) - number,
+    )

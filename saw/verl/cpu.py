@@ -1,0 +1,131 @@
+"""verl on a CPU: a platform, and the three places in verl 0.9.1 and vLLM 0.28.0 that a CPU bends.
+
+Loaded only under ``VERL_PLATFORM=cpu``. verl 0.9.1 has a registry for platforms, and knows no CPU. Each bend below
+says why it is there, and has a contract test in ``tests/contract/test_cpu_seams.py`` that fails when the seam moves.
+The configuration that goes with it is ``configs/platform/cpu.yaml``.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import types
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from verl.plugin.platform.platform_base import PlatformBase
+from verl.plugin.platform.platform_manager import PlatformRegistry
+from verl.utils import distributed, fsdp_utils
+
+# verl picks its FSDP engine by device name, and registers it for "cuda" and "npu" only.
+os.environ.setdefault("VERL_ENGINE_DEVICE", "cuda")
+
+
+def _device_module() -> types.ModuleType:
+    """``torch.cpu`` with the calls of an accelerator that verl makes: memory is 0, and there is nothing to wait for."""
+    module = types.ModuleType("saw.verl.cpu.device")
+    zeros = ("memory_allocated", "memory_reserved", "max_memory_allocated", "max_memory_reserved", "current_device")
+    nothing = ("empty_cache", "ipc_collect", "reset_peak_memory_stats", "synchronize", "set_device", "manual_seed")
+    for name in zeros:
+        setattr(module, name, lambda *args, **kwargs: 0)
+    for name in (*nothing, "manual_seed_all"):
+        setattr(module, name, lambda *args, **kwargs: None)
+    module.is_available = lambda: True
+    module.device_count = lambda: 1
+    module.mem_get_info = lambda *args: (0, 0)
+    module.get_device_name = lambda *args: "cpu"
+    module.get_rng_state = lambda *args: torch.get_rng_state()
+    module.set_rng_state = lambda state, *args: torch.set_rng_state(state)
+    module.Stream = torch.cpu.Stream
+    module.stream = torch.cpu.stream
+    module.current_stream = torch.cpu.current_stream
+    return module
+
+
+@PlatformRegistry.register(platform="cpu")
+class PlatformCPU(PlatformBase):
+    """A CPU as verl's accelerator. Ray counts it as a logical GPU, for verl places its workers by GPUs."""
+
+    device_name = "cpu"
+    vendor_name = "cpu"
+    device_module = _device_module()
+
+    def is_available(self) -> bool:
+        """A CPU is always there."""
+        return True
+
+    def current_device(self) -> int:
+        """The only one."""
+        return 0
+
+    def device_count(self) -> int:
+        """One."""
+        return 1
+
+    def set_device(self, device_index: int) -> None:
+        """Nothing to choose."""
+
+    def synchronize(self, device_index: int | None = None) -> None:
+        """Nothing runs asynchronously."""
+
+    def manual_seed(self, seed: int) -> None:
+        """Seed torch's only generator."""
+        torch.manual_seed(seed)
+
+    manual_seed_all = manual_seed
+
+    def set_allocator_settings(self, settings: str) -> None:
+        """There is no caching allocator."""
+
+    def empty_cache(self) -> None:
+        """There is no cache."""
+
+    def get_device_capability(self, device_index: int = 0) -> tuple[int | None, int | None]:
+        """No compute capability."""
+        return None, None
+
+    def communication_backend_name(self) -> str:
+        """Collectives go through gloo."""
+        return "gloo"
+
+    def visible_devices_envvar(self) -> str:
+        """Ray sets this for the logical GPU; nothing reads it."""
+        return "CUDA_VISIBLE_DEVICES"
+
+    @contextmanager
+    def nvtx_range(self, msg: str):
+        """No profiler ranges."""
+        yield
+
+    def profiler_start(self) -> None:
+        """No device profiler."""
+
+    def profiler_stop(self) -> None:
+        """No device profiler."""
+
+    def ray_resource_name(self) -> str:
+        """The logical GPU."""
+        return "GPU"
+
+    def ray_noset_envvars(self) -> list[str]:
+        """Ray may set the variable of visible devices."""
+        return []
+
+    def is_ipc_supported(self) -> bool:
+        """No: verl then hands weights to vLLM through shared memory."""
+        return False
+
+    def cudart(self) -> Any:
+        """No CUDA runtime."""
+        return None
+
+
+# verl asks for the process group "cpu:gloo,<device>:<backend>", which names the CPU twice; torch refuses that.
+distributed.initialize_global_process_group_ray = functools.partial(
+    distributed.initialize_global_process_group_ray, backend="cpu:gloo"
+)
+
+# A reference model under fsdp2 is offloaded to pinned memory, which a CPU build of torch refuses.
+_CPUOffloadPolicy = fsdp_utils.CPUOffloadPolicy
+fsdp_utils.CPUOffloadPolicy = lambda pin_memory=False: _CPUOffloadPolicy(pin_memory=False)

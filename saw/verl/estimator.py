@@ -1,0 +1,100 @@
+"""The advantage estimator ``saw``, registered with verl.
+
+verl hands an estimator token rewards and a mask. The trainer (:mod:`saw.verl.trainer`) adds what this one needs, the
+rewards of each objective, for the time of the call: everything else in verl's advantage step, KL penalty, rollout
+correction and the way back to TransferQueue, stays verl's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from verl.trainer.ppo.core_algos import register_adv_est
+
+from saw.advantage import Advantage, compute_advantage
+from saw.verl.settings import NAME, Settings
+
+
+@dataclass
+class StepRewards:
+    """The rewards of one step, row for row as in verl's batch.
+
+    Attributes:
+        settings (Settings): method, objectives, options.
+        rewards (Tensor): shape ``(R, K)``, NaN where missing.
+        scored (Tensor): int64, the rows that count: no padding, and of several outputs of one session the last.
+        scored_of_row (Tensor): shape ``(R,)``, int64, for each row its place in ``scored``; -1 for padding.
+        scores (Tensor | None): shape ``(R,)``, the scalar rewards before a KL penalty; None if there is none.
+        advantage (Advantage | None): the result, once the estimator has run.
+    """
+
+    settings: Settings
+    rewards: Tensor
+    scored: Tensor
+    scored_of_row: Tensor
+    scores: Tensor | None = None
+    advantage: Advantage | None = None
+
+
+_step: ContextVar[StepRewards | None] = ContextVar("saw_step", default=None)
+
+
+@contextmanager
+def rewards_of_step(step: StepRewards) -> Iterator[StepRewards]:
+    """Let the estimator see the rewards of this step."""
+    token = _step.set(step)
+    try:
+        yield step
+    finally:
+        _step.reset(token)
+
+
+@register_adv_est(NAME)
+def estimate(
+    token_level_rewards: Tensor, response_mask: Tensor, config: Any = None, index: Any = None, **_: Any
+) -> tuple[Tensor, Tensor]:
+    """Token advantages of one step by the configured method.
+
+    Args:
+        token_level_rewards (Tensor): shape ``(R, T)``; its sum over a row is the scalar score, less the KL penalty.
+        response_mask (Tensor): shape ``(R, T)``.
+        config: verl's ``algorithm`` section.
+        index (np.ndarray): shape ``(R,)``, the prompt of each row.
+
+    Returns:
+        tuple[Tensor, Tensor]: advantages and returns, the same ``(R, T)`` tensor, as for any outcome reward.
+
+    Raises:
+        RuntimeError: outside of SAW's trainer.
+    """
+    step = _step.get()
+    if step is None:
+        raise RuntimeError("algorithm.adv_estimator=saw needs SAW's trainer; set trainer.v1.trainer_mode=saw")
+    rows = step.scored
+    penalty = None
+    if step.scores is not None:
+        penalty = (step.scores - token_level_rewards.sum(dim=-1))[rows]
+    step.advantage = advantage = compute_advantage(
+        step.rewards[rows],
+        np.asarray(index, dtype=object)[rows.numpy()],
+        response_mask[rows],
+        method=step.settings.method,
+        minima=[objective.minimum for objective in step.settings.objectives],
+        priorities=[objective.priority for objective in step.settings.objectives],
+        options=step.settings.options,
+        names=step.settings.names,
+        penalty=penalty,
+    )
+    if len(rows) == len(response_mask):
+        return advantage.tokens, advantage.tokens
+    # Every output of a session carries the session's advantage; padding carries none.
+    samples = advantage.samples[step.scored_of_row].masked_fill(step.scored_of_row < 0, 0.0)
+    tokens = response_mask * samples.float()[:, None]
+    return tokens, tokens

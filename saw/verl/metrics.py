@@ -1,0 +1,51 @@
+"""The metrics of every step and validation, under names that do not change.
+
+For each objective: ``saw/<objective>/{mean,std,min,max,cv,weight,zero_spread,missing}`` in training, and
+``saw-val/<objective>/{mean,std,min,max,missing}`` in validation. A value that does not exist (the mean of an
+objective that is missing for all samples) is NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from saw.advantage import Advantage
+
+
+def training_metrics(advantage: Advantage, names: Sequence[str]) -> dict[str, float]:
+    """Metrics of one training step."""
+    statistics = advantage.statistics
+    columns = {
+        "mean": statistics.mean,
+        "std": statistics.std,
+        "min": statistics.min,
+        "max": statistics.max,
+        "cv": statistics.cv,
+        "weight": advantage.weights,
+        "zero_spread": statistics.zero_spread,
+        "missing": statistics.missing,
+    }
+    return {
+        f"saw/{name}/{what}": float(value)
+        for what, column in columns.items()
+        for name, value in zip(names, column.tolist(), strict=True)
+    }
+
+
+def validation_metrics(infos: Mapping[str, Sequence[float | None]], names: Sequence[str]) -> dict[str, float]:
+    """Metrics of one validation from the reward function's values, None or NaN where missing."""
+    metrics = {}
+    for name in names:
+        values = np.array([np.nan if value is None else value for value in infos[name]], dtype=float)
+        present = values[~np.isnan(values)]
+        some = len(present) > 0
+        metrics |= {
+            f"saw-val/{name}/mean": float(present.mean()) if some else float("nan"),
+            f"saw-val/{name}/std": float(present.std(ddof=1)) if len(present) > 1 else 0.0 if some else float("nan"),
+            f"saw-val/{name}/min": float(present.min()) if some else float("nan"),
+            f"saw-val/{name}/max": float(present.max()) if some else float("nan"),
+            f"saw-val/{name}/missing": float(len(values) - len(present)),
+        }
+    return metrics

@@ -1,0 +1,76 @@
+"""Reading TransferQueue rows: which count, and what each objective's reward is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from saw.verl.settings import ConfigError, Settings, check_returned
+
+
+def reward_infos(data: TensorDict) -> list[Mapping[str, Any]]:
+    """The dict that the reward function returned for each row.
+
+    ``TensorDict["extra_fields"]`` gives a list or a stack, depending on the backend; popping it always gives an
+    object with ``tolist`` (verl 0.9.1 does the same).
+    """
+    extra_fields = data.pop("extra_fields").tolist()
+    return [fields.get("reward_extra_info", {}) for fields in extra_fields]
+
+
+def objective_matrix(data: TensorDict, names: Sequence[str]) -> Tensor:
+    """Rewards of all rows: shape ``(R, K)``, float64, NaN where a value is missing (NaN or None)."""
+    infos = reward_infos(data)
+    return torch.tensor([[_number(info, name) for name in names] for info in infos], dtype=torch.float64)
+
+
+def _number(info: Mapping[str, Any], name: str) -> float:
+    value = info.get(name)
+    return math.nan if value is None else float(value)
+
+
+def checked_objective_matrix(data: TensorDict, settings: Settings) -> Tensor:
+    """Like :func:`objective_matrix`, after a check that the reward function returned every objective.
+
+    Raises:
+        ConfigError: if a row lacks an objective (a missing *value* is NaN or None under the objective's name).
+    """
+    for info in reward_infos(data.select("extra_fields")):
+        check_returned(settings, info)
+    return objective_matrix(data, settings.names)
+
+
+def scored_rows(keys: Sequence[str], tags: Sequence[Mapping[str, Any]]) -> tuple[Tensor, Tensor]:
+    """Find the rows that take part in the statistics.
+
+    Padding rows copy another sample's rewards, and a session may have several outputs, of which the last one
+    holds the reward; keys are ``{uid}_{session}_{output}``.
+
+    Args:
+        keys: R keys.
+        tags: R tags.
+
+    Returns:
+        tuple[Tensor, Tensor]: the rows that count, and for each row its place among them, -1 for padding.
+    """
+    last: dict[str, tuple[int, int]] = {}
+    sessions = [key.rpartition("_")[0] for key in keys]
+    outputs = [int(key.rpartition("_")[2]) for key in keys]
+    for row, (session, output, tag) in enumerate(zip(sessions, outputs, tags, strict=True)):
+        if not tag.get("is_padding", False) and output >= last.get(session, (-1, -1))[0]:
+            last[session] = (output, row)
+    scored = sorted(row for _, row in last.values())
+    place = {row: position for position, row in enumerate(scored)}
+    of_row = [
+        -1 if tag.get("is_padding", False) else place[last[session][1]]
+        for session, tag in zip(sessions, tags, strict=True)
+    ]
+    return torch.tensor(scored, dtype=torch.int64), torch.tensor(of_row, dtype=torch.int64)
+
+
+__all__ = ["ConfigError", "checked_objective_matrix", "objective_matrix", "reward_infos", "scored_rows"]

@@ -1,0 +1,216 @@
+"""The configuration section ``saw``, typed, and what it demands of the rest of verl's configuration."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from saw.methods import METHODS, get_method
+from saw.options import Options
+
+#: The name under which the trainer, the estimator and the reward manager are registered.
+NAME = "saw"
+#: Keys of a reward function's dict that are no objectives: verl reads ``score`` and adds ``reward``.
+RESERVED_NAMES = ("score", "reward")
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work; the message names the key, the value and what is allowed."""
+
+
+class Objective(BaseModel):
+    """One reward among several.
+
+    Attributes:
+        name (str): its key in the dict that the reward function returns.
+        minimum (float): the lowest value that it can take; SAW's CV is measured from there.
+        maximum (float | None): the highest; a reward above it is reported.
+        priority (float): static factor that multiplies after the dynamic weight, at least 0.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: str = Field(min_length=1)
+    minimum: float
+    maximum: float | None = None
+    priority: float = Field(default=1.0, ge=0.0)
+
+    @field_validator("name")
+    @classmethod
+    def _not_reserved(cls, name: str) -> str:
+        if name in RESERVED_NAMES:
+            raise ValueError(f"{name!r} is reserved by verl; use another name than {', '.join(RESERVED_NAMES)}")
+        return name
+
+    @model_validator(mode="after")
+    def _range(self) -> Objective:
+        if self.maximum is not None and self.maximum <= self.minimum:
+            raise ValueError(f"maximum is {self.maximum:g}; expected a number above the minimum {self.minimum:g}")
+        return self
+
+
+class Settings(BaseModel):
+    """The section ``saw`` of the configuration.
+
+    Attributes:
+        method (str): a name in :data:`saw.METHODS`.
+        objectives (tuple[Objective, ...]): written as a mapping from name to the rest, or as a list with names.
+        options (Options): see :class:`saw.Options`.
+        poll_interval (float): seconds between two looks for finished rollouts; verl's own is 2.0, which adds a
+            second to a step on average.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str
+    objectives: tuple[Objective, ...] = Field(min_length=1)
+    options: Options = Options()
+    poll_interval: float = Field(default=0.2, gt=0.0)
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, method: str) -> str:
+        get_method(method)
+        return method
+
+    @field_validator("objectives", mode="before")
+    @classmethod
+    def _named(cls, objectives: Any) -> Any:
+        if not isinstance(objectives, Mapping):
+            return objectives
+        return [{"name": str(name), **(rest or {})} for name, rest in objectives.items()]
+
+    @field_validator("objectives")
+    @classmethod
+    def _unique(cls, objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
+        names = [objective.name for objective in objectives]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"{name!r} is there twice; every objective needs a name of its own")
+        return objectives
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The objectives' names, in order: the columns of the reward matrix."""
+        return tuple(objective.name for objective in self.objectives)
+
+    @classmethod
+    def of(cls, config: DictConfig) -> Settings:
+        """Read the section ``saw`` of a whole verl configuration.
+
+        Raises:
+            ConfigError: if it is absent or wrong.
+        """
+        section = OmegaConf.select(config, NAME)
+        if section is None:
+            raise ConfigError(
+                "the configuration has no section 'saw'; add for example "
+                "'+saw={method: saw_gdpo, objectives: {accuracy: {minimum: 0, maximum: 1}}}'"
+            )
+        if isinstance(section, DictConfig):
+            section = OmegaConf.to_container(section, resolve=True)
+        try:
+            return cls.model_validate(section)
+        except ValidationError as error:
+            raise ConfigError(_readable(error)) from error
+
+
+def _readable(error: ValidationError) -> str:
+    """One line a fault: the key as one would write it in an override, what is wrong, the value."""
+    lines = []
+    for fault in error.errors():
+        key = ".".join(str(part) for part in (NAME, *fault["loc"]))
+        message = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "extra_forbidden":
+            message = "there is no such setting"
+        value = "" if fault["type"] in ("missing", "value_error") else f"; it is {fault['input']!r}"
+        lines.append(f"{key}: {message}{value}")
+    return "\n".join(lines)
+
+
+def check_config(config: DictConfig) -> Settings | None:
+    """Check a whole verl configuration, as far as it concerns SAW.
+
+    Args:
+        config (DictConfig): verl's configuration.
+
+    Returns:
+        Settings | None: the typed section, or None if the configuration does not ask for SAW's trainer.
+
+    Raises:
+        ConfigError: for anything that would fail later, or would silently mean something else.
+    """
+    mode = config.trainer.v1.trainer_mode
+    estimator = config.algorithm.adv_estimator
+    if (mode == NAME) != (estimator == NAME):
+        raise ConfigError(
+            f"trainer.v1.trainer_mode is {mode!r} and algorithm.adv_estimator {estimator!r}; "
+            f"set both to {NAME!r}, or neither: the trainer hands the estimator the rewards of each objective"
+        )
+    if mode != NAME:
+        return None
+    settings = Settings.of(config)
+    _check_rest(config, settings)
+    _check_reward_function(config, settings)
+    return settings
+
+
+def _check_rest(config: DictConfig, settings: Settings) -> None:
+    algorithm = config.algorithm
+    wrong = []
+    if not config.trainer.use_v1:
+        wrong.append("trainer.use_v1 is False; SAW's trainer is one of verl's v1 trainers: set it to True")
+    if config.critic.enable:
+        wrong.append("critic.enable is True; the advantages are relative to a group and use no critic: set it to False")
+    if not algorithm.get("norm_adv_by_std_in_grpo", True):
+        wrong.append("algorithm.norm_adv_by_std_in_grpo is False; the methods divide by the group's std: set it to True")
+    normalises_first = METHODS[settings.method].aggregation.__name__ == "normalise_then_sum"
+    if algorithm.use_kl_in_reward and normalises_first:
+        wrong.append(
+            f"algorithm.use_kl_in_reward is True, and saw.method {settings.method!r} never sums the rewards that the "
+            "penalty would be taken from; use actor_rollout_ref.actor.use_kl_loss=True"
+        )
+    model = config.reward.reward_model
+    if model.enable and not model.enable_resource_pool:
+        wrong.append(
+            "reward.reward_model.enable_resource_pool is False; a reward model must run beside the rollout: set it to True"
+        )
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+
+
+def _check_reward_function(config: DictConfig, settings: Settings) -> None:
+    """Compare the objectives with those that the reward function declares, if it does.
+
+    A reward function may carry an attribute ``objectives``, the names that it returns. One that does not is
+    checked on the first rewards that it gives.
+    """
+    from verl.trainer.ppo.reward import get_custom_reward_fn
+
+    function = get_custom_reward_fn(config)
+    declared = getattr(inspect.unwrap(getattr(function, "args", [None])[0] or _nothing), "objectives", None)
+    if declared is not None:
+        check_returned(settings, declared)
+
+
+def _nothing() -> None:
+    """Stands for a reward function that is not configured."""
+
+
+def check_returned(settings: Settings, returned: Any) -> None:
+    """Check that a reward function returns every objective.
+
+    Raises:
+        ConfigError: naming the objectives that it does not return, and what it does.
+    """
+    absent = [name for name in settings.names if name not in returned]
+    if absent:
+        allowed = ", ".join(sorted(key for key in returned if key not in RESERVED_NAMES))
+        raise ConfigError(
+            f"saw.objectives has {', '.join(map(repr, absent))}, which the reward function does not return; "
+            f"it returns {allowed or 'no objective'}"
+        )
