@@ -1,6 +1,6 @@
 """Train with verl's pipeline and this repository's configuration tree.
 
-    python -m saw.train --config-name quickstart saw.method=saw_gdpo
+    python -m saw.train experiment=quickstart saw.method=saw_gdpo
 
 The same as ``python -m verl.trainer.main_ppo`` with the plug-in loaded, for the configurations in ``configs/``.
 """

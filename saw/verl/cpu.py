@@ -55,9 +55,9 @@ class PlatformCPU(PlatformBase):
         """A CPU is always there."""
         return True
 
-    def current_device(self) -> int:
-        """The only one."""
-        return 0
+    def current_device(self) -> str:  # type: ignore[override]
+        """The device to move tensors to: an index would mean an accelerator to torch."""
+        return "cpu"
 
     def device_count(self) -> int:
         """One."""

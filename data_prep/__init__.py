@@ -1,0 +1,1 @@
+"""Data for the experiments, in verl's row schema."""

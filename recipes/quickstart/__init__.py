@@ -1,0 +1,1 @@
+"""GRPO and SAW on a small tool-calling task, on any machine."""

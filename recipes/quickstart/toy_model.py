@@ -1,0 +1,191 @@
+"""A small Qwen2 with a tokenizer of its own, warmed up on spoilt answers.
+
+    python -m recipes.quickstart.toy_model --out runs/quickstart/model
+
+It stands in for a downloaded model: a Hugging Face folder like any other. The warm-up is supervised and short. Some
+of its answers have a spoilt format, some a wrong parameter, so that the model starts with both rewards above nothing
+and below full, and has something to learn of each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import random
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from data_prep.toy_toolrl import TOOLS, make_rows, tool_turn
+
+logger = logging.getLogger(__name__)
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+#: Tags that are one token each, as ``<tool_call>`` is in Qwen2.5's tokenizer.
+TAGS = [f"<{slash}{tag}>" for tag in ("think", "tool_call", "response", "user") for slash in ("", "/")]
+IGNORED = -100  # label of a token that the loss skips
+
+
+def train_tokenizer(texts: list[str], vocabulary: int = 600) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE on the texts; the full byte alphabet keeps a line break one token, as verl needs."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet)
+    )
+    bpe.add_tokens(TAGS)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHAT_TEMPLATE
+    )
+
+
+def make_model(vocabulary: int, pad: int, eos: int) -> Qwen2ForCausalLM:
+    """A Qwen2 of four layers of 128, 0.85 million parameters."""
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=vocabulary,
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+            pad_token_id=pad,
+            eos_token_id=eos,
+            bos_token_id=None,
+        )
+    )
+
+
+def spoil(output: str, chance: random.Random, spoilt_format: float, wrong_value: float) -> str:
+    """Give an answer a wrong parameter, a spoilt format, both or neither."""
+    if "<tool_call>" in output and chance.random() < wrong_value:
+        name = next(name for name in TOOLS if name in output)
+        output = tool_turn(name, chance.choice(TOOLS[name][2]))
+    if chance.random() < spoilt_format:
+        output = output.replace("</think>\n", "</think> ", 1)
+    return output
+
+
+def warm_up(
+    model: Qwen2ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    steps: int,
+    batch_size: int,
+    spoilt_format: float,
+    wrong_value: float,
+    seed: int,
+) -> None:
+    """Train on spoilt answers, the loss on the answers only."""
+    chance = random.Random(seed)
+    rows = make_rows(2048, "warm-up", seed=seed + 100)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps, pct_start=0.1)
+    model.train()
+    for _ in tqdm(range(steps), desc="warm-up", mininterval=1.0):
+        batch = [
+            (row["prompt"], spoil(row["reward_model"]["ground_truth"], chance, spoilt_format, wrong_value))
+            for row in chance.sample(rows, batch_size)
+        ]
+        ids, labels = encode(tokenizer, batch)
+        loss = model(input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long(), labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        optimiser.zero_grad()
+    logger.info("warm-up: loss %.3f after %d steps", loss.item(), steps)
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, batch: list[tuple[list[dict], str]]) -> tuple[Tensor, Tensor]:
+    """Token ids and labels, right-padded, shape ``(B, T)``."""
+    ids, labels = [], []
+    for prompt, answer in batch:
+        before = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+        after = tokenizer.encode(answer + tokenizer.eos_token)
+        ids.append(torch.tensor(before + after))
+        labels.append(torch.tensor([IGNORED] * len(before) + after))
+    pad = torch.nn.utils.rnn.pad_sequence
+    return (
+        pad(ids, batch_first=True, padding_value=tokenizer.pad_token_id),
+        pad(labels, batch_first=True, padding_value=IGNORED),
+    )
+
+
+def make_toy_model(
+    folder: Path,
+    *,
+    steps: int = 300,
+    batch_size: int = 32,
+    spoilt_format: float = 0.5,
+    wrong_value: float = 0.5,
+    seed: int = 0,
+) -> Path:
+    """Make, warm up and save the model and its tokenizer.
+
+    Args:
+        folder (Path): where the Hugging Face folder goes.
+        steps (int): supervised steps; 0 leaves random weights.
+        batch_size (int): rows a step.
+        spoilt_format (float): share of the answers with a spoilt format.
+        wrong_value (float): share of the tool calls whose value is drawn at random.
+        seed (int): of weights and data.
+
+    Returns:
+        Path: the folder.
+    """
+    torch.manual_seed(seed)
+    rows = make_rows(512, "tokenizer", seed=seed)
+    texts = [turn["content"] for row in rows for turn in row["prompt"]]
+    texts += [row["reward_model"]["ground_truth"] for row in rows]
+    tokenizer = train_tokenizer(texts)
+    model = make_model(len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id)
+    if steps:
+        warm_up(
+            model,
+            tokenizer,
+            steps=steps,
+            batch_size=batch_size,
+            spoilt_format=spoilt_format,
+            wrong_value=wrong_value,
+            seed=seed,
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
+    return folder
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the model")
+    parser.add_argument("--steps", type=int, default=300, help="supervised warm-up steps")
+    parser.add_argument("--spoilt-format", type=float, default=0.5, help="share of answers with a spoilt format")
+    parser.add_argument("--wrong-value", type=float, default=0.5, help="share of tool calls with a random value")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    make_toy_model(
+        arguments.out,
+        steps=arguments.steps,
+        spoilt_format=arguments.spoilt_format,
+        wrong_value=arguments.wrong_value,
+        seed=arguments.seed,
+    )
+
+
+if __name__ == "__main__":
+    main()
