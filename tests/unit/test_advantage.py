@@ -1,0 +1,306 @@
+"""saw.compute_advantage against values computed by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import saw
+
+METHODS = ["grpo", "gdpo", "saw_grpo", "saw_gdpo"]
+NAN = math.nan
+
+
+def full_mask(n: int, t: int = 3) -> torch.Tensor:
+    return torch.ones(n, t, dtype=torch.int64)
+
+
+def advantage(rewards, groups, *, method, mask=None, **kwargs) -> saw.Advantage:
+    rewards = torch.as_tensor(rewards, dtype=torch.float32)
+    return saw.compute_advantage(rewards, groups, full_mask(len(rewards)) if mask is None else mask, method=method, **kwargs)
+
+
+# One prompt, rewards (0, 0), (1, 0), (2, 3), (1, 1). Means 1 and 1; deviations (-1,-1), (0,-1), (1,2), (0,0);
+# variances (ddof=1) 2/3 and 2; so CV = sqrt(2/3) and sqrt(2), in the ratio 1 : sqrt(3).
+REWARDS = [[0.0, 0.0], [1.0, 0.0], [2.0, 3.0], [1.0, 1.0]]
+GROUP = ["p"] * 4
+SAW_WEIGHTS = [1 / (1 + math.sqrt(3)), math.sqrt(3) / (1 + math.sqrt(3))]
+
+
+def test_grpo_by_hand():
+    # Sums of the deviations -2, -1, 3, 0; their variance (4 + 1 + 9) / 3.
+    expected = torch.tensor([-2.0, -1.0, 3.0, 0.0]) / math.sqrt(14 / 3)
+    result = advantage(REWARDS, GROUP, method="grpo")
+    torch.testing.assert_close(result.tokens, expected[:, None].expand(4, 3), atol=1e-5, rtol=0)
+    assert result.weights.tolist() == [0.5, 0.5]
+
+
+def test_saw_grpo_by_hand():
+    result = advantage(REWARDS, GROUP, method="saw_grpo", minima=[0, 0])
+    torch.testing.assert_close(result.weights, torch.tensor(SAW_WEIGHTS).double(), atol=1e-7, rtol=0)
+    a, b = SAW_WEIGHTS
+    combined = torch.tensor([-a - b, -b, a + 2 * b, 0.0])
+    expected = combined / math.sqrt(float((combined**2).sum()) / 3)
+    torch.testing.assert_close(result.tokens[:, 0], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("method", "weights"), [("gdpo", [0.5, 0.5]), ("saw_gdpo", SAW_WEIGHTS)])
+def test_gdpo_by_hand(method, weights):
+    first = np.array([-1, 0, 1, 0]) / math.sqrt(2 / 3)
+    second = np.array([-1, -1, 2, 0]) / math.sqrt(2)
+    combined = 2 * (weights[0] * first + weights[1] * second)
+    # Whitened over 12 tokens, of which each sample has three.
+    tokens = np.repeat(combined, 3)
+    expected = (combined - tokens.mean()) / tokens.std(ddof=1)
+    result = advantage(REWARDS, GROUP, method=method)
+    np.testing.assert_allclose(result.tokens[:, 0].numpy(), expected, atol=1e-5)
+
+
+def test_whitening_weighs_a_sample_by_its_tokens():
+    mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0]])
+    tokens = advantage(REWARDS, GROUP, method="gdpo", mask=mask).tokens
+    values = tokens[mask.bool()]
+    assert values.mean().item() == pytest.approx(0, abs=1e-6)
+    assert values.std().item() == pytest.approx(1, abs=1e-5)
+    assert (tokens[mask == 0] == 0).all()
+
+
+def test_the_shift_of_the_paper_and_of_the_released_code():
+    rewards = [[-3.0], [-1.0], [1.0], [3.0]]
+    std = np.std([-3, -1, 1, 3], ddof=1)
+    cv = advantage(rewards, GROUP, method="saw_grpo", minima=[-3]).statistics.cv
+    assert cv.item() == pytest.approx(std / (3 + 2e-8), rel=1e-9)
+    released = advantage(rewards, GROUP, method="saw_grpo", minima=[-3], options={"profile": "released"})
+    assert released.statistics.cv.item() == pytest.approx(std / (3 + 1e-8), rel=1e-9)
+
+
+def test_priorities_multiply_after_the_weight():
+    plain = advantage(REWARDS, GROUP, method="saw_grpo")
+    scaled = advantage(REWARDS, GROUP, method="saw_grpo", priorities=[2.0, 1.0])
+    torch.testing.assert_close(plain.weights, scaled.weights)  # CV does not feel a multiplicative scale
+    a, b = 2 * SAW_WEIGHTS[0], SAW_WEIGHTS[1]
+    combined = torch.tensor([-a - b, -b, a + 2 * b, 0.0])
+    expected = combined / math.sqrt(float((combined**2).sum()) / 3)
+    torch.testing.assert_close(scaled.tokens[:, 0], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_priority_zero_silences_an_objective(method):
+    one = advantage([[row[0]] for row in REWARDS], GROUP, method=method)
+    both = advantage(REWARDS, GROUP, method=method, priorities=[1.0, 0.0])
+    torch.testing.assert_close(both.tokens, one.tokens, atol=1e-4, rtol=0)
+
+
+def test_statistics():
+    rewards = [[0.0, 1.0], [2.0, 1.0], [5.0, NAN], [5.0, 1.0]]
+    statistics = advantage(rewards, ["a", "a", "b", "b"], method="saw_grpo", minima=[-1, 0]).statistics
+    assert statistics.mean.tolist() == [3.0, 1.0]
+    assert statistics.std.tolist() == pytest.approx([np.std([0, 2, 5, 5], ddof=1), 0.0])
+    assert statistics.cv.tolist() == pytest.approx([np.std([0, 2, 5, 5], ddof=1) / 4, 0.0], rel=1e-7)
+    assert statistics.min.tolist() == [0.0, 1.0]
+    assert statistics.max.tolist() == [5.0, 1.0]
+    assert statistics.zero_spread.tolist() == [0.5, 1.0]
+    assert statistics.missing.tolist() == [0, 1]
+
+
+def test_penalty_is_taken_off_the_combined_reward():
+    penalty = torch.tensor([0.0, 0.0, 0.0, 3.0])
+    combined = torch.tensor([0.0, 1.0, 5.0, 2.0])[:, None] / 2 - penalty[:, None]
+    expected = advantage(combined, GROUP, method="grpo").tokens
+    torch.testing.assert_close(advantage(REWARDS, GROUP, method="grpo", penalty=penalty).tokens, expected)
+    with pytest.raises(ValueError, match="penalty"):
+        advantage(REWARDS, GROUP, method="gdpo", penalty=penalty)
+
+
+# ---------------------------------------------------------------- the corners
+
+
+def test_group_of_one():
+    rewards = [[3.0], [0.0], [1.0]]
+    groups = ["lone", "p", "p"]
+    assert advantage(rewards, groups, method="grpo").tokens[0].tolist() == [0.0] * 3
+    released = advantage(rewards, groups, method="grpo", options={"profile": "released"})
+    assert released.tokens[0].tolist() == pytest.approx([3.0] * 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("profile", ["paper", "released"])
+@pytest.mark.parametrize("method", METHODS)
+def test_empty_response_has_no_tokens_and_counts_in_its_group(method, profile):
+    mask = full_mask(4)
+    mask[2] = 0
+    result = advantage(REWARDS, GROUP, method=method, mask=mask, options={"profile": profile})
+    assert result.tokens[2].tolist() == [0.0] * 3
+    assert result.statistics.mean.tolist() == [1.0, 1.0]
+    assert result.tokens.isfinite().all()
+    everything_empty = advantage(REWARDS, GROUP, method=method, mask=torch.zeros(4, 3))
+    assert (everything_empty.tokens == 0).all()
+
+
+@pytest.mark.parametrize("profile", ["paper", "released"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e6 + 0.1])
+def test_constant_batch_has_equal_weights_and_no_advantage(method, profile, value):
+    rewards = torch.full((9, 2), value)
+    groups = ["a", "b", "c"] * 3
+    result = advantage(rewards, groups, method=method, options={"profile": profile})
+    assert result.weights.tolist() == [0.5, 0.5]
+    assert (result.tokens == 0).all()
+
+
+def test_constant_objective_gets_no_weight():
+    result = advantage([[1.0, 0.0], [1.0, 1.0]], ["p", "p"], method="saw_gdpo")
+    assert result.weights.tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_missing_value_is_left_out_and_the_others_count(method):
+    rewards = [[0.0, 0.0], [1.0, NAN], [2.0, 1.0], [1.0, 0.5]]
+    result = advantage(rewards, GROUP, method=method)
+    assert result.tokens.isfinite().all()
+    assert result.statistics.mean[1].item() == 0.5
+    # Sample 1 is at the mean of the objective that it has, and adds nothing where it has none. Whitening shifts.
+    assert result.samples[1].item() == pytest.approx(result.samples.mean().item(), abs=1e-6)
+    # Were the missing value a 0, the second objective would pull the sample down.
+    as_zero = advantage(np.nan_to_num(rewards), GROUP, method=method)
+    assert as_zero.samples[1].item() < result.samples[1].item() - 0.1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_objective_missing_everywhere_is_as_if_it_were_not_there(method):
+    one = advantage([[row[0]] for row in REWARDS], GROUP, method=method)
+    both = advantage([[row[0], NAN] for row in REWARDS], GROUP, method=method)
+    torch.testing.assert_close(both.tokens, one.tokens, atol=1e-4, rtol=0)
+    assert both.statistics.missing.tolist() == [0, 4]
+    assert both.statistics.mean[1].isnan()  # no value has no mean: never 0
+    if method.startswith("saw"):
+        assert both.weights.tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("profile", ["paper", "released"])
+@pytest.mark.parametrize("method", METHODS)
+def test_sample_without_any_reward_has_no_advantage_and_no_say(method, profile):
+    groups = ["p"] * 4 + ["q"]
+    with_lost = advantage([*REWARDS, [NAN, NAN]], groups, method=method, options={"profile": profile})
+    without = advantage(REWARDS, GROUP, method=method, options={"profile": profile})
+    assert with_lost.tokens[4].tolist() == [0.0] * 3
+    torch.testing.assert_close(with_lost.tokens[:4], without.tokens)
+
+
+# ---------------------------------------------------------------- precision, shapes, ids
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 8, 64])
+@pytest.mark.parametrize("method", METHODS)
+def test_any_number_of_objectives(method, k):
+    generator = torch.Generator().manual_seed(k)
+    result = advantage(torch.rand(32, k, generator=generator), [i % 8 for i in range(32)], method=method)
+    assert result.weights.shape == (k,)
+    assert result.weights.sum().item() == pytest.approx(1)
+    assert result.tokens.isfinite().all()
+    assert result.tokens.abs().max() > 0.1
+
+
+def test_a_million_samples_with_a_large_offset():
+    n = 1_000_000
+    rewards = (torch.rand(n, 2, generator=torch.Generator().manual_seed(0)) * 1024).round() / 1024 + 4096.0
+    result = saw.compute_advantage(
+        rewards, torch.arange(n) // 4, torch.ones(n, 1), method="saw_gdpo", minima=[4096.0, 4096.0]
+    )
+    exact = rewards.double()
+    torch.testing.assert_close(result.statistics.std, exact.std(dim=0), rtol=1e-10, atol=0)
+    torch.testing.assert_close(result.statistics.mean, exact.mean(dim=0), rtol=1e-12, atol=0)
+    torch.testing.assert_close(result.statistics.cv, exact.std(dim=0) / (exact.mean(dim=0) - 4096), rtol=1e-7, atol=0)
+    moved = saw.compute_advantage(rewards - 4096, torch.arange(n) // 4, torch.ones(n, 1), method="saw_gdpo")
+    torch.testing.assert_close(result.tokens, moved.tokens, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        ["b", "a", "b", "a"],
+        [("x", 1), ("y", 2), ("x", 1), ("y", 2)],
+        [7, None, 7, None],
+        np.array(["b", "a", "b", "a"], dtype=object),
+        np.array([3, 1, 3, 1]),
+        torch.tensor([9, 2, 9, 2]),
+        iter("baba"),
+    ],
+    ids=["strings", "tuples", "mixed", "object array", "integer array", "tensor", "iterator"],
+)
+def test_group_ids_of_any_kind_and_order(ids):
+    result = advantage([[0.0], [5.0], [2.0], [7.0]], ids, method="grpo")
+    assert result.tokens[:, 0].tolist() == pytest.approx([-math.sqrt(0.5), -math.sqrt(0.5), math.sqrt(0.5), math.sqrt(0.5)], abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32, torch.bfloat16])
+def test_any_dtype_of_mask(dtype):
+    mask = torch.tensor([[1, 1, 0]] * 4).to(dtype)
+    result = advantage(REWARDS, GROUP, method="saw_gdpo", mask=mask)
+    assert result.tokens.dtype == torch.float32
+    torch.testing.assert_close(result.tokens, advantage(REWARDS, GROUP, method="saw_gdpo", mask=mask.long()).tokens)
+
+
+def test_the_inputs_are_left_as_they_are():
+    rewards, mask = torch.tensor(REWARDS), torch.ones(4, 3)
+    saw.compute_advantage(rewards, GROUP, mask, method="saw_gdpo")
+    assert torch.equal(rewards, torch.tensor(REWARDS))
+    assert torch.equal(mask, torch.ones(4, 3))
+
+
+# ---------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"method": "ppo"}, ["'ppo'", "saw_gdpo"]),
+        ({"options": {"profile": "new"}}, ["profile", "paper", "released"]),
+        ({"options": {"profil": "paper"}}, ["profil"]),
+        ({"rewards": torch.zeros(0, 2), "groups": [], "response_mask": torch.ones(0, 3)}, ["no rewards"]),
+        ({"rewards": torch.zeros(4, 0)}, ["no rewards"]),
+        ({"rewards": torch.full((4, 2), NAN)}, ["no rewards", "missing"]),
+        ({"rewards": torch.tensor([[0.0, 1.0], [0.0, math.inf], [0.0, 0.0], [0.0, 0.0]])}, ["'fmt'", "inf", "sample 1"]),
+        ({"rewards": torch.zeros(4)}, ["rewards", "(4,)"]),
+        ({"response_mask": torch.ones(3, 3)}, ["response_mask", "3", "4"]),
+        ({"groups": ["p"] * 3}, ["groups", "3", "4"]),
+        ({"minima": [0.0]}, ["minima", "(2,)"]),
+        ({"minima": [0.0, 0.5]}, ["'fmt'", "0", "0.5"]),
+        ({"priorities": [1.0, -2.0]}, ["'fmt'", "-2", "at least 0"]),
+        ({"priorities": [1.0, NAN]}, ["priorities", "finite"]),
+        ({"names": ["a", "a"]}, ["duplicate"]),
+        ({"names": ["a"]}, ["names"]),
+        ({"penalty": torch.zeros(3)}, ["penalty", "(4,)"]),
+    ],
+)
+def test_bad_input_is_named(change, words):
+    good = {
+        "rewards": torch.zeros(4, 2),
+        "groups": ["p"] * 4,
+        "response_mask": torch.ones(4, 3),
+        "method": "saw_grpo",
+        "minima": [-3.0, 0.0],
+        "names": ["corr", "fmt"],
+    }
+    with pytest.raises(ValueError) as error:
+        saw.compute_advantage(**{**good, **change})
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_bad_types():
+    with pytest.raises(TypeError, match="rewards is a list"):
+        saw.compute_advantage([[1.0]], ["p"], torch.ones(1, 1), method="grpo")
+    with pytest.raises(TypeError, match="not hashable"):
+        saw.compute_advantage(torch.zeros(2, 1), [[1], [2]], torch.ones(2, 1), method="grpo")
+
+
+def test_a_minimum_that_is_no_binary_fraction_is_not_undercut_by_rounding():
+    rewards = torch.tensor([[-0.1], [0.3]])
+    saw.compute_advantage(rewards, ["p", "p"], torch.ones(2, 1), method="saw_grpo", minima=[-0.1])
+
+
+@pytest.mark.parametrize("method", ["saw_grpo", "saw_gdpo"])
+def test_without_minima_a_negative_reward_is_an_error(method):
+    with pytest.raises(ValueError, match="minimum 0"):
+        advantage([[-1.0], [1.0]], ["p", "p"], method=method)

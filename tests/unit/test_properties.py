@@ -1,0 +1,97 @@
+"""Properties that hold for any rewards."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import saw
+
+METHODS = ["grpo", "gdpo", "saw_grpo", "saw_gdpo"]
+
+
+@st.composite
+def batches(draw, missing=True):
+    n = draw(st.integers(1, 12))
+    k = draw(st.integers(1, 4))
+    value = st.integers(0, 40).map(lambda v: v / 8)
+    if missing:
+        value = st.one_of(value, st.just(math.nan))
+    rows = draw(st.lists(st.lists(value, min_size=k, max_size=k), min_size=n, max_size=n))
+    rewards = torch.tensor(rows)
+    if rewards.isnan().all():
+        rewards[0, 0] = 1.0
+    groups = draw(st.lists(st.integers(0, 3), min_size=n, max_size=n))
+    lengths = torch.tensor(draw(st.lists(st.integers(0, 5), min_size=n, max_size=n)))
+    return rewards, groups, torch.arange(5) < lengths[:, None]
+
+
+common = settings(max_examples=60, deadline=None)
+
+
+@common
+@given(batches(), st.sampled_from(METHODS), st.sampled_from(["paper", "released"]))
+def test_always_finite_and_zero_off_the_response(batch, method, profile):
+    rewards, groups, mask = batch
+    result = saw.compute_advantage(rewards, groups, mask, method=method, options={"profile": profile})
+    assert result.tokens.isfinite().all()
+    assert (result.tokens[~mask] == 0).all()
+    assert result.weights.sum().item() == pytest.approx(1)
+    assert (result.weights >= 0).all()
+
+
+@common
+@given(batches(), st.sampled_from(METHODS), st.randoms(use_true_random=False))
+def test_order_of_the_samples_does_not_matter(batch, method, random):
+    rewards, groups, mask = batch
+    order = list(range(len(rewards)))
+    random.shuffle(order)
+    plain = saw.compute_advantage(rewards, groups, mask, method=method)
+    shuffled = saw.compute_advantage(rewards[order], [groups[i] for i in order], mask[order], method=method)
+    torch.testing.assert_close(shuffled.tokens, plain.tokens[order], atol=1e-4, rtol=1e-4)
+
+
+@common
+@given(batches(), st.sampled_from(METHODS), st.randoms(use_true_random=False))
+def test_order_of_the_objectives_does_not_matter(batch, method, random):
+    rewards, groups, mask = batch
+    order = list(range(rewards.shape[1]))
+    random.shuffle(order)
+    plain = saw.compute_advantage(rewards, groups, mask, method=method)
+    shuffled = saw.compute_advantage(rewards[:, order], groups, mask, method=method)
+    torch.testing.assert_close(shuffled.weights, plain.weights[order])
+    torch.testing.assert_close(shuffled.tokens, plain.tokens, atol=1e-4, rtol=1e-4)
+
+
+@common
+@given(batches(), st.floats(0.25, 8.0), st.integers(-64, 64))
+def test_weights_do_not_feel_scale_and_shift_of_a_reward(batch, scale, shift):
+    rewards, groups, mask = batch
+    rewards = rewards.double()
+    plain = saw.compute_advantage(rewards, groups, mask, method="saw_gdpo")
+    moved = saw.compute_advantage(
+        rewards * scale + shift, groups, mask, method="saw_gdpo", minima=[float(shift)] * rewards.shape[1]
+    )
+    torch.testing.assert_close(moved.weights, plain.weights, atol=1e-6, rtol=1e-6)
+
+
+@common
+@given(batches(missing=False))
+def test_saw_with_one_objective_is_the_method_without_saw(batch):
+    rewards, groups, mask = batch
+    for plain in ("grpo", "gdpo"):
+        a = saw.compute_advantage(rewards[:, :1], groups, mask, method=plain)
+        b = saw.compute_advantage(rewards[:, :1], groups, mask, method=f"saw_{plain}")
+        torch.testing.assert_close(a.tokens, b.tokens, atol=1e-5, rtol=1e-5)
+
+
+@common
+@given(batches(missing=False))
+def test_group_normalised_advantages_add_up_to_zero(batch):
+    rewards, groups, mask = batch
+    samples = saw.compute_advantage(rewards, groups, mask, method="saw_grpo").samples
+    for group in set(groups):
+        rows = [i for i, g in enumerate(groups) if g == group]
+        assert samples[rows].sum().item() == pytest.approx(0, abs=1e-6)
