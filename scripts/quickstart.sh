@@ -6,8 +6,8 @@
 # See --help; options of the set-up are environment variables, see scripts/setup.sh.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+SAW_VENV=$(realpath -m "${SAW_VENV:-$here/.venv}")
+export SAW_VENV SAW_RUNS="${SAW_RUNS:-$here/runs}"
 bash "$here/scripts/setup.sh"
-venv=${SAW_VENV:-$here/.venv}
-export SAW_RUNS=${SAW_RUNS:-$here/runs}
-# exec: what is killed is the process that stops the run
-exec "$venv/bin/python" -m recipes.quickstart.run "$@"
+# exec: the process that a caller kills is the one that stops the run
+exec "$SAW_VENV/bin/python" -m recipes.quickstart.run "$@"

@@ -66,7 +66,7 @@ if [ "$have" != "$want" ]; then
       exit 1
     fi
     step "torch 2.13.0" install torch==2.13.0
-    if ! "$venv/bin/python" -c 'import sys, torch; sys.exit("+cpu" not in torch.__version__)'; then
+    if ! "$venv/bin/python" -c 'import importlib.metadata as m, sys; sys.exit("+cpu" not in m.version("torch"))'; then
       echo "    note: this is the CUDA build, several GB; PIP_EXTRA_INDEX_URL with PyTorch's CPU index gives the small one"
     fi
     step "verl, ray, transformers and the rest" install -r requirements/cpu.txt

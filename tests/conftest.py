@@ -28,3 +28,19 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no golden values: {SHARED} is absent (set SAW_SHARED)")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A toy model with random weights."""
+    from recipes.quickstart.toy_model import make_toy_model
+
+    return make_toy_model(tmp_path_factory.mktemp("toy") / "model", steps=0)
+
+
+@pytest.fixture(scope="session")
+def toy_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A small toy data set: training and test rows."""
+    from data_prep.toy_toolrl import write_splits
+
+    return write_splits(tmp_path_factory.mktemp("data"), train_rows=32, test_rows=8)

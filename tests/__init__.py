@@ -1,0 +1,1 @@
+"""Tests by kind: unit, contract, e2e; a folder each."""

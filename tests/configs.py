@@ -1,0 +1,18 @@
+"""Compose configurations of the shipped tree."""
+
+from pathlib import Path
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from omegaconf import DictConfig
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
+
+
+def compose(*overrides: str) -> DictConfig:
+    """The tree's one primary configuration with overrides, on the CPU unless they say otherwise."""
+    if not any(override.startswith("platform=") for override in overrides):
+        overrides = ("platform=cpu", *overrides)
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        return hydra_compose("train", overrides=list(overrides))

@@ -1,0 +1,77 @@
+"""What saw/verl/cpu.py and saw/verl/vllm_cpu.py bend, and that it still needs bending."""
+
+import inspect
+from importlib.metadata import version
+
+import pytest
+import torch
+from verl.plugin.platform import platform_base, platform_manager
+from verl.utils import distributed, fsdp_utils
+from verl.workers.engine import base as engine_base
+from verl.workers.engine.fsdp import transformer_impl
+
+from saw.verl import cpu, vllm_cpu
+
+
+def test_platform_implements_verls_interface():
+    assert platform_manager.PlatformRegistry.get("cpu") is cpu.PlatformCPU
+    assert not cpu.PlatformCPU.__abstractmethods__
+    platform = cpu.PlatformCPU()
+    assert platform.device_name == "cpu"
+    assert not platform.is_ipc_supported()
+    assert platform.ray_resource_options(1) == {"num_gpus": 1}
+    torch.zeros(1).to(platform.current_device())
+
+
+def test_device_module_answers_what_verl_asks():
+    for name in ("memory_allocated", "max_memory_reserved", "empty_cache", "synchronize", "is_available"):
+        getattr(cpu.PlatformCPU.device_module, name)()
+    assert cpu.PlatformCPU.device_module.mem_get_info() == (0, 0)
+
+
+def test_verl_has_no_cpu_platform_of_its_own():
+    assert not hasattr(platform_base, "PlatformCPU")
+    assert "platform_cpu" not in inspect.getsource(platform_manager)
+
+
+def test_process_group_would_name_the_cpu_twice():
+    source = inspect.getsource(distributed.initialize_global_process_group_ray.func)
+    assert 'backend or f"cpu:gloo,{get_device_name()}:{get_nccl_backend()}"' in source
+    assert distributed.initialize_global_process_group_ray.keywords == {"backend": "cpu:gloo"}
+
+
+def test_offload_policy_would_pin_memory():
+    assert "CPUOffloadPolicy(pin_memory=True)" in inspect.getsource(transformer_impl)
+    assert fsdp_utils.CPUOffloadPolicy(pin_memory=True).pin_memory is False
+    assert transformer_impl.CPUOffloadPolicy is fsdp_utils.CPUOffloadPolicy
+
+
+def test_engine_is_picked_by_an_environment_variable():
+    assert "VERL_ENGINE_DEVICE" in inspect.getsource(engine_base)
+
+
+def test_vllm_finds_itself_under_its_own_name():
+    assert version("vllm") == "0.28.0+cpu"
+    assert version("vllm-cpu") == "0.28.0"
+
+
+@pytest.mark.parametrize("platform", ["cpu", "nvidia"])
+def test_vllm_keeps_linear_weights_on_a_cpu_only(monkeypatch, platform):
+    from vllm.model_executor.layers import linear, utils
+
+    stock = utils.dispatch_cpu_unquantized_gemm
+    assert list(inspect.signature(stock).parameters) == ["layer", "remove_weight"]
+    # Imported where it is called, so that replacing it in its module is enough.
+    assert "import dispatch_cpu_unquantized_gemm" in inspect.getsource(linear.UnquantizedLinearMethod)
+    monkeypatch.setattr(utils, "dispatch_cpu_unquantized_gemm", stock)
+    monkeypatch.setenv("VERL_PLATFORM", platform)
+    vllm_cpu.register()
+    if platform != "cpu":
+        assert utils.dispatch_cpu_unquantized_gemm is stock
+        return
+    layer = torch.nn.Linear(4, 2)
+    before = layer.weight
+    utils.dispatch_cpu_unquantized_gemm(layer, remove_weight=True)
+    assert layer.weight is before
+    x = torch.rand(3, 4)
+    torch.testing.assert_close(layer.cpu_linear(x, layer.weight, layer.bias), layer(x))

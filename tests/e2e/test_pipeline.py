@@ -1,0 +1,219 @@
+"""The real pipeline on a CPU: Ray, TransferQueue, FSDP2, vLLM, reward workers. Minutes; every run has a time limit."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from saw.launch import Run, processes_of
+from saw.methods import METHODS
+from saw.report import History, read_history
+from tests.configs import CONFIGS
+from tests.conftest import ROOT
+
+LIMIT = 420  # seconds for one run of a few steps; it takes about 100
+SMALL = [
+    "data.train_batch_size=8",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=8",
+    "trainer.test_freq=2",
+]
+
+
+@pytest.fixture(scope="module")
+def warm_model(tmp_path_factory) -> Path:
+    """A toy model that has seen enough answers to be right and wrong now and then."""
+    from recipes.quickstart.toy_model import make_toy_model
+
+    return make_toy_model(tmp_path_factory.mktemp("warm") / "model", steps=60)
+
+
+def quickstart(out: Path, *arguments: str, timeout: float) -> subprocess.CompletedProcess:
+    """Run the quickstart's Python part, as scripts/quickstart.sh does after the set-up."""
+    command = [sys.executable, "-m", "recipes.quickstart.run", "--out", str(out), *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+
+
+def check_metrics(history: History, method: str) -> None:
+    """What holds for every step of every method."""
+    assert history.objectives == ("format", "correctness")
+    cvs = {name: history.of(name, "cv") for name in history.objectives}
+    for step in range(len(history.steps)):
+        total = sum(cv[step] for cv in cvs.values())
+        for name in history.objectives:
+            weight = history.of(name, "weight")[step]
+            share = cvs[name][step] / total if method.startswith("saw") and total > 1e-8 else 0.5
+            assert weight == pytest.approx(share, abs=1e-6)
+            assert history.of(name, "missing")[step] == 0
+            assert 0 <= history.of(name, "zero_spread")[step] <= 1
+        means = sum(history.of(name, "mean")[step] for name in history.objectives)
+        assert means == pytest.approx(history.columns["critic/score/mean"][step], abs=1e-5)
+    for metric in ("actor/grad_norm", "actor/pg_loss", "critic/advantages/max"):
+        assert all(map(math.isfinite, history.columns[metric]))
+    assert max(history.columns["critic/advantages/max"]) > 0.1
+    assert max(history.columns["actor/grad_norm"]) > 0
+    # vLLM samples from the weights that the trainer updates.
+    assert max(history.columns["training/rollout_probs_diff_max"]) < 1e-3
+
+
+def only_run(out: Path, method: str) -> Path:
+    (folder,) = out.glob(f"{method}-*")
+    return folder
+
+
+def test_a_killed_quickstart_leaves_nothing_and_all_four_methods_then_train(tmp_path, toy_data, warm_model):
+    methods = [part for method in METHODS for part in ("--method", method)]
+    arguments = ["--model", str(warm_model), *methods, "--steps", "2", *SMALL]
+    arguments += [f"data.train_files={toy_data[0]}", f"data.val_files={toy_data[1]}"]
+    out = tmp_path / "out"
+    (out / "data").mkdir(parents=True)
+    for file in toy_data:
+        (out / "data" / file.name).symlink_to(file)
+
+    run_id = _kill_while_running(out, arguments)
+    assert processes_of(run_id) == []
+
+    result = quickstart(out, *arguments, timeout=len(METHODS) * LIMIT)
+    assert result.returncode == 0, result.stdout + result.stderr
+    for method in METHODS:
+        folder = only_run(out, method)
+        history = read_history(folder / "metrics.jsonl")
+        assert history.steps == (1, 2)
+        check_metrics(history, method)
+        assert math.isfinite(history.columns["saw-val/format/mean"][1])
+        assert Run([], folder, 0).faults() == []
+        for objective in history.objectives:
+            assert f"| {method} | {objective} |" in result.stdout
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "peak memory of a run:" in result.stdout
+
+    again = quickstart(out, *arguments, timeout=120)  # what stands is reused
+    assert again.returncode == 0
+    assert again.stdout.count("stands from before") == len(METHODS)
+
+
+def _kill_while_running(out: Path, arguments: list[str]) -> str:
+    """Start the quickstart, kill it without mercy once vLLM is up, and wait for the run's processes to go."""
+    command = [sys.executable, "-m", "recipes.quickstart.run", "--out", str(out), *arguments]
+    runner = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + LIMIT
+    run_id = ""
+    while True:
+        assert time.monotonic() < deadline, "vLLM did not start"
+        assert runner.poll() is None, "the quickstart ended by itself"
+        for owner in out.glob("*/running.json"):
+            run_id = json.loads(owner.read_text() or "{}").get("run_id", "")
+        if run_id and any("EngineCore" in _name(process) for process in processes_of(run_id)):
+            break
+        time.sleep(1)
+    os.kill(runner.pid, signal.SIGKILL)
+    runner.wait()
+    deadline = time.monotonic() + 60
+    while processes_of(run_id):
+        assert time.monotonic() < deadline, "processes were left behind"
+        time.sleep(0.5)
+    return run_id
+
+
+def _name(process) -> str:
+    try:
+        return " ".join([process.name(), *process.cmdline()])
+    except OSError:
+        return ""
+
+
+def test_real_toolrl_rows(tmp_path, shared, warm_model):
+    rows = shared / "data" / "toolrl" / "test.parquet"
+    result = quickstart(
+        tmp_path,
+        *("--data", str(rows), "--model", str(warm_model), "--method", "saw_gdpo", "--steps", "1"),
+        *("data.train_batch_size=2", "actor_rollout_ref.actor.ppo_mini_batch_size=2", "data.max_response_length=32"),
+        timeout=2 * LIMIT,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "80 rows; prompts of" in result.stdout
+    history = read_history(only_run(tmp_path, "saw_gdpo") / "metrics.jsonl")
+    assert history.steps == (1,)
+    assert -3 <= history.of("correctness", "mean")[0] <= 3
+    assert history.columns["prompt_length/max"][0] > 300
+
+
+REWARD_FUNCTION = '''
+"""Two rewards that trade off, so that their sum is constant, and one that is missing now and then."""
+import math
+
+async def reward(data_source, solution_str, ground_truth, extra_info=None, **kwargs):
+    odd = sum(solution_str.encode()) % 2
+    return {
+        "odd": float(odd),
+        "even": float(1 - odd),
+        "judged": math.nan if len(solution_str) % 3 == 0 else float(len(solution_str) % 5),
+        "score": 1.0,
+    }
+'''
+
+
+def flatten(config: DictConfig) -> list[str]:
+    """A configuration as overrides of verl's own tree; ``++`` sets what it has and adds what it has not."""
+    overrides = []
+
+    def walk(node, path):
+        for key, value in node.items():
+            if isinstance(value, DictConfig):
+                walk(value, [*path, key])
+            else:
+                overrides.append(f"++{'.'.join([*path, key])}={value}")
+
+    walk(config, [])
+    return overrides
+
+
+def test_stock_command_line_with_missing_rewards_and_group_filter(tmp_path, toy_data, warm_model):
+    """verl's own entry point and four overrides; and what would train on NaN, or never find a group to train on."""
+    (tmp_path / "rewards.py").write_text(REWARD_FUNCTION)
+    saw = [
+        "trainer.v1.trainer_mode=saw",
+        "algorithm.adv_estimator=saw",
+        "reward.reward_manager.name=saw",
+        "+saw={method: saw_gdpo, objectives: {odd: {minimum: 0}, even: {minimum: 0}, judged: {minimum: 0}}}",
+    ]
+    experiment = OmegaConf.load(CONFIGS / "experiment" / "quickstart.yaml")
+    sizes = {key: experiment[key] for key in ("actor_rollout_ref", "trainer")}
+    for key in ("experiment_name", "default_local_dir"):
+        del sizes["trainer"][key]
+    del sizes["actor_rollout_ref"]["model"]
+    command = [
+        *(sys.executable, "-m", "verl.trainer.main_ppo"),
+        *saw,
+        *flatten(OmegaConf.load(CONFIGS / "platform" / "cpu.yaml")),
+        *flatten(OmegaConf.create(sizes)),
+        *(f"data.train_files={toy_data[0]}", f"data.val_files={toy_data[1]}"),
+        *("data.max_prompt_length=128", "data.max_response_length=48", "data.train_batch_size=8"),
+        *(f"actor_rollout_ref.model.path={warm_model}", "actor_rollout_ref.actor.ppo_mini_batch_size=8"),
+        *(f"reward.custom_reward_function.path={tmp_path / 'rewards.py'}", "reward.custom_reward_function.name=reward"),
+        *("algorithm.filter_groups.enable=true", "algorithm.filter_groups.metric=reward"),
+        *("trainer.total_training_steps=2", "trainer.val_before_train=true", f"trainer.default_local_dir={tmp_path}"),
+    ]
+    run = Run(command, tmp_path / "run", LIMIT, environment={"VERL_PLATFORM": "cpu"})
+    run.follow(lambda step, metrics: None)
+    history = read_history(run.metrics)
+    assert history.steps == (1, 2)
+    assert history.objectives == ("odd", "even", "judged")
+    assert history.of("judged", "missing")[0] > 0
+    assert history.of("odd", "missing")[0] == 0
+    assert all(score == 1 for score in history.columns["critic/score/mean"])
+    for metric in ("critic/advantages/max", "actor/pg_loss", "actor/grad_norm", "saw/judged/mean"):
+        assert all(map(math.isfinite, history.columns[metric])), metric
+    assert history.columns["actor/grad_norm"][0] > 0
+    validation = json.loads(run.metrics.read_text().splitlines()[0])["data"]
+    assert validation["saw-val/judged/missing"] >= 0
+    assert math.isfinite(validation["saw-val/odd/mean"])
+    assert run.faults() == []

@@ -1,0 +1,84 @@
+"""A run leaves nothing behind, however it ends. The 'training' here is a shell script with a stubborn child."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from saw.launch import RUN_ID, Run, RunFailed, processes_of
+
+# A child in a session of its own that ignores the polite signal, as some of Ray's and vLLM's do.
+STUBBORN = "setsid bash -c 'trap \"\" TERM; while true; do sleep 0.2; done' & "
+LOG_STEP = 'echo "{\\"step\\": 1, \\"data\\": {\\"a\\": 1.0}}" >> "$VERL_FILE_LOGGER_PATH"; '
+
+
+def make_run(tmp_path, script, time_limit=20) -> Run:
+    return Run(["bash", "-c", script], tmp_path, time_limit)
+
+
+def run_ids() -> set[str]:
+    ids = set()
+    for process in psutil.process_iter():
+        try:
+            ids.add(process.environ().get(RUN_ID, ""))
+        except psutil.Error:
+            continue
+    return ids - {""}
+
+
+def test_steps_are_followed_and_strays_stopped(tmp_path):
+    seen, before = [], run_ids()
+    make_run(tmp_path, STUBBORN + LOG_STEP + "sleep 1; exit 0").follow(lambda *step: seen.append(step), interval=0.2)
+    assert seen == [(1, {"a": 1.0})]
+    assert run_ids() <= before
+
+
+def test_failure_shows_the_end_of_the_log(tmp_path):
+    with pytest.raises(RunFailed, match=r"exit code 3.*\n.*out of luck"):
+        make_run(tmp_path, "echo out of luck; exit 3").follow(print, interval=0.1)
+
+
+def test_time_limit(tmp_path):
+    before = run_ids()
+    with pytest.raises(RunFailed, match="time limit of 1 s"):
+        make_run(tmp_path, STUBBORN + "sleep 60", time_limit=1).follow(print, interval=0.1)
+    assert run_ids() <= before
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_nothing_is_left_when_the_follower_is_interrupted_or_killed(tmp_path, how):
+    code = (
+        "import sys; from pathlib import Path; from saw.launch import Run;"
+        f"Run(['bash', '-c', {STUBBORN + 'sleep 60'!r}], Path(sys.argv[1]), 60).follow(print, interval=0.1)"
+    )
+    follower = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.DEVNULL)
+    owner = tmp_path / "running.json"
+    deadline = time.monotonic() + 20
+    while not owner.exists() or not owner.read_text() or len(processes_of(json.loads(owner.read_text())["run_id"])) < 2:
+        assert time.monotonic() < deadline, "the run did not start"
+        time.sleep(0.1)
+    run_id = json.loads(owner.read_text())["run_id"]
+    os.kill(follower.pid, how)
+    follower.wait(timeout=20)
+    deadline = time.monotonic() + 20
+    while processes_of(run_id):
+        assert time.monotonic() < deadline, "processes were left behind"
+        time.sleep(0.2)
+    make_run(tmp_path, "exit 0").follow(print, interval=0.1)  # and a second call works
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    tmp_path.joinpath("running.json").write_text(json.dumps({"run_id": "x", "owner": os.getppid()}))
+    with pytest.raises(RunFailed, match="in use by process"):
+        make_run(tmp_path, "exit 0").follow(print)
+
+
+def test_faults_are_found_in_the_log(tmp_path):
+    run = make_run(tmp_path, "echo fine; echo '2026 - ERROR - half a batch'; exit 0")
+    run.follow(print, interval=0.1)
+    assert run.faults() == ["2026 - ERROR - half a batch"]

@@ -1,0 +1,81 @@
+"""The section ``saw`` and what it demands of verl's configuration: found before Ray starts, named, with what is allowed."""
+
+import pytest
+from omegaconf import OmegaConf
+from pydantic import ValidationError
+
+from saw.verl.settings import ConfigError, Objective, Settings, check_config
+from tests.configs import compose
+
+TWO = {"format": {"minimum": 0, "maximum": 1}, "correctness": {"minimum": -3, "maximum": 3, "priority": 2}}
+
+
+def settings(**changes) -> Settings:
+    return Settings.of(OmegaConf.create({"saw": {"method": "saw_gdpo", "objectives": TWO, **changes}}))
+
+
+def test_mapping_and_list_mean_the_same():
+    as_list = [{"name": name, **rest} for name, rest in TWO.items()]
+    assert settings() == settings(objectives=as_list)
+    assert settings().names == ("format", "correctness")
+    assert settings().objectives[1] == Objective(name="correctness", minimum=-3, maximum=3, priority=2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"method": "ppo"}, ["saw.method", "'ppo'", "grpo, gdpo, saw_grpo, saw_gdpo"]),
+        ({"metod": "grpo"}, ["saw.metod", "no such setting"]),
+        ({"options": {"profile": "new"}}, ["saw.options.profile", "'new'", "'paper' or 'released'"]),
+        ({"objectives": {}}, ["saw.objectives", "at least 1"]),
+        ({"objectives": {"a": {"maximum": 1}}}, ["saw.objectives.0.minimum", "required"]),
+        ({"objectives": {"a": {"minimum": 0, "priority": -1}}}, ["priority", "greater than or equal to 0", "-1"]),
+        ({"objectives": {"a": {"minimum": 1, "maximum": 1}}}, ["maximum is 1", "above the minimum 1"]),
+        ({"objectives": {"score": {"minimum": 0}}}, ["'score'", "reserved"]),
+        ({"objectives": [{"name": "a", "minimum": 0}, {"name": "a", "minimum": 1}]}, ["'a'", "twice"]),
+        ({"poll_interval": 0}, ["saw.poll_interval", "greater than 0"]),
+    ],
+)
+def test_bad_section(changes, words):
+    with pytest.raises(ConfigError) as error:
+        settings(**changes)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_absent_section_shows_how_to_write_one():
+    with pytest.raises(ConfigError, match=r"\+saw="):
+        Settings.of(OmegaConf.create({}))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("algorithm.adv_estimator=grpo", ["trainer.v1.trainer_mode is 'saw'", "algorithm.adv_estimator 'grpo'", "set both"]),
+        ("trainer.v1.trainer_mode=sync", ["'sync'", "set both"]),
+        ("trainer.use_v1=false", ["trainer.use_v1"]),
+        ("critic.enable=true", ["critic.enable"]),
+        ("algorithm.norm_adv_by_std_in_grpo=false", ["norm_adv_by_std_in_grpo"]),
+        ("algorithm.use_kl_in_reward=true", ["use_kl_in_reward", "'saw_gdpo'", "use_kl_loss"]),
+        ("reward.reward_model.enable=true", ["enable_resource_pool"]),
+        ("+saw.objectives.length.minimum=0", ["'length'", "does not return", "correctness, format"]),
+    ],
+)
+def test_bad_configuration(override, words):
+    with pytest.raises(ConfigError) as error:
+        check_config(compose(override))
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_kl_in_the_reward_is_allowed_where_rewards_are_summed():
+    assert check_config(compose("algorithm.use_kl_in_reward=true", "saw.method=saw_grpo")) is not None
+
+
+def test_a_configuration_without_saw_is_none_of_our_business():
+    assert check_config(compose("algorithm.adv_estimator=grpo", "trainer.v1.trainer_mode=sync")) is None
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(ValidationError):
+        settings().method = "grpo"
