@@ -81,7 +81,9 @@ def make_rows(number: int, split: str, seed: int, start: int = 0) -> list[dict[s
             _, _, values, wordings = TOOLS[name]
             value = chance.choice(values)
             question, output = chance.choice(wordings).format(value), tool_turn(name, value)
-        rows.append(make_row(SYSTEM_PROMPT, f"**Dialogue Records History**\n<user> {question} </user>", output, index, split))
+        rows.append(
+            make_row(SYSTEM_PROMPT, f"**Dialogue Records History**\n<user> {question} </user>", output, index, split)
+        )
     return rows
 
 

@@ -32,6 +32,8 @@ RUN_ID = "SAW_RUN_ID"
 GRACE = 5.0
 #: Lines of a log that mean that something went wrong although the run goes on (verl logs them and exits 0).
 FAULTS = ("ERROR", "Traceback (most recent call last)")
+#: What verl prints after the last step. Whatever vLLM complains of later is that it is being stopped.
+END_OF_TRAINING = "Final validation metrics"
 
 
 class RunFailed(RuntimeError):
@@ -90,11 +92,16 @@ class Run:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
-                env={**os.environ, **self.environment, RUN_ID: run_id, "VERL_FILE_LOGGER_PATH": str(self.metrics.resolve())},
+                env={
+                    **os.environ,
+                    **self.environment,
+                    RUN_ID: run_id,
+                    "VERL_FILE_LOGGER_PATH": str(self.metrics.resolve()),
+                },
             )
         self._owner.write_text(json.dumps({"run_id": run_id, "owner": os.getpid()}))
         watcher = _start_watcher(run_id)
-        steps = self._steps()
+        steps = _Tail(self.metrics)
         try:
             while process.poll() is None:
                 if time.monotonic() - started > self.time_limit:
@@ -129,13 +136,9 @@ class Run:
         self._owner.unlink()
 
     def faults(self) -> list[str]:
-        """Lines of the log that tell of an error."""
-        lines = self.log.read_text(errors="replace").splitlines()
-        return [line for line in lines if any(fault in line for fault in FAULTS)]
-
-    def _steps(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """A generator that can be drained again and again: it yields what has been logged since."""
-        return _Tail(self.metrics)
+        """Lines of the log that tell of an error while the run was training."""
+        training, _, _ = self.log.read_text(errors="replace").partition(END_OF_TRAINING)
+        return [line for line in training.splitlines() if any(fault in line for fault in FAULTS)]
 
     def _log_end(self, lines: int = 25) -> str:
         text = self.log.read_text(errors="replace").splitlines()

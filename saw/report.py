@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 PREFIX = "saw/"
 
 
@@ -69,10 +71,9 @@ def summary_table(histories: Mapping[str, History]) -> str:
     for label, history in histories.items():
         for objective in history.objectives:
             means = history.of(objective, "mean")
-            best = max(range(len(means)), key=lambda i, m=means: (not math.isnan(m[i]), m[i]))
-            lines.append(
-                f"| {label} | {objective} | {means[0]:.3f} | {means[-1]:.3f} | {means[best]:.3f} | {history.steps[best]} |"
-            )
+            best = int(np.nanargmax(means)) if not all(map(math.isnan, means)) else 0
+            cells = f"{means[0]:.3f} | {means[-1]:.3f} | {means[best]:.3f} | {history.steps[best]}"
+            lines.append(f"| {label} | {objective} | {cells} |")
     return "\n".join(lines)
 
 
@@ -88,7 +89,12 @@ def plot_curves(histories: Mapping[str, History], path: Path, title: str = "") -
     colours = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]  # Okabe and Ito: colour-blind safe
     markers = ["o", "s", "^", "D", "v", "P"]
     figure, axes = plt.subplots(
-        len(rows), len(objectives), figsize=(4.6 * len(objectives), 7.2), sharex=True, squeeze=False, layout="constrained"
+        len(rows),
+        len(objectives),
+        figsize=(4.6 * len(objectives), 7.2),
+        sharex=True,
+        squeeze=False,
+        layout="constrained",
     )
     for row, (what, label) in enumerate(rows):
         for column, objective in enumerate(objectives):

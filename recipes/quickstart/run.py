@@ -58,7 +58,7 @@ def prepare_data(folder: Path) -> tuple[Path, Path]:
 
 def prepare_model(folder: Path) -> Path:
     """Make and warm up the toy model, or take what stands; a half-made one does not stand."""
-    with stage("model: a small Qwen2 and its tokenizer, 200 supervised steps on spoilt answers"):
+    with stage("model: a small Qwen2 and its tokenizer, 300 supervised steps on spoilt answers"):
         if not folder.exists():
             unfinished = folder.with_name(folder.name + ".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -145,7 +145,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="training rows in verl's schema (parquet); toy data if absent")
     parser.add_argument("--model", type=Path, help="a Hugging Face model folder; a toy model if absent")
     parser.add_argument(
-        "--method", action="append", choices=list(METHODS), help=f"may be repeated; {', '.join(DEFAULT_METHODS)} if absent"
+        "--method",
+        action="append",
+        choices=list(METHODS),
+        help=f"may be repeated; {', '.join(DEFAULT_METHODS)} if absent",
     )
     parser.add_argument("--steps", type=int, default=DEFAULT_STEPS, help=f"training steps ({DEFAULT_STEPS})")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("SAW_RUNS", "runs")) / "quickstart")

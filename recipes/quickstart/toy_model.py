@@ -91,8 +91,9 @@ def warm_up(
     """Train on spoilt answers, the loss on the answers only."""
     chance = random.Random(seed)
     rows = make_rows(2048, "warm-up", seed=seed + 100)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps, pct_start=0.1)
+    peak = 6e-3  # many small steps at a high rate: what makes so small a model attend to the question
+    optimiser = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, peak, total_steps=steps, pct_start=0.1)
     model.train()
     for _ in tqdm(range(steps), desc="warm-up", mininterval=1.0):
         batch = [
@@ -127,8 +128,8 @@ def encode(tokenizer: PreTrainedTokenizerFast, batch: list[tuple[list[dict], str
 def make_toy_model(
     folder: Path,
     *,
-    steps: int = 200,
-    batch_size: int = 32,
+    steps: int = 300,
+    batch_size: int = 16,
     spoilt_format: float = 0.5,
     wrong_value: float = 0.5,
     seed: int = 0,
@@ -172,7 +173,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the model")
-    parser.add_argument("--steps", type=int, default=200, help="supervised warm-up steps")
+    parser.add_argument("--steps", type=int, default=300, help="supervised warm-up steps")
     parser.add_argument("--spoilt-format", type=float, default=0.5, help="share of answers with a spoilt format")
     parser.add_argument("--wrong-value", type=float, default=0.5, help="share of tool calls with a random value")
     parser.add_argument("--seed", type=int, default=0)

@@ -26,22 +26,25 @@ os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 def _device_module() -> types.ModuleType:
     """``torch.cpu`` with the calls of an accelerator that verl makes: memory is 0, and there is nothing to wait for."""
-    module = types.ModuleType("saw.verl.cpu.device")
     zeros = ("memory_allocated", "memory_reserved", "max_memory_allocated", "max_memory_reserved", "current_device")
-    nothing = ("empty_cache", "ipc_collect", "reset_peak_memory_stats", "synchronize", "set_device", "manual_seed")
-    for name in zeros:
-        setattr(module, name, lambda *args, **kwargs: 0)
-    for name in (*nothing, "manual_seed_all"):
-        setattr(module, name, lambda *args, **kwargs: None)
-    module.is_available = lambda: True
-    module.device_count = lambda: 1
-    module.mem_get_info = lambda *args: (0, 0)
-    module.get_device_name = lambda *args: "cpu"
-    module.get_rng_state = lambda *args: torch.get_rng_state()
-    module.set_rng_state = lambda state, *args: torch.set_rng_state(state)
-    module.Stream = torch.cpu.Stream
-    module.stream = torch.cpu.stream
-    module.current_stream = torch.cpu.current_stream
+    nothing = ("empty_cache", "ipc_collect", "reset_peak_memory_stats", "synchronize", "set_device", "manual_seed_all")
+    module = types.ModuleType("saw.verl.cpu.device")
+    vars(module).update(
+        {name: lambda *args, **kwargs: 0 for name in zeros}
+        | {name: lambda *args, **kwargs: None for name in nothing}
+        | {
+            "is_available": lambda: True,
+            "device_count": lambda: 1,
+            "mem_get_info": lambda *args: (0, 0),
+            "get_device_name": lambda *args: "cpu",
+            "manual_seed": torch.manual_seed,
+            "get_rng_state": lambda *args: torch.get_rng_state(),
+            "set_rng_state": lambda state, *args: torch.set_rng_state(state),
+            "Stream": torch.cpu.Stream,
+            "stream": torch.cpu.stream,
+            "current_stream": torch.cpu.current_stream,
+        }
+    )
     return module
 
 
@@ -130,4 +133,4 @@ distributed.initialize_global_process_group_ray = functools.partial(
 
 # A reference model under fsdp2 is offloaded to pinned memory, which a CPU build of torch refuses.
 _CPUOffloadPolicy = fsdp_utils.CPUOffloadPolicy
-fsdp_utils.CPUOffloadPolicy = lambda pin_memory=False: _CPUOffloadPolicy(pin_memory=False)
+fsdp_utils.CPUOffloadPolicy = lambda pin_memory=False: _CPUOffloadPolicy(pin_memory=False)  # type: ignore

@@ -36,7 +36,7 @@ def training_metrics(advantage: Advantage, names: Sequence[str]) -> dict[str, fl
 
 def validation_metrics(infos: Mapping[str, Sequence[float | None]], names: Sequence[str]) -> dict[str, float]:
     """Metrics of one validation from the reward function's values, None or NaN where missing."""
-    metrics = {}
+    metrics: dict[str, float] = {}
     for name in names:
         values = np.array([np.nan if value is None else value for value in infos[name]], dtype=float)
         present = values[~np.isnan(values)]

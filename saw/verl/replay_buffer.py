@@ -18,6 +18,8 @@ class MultiRewardReplayBuffer(ReplayBuffer):
     against each other have a constant sum, and just that is what the weighted methods learn from.
     """
 
+    names: tuple[str, ...]
+
     @classmethod
     def from_stock(cls, stock: ReplayBuffer, names: tuple[str, ...], poll_interval: float) -> MultiRewardReplayBuffer:
         """Take over the state of the buffer that verl built from its configuration."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from verl.utils.import_utils import load_extern_object
 
 from saw.methods import METHODS, get_method
 from saw.options import Options
@@ -167,7 +170,9 @@ def _check_rest(config: DictConfig, settings: Settings) -> None:
     if config.critic.enable:
         wrong.append("critic.enable is True; the advantages are relative to a group and use no critic: set it to False")
     if not algorithm.get("norm_adv_by_std_in_grpo", True):
-        wrong.append("algorithm.norm_adv_by_std_in_grpo is False; the methods divide by the group's std: set it to True")
+        wrong.append(
+            "algorithm.norm_adv_by_std_in_grpo is False; the methods divide by the group's std: set it to True"
+        )
     normalises_first = METHODS[settings.method].aggregation.__name__ == "normalise_then_sum"
     if algorithm.use_kl_in_reward and normalises_first:
         wrong.append(
@@ -177,28 +182,56 @@ def _check_rest(config: DictConfig, settings: Settings) -> None:
     model = config.reward.reward_model
     if model.enable and not model.enable_resource_pool:
         wrong.append(
-            "reward.reward_model.enable_resource_pool is False; a reward model must run beside the rollout: set it to True"
+            "reward.reward_model.enable_resource_pool is False; "
+            "a reward model must run beside the rollout: set it to True"
         )
     if wrong:
         raise ConfigError("\n".join(wrong))
 
 
 def _check_reward_function(config: DictConfig, settings: Settings) -> None:
-    """Compare the objectives with those that the reward function declares, if it does.
+    """Compare the objectives with what the reward function returns.
 
-    A reward function may carry an attribute ``objectives``, the names that it returns. One that does not is
-    checked on the first rewards that it gives.
+    A reward function may say so itself, see :func:`saw.rewards.returns`. A plain one that does
+    not is tried on the first training row, with the reference as the response. An asynchronous one is left alone, as
+    it may cost money; the trainer checks its first rewards.
     """
-    from verl.trainer.ppo.reward import get_custom_reward_fn
+    path = config.reward.custom_reward_function.path
+    if path is None:
+        return
+    function: Any = load_extern_object(module_path=path, object_name=config.reward.custom_reward_function.name)
+    returned = getattr(function, "objectives", None)
+    if returned is None and not inspect.iscoroutinefunction(function) and not config.reward.reward_model.enable:
+        returned = _try_on_first_row(function, config)
+    if returned is not None:
+        check_returned(settings, returned)
 
-    function = get_custom_reward_fn(config)
-    declared = getattr(inspect.unwrap(getattr(function, "args", [None])[0] or _nothing), "objectives", None)
-    if declared is not None:
-        check_returned(settings, declared)
 
-
-def _nothing() -> None:
-    """Stands for a reward function that is not configured."""
+def _try_on_first_row(function: Callable[..., Any], config: DictConfig) -> Mapping[str, Any] | None:
+    """What a reward function returns for the first training row; None if there is no row to try or no dict."""
+    files = config.data.train_files
+    first = Path(files if isinstance(files, str) else files[0])
+    if first.suffix != ".parquet" or not first.is_file():
+        return None  # verl says what it makes of such a file
+    row = next(pq.ParquetFile(first).iter_batches(batch_size=1)).to_pylist()[0]
+    truth = row["reward_model"]["ground_truth"]
+    try:
+        result = function(
+            data_source=row.get("data_source"),
+            solution_str=str(truth),
+            ground_truth=truth,
+            extra_info=row.get("extra_info") or {},
+            **config.reward.custom_reward_function.get("reward_kwargs", {}),
+        )
+    except Exception as error:
+        error.add_note(
+            f"raised by the reward function on the first row of {first}, tried to see which objectives it returns; "
+            "declare them with saw.rewards.returns, and it is not tried"
+        )
+        raise
+    if not isinstance(result, Mapping):
+        raise ConfigError(f"the reward function returns {type(result).__name__}; expected a dict with the objectives")
+    return result
 
 
 def check_returned(settings: Settings, returned: Any) -> None:

@@ -74,7 +74,10 @@ class SAWTrainer(PPOTrainerSync):
             if objective.maximum is not None and value > objective.maximum and name not in self._reported:
                 self._reported.add(name)
                 logger.warning(
-                    "the reward of %r is %g, above its stated maximum %g (reported once)", name, value, objective.maximum
+                    "the reward of %r is %g, above its stated maximum %g (reported once)",
+                    name,
+                    value,
+                    objective.maximum,
                 )
 
     def _val_metrics_update(
@@ -87,7 +90,9 @@ class SAWTrainer(PPOTrainerSync):
         }
         for name in self.settings.names:
             if name not in infos:
-                raise ConfigError(f"the reward function returned no {name!r} in validation; it returned {sorted(infos)}")
+                raise ConfigError(
+                    f"the reward function returned no {name!r} in validation; it returned {sorted(infos)}"
+                )
         metrics = super()._val_metrics_update(
             data_sources, sample_uids, infos, sample_turns, expected_acc_counts=expected_acc_counts
         )

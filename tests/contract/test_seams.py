@@ -47,7 +47,9 @@ def test_one_version_of_verl_everywhere():
 
 def test_another_version_is_refused_with_the_command_that_mends_it(monkeypatch):
     monkeypatch.setattr(verl, "__version__", "0.8.0")
-    with pytest.raises(ImportError, match=r"needs verl 0\.9\.1, and verl 0\.8\.0 is installed; run: pip install verl==0\.9\.1"):
+    with pytest.raises(
+        ImportError, match=r"needs verl 0\.9\.1, and verl 0\.8\.0 is installed; run: pip install verl==0\.9\.1"
+    ):
         saw.verl.version.check_version()
 
 
@@ -144,7 +146,10 @@ def test_validation_metrics_skip_none_and_not_nan():
 
 
 def test_stock_group_filter_has_the_shape_that_we_refine():
-    assert list(inspect.signature(replay_buffer.ReplayBuffer._dapo_filtered_keys).parameters) == ["self", "partition_id"]
+    assert list(inspect.signature(replay_buffer.ReplayBuffer._dapo_filtered_keys).parameters) == [
+        "self",
+        "partition_id",
+    ]
     source = inspect.getsource(replay_buffer.ReplayBuffer._dapo_filtered_keys)
     assert "classification_cache[uid] = float(values[0]) if" in source
     assert "else None" in source

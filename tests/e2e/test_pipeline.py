@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
@@ -126,7 +127,7 @@ def _kill_while_running(out: Path, arguments: list[str]) -> str:
 def _name(process) -> str:
     try:
         return " ".join([process.name(), *process.cmdline()])
-    except OSError:
+    except psutil.Error:
         return ""
 
 

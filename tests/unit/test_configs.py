@@ -17,9 +17,7 @@ def test_there_are_experiments():
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_experiment_passes_the_checks(experiment, platform, tmp_path, toy_model):
-    config = compose(
-        f"experiment={experiment}", f"platform={platform}", f"actor_rollout_ref.model.path={toy_model}"
-    )
+    config = compose(f"experiment={experiment}", f"platform={platform}", f"actor_rollout_ref.model.path={toy_model}")
     OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
     assert check_config(config) is not None
     validate_config(config, need_reference_policy(config), need_critic(config))

@@ -79,6 +79,9 @@ def test_a_folder_in_use_is_refused(tmp_path):
 
 
 def test_faults_are_found_in_the_log(tmp_path):
-    run = make_run(tmp_path, "echo fine; echo '2026 - ERROR - half a batch'; exit 0")
+    run = make_run(
+        tmp_path,
+        "echo fine; echo '2026 - ERROR - half a batch'; echo 'Final validation metrics: None'; echo ERROR; exit 0",
+    )
     run.follow(print, interval=0.1)
     assert run.faults() == ["2026 - ERROR - half a batch"]

@@ -50,7 +50,9 @@ def test_objective_matrix_reads_nan_and_none_as_missing():
 
 def test_an_objective_that_is_not_returned_is_named():
     data = list_of_dict_to_tensordict([{"extra_fields": {"reward_extra_info": {"format": 1.0, "score": 1.0, "x": 0}}}])
-    with pytest.raises(ConfigError, match="'correctness', which the reward function does not return; it returns format, x"):
+    with pytest.raises(
+        ConfigError, match="'correctness', which the reward function does not return; it returns format, x"
+    ):
         checked_objective_matrix(data, SETTINGS)
 
 

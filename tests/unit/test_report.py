@@ -11,7 +11,10 @@ from saw.report import plot_curves, read_history, step_line, summary_table
 def write_log(path, means):
     lines = [{"step": 0, "data": {"val-core/x": 1.0}}]  # validation before training: no training metrics
     for step, mean in enumerate(means, start=1):
-        data = {f"saw/format/{what}": 0.25 for what in ("cv", "weight")} | {"saw/format/mean": mean, "timing_s/step": 2.0}
+        data = {f"saw/format/{what}": 0.25 for what in ("cv", "weight")} | {
+            "saw/format/mean": mean,
+            "timing_s/step": 2.0,
+        }
         lines.append({"step": step, "data": data})
     path.write_text("".join(json.dumps(line).replace("NaN", "null") + "\n" for line in lines))
     return path

@@ -1,4 +1,4 @@
-"""The section ``saw`` and what it demands of verl's configuration: found before Ray starts, named, with what is allowed."""
+"""The section ``saw`` and what it demands of verl's configuration: found before Ray starts, with what is allowed."""
 
 import pytest
 from omegaconf import OmegaConf
@@ -51,7 +51,10 @@ def test_absent_section_shows_how_to_write_one():
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("algorithm.adv_estimator=grpo", ["trainer.v1.trainer_mode is 'saw'", "algorithm.adv_estimator 'grpo'", "set both"]),
+        (
+            "algorithm.adv_estimator=grpo",
+            ["trainer.v1.trainer_mode is 'saw'", "algorithm.adv_estimator 'grpo'", "set both"],
+        ),
         ("trainer.v1.trainer_mode=sync", ["'sync'", "set both"]),
         ("trainer.use_v1=false", ["trainer.use_v1"]),
         ("critic.enable=true", ["critic.enable"]),
@@ -79,3 +82,37 @@ def test_a_configuration_without_saw_is_none_of_our_business():
 def test_settings_cannot_be_changed():
     with pytest.raises(ValidationError):
         settings().method = "grpo"
+
+
+def reward_file(tmp_path, body) -> list[str]:
+    path = tmp_path / "rewards.py"
+    path.write_text(body)
+    return [f"reward.custom_reward_function.path={path}", "reward.custom_reward_function.name=reward"]
+
+
+PLAIN = "def reward(solution_str, ground_truth, **kwargs):\n    return {'format': 1.0, 'brevity': 2.0}\n"
+
+
+def test_an_undeclared_reward_function_is_tried_on_the_first_row(tmp_path, toy_data):
+    data = f"data.train_files={toy_data[0]}"
+    with pytest.raises(
+        ConfigError, match="'correctness', which the reward function does not return; it returns brevity, format"
+    ):
+        check_config(compose(*reward_file(tmp_path, PLAIN), data))
+    # An asynchronous one may cost money, and a declared one has said what it returns.
+    check_config(compose(*reward_file(tmp_path, "async " + PLAIN), data))
+    declared = PLAIN + "reward.objectives = ('format', 'correctness')\n"
+    check_config(compose(*reward_file(tmp_path, declared), data))
+
+
+def test_a_reward_function_that_fails_on_its_own_reference_says_when(tmp_path, toy_data):
+    body = "def reward(**kwargs):\n    raise KeyError('oops')\n"
+    with pytest.raises(KeyError) as error:
+        check_config(compose(*reward_file(tmp_path, body), f"data.train_files={toy_data[0]}"))
+    assert "first row" in error.value.__notes__[0]
+
+
+def test_a_scalar_reward_function_is_refused(tmp_path, toy_data):
+    body = "def reward(**kwargs):\n    return 1.0\n"
+    with pytest.raises(ConfigError, match="returns float; expected a dict"):
+        check_config(compose(*reward_file(tmp_path, body), f"data.train_files={toy_data[0]}"))

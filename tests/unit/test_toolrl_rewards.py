@@ -35,7 +35,11 @@ def test_by_hand():
     # Wrong name: nothing.
     assert toolrl.score(turn('{"name": "g", "parameters": {}}'), TRUTH)["correctness"] == -3
     # Spoilt format, right call.
-    assert toolrl.score(TRUTH.replace("</think>\n", "</think> "), TRUTH) == {"format": 0.0, "correctness": 3.0, "score": 3.0}
+    assert toolrl.score(TRUTH.replace("</think>\n", "</think> "), TRUTH) == {
+        "format": 0.0,
+        "correctness": 3.0,
+        "score": 3.0,
+    }
     # No call wanted: correctness is 0, whatever is said.
     answer = "<think> t </think>\n<response> hello </response>"
     assert toolrl.score(answer, answer) == {"format": 1.0, "correctness": 0.0, "score": 1.0}
@@ -52,7 +56,16 @@ def test_never_raises_and_stays_in_bounds(text, frame):
 
 @pytest.mark.parametrize(
     "line",
-    ["NaN", "[]", '{"name": []}', '{"name": "f", "parameters": [1]}', '{"name": {}, "parameters": {}}', "1" * 5000, "[" * 100_000, "null"],
+    [
+        "NaN",
+        "[]",
+        '{"name": []}',
+        '{"name": "f", "parameters": [1]}',
+        '{"name": {}, "parameters": {}}',
+        "1" * 5000,
+        "[" * 100_000,
+        "null",
+    ],
 )
 def test_hostile_lines_score_the_minimum(line):
     assert toolrl.score(turn(line), TRUTH)["correctness"] == -3.0

@@ -1,0 +1,135 @@
+"""Time and memory of the advantage computation, beside verl's own estimators and one plain multiply.
+
+    python -m benchmarks.advantage [--device cuda] [--sizes 2048x1024,32768x1024] [--objectives 2,8]
+
+Every case gets fresh output memory, as in training, and runs interleaved with the others, so that all see the same
+machine; the median counts. Extra memory is the peak above the inputs, in (N, T) float32 tensors, from torch's own
+profiler on a CPU and its allocator on a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import saw
+
+METHODS = ("grpo", "gdpo", "saw_grpo", "saw_gdpo")
+
+
+@dataclass
+class Inputs:
+    """One step's batch: N samples in groups of four, responses of 1 to T tokens."""
+
+    rewards: Tensor
+    groups: np.ndarray
+    mask: Tensor
+    token_rewards: Tensor
+
+
+def make_inputs(n: int, t: int, k: int, device: str) -> Inputs:
+    """Random inputs; ids are strings, and the mask int64, as verl has them."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, t + 1, (n, 1), generator=generator)
+    mask = (torch.arange(t) < lengths).long()
+    rewards = torch.rand(n, k, generator=generator)
+    token_rewards = torch.zeros(n, t).scatter_(1, lengths - 1, rewards.sum(dim=1, keepdim=True))
+    groups = np.array([f"prompt-{i // 4}" for i in range(n)], dtype=object)
+    return Inputs(rewards.to(device), groups, mask.to(device), token_rewards.to(device))
+
+
+def cases(inputs: Inputs) -> dict[str, Callable[[], object]]:
+    """What is timed, by name."""
+    from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage, compute_grpo_vectorized_outcome_advantage
+
+    def ours(method: str) -> Callable[[], object]:
+        return lambda: saw.compute_advantage(inputs.rewards, inputs.groups, inputs.mask, method=method)
+
+    return {
+        "plain multiply": lambda: inputs.token_rewards * 2.0,
+        "verl grpo": lambda: compute_grpo_outcome_advantage(inputs.token_rewards, inputs.mask, inputs.groups),
+        "verl grpo_vectorized": lambda: compute_grpo_vectorized_outcome_advantage(
+            inputs.token_rewards, inputs.mask, inputs.groups
+        ),
+        **{f"saw {method}": ours(method) for method in METHODS},
+    }
+
+
+def measure_seconds(functions: dict[str, Callable[[], object]], repeats: int, device: str) -> dict[str, float]:
+    """Median seconds of each, interleaved, after one round that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(repeats + 1):
+        for name, function in functions.items():
+            gc.collect()
+            _wait(device)
+            started = time.perf_counter()
+            result = function()
+            _wait(device)
+            seconds[name].append(time.perf_counter() - started)
+            del result
+    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
+
+
+def measure_extra_bytes(function: Callable[[], object], device: str) -> int:
+    """Peak of the memory that a call holds at once, its result included."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        function()
+    held = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def machine(device: str) -> str:
+    """Where this ran."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    where = torch.cuda.get_device_name() if device == "cuda" else f"{platform.processor() or platform.machine()} CPU"
+    return f"{where}, {os.cpu_count()} cores, torch {torch.__version__}, commit {commit.stdout.strip() or 'unknown'}"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--sizes", default="2048x1024,32768x1024", help="N x T, comma-separated")
+    parser.add_argument("--objectives", default="2,8", help="K, comma-separated")
+    parser.add_argument("--repeats", type=int, default=9)
+    arguments = parser.parse_args()
+    print(f"{machine(arguments.device)}; seed 0; median of {arguments.repeats}\n")
+    print("| N x T | K | case | ms | times the multiply | extra (N, T) tensors |\n|---|---:|---|---:|---:|---:|")
+    for size in arguments.sizes.split(","):
+        n, t = map(int, size.split("x"))
+        for k in map(int, arguments.objectives.split(",")):
+            functions = cases(make_inputs(n, t, k, arguments.device))
+            seconds = measure_seconds(functions, arguments.repeats, arguments.device)
+            for name, value in seconds.items():
+                extra = measure_extra_bytes(functions[name], arguments.device) / (n * t * 4)
+                ratio = value / seconds["plain multiply"]
+                print(f"| {size} | {k} | {name} | {value * 1e3:.2f} | {ratio:.1f} | {extra:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
