@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-import os
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +21,7 @@ import torch
 from torch import Tensor
 
 import saw
+from saw.provenance import commit, machine, versions
 
 METHODS = ("grpo", "gdpo", "saw_grpo", "saw_gdpo")
 
@@ -103,13 +101,6 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def machine(device: str) -> str:
-    """Where this ran."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    where = torch.cuda.get_device_name() if device == "cuda" else f"{platform.processor() or platform.machine()} CPU"
-    return f"{where}, {os.cpu_count()} cores, torch {torch.__version__}, commit {commit.stdout.strip() or 'unknown'}"
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -118,7 +109,8 @@ def main() -> None:
     parser.add_argument("--objectives", default="2,8", help="K, comma-separated")
     parser.add_argument("--repeats", type=int, default=9)
     arguments = parser.parse_args()
-    print(f"{machine(arguments.device)}; seed 0; median of {arguments.repeats}\n")
+    print(f"{machine(arguments.device)}; {versions('torch', 'verl')}; commit {commit()}; seed 0")
+    print(f"median of {arguments.repeats}\n")
     print("| N x T | K | case | ms | times the multiply | extra (N, T) tensors |\n|---|---:|---|---:|---:|---:|")
     for size in arguments.sizes.split(","):
         n, t = map(int, size.split("x"))

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 RUN_ID = "SAW_RUN_ID"
 #: Seconds that a process gets to stop by itself before it is killed.
 GRACE = 5.0
+#: Seconds between two looks at the memory; a look walks the page tables of every process.
+MEMORY_INTERVAL = 5.0
 #: Lines of a log that mean that something went wrong although the run goes on (verl logs them and exits 0).
 FAULTS = ("ERROR", "Traceback (most recent call last)")
 #: What verl prints after the last step. Whatever vLLM complains of later is that it is being stopped.
@@ -83,7 +85,7 @@ class Run:
         self.stop_leftovers()
         self.metrics.unlink(missing_ok=True)
         run_id = uuid.uuid4().hex
-        started = time.monotonic()
+        started = looked = time.monotonic()
         with self.log.open("w") as log:
             process = subprocess.Popen(
                 list(self.command),
@@ -106,7 +108,9 @@ class Run:
             while process.poll() is None:
                 if time.monotonic() - started > self.time_limit:
                     raise RunFailed(f"stopped after its time limit of {self.time_limit:.0f} s; {self._log_end()}")
-                self.peak_bytes = max(self.peak_bytes, _memory(run_id))
+                if time.monotonic() - looked > MEMORY_INTERVAL:
+                    self.peak_bytes = max(self.peak_bytes, _memory(run_id))
+                    looked = time.monotonic()
                 for step, metrics in steps:
                     on_step(step, metrics)
                 time.sleep(interval)

@@ -14,16 +14,26 @@ from omegaconf import DictConfig
 def prepare_environment() -> None:
     """Load the plug-in in every process that imports verl, and pick the CPU where there is no accelerator.
 
-    A machine that joins a running Ray cluster decides nothing: the accelerators may be elsewhere.
+    ``SAW_PLATFORM``, cpu or gpu, picks the configuration group ``platform``; it is found out where it is not set. A
+    machine that joins a running Ray cluster is never taken for a CPU machine: the accelerators may be elsewhere.
     """
     modules = [module for module in os.environ.get("VERL_USE_EXTERNAL_MODULES", "").split(",") if module]
     if "saw.verl" not in modules:
         os.environ["VERL_USE_EXTERNAL_MODULES"] = ",".join([*modules, "saw.verl"])
-    if "VERL_PLATFORM" not in os.environ and "RAY_ADDRESS" not in os.environ:
-        import torch
+    if "SAW_PLATFORM" not in os.environ:
+        os.environ["SAW_PLATFORM"] = "cpu" if _is_cpu_machine() else "gpu"
+    if os.environ["SAW_PLATFORM"] == "cpu":
+        os.environ["VERL_PLATFORM"] = "cpu"
 
-        if not torch.accelerator.is_available():
-            os.environ["VERL_PLATFORM"] = "cpu"
+
+def _is_cpu_machine() -> bool:
+    if "VERL_PLATFORM" in os.environ:
+        return os.environ["VERL_PLATFORM"] == "cpu"
+    if "RAY_ADDRESS" in os.environ:
+        return False
+    import torch
+
+    return not torch.accelerator.is_available()
 
 
 @hydra.main(config_path="../configs", config_name="train", version_base=None)

@@ -13,8 +13,8 @@ import hashlib
 import json
 import logging
 import os
+import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -30,6 +30,7 @@ from data_prep.toy_toolrl import write_splits
 from recipes.quickstart.toy_model import make_toy_model
 from saw.launch import Run, RunFailed
 from saw.methods import METHODS
+from saw.provenance import commit, machine, versions
 from saw.report import plot_curves, read_history, step_line, summary_table
 
 DEFAULT_METHODS = ("grpo", "saw_gdpo")
@@ -201,26 +202,24 @@ def _fingerprint(overrides: list[str], steps: int) -> str:
 
 
 def report(runs: dict[str, Run], out: Path, seconds: float) -> None:
-    """Print the table, draw the picture."""
+    """Print the table, draw the picture, and write both down with where they come from."""
     histories = {method: read_history(run.metrics) for method, run in runs.items()}
     picture = out / "curves.png"
     plot_curves(histories, picture, title="Mean reward, CV and weight of each objective")
-    print(f"\n{summary_table(histories)}\n")
-    print(f"picture: {_short(picture)}")
     peak = max(run.peak_bytes for run in runs.values()) / 2**30
+    table = summary_table(histories)
+    provenance = (
+        f"bash scripts/quickstart.sh {shlex.join(sys.argv[1:])}".strip()
+        + f"\ncommit {commit()}; data seed 0, model seed 0, trainer seed 1; one run a method"
+        + f"\n{machine()}; {versions('verl', 'vllm', 'torch', 'ray', 'transformers')}"
+    )
+    (out / "summary.md").write_text(f"{table}\n\n```\n{provenance}\n```\n")
+    print(f"\n{table}\n\n{provenance}")
+    print(f"picture: {_short(picture)}")
     print(f"peak memory of a run: {peak:.1f} GiB;  all of it took {seconds / 60:.1f} min, set-up not counted")
-    print(f"ran on: {_machine()}")
-    faults = [(method, fault) for method, run in runs.items() for fault in run.faults()]
-    for method, fault in faults[:5]:
-        print(f"warning: {method} logged: {fault[:200]}")
-
-
-def _machine() -> str:
-    import torch
-
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
-    return f"{where}; commit {commit.stdout.strip() or 'unknown'}"
+    for method, run in runs.items():
+        for fault in run.faults()[:5]:
+            print(f"warning: {method} logged: {fault[:200]}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,45 @@
+"""What stands beside every number: the commit and the machine that it comes from."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+
+def commit() -> str:
+    """This repository's commit, with ``-dirty`` after it where files differ; ``unknown`` outside of a checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    folder = Path(__file__).resolve().parent
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    return result.stdout.strip() or "unknown"
+
+
+def machine(device: str | None = None) -> str:
+    """The machine in words: the GPU if ``device`` is cuda, or if it is None and there is one; else the CPU."""
+    if device == "cuda" or (device is None and torch.cuda.is_available()):
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"{_cpu_name()}, {os.cpu_count()} cores, no GPU"
+
+
+def versions(*packages: str) -> str:
+    """Versions of installed packages, those that are there."""
+    found = []
+    for package in packages:
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    return ", ".join(found)
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.machine()
