@@ -25,6 +25,7 @@ from typing import Any
 from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar
 from tqdm import tqdm
+from transformers.utils import logging as transformers_logging
 
 from data_prep.toy_toolrl import write_splits
 from recipes.quickstart.toy_model import make_toy_model
@@ -123,7 +124,7 @@ def train(method: str, steps: int, overrides: list[str], folder: Path, fresh: bo
             print("    stands from before")
             return run
         finished.unlink(missing_ok=True)
-        with tqdm(total=steps, desc=f"    {method}", unit="step", leave=False, dynamic_ncols=True) as bar:
+        with tqdm(total=steps, desc=f"    {method}", unit="step", leave=False, disable=None) as bar:
             bar.set_postfix_str("starting Ray, vLLM and the workers")
 
             def on_step(step: int, metrics: dict[str, Any]) -> None:
@@ -159,6 +160,7 @@ def main() -> None:
     _check(parser, arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     disable_progress_bar()
+    transformers_logging.disable_progress_bar()
 
     started = time.monotonic()
     out = arguments.out.resolve()

@@ -95,7 +95,7 @@ def warm_up(
     optimiser = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, peak, total_steps=steps, pct_start=0.1)
     model.train()
-    for _ in tqdm(range(steps), desc="warm-up", mininterval=1.0):
+    for _ in tqdm(range(steps), desc="    warm-up", leave=False, disable=None):
         batch = [
             (row["prompt"], spoil(row["reward_model"]["ground_truth"], chance, spoilt_format, wrong_value))
             for row in chance.sample(rows, batch_size)

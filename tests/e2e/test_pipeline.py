@@ -200,6 +200,7 @@ def test_stock_command_line_with_missing_rewards_and_group_filter(tmp_path, toy_
         *("data.max_prompt_length=128", "data.max_response_length=48", "data.train_batch_size=8"),
         *(f"actor_rollout_ref.model.path={warm_model}", "actor_rollout_ref.actor.ppo_mini_batch_size=8"),
         *(f"reward.custom_reward_function.path={tmp_path / 'rewards.py'}", "reward.custom_reward_function.name=reward"),
+        "++actor_rollout_ref.actor.use_kl_loss=true",
         *("algorithm.filter_groups.enable=true", "algorithm.filter_groups.metric=reward"),
         *("trainer.total_training_steps=2", "trainer.val_before_train=true", f"trainer.default_local_dir={tmp_path}"),
     ]
@@ -214,6 +215,7 @@ def test_stock_command_line_with_missing_rewards_and_group_filter(tmp_path, toy_
     for metric in ("critic/advantages/max", "actor/pg_loss", "actor/grad_norm", "saw/judged/mean"):
         assert all(map(math.isfinite, history.columns[metric])), metric
     assert history.columns["actor/grad_norm"][0] > 0
+    assert history.columns["actor/kl_loss"][1] > 0  # the reference model, offloaded, is there
     validation = json.loads(run.metrics.read_text().splitlines()[0])["data"]
     assert validation["saw-val/judged/missing"] >= 0
     assert math.isfinite(validation["saw-val/odd/mean"])
