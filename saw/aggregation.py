@@ -27,11 +27,12 @@ def sum_then_normalise(batch: RewardBatch, weights: Tensor, profile: Profile) ->
         factor = factor * len(weights)
     combined = batch.deviations() @ factor
     rated = batch.rated
+    rated_of_group = batch.group_sum(rated.double())
     if batch.penalty is not None:
         penalty = batch.penalty * rated
-        mean = batch.group_sum(penalty) / batch.group_sum(rated.double()).clamp(min=1)
+        mean = batch.group_sum(penalty) / rated_of_group.clamp(min=1)
         combined -= penalty - mean[batch.group] * rated
-    advantages = combined / (_group_std(batch, combined, rated.double())[batch.group] + profile.group_eps)
+    advantages = combined / (_group_std(batch, combined, rated_of_group)[batch.group] + profile.group_eps)
     if profile.lone_sample == "raw":
         raw = batch.rewards @ factor
         if batch.penalty is not None:
@@ -54,7 +55,7 @@ def normalise_then_sum(batch: RewardBatch, weights: Tensor, profile: Profile) ->
     if batch.penalty is not None:
         raise ValueError("a penalty on the combined reward has no place where each objective is normalised alone")
     deviations = batch.deviations()
-    std = _group_std(batch, deviations, batch.present.double())
+    std = _group_std(batch, deviations, batch.group_count)
     normalised = deviations / (std[batch.group] + profile.group_eps)
     if profile.lone_sample == "raw":
         lone = _lone(batch)[:, None]
@@ -85,8 +86,8 @@ def whiten(advantages: Tensor, lengths: Tensor, eps: float) -> Tensor:
 
 
 def _group_std(batch: RewardBatch, centred: Tensor, number: Tensor) -> Tensor:
-    """Standard deviation (ddof=1) of centred values in each group; 0 for fewer than two. ``number`` counts each."""
-    return (batch.group_sum(centred.square()) / (batch.group_sum(number) - 1).clamp(min=1)).sqrt()
+    """Standard deviation (ddof=1) of the centred values of each group, ``number`` of them; 0 for fewer than two."""
+    return (batch.group_sum(centred.square()) / (number - 1).clamp(min=1)).sqrt()
 
 
 def _lone(batch: RewardBatch) -> Tensor:

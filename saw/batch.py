@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import count
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,30 +53,40 @@ class RewardBatch:
         """Samples of each group, rated or not: shape ``(n_groups,)``, int64."""
         return torch.bincount(self.group, minlength=self.n_groups)
 
+    @cached_property
+    def group_count(self) -> Tensor:
+        """Present rewards of each group and objective: shape ``(n_groups, K)``, float64."""
+        return self.group_sum(self.present.double())
+
+    @cached_property
     def group_min(self) -> Tensor:
         """Smallest present reward of each group and objective: shape ``(n_groups, K)``; inf where there is none."""
-        return self._group_extreme(torch.inf, "amin")
+        values = self.rewards.masked_fill(~self.present, torch.inf)
+        smallest = values.new_full((self.n_groups, values.shape[1]), torch.inf)
+        return smallest.scatter_reduce_(0, self.group[:, None].expand_as(values), values, "amin")
 
-    def group_max(self) -> Tensor:
-        """Largest present reward of each group and objective: shape ``(n_groups, K)``; -inf where there is none."""
-        return self._group_extreme(-torch.inf, "amax")
+    @cached_property
+    def above_group_min(self) -> Tensor:
+        """Each reward less the smallest of its group and objective: shape ``(N, K)``; 0 where missing.
 
-    def _group_extreme(self, start: float, reduce: str) -> Tensor:
-        values = self.rewards.masked_fill(~self.present, start)
-        extreme = values.new_full((self.n_groups, values.shape[1]), start)
-        return extreme.scatter_reduce_(0, self.group[:, None].expand_as(values), values, reduce)
+        The difference of close numbers is exact: equal rewards are exactly 0 here, so that a later division by a
+        standard deviation near 0 has no rounding error to blow up.
+        """
+        smallest = self.group_min.nan_to_num(posinf=0.0)
+        return (self.rewards - smallest[self.group]).mul_(self.present)
+
+    @cached_property
+    def group_sum_above_min(self) -> Tensor:
+        """Sum of :attr:`above_group_min` over each group: shape ``(n_groups, K)``; 0 just where there is no spread."""
+        return self.group_sum(self.above_group_min)
 
     def deviations(self) -> Tensor:
         """Each reward minus the mean of its group and objective, over present values; 0 where missing.
 
-        Shape ``(N, K)``. The deviations of a group add up to 0, so a missing value has no say. They are taken
-        from the group's smallest value first, which is exact: equal rewards have deviations of exactly 0, and
-        the later division by a standard deviation near 0 has no rounding error to blow up.
+        Shape ``(N, K)``. The deviations of a group add up to 0, so a missing value has no say.
         """
-        low = self.group_min().nan_to_num(posinf=0.0)[self.group]
-        above = (self.rewards - low).mul_(self.present)
-        means = self.group_sum(above) / self.group_sum(self.present.double()).clamp(min=1)
-        return (above - means[self.group]).mul_(self.present)
+        means = self.group_sum_above_min / self.group_count.clamp(min=1)
+        return (self.above_group_min - means[self.group]).mul_(self.present)
 
 
 def make_batch(
@@ -203,7 +215,7 @@ def _group_index(groups: Groups, n: int) -> tuple[Tensor, int]:
         raise ValueError(f"groups has {len(ids)} ids and rewards {n} rows; expected one id a sample")
     try:
         numbers = dict(zip(dict.fromkeys(ids), count(), strict=False))
-        index = torch.tensor(list(map(numbers.__getitem__, ids)))
+        index = np.fromiter(map(numbers.__getitem__, ids), dtype=np.int64, count=n)
     except TypeError as error:
         raise TypeError(f"groups holds an id that is not hashable: {error}") from error
-    return index, len(numbers)
+    return torch.from_numpy(index), len(numbers)

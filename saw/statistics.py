@@ -63,10 +63,9 @@ def objective_statistics(batch: RewardBatch, profile: Profile) -> ObjectiveStati
     Moments are taken above the smallest reward, in two passes: a large offset costs no digits, and a constant
     objective has a standard deviation of exactly 0.
     """
-    low, high = batch.group_min(), batch.group_max()
     number = batch.present.sum(dim=0)
     none = number == 0
-    smallest = low.amin(dim=0).masked_fill(none, torch.nan)
+    smallest = batch.group_min.amin(dim=0).masked_fill(none, torch.nan)
     above = batch.rewards - smallest
     mean_above = above.masked_fill(~batch.present, 0.0).sum(dim=0) / number
     squares = (above - mean_above).masked_fill_(~batch.present, 0.0).square_().sum(dim=0)
@@ -77,8 +76,8 @@ def objective_statistics(batch: RewardBatch, profile: Profile) -> ObjectiveStati
         mean=mean,
         std=std,
         min=smallest,
-        max=high.amax(dim=0).masked_fill(none, torch.nan),
+        max=batch.rewards.masked_fill(~batch.present, -torch.inf).amax(dim=0).masked_fill(none, torch.nan),
         cv=no_cv if batch.minima is None else coefficient_of_variation(mean, std, batch.minima, profile),
-        zero_spread=(high <= low).double().mean(dim=0),
+        zero_spread=(batch.group_sum_above_min == 0).double().mean(dim=0),
         missing=len(batch.rewards) - number,
     )
