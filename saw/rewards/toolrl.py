@@ -1,7 +1,8 @@
-"""ToolRL's rule-based rewards for one assistant turn: format in {0, 1} and correctness in [-3, 3].
+"""ToolRL's rule-based rewards for one assistant turn: format, correctness and, if wanted, length.
 
-The rules are those of the released scoring code (``golden/toolrl_rewards.json``). They are plain functions of two
-strings and never raise on a model's output.
+The rules and every variant are those of the released scoring code, on whose numbers they are tested
+(``golden/toolrl_rewards.json``). They are plain functions of two strings and a step, take time linear in the length of
+the response, and never raise on a model's output.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-OBJECTIVES = ("format", "correctness")
-CORRECTNESS_MIN, CORRECTNESS_MAX = -3.0, 3.0
+from pydantic import BaseModel, ConfigDict, Field
 
 _FORMATS = {  # (the answer has a response, the answer has tool calls) -> what the whole turn must look like
     (True, False): r"^<think>.*?</think>\n<response>.*?</response>$",
@@ -23,44 +24,177 @@ _FORMATS = {  # (the answer has a response, the answer has tool calls) -> what t
 _TAGS = ("<response>", "</response>"), ("<tool_call>", "</tool_call>")
 
 
-def score(response: str, ground_truth: str) -> dict[str, float]:
+class Options(BaseModel):
+    """Which of ToolRL's variants is meant; the default is the paper's, and each field a switch of the released code.
+
+    Attributes:
+        length (bool): add the length reward.
+        correctness_max (float): correctness lies in ``[-correctness_max, correctness_max]``.
+        coarse (bool): correctness is the maximum for an exact match, else the minimum.
+        refined (bool): tool names, and parameter names, match all and in order, or not at all.
+        intermediate (bool): a call counts only when it is identical to the reference's.
+        late_correctness (bool): correctness is a third before step 30, and format a half from then on.
+        reward_schedule (bool): over 150 steps format's range narrows from [-2, 2], and correctness's widens from it.
+        length_schedule (bool): the words that earn the full length reward grow, from 384 by 256 in 105 steps.
+        length_words (int): the words that earn it without that schedule.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    length: bool = False
+    correctness_max: float = Field(default=3.0, gt=0.0)
+    coarse: bool = False
+    refined: bool = False
+    intermediate: bool = False
+    late_correctness: bool = False
+    reward_schedule: bool = False
+    length_schedule: bool = False
+    length_words: int = Field(default=512, gt=0)
+
+    @classmethod
+    def of(cls, options: Options | Mapping[str, Any] | None) -> Options:
+        """Turn what a caller passed, an :class:`Options`, a mapping of its fields or nothing, into an object."""
+        if options is None:
+            return _DEFAULT
+        return options if isinstance(options, Options) else cls.model_validate(dict(options))
+
+
+_DEFAULT = Options()
+
+#: The released code's environment variables and the options that they set.
+_SWITCHES: dict[str, dict[str, Any]] = {
+    "WITHLENGTH": {"length": True},
+    "CORRECTMAX1": {"correctness_max": 1.0},
+    "COARSEREWARD": {"coarse": True},
+    "REFINEDREWARD": {"refined": True},
+    "INTERMEDIATEREWARD": {"intermediate": True},
+    "MAX1STEP30MAX3": {"late_correctness": True},
+    "SCHEDULEREWARD": {"reward_schedule": True},
+    "SCHEDULELENGTH": {"length_schedule": True},
+}
+
+
+def from_released_switches(switches: Mapping[str, str]) -> Options:
+    """The options that the released code's environment variables mean.
+
+    Args:
+        switches (Mapping[str, str]): variable names and values; as there, only ``"1"`` turns one on.
+
+    Raises:
+        ValueError: for a name that the released code does not know.
+    """
+    fields: dict[str, Any] = {}
+    for name, value in switches.items():
+        if name not in _SWITCHES:
+            raise ValueError(f"{name!r} is no switch of the released code; allowed are {', '.join(_SWITCHES)}")
+        if str(value) == "1":
+            fields.update(_SWITCHES[name])
+    return Options(**fields)
+
+
+def objectives(options: Options | Mapping[str, Any] | None = None) -> tuple[str, ...]:
+    """Names of the objectives that are on."""
+    return ("format", "correctness", "length") if Options.of(options).length else ("format", "correctness")
+
+
+def bounds(options: Options | Mapping[str, Any] | None = None, step: int = 0) -> dict[str, tuple[float, float]]:
+    """Smallest and largest value of each objective that is on, at a training step."""
+    options = Options.of(options)
+    return {
+        name: bound
+        for name, bound in {
+            "format": _format_bounds(options, step),
+            "correctness": _correctness_bounds(options, step),
+            "length": (0.0, 1.0),
+        }.items()
+        if name in objectives(options)
+    }
+
+
+def _format_bounds(options: Options, step: int) -> tuple[float, float]:
+    low, high = 0.0, 1.0
+    if options.late_correctness and step >= 30:
+        low, high = low / 2, high / 2
+    if options.reward_schedule:
+        high = max(2 - (2 - high) * step / 150, 1.0)
+        low = min(-2 + (2 + low) * step / 150, -1.0)
+    return low, high
+
+
+def _correctness_bounds(options: Options, step: int) -> tuple[float, float]:
+    low, high = -options.correctness_max, options.correctness_max
+    if options.late_correctness and step < 30:
+        low, high = low / 3, high / 3
+    if options.reward_schedule:
+        high = min((high - 2) * step / 150 + 2, 3.0)
+        low = max((low + 2) * step / 150 - 2, -3.0)
+    # A reference without tool calls scores 0 whatever the range is.
+    return low, high
+
+
+def score(
+    response: str, ground_truth: str, options: Options | Mapping[str, Any] | None = None, step: int = 0
+) -> dict[str, float]:
     """Score one response.
 
     Args:
         response (str): the assistant turn; surrounding white space does not count.
         ground_truth (str): the reference turn.
+        options (Options | Mapping | None): the variant.
+        step (int): the training step, for the schedules.
 
     Returns:
-        dict[str, float]: ``format``, ``correctness`` and their sum, ``score``.
+        dict[str, float]: ``format``, ``correctness``, ``length`` (0 where it is off) and their sum, ``score``.
+
+    Raises:
+        ValueError: if the reference's tool calls cannot be read: an error in the data, see ``data_prep``.
     """
+    options = Options.of(options)
     response = response.strip()
     parts = {
-        "format": format_reward(response, ground_truth),
-        "correctness": correctness_reward(response, ground_truth),
+        "format": format_reward(response, ground_truth, _format_bounds(options, step)),
+        "correctness": correctness_reward(response, ground_truth, options, _correctness_bounds(options, step)),
+        "length": length_reward(response, options, step) if options.length else 0.0,
     }
     return {**parts, "score": sum(parts.values())}
 
 
-def format_reward(response: str, ground_truth: str) -> float:
-    """1 if the turn has just the parts that the reference has, in order and each tag once; else 0."""
+def format_reward(response: str, ground_truth: str, bound: tuple[float, float] = (0.0, 1.0)) -> float:
+    """The maximum if the turn has just the reference's parts, in order and each tag once; else the minimum."""
+    low, high = bound
     has = ("<response>" in ground_truth, "<tool_call>" in ground_truth)
-    if re.search(_FORMATS[has], response, re.DOTALL) is None:
-        return 0.0
     required = [tag for tags, wanted in zip(_TAGS, has, strict=True) if wanted for tag in tags]
-    return float(all(response.count(tag) == 1 for tag in required))
+    # Counted first: with each tag there once, the pattern's lazy parts take time linear in the length.
+    if any(response.count(tag) != 1 for tag in required):
+        return low
+    return high if re.search(_FORMATS[has], response, re.DOTALL) else low
 
 
-def correctness_reward(response: str, ground_truth: str) -> float:
-    """How well the tool calls match the reference's, from -3 to 3; 0 where the reference has none."""
+def correctness_reward(
+    response: str, ground_truth: str, options: Options = _DEFAULT, bound: tuple[float, float] = (-3.0, 3.0)
+) -> float:
+    """How well the tool calls match the reference's, within the bounds; 0 where the reference has none."""
     if "<tool_call>" not in ground_truth:
         return 0.0
+    low, high = bound
     true_calls = parse_tool_calls(ground_truth)
     try:
         calls = parse_tool_calls(response)
-        share = 1.0 if calls == true_calls else _match(calls, true_calls)
+        if calls == true_calls:
+            return high
+        share = 0.0 if options.coarse else _match(calls, true_calls, options)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return CORRECTNESS_MIN  # whatever the model wrote, it is not a list of tool calls
-    return (CORRECTNESS_MAX - CORRECTNESS_MIN) * share + CORRECTNESS_MIN
+        return low  # whatever the model wrote, it is not a list of tool calls
+    return (high - low) * share + low
+
+
+def length_reward(response: str, options: Options = _DEFAULT, step: int = 0) -> float:
+    """Words of the (last) thought over the words that are wanted, at most 1, rounded to two decimals."""
+    if "<think>" not in response or "</think>" not in response:
+        return 0.0
+    wanted = 384 + (640 - 384) * step / 105 if options.length_schedule else options.length_words
+    thought = response.rpartition("<think>")[2].partition("</think>")[0]
+    return min(round(len(thought.split()) / wanted, 2), 1.0)
 
 
 def parse_tool_calls(turn: str) -> list[dict[str, Any]]:
@@ -76,18 +210,23 @@ def parse_tool_calls(turn: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in block.strip().split("\n")]
 
 
-def _match(calls: list[dict[str, Any]], true_calls: list[dict[str, Any]]) -> float:
+def _match(calls: list[dict[str, Any]], true_calls: list[dict[str, Any]], options: Options) -> float:
     """Score in [0, 1]: names, and for each true call its best unused call of the same name."""
-    earned = _jaccard(Counter(call["name"] for call in true_calls), Counter(call["name"] for call in calls))
+    names = [call["name"] for call in calls]
+    true_names = [call["name"] for call in true_calls]
+    earned = _overlap(true_names, names, options)
     possible = 1.0
     used: set[int] = set()
     for true_call in true_calls:
-        possible += 1.0 + len(true_call["parameters"])
+        possible += 1.0 if options.intermediate else 1.0 + len(true_call["parameters"])
         best, best_index = 0.0, -1
         for index, call in enumerate(calls):
-            if index in used or call["name"] != true_call["name"]:
+            if index in used or names[index] != true_call["name"]:
                 continue
-            value = _match_parameters(call["parameters"], true_call["parameters"])
+            if options.intermediate:
+                value = float(call == true_call)
+            else:
+                value = _match_parameters(call["parameters"], true_call["parameters"], options)
             if value > best:
                 best, best_index = value, index
         if best_index >= 0:
@@ -96,13 +235,16 @@ def _match(calls: list[dict[str, Any]], true_calls: list[dict[str, Any]]) -> flo
     return earned / possible
 
 
-def _match_parameters(parameters: dict[str, Any], true_parameters: dict[str, Any]) -> float:
-    names = _jaccard(Counter(true_parameters.keys()), Counter(parameters.keys()))
+def _match_parameters(parameters: dict[str, Any], true_parameters: dict[str, Any], options: Options) -> float:
+    names = _overlap(list(true_parameters.keys()), list(parameters.keys()), options)
     equal = sum(1 for name, value in true_parameters.items() if name in parameters and parameters[name] == value)
     return names + equal
 
 
-def _jaccard(a: Counter, b: Counter) -> float:
-    """Overlap of two multisets over their union; 1 for two empty ones."""
+def _overlap(wanted: Sequence[Any], given: Sequence[Any], options: Options) -> float:
+    """Overlap of two multisets over their union; 1 for two empty ones. Refined: 1 if equal and in order, else 0."""
+    if options.refined:
+        return float(wanted == given)
+    a, b = Counter(wanted), Counter(given)
     union = sum((a | b).values())
     return sum((a & b).values()) / union if union else 1.0

@@ -7,7 +7,7 @@ correction and the way back to TransferQueue, stays verl's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ class StepRewards:
 
     Attributes:
         settings (Settings): method, objectives, options.
+        minima (Sequence[float]): the theoretical minimum of each objective at this step.
         rewards (Tensor): shape ``(R, K)``, NaN where missing.
         scored (Tensor): int64, the rows that count: no padding, and of several outputs of one session the last.
         scored_of_row (Tensor): shape ``(R,)``, int64, for each row its place in ``scored``; -1 for padding.
@@ -35,6 +36,7 @@ class StepRewards:
     """
 
     settings: Settings
+    minima: Sequence[float]
     rewards: Tensor
     scored: Tensor
     scored_of_row: Tensor
@@ -85,7 +87,7 @@ def estimate(
         np.asarray(index, dtype=object)[rows.numpy()],
         response_mask[rows],
         method=step.settings.method,
-        minima=[objective.minimum for objective in step.settings.objectives],
+        minima=step.minima,
         priorities=[objective.priority for objective in step.settings.objectives],
         options=step.settings.options,
         names=step.settings.names,

@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+from verl import DataProto
 from verl.experimental.reward_loop.reward_manager import register
 from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
 
@@ -26,6 +28,15 @@ class MultiRewardManager(NaiveRewardManager):
     def __init__(self, config, tokenizer, compute_score, **kwargs):
         names = Settings.of(config).names
         super().__init__(config, tokenizer, with_finite_score(compute_score, names), **kwargs)
+
+    async def run_single(self, data: DataProto) -> dict:
+        """Score one sample; the reward function finds verl's training step in ``extra_info["global_step"]``."""
+        infos = data.non_tensor_batch.get("extra_info", np.array([{}] * len(data), dtype=object))
+        steps = data.non_tensor_batch.get("global_steps", [0] * len(data))
+        data.non_tensor_batch["extra_info"] = np.array(
+            [{**(info or {}), "global_step": int(step)} for info, step in zip(infos, steps, strict=True)], dtype=object
+        )
+        return await super().run_single(data)
 
 
 def with_finite_score(compute_score: Callable[..., Any], names: tuple[str, ...]) -> Callable[..., Any]:

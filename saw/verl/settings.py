@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ class Objective(BaseModel):
 
     Attributes:
         name (str): its key in the dict that the reward function returns.
-        minimum (float): the lowest value that it can take; SAW's CV is measured from there.
+        minimum (float | None): the lowest value that it can take; SAW's CV is measured from there. None takes it
+            from the reward function, which must declare it (:func:`saw.rewards.returns`).
         maximum (float | None): the highest; a reward above it is reported.
         priority (float): static factor that multiplies after the dynamic weight, at least 0.
     """
@@ -38,7 +40,7 @@ class Objective(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str = Field(min_length=1)
-    minimum: float
+    minimum: float | None = None
     maximum: float | None = None
     priority: float = Field(default=1.0, ge=0.0)
 
@@ -51,7 +53,7 @@ class Objective(BaseModel):
 
     @model_validator(mode="after")
     def _range(self) -> Objective:
-        if self.maximum is not None and self.maximum <= self.minimum:
+        if self.minimum is not None and self.maximum is not None and self.maximum <= self.minimum:
             raise ValueError(f"maximum is {self.maximum:g}; expected a number above the minimum {self.minimum:g}")
         return self
 
@@ -189,22 +191,61 @@ def _check_rest(config: DictConfig, settings: Settings) -> None:
         raise ConfigError("\n".join(wrong))
 
 
+def ranges_at(config: DictConfig, settings: Settings, step: int) -> list[tuple[float, float]]:
+    """Smallest and largest possible value of each objective at a training step.
+
+    What the configuration states holds; the rest comes from the reward function.
+
+    Args:
+        config (DictConfig): verl's configuration.
+        settings (Settings): its section ``saw``.
+        step (int): verl's global step.
+
+    Returns:
+        list[tuple[float, float]]: a pair an objective; the largest is infinite where nobody states it.
+
+    Raises:
+        ConfigError: if nobody states an objective's minimum.
+    """
+    function = _reward_function(config)
+    declare = getattr(function, "bounds", None)
+    declared = declare(step, **config.reward.custom_reward_function.get("reward_kwargs", {})) if declare else {}
+    ranges = []
+    for objective in settings.objectives:
+        low, high = declared.get(objective.name, (None, math.inf))
+        low = low if objective.minimum is None else objective.minimum
+        if low is None:
+            raise ConfigError(
+                f"saw.objectives.{objective.name}.minimum is not set, and the reward function declares no bounds of "
+                "it; set it to the lowest value that the reward can take"
+            )
+        ranges.append((low, high if objective.maximum is None else objective.maximum))
+    return ranges
+
+
+def _reward_function(config: DictConfig) -> Any:
+    """The custom reward function as its author wrote it; None if there is none."""
+    custom = config.reward.custom_reward_function
+    return None if custom.path is None else load_extern_object(module_path=custom.path, object_name=custom.name)
+
+
 def _check_reward_function(config: DictConfig, settings: Settings) -> None:
-    """Compare the objectives with what the reward function returns.
+    """Compare the objectives with what the reward function returns, and see that all have a minimum.
 
     A reward function may say so itself, see :func:`saw.rewards.returns`. A plain one that does
     not is tried on the first training row, with the reference as the response. An asynchronous one is left alone, as
     it may cost money; the trainer checks its first rewards.
     """
-    path = config.reward.custom_reward_function.path
-    if path is None:
-        return
-    function: Any = load_extern_object(module_path=path, object_name=config.reward.custom_reward_function.name)
-    returned = getattr(function, "objectives", None)
-    if returned is None and not inspect.iscoroutinefunction(function) and not config.reward.reward_model.enable:
-        returned = _try_on_first_row(function, config)
-    if returned is not None:
-        check_returned(settings, returned)
+    function = _reward_function(config)
+    if function is not None:
+        returned = getattr(function, "objectives", None)
+        if getattr(function, "bounds", None) is not None:  # with these arguments, an objective may be off
+            returned = function.bounds(0, **config.reward.custom_reward_function.get("reward_kwargs", {}))
+        if returned is None and not inspect.iscoroutinefunction(function) and not config.reward.reward_model.enable:
+            returned = _try_on_first_row(function, config)
+        if returned is not None:
+            check_returned(settings, returned)
+    ranges_at(config, settings, step=0)
 
 
 def _try_on_first_row(function: Callable[..., Any], config: DictConfig) -> Mapping[str, Any] | None:

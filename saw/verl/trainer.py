@@ -15,7 +15,7 @@ from saw.verl import metrics as objective_metrics
 from saw.verl.estimator import StepRewards, rewards_of_step
 from saw.verl.replay_buffer import MultiRewardReplayBuffer
 from saw.verl.rows import checked_objective_matrix, scored_rows
-from saw.verl.settings import NAME, ConfigError, check_config
+from saw.verl.settings import NAME, ConfigError, check_config, ranges_at
 
 logger = logging.getLogger(__name__)
 
@@ -41,15 +41,16 @@ class SAWTrainer(PPOTrainerSync):
         return MultiRewardReplayBuffer.from_stock(stock, self.settings.names, self.settings.poll_interval)
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        with rewards_of_step(self._rewards(batch)) as step:
+        ranges = ranges_at(self.config, self.settings, self.global_steps)
+        with rewards_of_step(self._rewards(batch, [low for low, _ in ranges])) as step:
             batch = super()._compute_advantage(batch, metrics)
         if step.advantage is None:
             raise RuntimeError("verl computed advantages without the estimator 'saw'; is algorithm.adv_estimator set?")
-        self._report_above_maximum(step.advantage.statistics.max.tolist())
+        self._report_above_maximum(step.advantage.statistics.max.tolist(), [high for _, high in ranges])
         metrics.update(objective_metrics.training_metrics(step.advantage, self.settings.names))
         return batch
 
-    def _rewards(self, batch: KVBatchMeta) -> StepRewards:
+    def _rewards(self, batch: KVBatchMeta, minima: list[float]) -> StepRewards:
         data = tq.kv_batch_get(
             keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields", "rm_scores"]
         )
@@ -62,22 +63,19 @@ class SAWTrainer(PPOTrainerSync):
         scored, of_row = scored_rows(batch.keys, batch.tags)
         return StepRewards(
             settings=self.settings,
+            minima=minima,
             rewards=checked_objective_matrix(data, self.settings),
             scored=scored,
             scored_of_row=of_row,
             scores=scores if self.config.algorithm.use_kl_in_reward else None,
         )
 
-    def _report_above_maximum(self, largest: list[float]) -> None:
-        for objective, value in zip(self.settings.objectives, largest, strict=True):
-            name = objective.name
-            if objective.maximum is not None and value > objective.maximum and name not in self._reported:
+    def _report_above_maximum(self, largest: list[float], maxima: list[float]) -> None:
+        for name, value, maximum in zip(self.settings.names, largest, maxima, strict=True):
+            if value > maximum and name not in self._reported:
                 self._reported.add(name)
                 logger.warning(
-                    "the reward of %r is %g, above its stated maximum %g (reported once)",
-                    name,
-                    value,
-                    objective.maximum,
+                    "the reward of %r is %g, above its stated maximum %g (reported once)", name, value, maximum
                 )
 
     def _val_metrics_update(

@@ -6,15 +6,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from verl import DataProto
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 import saw
 from saw.verl.estimator import StepRewards, estimate, rewards_of_step
 from saw.verl.metrics import training_metrics, validation_metrics
 from saw.verl.replay_buffer import has_spread
-from saw.verl.reward_manager import finite_score, with_finite_score
+from saw.verl.reward_manager import MultiRewardManager, finite_score, with_finite_score
 from saw.verl.rows import checked_objective_matrix, objective_matrix, scored_rows
 from saw.verl.settings import ConfigError, Settings
+from tests.configs import compose
 
 NAN = math.nan
 SETTINGS = Settings(
@@ -62,7 +64,7 @@ def test_an_objective_that_is_not_returned_is_named():
 def step_of(rewards, keys, tags, scores=None, method="saw_gdpo") -> StepRewards:
     scored, of_row = scored_rows(keys, tags)
     settings = SETTINGS.model_copy(update={"method": method})
-    return StepRewards(settings, torch.tensor(rewards, dtype=torch.float64), scored, of_row, scores)
+    return StepRewards(settings, [0.0, -3.0], torch.tensor(rewards, dtype=torch.float64), scored, of_row, scores)
 
 
 REWARDS = [[0.0, -3.0], [1.0, -3.0], [1.0, 3.0], [0.0, 1.0]]
@@ -148,6 +150,38 @@ def test_plain_and_async_reward_functions():
     assert asyncio.run(with_finite_score(judged, SETTINGS.names)())["score"] == 1.0
     assert with_finite_score(lambda **kwargs: {"format": 1.0}, SETTINGS.names)()["score"] == 1.0
     assert with_finite_score(lambda **kwargs: 0.5, SETTINGS.names)() == 0.5
+
+
+class _Tokenizer:
+    """Decodes every response to the same turn."""
+
+    def decode(self, ids, skip_special_tokens=True):
+        return "<think> a b c </think>"
+
+
+@pytest.mark.parametrize("has_info", [True, False])
+def test_the_training_step_reaches_the_reward_function(has_info):
+    seen = {}
+
+    async def reward(extra_info, **kwargs):
+        seen.update(extra_info)
+        return {"format": 1.0, "correctness": NAN}
+
+    manager = MultiRewardManager(compose("experiment=quickstart"), _Tokenizer(), reward)
+    rows = {"data_source": ["rlla"], "reward_model": [{"ground_truth": ""}], "global_steps": [7]}
+    rows |= {"extra_info": [{"index": 3}]} if has_info else {}
+    data = DataProto.from_dict(
+        tensors={
+            "responses": torch.ones(1, 4, dtype=torch.int64),
+            "attention_mask": torch.ones(1, 6, dtype=torch.int64),
+        },
+        non_tensors={key: np.array(value, dtype=object) for key, value in rows.items()},
+    )
+    result = asyncio.run(manager.run_single(data))
+    assert seen["global_step"] == 7
+    assert seen.get("index") == (3 if has_info else None)
+    assert result["reward_score"] == 1.0
+    assert math.isnan(result["reward_extra_info"]["correctness"])
 
 
 # ---------------------------------------------------------------- metrics and the group filter

@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 
-from saw.verl.settings import ConfigError, Objective, Settings, check_config
+from saw.verl.settings import ConfigError, Objective, Settings, check_config, ranges_at
 from tests.configs import compose
 
 TWO = {"format": {"minimum": 0, "maximum": 1}, "correctness": {"minimum": -3, "maximum": 3, "priority": 2}}
@@ -28,7 +28,7 @@ def test_mapping_and_list_mean_the_same():
         ({"metod": "grpo"}, ["saw.metod", "no such setting"]),
         ({"options": {"profile": "new"}}, ["saw.options.profile", "'new'", "'paper' or 'released'"]),
         ({"objectives": {}}, ["saw.objectives", "at least 1"]),
-        ({"objectives": {"a": {"maximum": 1}}}, ["saw.objectives.0.minimum", "required"]),
+        ({"objectives": {"a": {"minimum": "low"}}}, ["saw.objectives.0.minimum", "number", "'low'"]),
         ({"objectives": {"a": {"minimum": 0, "priority": -1}}}, ["priority", "greater than or equal to 0", "-1"]),
         ({"objectives": {"a": {"minimum": 1, "maximum": 1}}}, ["maximum is 1", "above the minimum 1"]),
         ({"objectives": {"score": {"minimum": 0}}}, ["'score'", "reserved"]),
@@ -62,6 +62,7 @@ def test_absent_section_shows_how_to_write_one():
         ("algorithm.use_kl_in_reward=true", ["use_kl_in_reward", "'saw_gdpo'", "use_kl_loss"]),
         ("reward.reward_model.enable=true", ["enable_resource_pool"]),
         ("+saw.objectives.length.minimum=0", ["'length'", "does not return", "correctness, format"]),
+        ("reward.custom_reward_function.path=null", ["saw.objectives.format.minimum is not set", "lowest value"]),
     ],
 )
 def test_bad_configuration(override, words):
@@ -100,9 +101,10 @@ def test_an_undeclared_reward_function_is_tried_on_the_first_row(tmp_path, toy_d
     ):
         check_config(compose(*reward_file(tmp_path, PLAIN), data))
     # An asynchronous one may cost money, and a declared one has said what it returns.
-    check_config(compose(*reward_file(tmp_path, "async " + PLAIN), data))
-    declared = PLAIN + "reward.objectives = ('format', 'correctness')\n"
-    check_config(compose(*reward_file(tmp_path, declared), data))
+    minima = [f"++saw.objectives.{name}.minimum=0" for name in ("format", "correctness")]
+    check_config(compose(*reward_file(tmp_path, "async " + PLAIN), data, *minima))
+    declared = "from saw.rewards import returns\n@returns('format', 'correctness')\n" + PLAIN
+    check_config(compose(*reward_file(tmp_path, declared), data, *minima))
 
 
 def test_a_reward_function_that_fails_on_its_own_reference_says_when(tmp_path, toy_data):
@@ -116,3 +118,33 @@ def test_a_scalar_reward_function_is_refused(tmp_path, toy_data):
     body = "def reward(**kwargs):\n    return 1.0\n"
     with pytest.raises(ConfigError, match="returns float; expected a dict"):
         check_config(compose(*reward_file(tmp_path, body), f"data.train_files={toy_data[0]}"))
+
+
+def ranges(*overrides: str, step: int = 0) -> list[tuple[float, float]]:
+    config = compose(*overrides)
+    checked = check_config(config)
+    assert checked is not None
+    return ranges_at(config, checked, step)
+
+
+OPTIONS = "reward.custom_reward_function.reward_kwargs.options"
+
+
+def test_minima_come_from_the_reward_and_follow_its_options_and_schedule():
+    assert ranges() == [(0, 1), (-3, 3)]
+    assert ranges(f"+{OPTIONS}.correctness_max=1") == [(0, 1), (-1, 1)]
+    assert ranges(f"+{OPTIONS}.reward_schedule=true", step=0) == [(-2, 2), (-2, 2)]
+    assert ranges(f"+{OPTIONS}.reward_schedule=true", step=75) == [(-1, 1.5), (-2.5, 2.5)]
+    assert ranges("+saw.objectives.correctness.minimum=-5") == [(0, 1), (-5, 3)]
+
+
+def test_an_objective_that_an_option_turns_on_may_be_listed():
+    assert ranges(f"+{OPTIONS}.length=true", "+saw.objectives.length.priority=1")[2] == (0, 1)
+
+
+def test_a_reward_without_bounds_needs_a_minimum(tmp_path, toy_data):
+    arguments = [*reward_file(tmp_path, "async " + PLAIN), f"data.train_files={toy_data[0]}"]
+    with pytest.raises(ConfigError, match=r"saw\.objectives\.format\.minimum is not set"):
+        check_config(compose(*arguments))
+    minima = [f"++saw.objectives.{name}.minimum=-1" for name in ("format", "correctness")]
+    check_config(compose(*arguments, *minima))
