@@ -177,7 +177,7 @@ def test_the_training_step_reaches_the_reward_function(has_info):
         },
         non_tensors={key: np.array(value, dtype=object) for key, value in rows.items()},
     )
-    result = asyncio.run(manager.run_single(data))
+    result = manager.loop.run_until_complete(manager.run_single(data))  # the loop that verl gave it
     assert seen["global_step"] == 7
     assert seen.get("index") == (3 if has_info else None)
     assert result["reward_score"] == 1.0
