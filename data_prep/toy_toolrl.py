@@ -17,6 +17,8 @@ from typing import Any
 
 from datasets import Dataset
 
+from data_prep.rows import make_row
+
 #: Tool name -> its description, its parameter, the parameter's values, and ways to ask for it.
 TOOLS: dict[str, tuple[str, str, tuple[str, ...], tuple[str, ...]]] = {
     "get_weather": (
@@ -85,23 +87,6 @@ def make_rows(number: int, split: str, seed: int, start: int = 0) -> list[dict[s
             make_row(SYSTEM_PROMPT, f"**Dialogue Records History**\n<user> {question} </user>", output, index, split)
         )
     return rows
-
-
-def make_row(instruction: str, question: str, output: str, index: int, split: str) -> dict[str, Any]:
-    """One row of ToolRL's RL split in verl's schema."""
-    return {
-        "data_source": "rlla",
-        "prompt": [{"role": "system", "content": instruction}, {"role": "user", "content": question}],
-        "ability": "math",  # as in the original, whatever the task
-        "reward_model": {"ground_truth": output, "style": "rule"},
-        "extra_info": {
-            "index": index,
-            "input": question,
-            "instruction": instruction,
-            "output": output,
-            "split": split,
-        },
-    }
 
 
 def write_splits(folder: Path, train_rows: int = 512, test_rows: int = 64, seed: int = 0) -> tuple[Path, Path]:

@@ -1,0 +1,327 @@
+"""ToolRL's training data in verl's schema.
+
+    python -m data_prep.toolrl --source rlla_rl.json --out data/toolrl
+    python -m data_prep.toolrl --source train.parquet --out data/toolrl
+
+``--source`` is a path or a URL: the raw file, a JSON array of ``instruction``, ``input`` and ``output``, or a parquet
+that has verl's schema already. A raw file is shuffled with numpy's seed 31415 and its last 2 % become
+``test.parquet``, as in ToolRL's own script; a parquet keeps its rows and its name. Every row is checked: a bad one
+stops the job, naming row and fault, or goes to ``rejects.jsonl`` with ``--skip-bad``. ``report.json`` holds counts
+and checksums.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ijson
+import numpy as np
+import pyarrow.parquet as pq
+from datasets import Dataset, Features, Value
+from datasets import List as ListOf
+from datasets.arrow_writer import ArrowWriter
+from datasets.utils.logging import disable_progress_bar
+
+from data_prep.download import DownloadFailed, fetch
+from data_prep.rows import make_row
+from saw.rewards.toolrl import format_reward, parse_tool_calls
+
+logger = logging.getLogger(__name__)
+
+SPLIT_SEED = 31415
+HELD_OUT = 0.02
+WORK = ".work"  # folder for rows on their way
+
+TEXT = Value("string")
+RAW_FEATURES = Features({"instruction": TEXT, "input": TEXT, "output": TEXT})
+FEATURES = Features(
+    {
+        "data_source": TEXT,
+        "prompt": ListOf({"role": TEXT, "content": TEXT}),
+        "ability": TEXT,
+        "reward_model": {"ground_truth": TEXT, "style": TEXT},
+        "extra_info": {"index": Value("int64"), "input": TEXT, "instruction": TEXT, "output": TEXT, "split": TEXT},
+    }
+)
+
+
+class BadRow(ValueError):
+    """A row that cannot be trained on; the message names the row and the fault."""
+
+
+@dataclass
+class Report:
+    """What was read and written.
+
+    Attributes:
+        rows (Counter): by split, and ``rejected``.
+        answers (Counter): kinds of answer: ``tool_call``, ``response``, ``both``.
+        calls (Counter): number of tool calls in an answer.
+        checksums (dict[str, str]): SHA-256 of the source and of each file written.
+        prompt_tokens (dict[str, Any]): lengths with the given tokenizer.
+    """
+
+    rows: Counter = field(default_factory=Counter)
+    answers: Counter = field(default_factory=Counter)
+    calls: Counter = field(default_factory=Counter)
+    checksums: dict[str, str] = field(default_factory=dict)
+    prompt_tokens: dict[str, Any] = field(default_factory=dict)
+
+    def count_answer(self, output: str) -> None:
+        """Add one reference answer."""
+        has_call, has_response = "<tool_call>" in output, "<response>" in output
+        kind = "both" if has_call and has_response else "tool_call" if has_call else "response"
+        self.answers[kind] += 1
+        self.calls[len(parse_tool_calls(output)) if has_call else 0] += 1
+
+    def write(self, path: Path) -> None:
+        """Write JSON, the counts in order."""
+        content = {
+            "rows": dict(self.rows),
+            "answers": dict(sorted(self.answers.items())),
+            "calls_in_an_answer": dict(sorted(self.calls.items())),
+            "prompt_tokens": self.prompt_tokens,
+            "sha256": self.checksums,
+        }
+        path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def check_output(output: Any) -> None:
+    """Check a reference answer.
+
+    Raises:
+        BadRow: if the reward function could not score by it.
+    """
+    if not isinstance(output, str) or not output.strip():
+        raise BadRow("output is empty, or no text")
+    if "<tool_call>" not in output and "<response>" not in output:
+        raise BadRow("output has neither <tool_call> nor <response>")
+    if "<tool_call>" in output:
+        try:
+            calls = parse_tool_calls(output)
+        except ValueError as error:
+            raise BadRow(f"the tool calls of output do not parse: {error}") from error
+        for call in calls:
+            named = isinstance(call, dict) and isinstance(call.get("name"), str)
+            if not named or not isinstance(call.get("parameters"), dict):
+                raise BadRow(f"a tool call needs a name and a dictionary of parameters; it is {str(call)[:80]}")
+    if format_reward(output.strip(), output) != 1.0:
+        raise BadRow("output itself does not have the format that it would be rewarded for")
+
+
+def check_raw(row: Any) -> None:
+    """Check a row of the raw file.
+
+    Raises:
+        BadRow: naming the fault.
+    """
+    for key in ("instruction", "input", "output"):
+        if not isinstance(row, dict) or not isinstance(row.get(key), str) or not row[key].strip():
+            raise BadRow(f"{key} is absent, empty, or no text")
+    check_output(row["output"])
+
+
+def check_row(row: dict[str, Any]) -> None:
+    """Check a row in verl's schema.
+
+    Raises:
+        BadRow: naming the fault.
+    """
+    prompt = row.get("prompt")
+    if not prompt or not all(turn.get("role") and turn.get("content") for turn in prompt):
+        raise BadRow("prompt is no list of turns with role and content")
+    check_output((row.get("reward_model") or {}).get("ground_truth"))
+
+
+def read_raw(path: Path) -> Iterator[Any]:
+    """Rows of a JSON array, one at a time.
+
+    Raises:
+        BadRow: if the file is no JSON array, or breaks off.
+    """
+    with path.open("rb") as file:
+        try:
+            yield from ijson.items(file, "item", use_float=True)
+        except ijson.JSONError as error:
+            raise BadRow(f"{path} is no complete JSON array: {error}") from error
+
+
+def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a parquet, a batch in memory at a time."""
+    for batch in pq.ParquetFile(path).iter_batches(batch_size=256):
+        yield from batch.to_pylist()
+
+
+def split_order(rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which raw rows train and which are held out, in ToolRL's order.
+
+    Args:
+        rows (int): how many there are.
+
+    Returns:
+        tuple[np.ndarray, np.ndarray]: indices of the training rows and of the held-out rows.
+    """
+    order = np.random.RandomState(SPLIT_SEED).permutation(rows)
+    held_out = int(rows * HELD_OUT)
+    return order[: rows - held_out], order[rows - held_out :]
+
+
+def sha256(path: Path) -> str:
+    """Checksum of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _Checked:
+    """Iterates over the good rows; writes the bad ones down, or stops at the first."""
+
+    def __init__(self, rows: Iterator[Any], check: Any, report: Report, rejects: Path | None):
+        self.rows, self.check, self.report, self.rejects = rows, check, report, rejects
+
+    def __iter__(self) -> Iterator[Any]:
+        for number, row in enumerate(self.rows):
+            try:
+                self.check(row)
+            except BadRow as fault:
+                self._reject(number, row, fault)
+                continue
+            yield row
+
+    def _reject(self, number: int, row: Any, fault: BadRow) -> None:
+        if self.rejects is None:
+            raise BadRow(f"row {number}: {fault} (--skip-bad leaves such rows out)") from fault
+        self.report.rows["rejected"] += 1
+        with self.rejects.open("a") as file:
+            file.write(json.dumps({"row": number, "fault": str(fault), "content": row}, default=str) + "\n")
+
+
+def prepare(
+    source: str, out: Path, *, skip_bad: bool = False, tokenizer: str | None = None, max_prompt_tokens: int = 2048
+) -> Report:
+    """Do the whole job.
+
+    Args:
+        source (str): path or URL of the raw file (.json) or of a parquet.
+        out (Path): folder for the parquet files and the report.
+        skip_bad (bool): write bad rows to ``rejects.jsonl`` instead of stopping.
+        tokenizer (str | None): a Hugging Face tokenizer to measure the prompts with.
+        max_prompt_tokens (int): the limit to compare them with.
+
+    Returns:
+        Report: also written to ``report.json``.
+
+    Raises:
+        BadRow: at the first bad row, unless they are skipped.
+        DownloadFailed: if the source cannot be fetched.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    path = fetch(source, out / "download")
+    report = Report(checksums={path.name: sha256(path)})
+    rejects = out / "rejects.jsonl" if skip_bad else None
+    if rejects is not None:
+        rejects.unlink(missing_ok=True)
+    if path.suffix == ".parquet":
+        rows = _on_disk(_Checked(read_parquet(path), check_row, report, rejects), FEATURES, out / WORK / "rows.arrow")
+        splits = {path.stem: rows}
+    elif path.suffix == ".json":
+        raw = _on_disk(_Checked(read_raw(path), check_raw, report, rejects), RAW_FEATURES, out / WORK / "raw.arrow")
+        splits = _split_raw(raw)
+    else:
+        raise BadRow(f"{path}: expected a .json or a .parquet, not {path.suffix or 'a file without an ending'}")
+    for name, split in splits.items():
+        if len(split) == 0:
+            raise BadRow(f"{path} leaves no row for {name}.parquet")
+        file = out / f"{name}.parquet"
+        split.to_parquet(file)
+        report.rows[name] = len(split)
+        report.checksums[file.name] = sha256(file)
+        for row in split:
+            report.count_answer(row["reward_model"]["ground_truth"])
+    if tokenizer is not None:
+        report.prompt_tokens = measure_prompts(splits, tokenizer, max_prompt_tokens)
+    shutil.rmtree(out / WORK)
+    report.write(out / "report.json")
+    return report
+
+
+def _on_disk(rows: Iterable[Any], features: Features, path: Path) -> Dataset:
+    """Write rows to an Arrow file as they come, and map it: memory holds a batch, whatever the number of rows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with ArrowWriter(path=str(path), features=features) as writer:
+        for row in rows:
+            writer.write({key: row[key] for key in features})
+        writer.finalize()
+    return Dataset.from_file(str(path))
+
+
+def _split_raw(raw: Dataset) -> dict[str, Dataset]:
+    def convert(indices: np.ndarray, split: str) -> Dataset:
+        return raw.select(indices).map(
+            lambda row, number: make_row(row["instruction"], row["input"], row["output"], number, split),
+            with_indices=True,
+            remove_columns=raw.column_names,
+            features=FEATURES,
+            load_from_cache_file=False,
+        )
+
+    train, test = split_order(len(raw))
+    return {"train": convert(train, "train"), "test": convert(test, "test")}
+
+
+def measure_prompts(splits: dict[str, Dataset], tokenizer: str, limit: int) -> dict[str, Any]:
+    """Prompt lengths in tokens, chat template included, and how many are above the limit."""
+    from transformers import AutoTokenizer
+
+    encoder = AutoTokenizer.from_pretrained(tokenizer)
+    lengths = np.array(
+        [
+            len(encoder.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False))
+            for split in splits.values()
+            for row in split
+        ]
+    )
+    return {
+        "tokenizer": tokenizer,
+        "min": int(lengths.min()),
+        "median": float(np.median(lengths)),
+        "max": int(lengths.max()),
+        "limit": limit,
+        "above_the_limit": int((lengths > limit).sum()),
+    }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", required=True, help="path or URL of the raw .json or of a .parquet")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--skip-bad", action="store_true", help="write bad rows to rejects.jsonl instead of stopping")
+    parser.add_argument("--tokenizer", help="a Hugging Face tokenizer, to report the prompts' lengths")
+    parser.add_argument("--max-prompt-tokens", type=int, default=2048, help="the limit to compare them with (2048)")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    disable_progress_bar()
+    try:
+        prepare(
+            arguments.source,
+            arguments.out,
+            skip_bad=arguments.skip_bad,
+            tokenizer=arguments.tokenizer,
+            max_prompt_tokens=arguments.max_prompt_tokens,
+        )
+    except (BadRow, DownloadFailed, FileNotFoundError) as fault:
+        raise SystemExit(f"data_prep.toolrl: {fault}") from None
+    logger.info("%s", (arguments.out / "report.json").read_text())
+
+
+if __name__ == "__main__":
+    main()
