@@ -1,6 +1,12 @@
 #!/usr/bin/env bash
-# Time the advantage computation beside verl's own estimators and one plain multiply; options: benchmarks/advantage.py.
+# Timings: of the advantage computation beside verl's own, or of the rule-based rewards.
+#
+#   bash scripts/benchmark.sh [advantage | rewards] [OPTIONS]     options: --help
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh
-exec "${SAW_VENV:-.venv}/bin/python" -m benchmarks.advantage "$@"
+what=advantage
+case ${1:-} in
+  advantage | rewards) what=$1; shift ;;
+esac
+exec "${SAW_VENV:-.venv}/bin/python" -m "benchmarks.$what" "$@"

@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow.parquet as pq
 from omegaconf import DictConfig, OmegaConf
@@ -65,6 +65,9 @@ class Settings(BaseModel):
         method (str): a name in :data:`saw.METHODS`.
         objectives (tuple[Objective, ...]): written as a mapping from name to the rest, or as a list with names.
         options (Options): see :class:`saw.Options`.
+        kl_in_reward (Literal["combined", "grpo_only"]): who feels verl's ``algorithm.use_kl_in_reward``. Combined: the
+            penalty is taken off the combined reward; for the methods that have one. grpo_only: as in the released
+            code, where plain ``grpo`` feels it and the other methods do not.
         poll_interval (float): seconds between two looks for finished rollouts; verl's own is 2.0, which adds a
             second to a step on average.
     """
@@ -74,6 +77,7 @@ class Settings(BaseModel):
     method: str
     objectives: tuple[Objective, ...] = Field(min_length=1)
     options: Options = Options()
+    kl_in_reward: Literal["combined", "grpo_only"] = "combined"
     poll_interval: float = Field(default=0.2, gt=0.0)
 
     @field_validator("method")
@@ -102,6 +106,11 @@ class Settings(BaseModel):
     def names(self) -> tuple[str, ...]:
         """The objectives' names, in order: the columns of the reward matrix."""
         return tuple(objective.name for objective in self.objectives)
+
+    @property
+    def feels_kl_in_reward(self) -> bool:
+        """Whether the method reads the penalty where verl takes one off the rewards."""
+        return self.kl_in_reward == "combined" or self.method == "grpo"
 
     @classmethod
     def of(cls, config: DictConfig) -> Settings:
@@ -176,10 +185,10 @@ def _check_rest(config: DictConfig, settings: Settings) -> None:
             "algorithm.norm_adv_by_std_in_grpo is False; the methods divide by the group's std: set it to True"
         )
     normalises_first = METHODS[settings.method].aggregation.__name__ == "normalise_then_sum"
-    if algorithm.use_kl_in_reward and normalises_first:
+    if algorithm.use_kl_in_reward and normalises_first and settings.kl_in_reward == "combined":
         wrong.append(
             f"algorithm.use_kl_in_reward is True, and saw.method {settings.method!r} never sums the rewards that the "
-            "penalty would be taken from; use actor_rollout_ref.actor.use_kl_loss=True"
+            "penalty would be taken from; use actor_rollout_ref.actor.use_kl_loss=True, or saw.kl_in_reward=grpo_only"
         )
     model = config.reward.reward_model
     if model.enable and not model.enable_resource_pool:

@@ -67,7 +67,7 @@ class SAWTrainer(PPOTrainerSync):
             rewards=checked_objective_matrix(data, self.settings),
             scored=scored,
             scored_of_row=of_row,
-            scores=scores if self.config.algorithm.use_kl_in_reward else None,
+            scores=scores if self.config.algorithm.use_kl_in_reward and self.settings.feels_kl_in_reward else None,
         )
 
     def _report_above_maximum(self, largest: list[float], maxima: list[float]) -> None:

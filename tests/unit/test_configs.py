@@ -7,7 +7,7 @@ from verl.utils.config import omega_conf_to_dataclass, validate_config
 
 from saw.methods import METHODS
 from saw.verl.settings import check_config
-from tests.configs import EXPERIMENTS, compose
+from tests.configs import CONFIGS, EXPERIMENTS, compose
 
 
 def test_there_are_experiments():
@@ -34,6 +34,31 @@ def test_every_method_is_one_override(method):
 def test_the_tree_does_not_depend_on_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert compose("experiment=quickstart").algorithm.adv_estimator == "saw"
+
+
+TABLE_1 = [f"toolrl/{size}_{method}" for size in ("1.5b", "3b") for method in METHODS]
+
+
+def test_every_cell_of_table_1_has_its_experiment_and_command():
+    assert [name for name in EXPERIMENTS if name.startswith("toolrl/")] == sorted(TABLE_1)
+    for name in TABLE_1:
+        assert f"python -m saw.train experiment={name}\n" in (CONFIGS / "experiment" / f"{name}.yaml").read_text()
+
+
+@pytest.mark.parametrize("kl", ["controlled", "as_released"])
+@pytest.mark.parametrize(("nodes", "gpus"), [(1, 4), (1, 8), (2, 8)])
+@pytest.mark.parametrize("experiment", TABLE_1)
+def test_table_1_passes_verls_checks_at_full_size(experiment, nodes, gpus, kl):
+    overrides = [f"experiment={experiment}", f"kl={kl}", f"trainer.nnodes={nodes}", f"trainer.n_gpus_per_node={gpus}"]
+    config = compose("platform=gpu", *overrides)
+    settings = check_config(config)
+    assert settings is not None
+    assert experiment == f"toolrl/{'3b' if '3B' in config.actor_rollout_ref.model.path else '1.5b'}_{settings.method}"
+    validate_config(config, need_reference_policy(config), need_critic(config))
+    assert need_reference_policy(config)
+    assert config.algorithm.use_kl_in_reward == (kl == "as_released")
+    assert config.actor_rollout_ref.actor.use_kl_loss == (kl == "controlled")
+    assert settings.feels_kl_in_reward == (kl == "controlled" or settings.method == "grpo")
 
 
 def test_quickstart_runs_on_the_sizes_it_names():
