@@ -29,14 +29,6 @@ SMALL = [
 ]
 
 
-@pytest.fixture(scope="module")
-def warm_model(tmp_path_factory) -> Path:
-    """A toy model that has seen enough answers to be right and wrong now and then."""
-    from recipes.quickstart.toy_model import make_toy_model
-
-    return make_toy_model(tmp_path_factory.mktemp("warm") / "model", steps=60)
-
-
 def quickstart(out: Path, *arguments: str, timeout: float) -> subprocess.CompletedProcess:
     """Run the quickstart's Python part, as scripts/quickstart.sh does after the set-up."""
     command = [sys.executable, "-m", "recipes.quickstart.run", "--out", str(out), *arguments]
@@ -203,6 +195,7 @@ def test_stock_command_line_with_missing_rewards_and_group_filter(tmp_path, toy_
         "++actor_rollout_ref.actor.use_kl_loss=true",
         *("algorithm.filter_groups.enable=true", "algorithm.filter_groups.metric=reward"),
         *("trainer.total_training_steps=2", "trainer.val_before_train=true", f"trainer.default_local_dir={tmp_path}"),
+        f"hydra.run.dir={tmp_path / 'hydra'}",
     ]
     run = Run(command, tmp_path / "run", LIMIT, environment={"VERL_PLATFORM": "cpu"})
     run.follow(lambda step, metrics: None)
