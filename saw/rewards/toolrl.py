@@ -92,23 +92,11 @@ def from_released_switches(switches: Mapping[str, str]) -> Options:
     return Options(**fields)
 
 
-def objectives(options: Options | Mapping[str, Any] | None = None) -> tuple[str, ...]:
-    """Names of the objectives that are on."""
-    return ("format", "correctness", "length") if Options.of(options).length else ("format", "correctness")
-
-
 def bounds(options: Options | Mapping[str, Any] | None = None, step: int = 0) -> dict[str, tuple[float, float]]:
     """Smallest and largest value of each objective that is on, at a training step."""
     options = Options.of(options)
-    return {
-        name: bound
-        for name, bound in {
-            "format": _format_bounds(options, step),
-            "correctness": _correctness_bounds(options, step),
-            "length": (0.0, 1.0),
-        }.items()
-        if name in objectives(options)
-    }
+    ranges = {"format": _format_bounds(options, step), "correctness": _correctness_bounds(options, step)}
+    return {**ranges, "length": (0.0, 1.0)} if options.length else ranges
 
 
 def _format_bounds(options: Options, step: int) -> tuple[float, float]:
@@ -128,7 +116,6 @@ def _correctness_bounds(options: Options, step: int) -> tuple[float, float]:
     if options.reward_schedule:
         high = min((high - 2) * step / 150 + 2, 3.0)
         low = max((low + 2) * step / 150 - 2, -3.0)
-    # A reference without tool calls scores 0 whatever the range is.
     return low, high
 
 

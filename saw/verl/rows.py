@@ -10,7 +10,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from saw.verl.settings import ConfigError, Settings, check_returned
+from saw.verl.settings import Settings, check_returned
 
 
 def reward_infos(data: TensorDict) -> list[Mapping[str, Any]]:
@@ -25,7 +25,10 @@ def reward_infos(data: TensorDict) -> list[Mapping[str, Any]]:
 
 def objective_matrix(data: TensorDict, names: Sequence[str]) -> Tensor:
     """Rewards of all rows: shape ``(R, K)``, float64, NaN where a value is missing (NaN or None)."""
-    infos = reward_infos(data)
+    return _matrix(reward_infos(data), names)
+
+
+def _matrix(infos: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Tensor:
     return torch.tensor([[_number(info, name) for name in names] for info in infos], dtype=torch.float64)
 
 
@@ -40,9 +43,10 @@ def checked_objective_matrix(data: TensorDict, settings: Settings) -> Tensor:
     Raises:
         ConfigError: if a row lacks an objective (a missing *value* is NaN or None under the objective's name).
     """
-    for info in reward_infos(data.select("extra_fields")):
+    infos = reward_infos(data)
+    for info in infos:
         check_returned(settings, info)
-    return objective_matrix(data, settings.names)
+    return _matrix(infos, settings.names)
 
 
 def scored_rows(keys: Sequence[str], tags: Sequence[Mapping[str, Any]]) -> tuple[Tensor, Tensor]:
@@ -71,6 +75,3 @@ def scored_rows(keys: Sequence[str], tags: Sequence[Mapping[str, Any]]) -> tuple
         for session, tag in zip(sessions, tags, strict=True)
     ]
     return torch.tensor(scored, dtype=torch.int64), torch.tensor(of_row, dtype=torch.int64)
-
-
-__all__ = ["ConfigError", "checked_objective_matrix", "objective_matrix", "reward_infos", "scored_rows"]

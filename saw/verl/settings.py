@@ -13,7 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from verl.utils.import_utils import load_extern_object
 
-from saw.methods import METHODS, get_method
+from saw.aggregation import normalise_then_sum
+from saw.methods import get_method
 from saw.options import Options
 
 #: The name under which the trainer, the estimator and the reward manager are registered.
@@ -184,7 +185,7 @@ def _check_rest(config: DictConfig, settings: Settings) -> None:
         wrong.append(
             "algorithm.norm_adv_by_std_in_grpo is False; the methods divide by the group's std: set it to True"
         )
-    normalises_first = METHODS[settings.method].aggregation.__name__ == "normalise_then_sum"
+    normalises_first = get_method(settings.method).aggregation is normalise_then_sum
     if algorithm.use_kl_in_reward and normalises_first and settings.kl_in_reward == "combined":
         wrong.append(
             f"algorithm.use_kl_in_reward is True, and saw.method {settings.method!r} never sums the rewards that the "
