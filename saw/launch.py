@@ -1,8 +1,8 @@
-"""Start a training run as a process tree of its own, follow it, and leave nothing behind.
+"""Start a job as a process tree of its own, follow it, and leave nothing behind.
 
 Ray, TransferQueue, vLLM and the reward workers are dozens of processes in several sessions, of which some outlive
-their parent. Each run therefore carries an id in its environment, which all of its processes inherit: whatever bears
-the id is the run's, and is stopped with it.
+their parent. Each job therefore carries an id in its environment, which all of its processes inherit: whatever bears
+the id is the job's, and is stopped with it. A job of a job carries both.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from saw import metrics_file
 
 logger = logging.getLogger(__name__)
 
@@ -43,14 +45,15 @@ class RunFailed(RuntimeError):
 
 
 @dataclass
-class Run:
-    """One training run.
+class Job:
+    """A command that runs as a process tree of its own.
 
     Attributes:
         command (Sequence[str]): what to execute.
-        folder (Path): gets ``train.log`` (everything printed) and ``metrics.jsonl`` (verl's file logger).
-        time_limit (float): seconds after which the run is stopped.
+        folder (Path): gets the log; no two jobs use it at a time.
+        time_limit (float): seconds after which the job is stopped.
         environment (Mapping[str, str]): added to this process's environment.
+        name (str): of the log.
         peak_bytes (int): most memory seen so far, all processes together, shared pages counted once.
     """
 
@@ -58,34 +61,29 @@ class Run:
     folder: Path
     time_limit: float
     environment: Mapping[str, str] = field(default_factory=dict)
+    name: str = "train"
     peak_bytes: int = 0
 
     @property
     def log(self) -> Path:
-        """Everything that the run printed."""
-        return self.folder / "train.log"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON object a step: ``{"step": ..., "data": {...}}``."""
-        return self.folder / "metrics.jsonl"
+        """Everything that the job printed; that of an earlier one is kept beside it, under a number."""
+        return self.folder / f"{self.name}.log"
 
     @property
     def _owner(self) -> Path:
         return self.folder / "running.json"
 
-    def follow(self, on_step: Callable[[int, dict[str, Any]], None], interval: float = 1.0) -> None:
-        """Run to the end, and call ``on_step(step, metrics)`` for each step as it is logged.
+    @contextmanager
+    def running(self) -> Iterator[subprocess.Popen]:
+        """Start the job, and stop whatever it has started when the block ends.
 
         Raises:
-            RunFailed: if the run failed or hit its time limit.
-            KeyboardInterrupt: passed on, after everything that was started has been stopped.
+            RunFailed: if another job is using the folder.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self.stop_leftovers()
-        self.metrics.unlink(missing_ok=True)
+        metrics_file.put_aside(self.log)
         run_id = uuid.uuid4().hex
-        started = looked = time.monotonic()
         with self.log.open("w") as log:
             process = subprocess.Popen(
                 list(self.command),
@@ -94,42 +92,46 @@ class Run:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
-                env={
-                    **os.environ,
-                    **self.environment,
-                    RUN_ID: run_id,
-                    "VERL_FILE_LOGGER_PATH": str(self.metrics.resolve()),
-                },
+                env={**os.environ, **self.environment, RUN_ID: "/".join([*_ids(os.environ), run_id])},
             )
         self._owner.write_text(json.dumps({"run_id": run_id, "owner": os.getpid()}))
         watcher = _start_watcher(run_id)
-        steps = _Tail(self.metrics)
         try:
-            while process.poll() is None:
-                if time.monotonic() - started > self.time_limit:
-                    raise RunFailed(f"stopped after its time limit of {self.time_limit:.0f} s; {self._log_end()}")
-                if time.monotonic() - looked > MEMORY_INTERVAL:
-                    self.peak_bytes = max(self.peak_bytes, _memory(run_id))
-                    looked = time.monotonic()
-                for step, metrics in steps:
-                    on_step(step, metrics)
-                time.sleep(interval)
-            for step, metrics in steps:
-                on_step(step, metrics)
+            yield process
         finally:
             stop(run_id)
             watcher.kill()
             watcher.wait()
             process.wait()
             self._owner.unlink(missing_ok=True)
-        if process.returncode != 0:
-            raise RunFailed(f"ended with exit code {process.returncode}; {self._log_end()}")
 
-    def stop_leftovers(self) -> None:
-        """Stop what an earlier run in this folder left, if the process that followed it was killed.
+    def finish(self, look: Callable[[], None] = lambda: None, interval: float = 1.0) -> None:
+        """Run to the end, and call ``look`` every ``interval`` seconds, and once more at the end.
 
         Raises:
-            RunFailed: if that process still lives: two runs must not share a folder.
+            RunFailed: if the job failed or hit its time limit.
+            KeyboardInterrupt: passed on, after everything that was started has been stopped.
+        """
+        with self.running() as process:
+            run_id = json.loads(self._owner.read_text())["run_id"]
+            started = looked = time.monotonic()
+            while process.poll() is None:
+                if time.monotonic() - started > self.time_limit:
+                    raise RunFailed(f"stopped after its time limit of {self.time_limit:.0f} s; {self.log_end()}")
+                if time.monotonic() - looked > MEMORY_INTERVAL:
+                    self.peak_bytes = max(self.peak_bytes, _memory(run_id))
+                    looked = time.monotonic()
+                look()
+                time.sleep(interval)
+            look()
+        if process.returncode != 0:
+            raise RunFailed(f"ended with exit code {process.returncode}; {self.log_end()}")
+
+    def stop_leftovers(self) -> None:
+        """Stop what an earlier job in this folder left, if the process that followed it was killed.
+
+        Raises:
+            RunFailed: if that process still lives: two jobs must not share a folder.
         """
         if not self._owner.exists():
             return
@@ -139,14 +141,49 @@ class Run:
         stop(owner["run_id"])
         self._owner.unlink()
 
+    def log_end(self, lines: int = 25) -> str:
+        """The last lines of the log, and where it is."""
+        text = self.log.read_text(errors="replace").splitlines()
+        return f"the end of {self.log}:\n" + "\n".join(text[-lines:])
+
+
+@dataclass
+class Run(Job):
+    """A training, which logs metrics.
+
+    Attributes:
+        resume (bool): keep the metrics of what ran in the folder before, as this goes on from its checkpoint.
+    """
+
+    resume: bool = False
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a step: ``{"step": ..., "data": {...}}``."""
+        return self.folder / "metrics.jsonl"
+
+    def follow(self, on_step: Callable[[int, dict[str, Any]], None], interval: float = 1.0) -> None:
+        """Run to the end, and call ``on_step(step, metrics)`` for each step as it is logged.
+
+        Raises:
+            RunFailed: if the run failed or hit its time limit.
+            KeyboardInterrupt: passed on, after everything that was started has been stopped.
+        """
+        self.stop_leftovers()
+        metrics_file.begin(self.metrics, self.resume)
+        self.environment = {**self.environment, "VERL_FILE_LOGGER_PATH": str(self.metrics.resolve())}
+        steps = _Tail(self.metrics)
+
+        def look() -> None:
+            for step, metrics in steps:
+                on_step(step, metrics)
+
+        self.finish(look, interval)
+
     def faults(self) -> list[str]:
         """Lines of the log that tell of an error while the run was training."""
         training, _, _ = self.log.read_text(errors="replace").partition(END_OF_TRAINING)
         return [line for line in training.splitlines() if any(fault in line for fault in FAULTS)]
-
-    def _log_end(self, lines: int = 25) -> str:
-        text = self.log.read_text(errors="replace").splitlines()
-        return f"the end of {self.log}:\n" + "\n".join(text[-lines:])
 
 
 class _Tail:
@@ -167,12 +204,17 @@ class _Tail:
                 yield record["step"], record["data"]
 
 
+def _ids(environment: Mapping[str, str]) -> list[str]:
+    """Ids of the job and of the jobs that it is part of, the outermost first."""
+    return [run_id for run_id in environment.get(RUN_ID, "").split("/") if run_id]
+
+
 def processes_of(run_id: str) -> list[psutil.Process]:
-    """All living processes of a run."""
+    """All living processes of a run, and of the runs that it started."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if process.environ().get(RUN_ID) == run_id and process.status() != psutil.STATUS_ZOMBIE:
+            if run_id in _ids(process.environ()) and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
 

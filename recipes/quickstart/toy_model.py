@@ -59,7 +59,7 @@ def make_model(vocabulary: int, pad: int, eos: int) -> Qwen2ForCausalLM:
             num_hidden_layers=4,
             num_attention_heads=3,
             num_key_value_heads=1,
-            max_position_embeddings=8192,
+            max_position_embeddings=32768,
             tie_word_embeddings=True,
             pad_token_id=pad,
             eos_token_id=eos,

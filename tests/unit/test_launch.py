@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
-from saw.launch import RUN_ID, Run, RunFailed, processes_of
+from saw.launch import RUN_ID, Job, Run, RunFailed, processes_of
 
 # A child in a session of its own that ignores the polite signal, as some of Ray's and vLLM's do.
 STUBBORN = "setsid bash -c 'trap \"\" TERM; while true; do sleep 0.2; done' & "
@@ -22,6 +23,7 @@ def make_run(tmp_path, script, time_limit=20) -> Run:
 
 
 def run_ids() -> set[str]:
+    """Of all processes of this machine."""
     ids = set()
     for process in psutil.process_iter():
         try:
@@ -29,6 +31,15 @@ def run_ids() -> set[str]:
         except psutil.Error:
             continue
     return ids - {""}
+
+
+def wait_for_processes(owner: Path) -> str:
+    """Wait until a job and its child are there; its id."""
+    deadline = time.monotonic() + 20
+    while not owner.exists() or not owner.read_text() or len(processes_of(json.loads(owner.read_text())["run_id"])) < 2:
+        assert time.monotonic() < deadline, "the job did not start"
+        time.sleep(0.1)
+    return json.loads(owner.read_text())["run_id"]
 
 
 def test_steps_are_followed_and_strays_stopped(tmp_path):
@@ -57,12 +68,7 @@ def test_nothing_is_left_when_the_follower_is_interrupted_or_killed(tmp_path, ho
         f"Run(['bash', '-c', {STUBBORN + 'sleep 60'!r}], Path(sys.argv[1]), 60).follow(print, interval=0.1)"
     )
     follower = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.DEVNULL)
-    owner = tmp_path / "running.json"
-    deadline = time.monotonic() + 20
-    while not owner.exists() or not owner.read_text() or len(processes_of(json.loads(owner.read_text())["run_id"])) < 2:
-        assert time.monotonic() < deadline, "the run did not start"
-        time.sleep(0.1)
-    run_id = json.loads(owner.read_text())["run_id"]
+    run_id = wait_for_processes(tmp_path / "running.json")
     os.kill(follower.pid, how)
     follower.wait(timeout=20)
     deadline = time.monotonic() + 20
@@ -85,3 +91,22 @@ def test_faults_are_found_in_the_log(tmp_path):
     )
     run.follow(print, interval=0.1)
     assert run.faults() == ["2026 - ERROR - half a batch"]
+
+
+def test_a_job_of_a_job_is_stopped_with_it(tmp_path):
+    before = run_ids()
+    inner = (
+        "import sys; from pathlib import Path; from saw.launch import Job;"
+        f"Job(['bash', '-c', {STUBBORN + 'sleep 60'!r}], Path(sys.argv[1]), 60).finish()"
+    )
+    outer = Job([sys.executable, "-c", inner, str(tmp_path / "inner")], tmp_path, time_limit=60)
+    with outer.running():
+        wait_for_processes(tmp_path / "inner" / "running.json")
+    assert run_ids() <= before
+
+
+def test_the_log_of_an_earlier_job_is_kept(tmp_path):
+    for word in ("one", "two"):
+        Job(["echo", word], tmp_path, 20, name="talk").finish(interval=0.1)
+    assert (tmp_path / "talk.1.log").read_text() == "one\n"
+    assert (tmp_path / "talk.log").read_text() == "two\n"

@@ -1,0 +1,117 @@
+"""BFCL's handler for our models, and its entry in BFCL's list of models.
+
+The server applies the checkpoint's own chat template, so the prompt is tokenised as in training. ``BaseHandler`` and
+not ``OSSHandler``: the latter formats and tokenises prompts itself, for which it needs transformers, and starts
+servers, which is :mod:`recipes.toolrl.evaluate`'s business here.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from bfcl_eval.constants.enums import ModelStyle
+from bfcl_eval.constants.model_config import MODEL_CONFIG_MAPPING, ModelConfig
+from bfcl_eval.model_handler.base_handler import BaseHandler
+from bfcl_eval.utils import contain_multi_turn_interaction
+from openai import OpenAI
+
+from recipes.toolrl.bfcl.dialogue import as_python, system_prompt, tool_calls, user_message
+
+#: Our entry in BFCL's list. No underscore: its evaluation takes that for a slash.
+NAME = "saw"
+
+
+class ToolRLHandler(BaseHandler):
+    """Asks an OpenAI-compatible server, in the form of ToolRL's training rows."""
+
+    #: Set by :func:`register`; BFCL makes the handlers, of which it knows no such arguments.
+    served_model = ""
+    max_tokens = 4096
+    client_arguments: dict[str, Any] = {}  # noqa: RUF012
+
+    def __init__(self, model_name: str, temperature: float, registry_name: str, is_fc_model: bool, **kwargs: Any):
+        super().__init__(model_name, temperature, registry_name, is_fc_model, **kwargs)
+        self.model_style = ModelStyle.OPENAI_COMPLETIONS
+        self.client = OpenAI(**self.client_arguments) if self.client_arguments else None
+
+    def decode_ast(self, result: str, language: Any, has_tool_call_tag: bool) -> list[dict[str, dict[str, Any]]]:
+        """For the syntax checker: ``[{name: parameters}, ...]``."""
+        return [{name: parameters} for name, parameters in tool_calls(result)]
+
+    def decode_execute(self, result: str, has_tool_call_tag: bool) -> list[str]:
+        """For the simulated tools: ``["name(key=value)", ...]``."""
+        return [as_python(name, parameters) for name, parameters in tool_calls(result)]
+
+    def _pre_query_processing_prompting(self, test_entry: dict) -> dict:
+        multi_turn = contain_multi_turn_interaction(test_entry["id"])
+        return {"message": [], "function": test_entry["function"], "multi_turn": multi_turn}
+
+    def add_first_turn_message_prompting(self, inference_data: dict, first_turn_message: list[dict]) -> dict:
+        inference_data["message"].extend(first_turn_message)
+        return inference_data
+
+    def _add_next_turn_user_message_prompting(self, inference_data: dict, user_message: list[dict]) -> dict:
+        inference_data["message"].extend(user_message)
+        return inference_data
+
+    def _add_assistant_message_prompting(self, inference_data: dict, model_response_data: dict) -> dict:
+        inference_data["message"].append({"role": "assistant", "content": model_response_data["model_responses"]})
+        return inference_data
+
+    def _add_execution_results_prompting(
+        self, inference_data: dict, execution_results: list[str], model_response_data: dict
+    ) -> dict:
+        calls = model_response_data["model_responses_decoded"]
+        for call, result in zip(calls, execution_results, strict=True):
+            inference_data["message"].append({"role": "tool", "name": call, "content": result})
+        return inference_data
+
+    def _query_prompting(self, inference_data: dict) -> tuple[Any, float]:
+        messages = [
+            {"role": "system", "content": system_prompt(inference_data["function"])},
+            {"role": "user", "content": user_message(inference_data["message"], inference_data["multi_turn"])},
+        ]
+        inference_data["inference_input_log"] = {"messages": messages}
+        started = time.monotonic()
+        if self.client is None:
+            raise RuntimeError("this handler was registered without a server: it can only decode")
+        response = self.client.chat.completions.create(
+            model=self.served_model, messages=messages, temperature=self.temperature, max_tokens=self.max_tokens
+        )
+        return response, time.monotonic() - started
+
+    def _parse_query_response_prompting(self, api_response: Any) -> dict:
+        return {
+            "model_responses": api_response.choices[0].message.content or "",
+            "input_token": api_response.usage.prompt_tokens,
+            "output_token": api_response.usage.completion_tokens,
+        }
+
+
+def register(
+    base_url: str | None = None, served_model: str = "", max_tokens: int = 4096, time_limit: float = 600.0
+) -> None:
+    """Enter our handler into BFCL's list of models.
+
+    Args:
+        base_url (str | None): the server, ``http://host:port/v1``; None to decode and score only.
+        served_model (str): the model's name there.
+        max_tokens (int): most tokens of a reply; the server takes less where the context ends.
+        time_limit (float): seconds for a request.
+    """
+    ToolRLHandler.served_model = served_model
+    ToolRLHandler.max_tokens = max_tokens
+    if base_url is not None:
+        arguments = {"base_url": base_url, "timeout": time_limit, "max_retries": 3}
+        ToolRLHandler.client_arguments = {**arguments, "api_key": os.environ.get("OPENAI_API_KEY", "none")}
+    MODEL_CONFIG_MAPPING[NAME] = ModelConfig(
+        model_name=NAME,
+        display_name=NAME,
+        url="",
+        org="",
+        license="",
+        model_handler=ToolRLHandler,
+        is_fc_model=False,
+    )
