@@ -1,6 +1,7 @@
 """A small made-up tool-calling data set in ToolRL's row format, for the quickstart and the tests.
 
     python -m data_prep.toy_toolrl --out runs/quickstart/data
+    python -m data_prep.toy_toolrl --raw runs/rehearsal/toolrl/raw.json   # for data_prep.toolrl
 
 Rows have the schema of ToolRL's RL split in verl: ``data_source`` (rlla), ``prompt`` (system and user turn),
 ``ability``, ``reward_model.ground_truth`` and ``extra_info``. The tools, the words and the questions are made up and
@@ -98,14 +99,27 @@ def write_splits(folder: Path, train_rows: int = 512, test_rows: int = 64, seed:
     return train, test
 
 
+def write_raw(path: Path, rows: int, seed: int = 0) -> None:
+    """Write rows as ToolRL's raw file has them: a JSON array of ``instruction``, ``input`` and ``output``."""
+    keys = ("instruction", "input", "output")
+    raw = [{key: row["extra_info"][key] for key in keys} for row in make_rows(rows, "raw", seed)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(raw, indent=1))
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for train.parquet and test.parquet")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--out", type=Path, help="folder for train.parquet and test.parquet")
+    where.add_argument("--raw", type=Path, help="a JSON file for --train-rows rows in the original's raw form")
     parser.add_argument("--train-rows", type=int, default=512)
     parser.add_argument("--test-rows", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    if arguments.raw:
+        write_raw(arguments.raw, arguments.train_rows, arguments.seed)
+        return
     write_splits(arguments.out, arguments.train_rows, arguments.test_rows, arguments.seed)
 
 

@@ -1,6 +1,6 @@
 """Evaluate a checkpoint with BFCL v4: start a vLLM server, ask and score in BFCL's environment, several times.
 
-    python -m recipes.toolrl.evaluate --model runs/toolrl/1.5b_saw_gdpo_seed1/hf --out runs/toolrl/1.5b_saw_gdpo_seed1/bfcl
+    python -m recipes.toolrl.evaluate --model runs/toolrl/CELL/hf --out runs/toolrl/CELL/bfcl
 
 Needs ``bash scripts/setup.sh --bfcl``. What is answered is not asked again: a run that was killed goes on where it
 stopped. ``evaluation.json`` holds, for each run, right answers a category, BFCL's own overall accuracy, and how many
@@ -66,8 +66,9 @@ def server(model: str, folder: Path, gpus: int, arguments: list[str]) -> Iterato
     if gpus > 1:
         command += ["--data-parallel-size", str(gpus)]
     if gpus == 0:
-        environment = {"VERL_PLATFORM": "cpu", "TORCHDYNAMO_DISABLE": "1"}  # compiling costs more than it saves
+        environment = {"TORCHDYNAMO_DISABLE": "1"}  # compiling costs more than it saves
         command += ["--dtype", "float32", "--enforce-eager"]
+        command += ["--gpu-memory-utilization", "0.3", "--kv-cache-memory-bytes", str(2**30)]  # of the machine's memory
     job = Job([*command, *arguments], folder, SERVER_LIMIT, environment, name="server")
     with job.running() as process:
         address = f"http://127.0.0.1:{port}"
@@ -186,9 +187,8 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
         stands = json.loads(path.read_text())
         for key, value in settings.items():
             if key != "runs" and stands.get(key) != value:
-                raise SystemExit(
-                    f"{out} holds an evaluation with {key} {stands.get(key)}, not {value}; remove it, or choose another --out"
-                )
+                there = f"{out} holds an evaluation with {key} {stands.get(key)}, not {value}"
+                raise SystemExit(f"{there}; remove it, or choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(settings, indent=2) + "\n")
 

@@ -27,9 +27,9 @@ def scores(categories: Mapping[str, Mapping[str, int]]) -> dict[str, float]:
         categories (Mapping[str, Mapping[str, int]]): ``correct`` and ``total`` of each of :data:`CATEGORIES`.
 
     Returns:
-        dict[str, float]: ``non_live``, the unweighted mean of simple (itself that of three languages), multiple, parallel
-        and parallel_multiple; ``live``, weighted by the items; ``multi_turn``, unweighted: each as BFCL has it. And
-        ``mean_of_parts`` and ``mean_by_items``, the latter weighted by the parts' numbers of items.
+        dict[str, float]: ``non_live``, the unweighted mean of simple (itself that of three languages), multiple,
+        parallel and parallel_multiple; ``live``, weighted by the items; ``multi_turn``, unweighted: each as BFCL has
+        it. And ``mean_of_parts`` and ``mean_by_items``, the latter weighted by the parts' numbers of items.
 
     Raises:
         KeyError: if a category is absent.

@@ -1,16 +1,20 @@
 """Right and broken answers to BFCL's items, made from the package's own ground truth. Runs in BFCL's environment.
 
-    python tests/e2e/bfcl_answers.py right CATEGORY ...      writes below BFCL_PROJECT_ROOT what a model would have said
+python tests/e2e/bfcl_answers.py right CATEGORY ...      writes below BFCL_PROJECT_ROOT what a model would have said
 """
 
 import ast
 import json
 import os
 import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from bfcl_eval.utils import get_directory_structure_by_category, load_dataset_entry, load_ground_truth_entry
 
+from recipes.toolrl.bfcl.dialogue import system_prompt
 from recipes.toolrl.bfcl.handler import NAME
 
 
@@ -26,7 +30,7 @@ def pick(allowed: list):
 
 
 def plain(value):
-    """A value of the ground truth as a model would write it: one level down, a dictionary holds lists of allowed ones."""
+    """A value of the ground truth as a model would write it; one level down, a dictionary holds allowed values."""
     if isinstance(value, dict):
         return {key: pick(allowed) for key, allowed in value.items() if "" not in allowed}
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
@@ -112,24 +116,85 @@ def broken(answer):
     return answer.replace('{"name": "', '{"name": "no_')
 
 
-def main() -> None:
-    kind, *categories = sys.argv[1:]
+def answers(category: str) -> Iterator[tuple[str, Any]]:
+    """Id and right answer of every item."""
+    # with the declared types, not with what the hint for the model makes of them
+    entries = load_dataset_entry(category, include_language_specific_hint=False)
+    for entry, truth in zip(entries, load_ground_truth_entry(category), strict=True):
+        functions = entry["function"] + [f for held in entry.get("missed_function", {}).values() for f in held]
+        if category.startswith("multi_turn"):
+            yield entry["id"], multi_turn(functions, truth["ground_truth"])
+        else:
+            yield entry["id"], single_turn(category, functions, truth["ground_truth"])
+
+
+def write(kind: str, categories: list[str]) -> None:
+    """Write right or broken answers where a model's would be."""
     for category in categories:
         folder = Path(os.environ["BFCL_PROJECT_ROOT"], "result", NAME, get_directory_structure_by_category(category))
         folder.mkdir(parents=True, exist_ok=True)
-        lines = []
-        # with the declared types, not with what the hint for the model makes of them
-        entries = load_dataset_entry(category, include_language_specific_hint=False)
-        for entry, truth in zip(entries, load_ground_truth_entry(category), strict=True):
-            functions = entry["function"] + [f for held in entry.get("missed_function", {}).values() for f in held]
-            if category.startswith("multi_turn"):
-                answer = multi_turn(functions, truth["ground_truth"])
-            else:
-                answer = single_turn(category, functions, truth["ground_truth"])
-            result = answer if kind == "right" else broken(answer)
-            lines.append(json.dumps({"id": entry["id"], "result": result, "latency": 0.0}) + "\n")
+        lines = [
+            json.dumps({"id": name, "result": answer if kind == "right" else broken(answer), "latency": 0.0}) + "\n"
+            for name, answer in answers(category)
+        ]
         (folder / f"BFCL_v4_{category}_result.json").write_text("".join(lines))
 
 
+class Oracle(BaseHTTPRequestHandler):
+    """An OpenAI-compatible server that knows the answers to the first two items of each category."""
+
+    items: list[
+        tuple[str, str, list[str], list[tuple[int, str]]]
+    ]  # id, system prompt, questions, (turn, reply) in order
+    failing = refused = "-"
+
+    def do_POST(self) -> None:
+        system, user = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"]
+        said = user["content"].count("<think> I call. </think>") + user["content"].count("<think> Done. </think>")
+        name, reply = next(
+            (name, replies[said][1])
+            for name, prompt, questions, replies in self.items
+            if system["content"] == prompt
+            and said < len(replies)
+            and all(question in user["content"] for question in questions[: replies[said][0] + 1])
+        )
+        if name.startswith(self.failing):
+            return self.answer(500, {"error": "out of order"})
+        if name == self.refused:
+            return self.answer(400, {"error": "too long"})
+        usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": reply}}
+        content = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+        return self.answer(200, {**content, "usage": usage})
+
+    def answer(self, status: int, content: dict) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments: Any) -> None:
+        """Say nothing."""
+
+
+def serve(port: str, failing: str, refused: str, categories: list[str]) -> None:
+    """Answer until killed."""
+    Oracle.items, Oracle.failing, Oracle.refused = [], failing, refused
+    for category in categories:
+        entries = load_dataset_entry(category)[:2]
+        for entry, (name, answer) in zip(entries, answers(category), strict=False):
+            questions = ["\n".join(message["content"].strip() for message in turn) for turn in entry["question"]]
+            turns = answer if isinstance(answer, list) else [[answer]]
+            replies = [(number, reply) for number, turn in enumerate(turns) for reply in turn]
+            Oracle.items.append((name, system_prompt(entry["function"]), questions, replies))
+    ThreadingHTTPServer(("127.0.0.1", int(port)), Oracle).serve_forever()
+
+
 if __name__ == "__main__":
-    main()
+    match sys.argv[1:]:
+        case ["serve", port, failing, refused, *categories]:
+            serve(port, failing, refused, categories)
+        case [kind, *categories]:
+            write(kind, categories)

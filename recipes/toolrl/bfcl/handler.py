@@ -69,7 +69,7 @@ class ToolRLHandler(BaseHandler):
         return inference_data
 
     def _query_prompting(self, inference_data: dict) -> tuple[Any, float]:
-        messages = [
+        messages: list[Any] = [
             {"role": "system", "content": system_prompt(inference_data["function"])},
             {"role": "user", "content": user_message(inference_data["message"], inference_data["multi_turn"])},
         ]

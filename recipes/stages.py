@@ -1,0 +1,178 @@
+"""Stages of a reproduction: commands that are skipped once they are done, resumed if not, and shown before they run.
+
+What a table's recipe says is which commands; that a killed run loses nothing, that nothing is done twice, and that a
+finished stage is never taken for another's, is said here once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from saw.launch import Job, Run, RunFailed
+from saw.report import step_line
+
+HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command.
+
+    Attributes:
+        name (str): of its log and its marks.
+        folder (Path): for these; the stages of a folder follow each other.
+        command (tuple[str, ...]): Python's arguments, ``-m module ...``.
+        hours (float): after which it is stopped.
+        environment (Mapping[str, str]): added to this process's.
+        trains (bool): it logs metrics, which are shown as they come.
+    """
+
+    name: str
+    folder: Path
+    command: tuple[str, ...]
+    hours: float = 1.0
+    environment: Mapping[str, str] = field(default_factory=dict)
+    trains: bool = False
+
+    @property
+    def _mark(self) -> Path:
+        return self.folder / f"{self.name}.done.json"
+
+    @property
+    def _started(self) -> Path:
+        return self.folder / f"{self.name}.started.json"
+
+    def line(self) -> str:
+        """What a shell would be given."""
+        variables = [f"{key}={shlex.quote(value)}" for key, value in self.environment.items()]
+        return " ".join([*variables, shlex.join(["python", *self.command])])
+
+    def is_done(self) -> bool:
+        """Whether it has been finished.
+
+        Raises:
+            SystemExit: if it was begun or finished with another command: what stands is not what is asked for.
+        """
+        for mark in (self._mark, self._started):
+            if mark.exists() and (stands := json.loads(mark.read_text())["command"]) != list(self.command):
+                ended = "finished" if mark == self._mark else "begun"
+                raise SystemExit(
+                    f"{self.folder} has a stage {self.name} that was {ended} with another command:\n"
+                    f"  there: {shlex.join(stands)}\n  asked: {shlex.join(self.command)}\n"
+                    "remove the folder, or choose another --out"
+                )
+        return self._mark.exists()
+
+    def run(self) -> None:
+        """Do it.
+
+        Raises:
+            RunFailed: if it fails or takes too long.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._started.write_text(json.dumps({"command": self.command}) + "\n")
+        command = [sys.executable, *self.command]
+        started = time.monotonic()
+        if self.trains:
+            run = Run(command, self.folder, self.hours * HOUR, self.environment, self.name, resume=True)
+            with tqdm(desc=f"    {self.name}", unit="step", leave=False, disable=None) as bar:
+
+                def on_step(step: int, metrics: dict[str, Any]) -> None:
+                    if any(key.startswith("saw/") for key in metrics):
+                        bar.write("    " + step_line(step, metrics))
+                        bar.update(1)
+
+                run.follow(on_step)
+        else:
+            Job(command, self.folder, self.hours * HOUR, self.environment, self.name).finish()
+        mark = {"command": self.command, "seconds": round(time.monotonic() - started, 1)}
+        self._mark.write_text(json.dumps(mark) + "\n")
+
+
+def run_all(shared: Sequence[Stage], chains: Mapping[str, Sequence[Stage]], last: Callable[[], None]) -> None:
+    """Run the shared stages, then each chain, then ``last``.
+
+    A chain that fails ends there, and the others go on: a night of trainings is not lost to one.
+
+    Raises:
+        SystemExit: naming what failed, at the end.
+    """
+    for stages in (shared, *chains.values()):  # a stage of another command is found before anything runs
+        for stage in stages:
+            stage.is_done()
+    try:
+        for stage in shared:
+            _run(stage)
+    except RunFailed as failure:
+        raise SystemExit(f"the stage failed: {failure}") from None
+    failures = {}
+    for name, stages in chains.items():
+        try:
+            for stage in stages:
+                _run(stage)
+        except RunFailed as failure:
+            failures[name] = str(failure)
+            print(f"    failed: {failure}", flush=True)
+    last()
+    if failures:
+        raise SystemExit(
+            f"{len(failures)} of {len(chains)} failed: {', '.join(failures)}; the same command goes on there"
+        )
+
+
+def _run(stage: Stage) -> None:
+    print(f"==> {os.path.relpath(stage.folder)}: {stage.name}", flush=True)
+    if stage.is_done():
+        print("    stands from before", flush=True)
+        return
+    print(f"    {stage.line()}", flush=True)
+    started = time.monotonic()
+    stage.run()
+    print(f"    {time.monotonic() - started:.0f} s", flush=True)
+
+
+def show(shared: Sequence[Stage], chains: Mapping[str, Sequence[Stage]]) -> None:
+    """Print every command that would run, the finished ones as such."""
+    for stages in (shared, *chains.values()):
+        for stage in stages:
+            print(f"# {stage.folder.name}: {stage.name}{' (done)' if stage.is_done() else ''}\n{stage.line()}")
+
+
+def gpus_of_a_node() -> int:
+    """GPUs that this machine has."""
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+def gpus_of_the_cluster() -> int:
+    """GPUs of the Ray cluster that RAY_ADDRESS names."""
+    import ray
+
+    ray.init(address=os.environ["RAY_ADDRESS"], logging_level=logging.ERROR)
+    try:
+        return int(ray.cluster_resources().get("GPU", 0))
+    finally:
+        ray.shutdown()
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space of the disk that a folder is on, or will be."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

@@ -1,0 +1,59 @@
+"""Results over seeds and repeated evaluations, as Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+NOT_RUN = "not run"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number, measured several times.
+
+    Attributes:
+        values (tuple[tuple[float, ...], ...]): for each seed, the value of each evaluation of its checkpoint.
+    """
+
+    values: tuple[tuple[float, ...], ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds, of the means over their evaluations."""
+        return statistics.fmean(statistics.fmean(runs) for runs in self.values)
+
+    @property
+    def sd_seeds(self) -> float | None:
+        """Sample standard deviation over the seeds; None where there is one."""
+        return statistics.stdev(statistics.fmean(runs) for runs in self.values) if len(self.values) > 1 else None
+
+    @property
+    def sd_runs(self) -> float | None:
+        """Sample standard deviation over the evaluations of one checkpoint, pooled over the seeds; None without."""
+        spreads = [statistics.variance(runs) for runs in self.values if len(runs) > 1]
+        return statistics.fmean(spreads) ** 0.5 if spreads else None
+
+    def __str__(self) -> str:
+        spread = f" ± {self.sd_seeds:.2f}" if self.sd_seeds is not None else ""
+        within = f" ({self.sd_runs:.2f})" if self.sd_runs is not None else ""
+        return f"{self.mean:.2f}{spread}{within}"
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
+    """A table; the first ``left`` columns hold words, the others numbers."""
+    lines = ["| " + " | ".join(header) + " |"]
+    lines.append("|" + "|".join(["---"] * left + ["---:"] * (len(header) - left)) + "|")
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, object]]) -> None:
+    """One line a row; None becomes an empty cell, a float gets four decimals."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: f"{value:.4f}" if isinstance(value, float) else value for key, value in row.items()})
