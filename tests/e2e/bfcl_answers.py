@@ -185,7 +185,10 @@ def serve(port: str, failing: str, refused: str, categories: list[str]) -> None:
     for category in categories:
         entries = load_dataset_entry(category)[:2]
         for entry, (name, answer) in zip(entries, answers(category), strict=False):
-            questions = ["\n".join(message["content"].strip() for message in turn) for turn in entry["question"]]
+            questions = [
+                "\n".join(message["content"].strip() for message in turn if message["role"] == "user")
+                for turn in entry["question"]
+            ]
             turns = answer if isinstance(answer, list) else [[answer]]
             replies = [(number, reply) for number, turn in enumerate(turns) for reply in turn]
             Oracle.items.append((name, system_prompt(entry["function"]), questions, replies))
