@@ -1,0 +1,283 @@
+"""The judge: asks, waits, asks again, and never makes up a score."""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import json
+import logging
+import math
+import time
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import openai
+from aiolimiter import AsyncLimiter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from saw.judge import prompt
+from saw.judge.cache import Cache
+from saw.judge.options import JudgeError, JudgeOptions
+from saw.judge.replies import BadReply, parse
+
+logger = logging.getLogger(__name__)
+
+#: Bytes of a response that are read; a judge's is a few thousand, and a broken server may send without end.
+LARGEST = 2**20
+#: Faults that are written to the file; the metrics count all of them.
+FAULTS_KEPT = 200
+
+
+class Unanswered(RuntimeError):
+    """A request that got no answer, and is worth another attempt."""
+
+
+class Refused(RuntimeError):
+    """A request that would be refused again."""
+
+
+@dataclass
+class Verdict:
+    """What became of one question.
+
+    Attributes:
+        scores (dict[str, float]): each objective's; NaN for all of them if there is no verdict.
+        fault (str | None): why there is none.
+        requests (int): that were made, repeated ones included.
+        cached (bool): nobody was asked, because the answer was known.
+        seconds (float): from the question to the verdict.
+        input_tokens (int): as the server counts them.
+        output_tokens (int): as the server counts them.
+        dollars (float): by the prices of the options.
+    """
+
+    scores: dict[str, float]
+    fault: str | None = None
+    requests: int = 0
+    cached: bool = False
+    seconds: float = 0.0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    dollars: float = 0.0
+
+
+@dataclass
+class _Reply:
+    text: str | None
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+@dataclass
+class _Tally:
+    """What one question has cost so far."""
+
+    requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    replies: list[str] = field(default_factory=list)
+
+
+class Judge:
+    """Asks an OpenAI-compatible server for scores. One for a process: it holds the limits.
+
+    Args:
+        options (JudgeOptions): which judge, and how.
+
+    Raises:
+        JudgeError: if the options name no server, or a key that is not there.
+    """
+
+    def __init__(self, options: JudgeOptions):
+        if options.base_url is None:
+            raise JudgeError("judge.base_url is not set, and verl serves no judge (reward.reward_model.enable)")
+        self.options = options
+        self._key = options.api_key()
+        self.template = prompt.load(options.prompt_path)
+        self.cache = Cache(Path(options.cache) if options.cache else None)
+        self._client = openai.AsyncOpenAI(
+            base_url=options.base_url, api_key=self._key or "none", max_retries=0, timeout=options.timeout
+        )
+        self._slots = asyncio.Semaphore(options.in_flight)
+        self._pace = AsyncLimiter(options.per_minute, 60.0) if options.per_minute else None
+        self._asking: dict[str, asyncio.Task[Verdict]] = {}
+        self._faults_written = 0
+
+    async def score(self, fields: Mapping[str, str], variant: int = 0) -> Verdict:
+        """Judge one text.
+
+        Args:
+            fields (Mapping[str, str]): what the prompt's template names.
+            variant (int): asks the same question anew, for repeated evaluations.
+
+        Returns:
+            Verdict: with scores, or with NaN and a fault. Never raises for what the server does.
+        """
+        started = time.monotonic()
+        options = self.options
+        settings = [options.model, options.temperature, options.max_tokens, options.extra_body, variant]
+        scale = [options.objectives, options.lowest, options.highest]
+        question = Cache.question(settings, scale, self.template.template, dict(fields))
+        known = self.cache.get(question)
+        if known is not None:
+            return Verdict({name: float(known[name]) for name in options.objectives}, cached=True)
+        task = self._asking.get(question)
+        if task is not None:  # the same question is on its way: one answer serves both
+            verdict = await asyncio.shield(task)
+            seconds = time.monotonic() - started
+            return Verdict(dict(verdict.scores), verdict.fault, cached=verdict.fault is None, seconds=seconds)
+        task = asyncio.ensure_future(self._ask(question, fields))
+        self._asking[question] = task
+        try:
+            verdict = await task
+        finally:
+            del self._asking[question]
+        verdict.seconds = time.monotonic() - started
+        return verdict
+
+    async def _ask(self, question: str, fields: Mapping[str, str]) -> Verdict:
+        tally = _Tally()
+        scores: dict[str, int] | None = None
+        fault = None
+        try:
+            scores = await self._verdict(prompt.fill(self.template, fields), tally)
+            self.cache.put(question, scores)
+        except (BadReply, Unanswered, Refused) as error:
+            fault = self._without_key(str(error))
+            self._write_fault(fault, tally, fields)
+        options = self.options
+        dollars = tally.input_tokens * options.input_price + tally.output_tokens * options.output_price
+        return Verdict(
+            scores={name: float(scores[name]) if scores else math.nan for name in options.objectives},
+            fault=fault,
+            requests=tally.requests,
+            input_tokens=tally.input_tokens,
+            output_tokens=tally.output_tokens,
+            dollars=dollars / 1e6,
+        )
+
+    async def _verdict(self, text: str, tally: _Tally) -> dict[str, int]:
+        """The scores; a reply that holds none is shown to the judge once, with its fault."""
+        options = self.options
+        messages = [{"role": "user", "content": text}]
+        reply = await self._reply(messages, tally)
+        try:
+            return parse(reply, options.objectives, options.lowest, options.highest)
+        except BadReply as fault:
+            messages.append({"role": "assistant", "content": (reply or "")[:2000]})
+            again = f"Your reply could not be used: {fault}. Reply with the JSON object only, in the given format."
+            messages.append({"role": "user", "content": again})
+        reply = await self._reply(messages, tally)
+        return parse(reply, options.objectives, options.lowest, options.highest)
+
+    async def _reply(self, messages: list[dict[str, str]], tally: _Tally) -> str | None:
+        """One answer, after as many attempts as the options allow; waits hold no slot."""
+        retrying = AsyncRetrying(
+            stop=stop_after_attempt(self.options.attempts),
+            wait=self._wait,
+            retry=retry_if_exception_type(Unanswered),
+            reraise=True,
+        )
+        reply = await retrying(self._request, messages, tally)
+        tally.input_tokens += reply.input_tokens
+        tally.output_tokens += reply.output_tokens
+        tally.replies.append((reply.text or "")[:2000])
+        return reply.text
+
+    def _wait(self, state: RetryCallState) -> float:
+        """Seconds before another attempt: what the server asks for, or longer each time, with chance in it."""
+        error = state.outcome.exception() if state.outcome else None
+        asked = getattr(error, "retry_after", None)
+        backoff = wait_random_exponential(multiplier=0.5, max=self.options.longest_wait)(state)
+        # some chance on top, or all that were sent away together come back together
+        seconds = backoff if asked is None else asked + min(backoff, 0.1 * asked + 0.1)
+        return min(seconds, self.options.longest_wait)
+
+    async def _request(self, messages: list[dict[str, str]], tally: _Tally) -> _Reply:
+        async with AsyncExitStack() as stack:
+            if self._pace is not None:
+                await stack.enter_async_context(self._pace)
+            await stack.enter_async_context(self._slots)
+            tally.requests += 1
+            try:
+                async with asyncio.timeout(self.options.timeout):
+                    return await self._send(messages)
+            except TimeoutError as error:
+                raise Unanswered(f"no complete answer within {self.options.timeout:g} s") from error
+            except openai.APIStatusError as error:
+                text = f"HTTP {error.status_code}: {str(error)[:500]}"
+                if error.status_code in (408, 409, 425, 429) or error.status_code >= 500:
+                    unanswered = Unanswered(text)
+                    unanswered.retry_after = _retry_after(error)  # type: ignore[attr-defined]
+                    raise unanswered from error
+                raise Refused(text) from error
+            except (openai.APIError, OSError, ValueError) as error:
+                raise Unanswered(f"{type(error).__name__}: {str(error)[:500]}") from error
+
+    async def _send(self, messages: list[dict[str, str]]) -> _Reply:
+        options = self.options
+        request = self._client.chat.completions.with_streaming_response.create(
+            model=options.model,
+            messages=messages,  # type: ignore[arg-type]
+            temperature=options.temperature,
+            max_tokens=options.max_tokens,
+            extra_body=options.extra_body or None,
+        )
+        body = bytearray()
+        async with request as response:
+            async for chunk in response.iter_bytes():
+                body += chunk
+                if len(body) > LARGEST:
+                    raise ValueError(f"the response is larger than {LARGEST} bytes")
+        return _read(json.loads(body))
+
+    def _without_key(self, text: str) -> str:
+        """A text that may be logged: a server may repeat the key in what it answers."""
+        return text.replace(self._key, "[key]") if self._key else text
+
+    def _write_fault(self, fault: str, tally: _Tally, fields: Mapping[str, str]) -> None:
+        logger.debug("no verdict: %s", fault)
+        if self.options.faults is None or self._faults_written >= FAULTS_KEPT:
+            return
+        self._faults_written += 1
+        short = {name: text[:500] for name, text in fields.items()}
+        line = json.dumps({"time": time.time(), "fault": fault, "replies": tally.replies, "fields": short})
+        path = Path(self.options.faults)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(self._without_key(line) + "\n")
+
+
+def _read(body: Any) -> _Reply:
+    """Text and token counts of a response.
+
+    Raises:
+        ValueError: if it is no chat completion.
+    """
+    try:
+        text = body["choices"][0]["message"]["content"]
+        usage = body.get("usage") or {}
+        reply = _Reply(text, int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ValueError(f"the response is no chat completion: {str(body)[:200]}") from error
+    if text is not None and not isinstance(text, str):
+        raise ValueError(f"the response's content is no text: {str(text)[:200]}")
+    return reply
+
+
+def _retry_after(error: openai.APIStatusError) -> float | None:
+    """Seconds that the server asks to wait, given as seconds or as a date; None if it does not say."""
+    header = error.response.headers.get("retry-after")
+    if header is None:
+        return None
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(header).timestamp() - time.time()
+        except ValueError:
+            return None
+    return max(seconds, 0.0) if math.isfinite(seconds) else None
