@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import shlex
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -21,17 +20,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import requests
-
+from recipes.serve import SERVED, server
 from recipes.toolrl.scores import CATEGORIES, scores
 from saw.launch import Job, RunFailed
 from saw.provenance import commit, machine, versions
 from saw.rewards.toolrl import format_reward
 
-#: Name of the checkpoint at the server that this module starts.
-SERVED = "checkpoint"
-#: Seconds for the server to load the model; for one run's questions, multi-turn ones take hours; for its scores.
-SERVER_LIMIT, ASKING_LIMIT, SCORING_LIMIT = 1800, 12 * 3600, 3600
+#: Seconds for one run's questions, multi-turn ones take hours; for its scores.
+ASKING_LIMIT, SCORING_LIMIT = 12 * 3600, 3600
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -45,48 +41,6 @@ def bfcl_python() -> Path:
     if not (folder / "bin" / "python").exists():
         raise SystemExit(f"no environment for BFCL in {folder}: bash scripts/setup.sh --bfcl makes it")
     return folder / "bin" / "python"
-
-
-@contextmanager
-def server(model: str, folder: Path, gpus: int, arguments: list[str]) -> Iterator[str]:
-    """Serve a model with vLLM while the block runs, one copy a GPU.
-
-    Yields:
-        str: the address, ``http://127.0.0.1:PORT/v1``.
-
-    Raises:
-        RunFailed: if the server ends, or is not there in time.
-    """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model, "--served-model-name", SERVED]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
-    environment = {}
-    if gpus > 1:
-        command += ["--data-parallel-size", str(gpus)]
-    if gpus == 0:
-        environment = {"TORCHDYNAMO_DISABLE": "1"}  # compiling costs more than it saves
-        command += ["--dtype", "float32", "--enforce-eager"]
-        command += ["--gpu-memory-utilization", "0.3", "--kv-cache-memory-bytes", str(2**30)]  # of the machine's memory
-    job = Job([*command, *arguments], folder, SERVER_LIMIT, environment, name="server")
-    with job.running() as process:
-        address = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + SERVER_LIMIT
-        while not _healthy(address):
-            if process.poll() is not None:
-                raise RunFailed(f"the vLLM server ended with exit code {process.returncode}; {job.log_end()}")
-            if time.monotonic() > deadline:
-                raise RunFailed(f"the vLLM server was not ready after {SERVER_LIMIT} s; {job.log_end()}")
-            time.sleep(1)
-        yield f"{address}/v1"
-
-
-def _healthy(address: str) -> bool:
-    try:
-        return requests.get(f"{address}/health", timeout=5).status_code == 200
-    except requests.RequestException:
-        return False
 
 
 def bfcl(what: str, folder: Path, arguments: list[str], time_limit: float) -> None:

@@ -181,7 +181,7 @@ class Judge:
             retry=retry_if_exception_type(Unanswered),
             reraise=True,
         )
-        reply = await retrying(self._request, messages, tally)
+        reply: _Reply = await retrying(self._request, messages, tally)
         tally.input_tokens += reply.input_tokens
         tally.output_tokens += reply.output_tokens
         tally.replies.append((reply.text or "")[:2000])

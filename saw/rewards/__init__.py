@@ -6,9 +6,13 @@ from typing import Any, TypeVar
 Function = TypeVar("Function", bound=Callable[..., Any])
 #: ``bounds(step, **reward_kwargs)`` gives the smallest and largest value of each objective that is on.
 Bounds = Callable[..., Mapping[str, tuple[float, float]]]
+#: ``check(**reward_kwargs)`` raises a ValueError for arguments that cannot work.
+Check = Callable[..., None]
 
 
-def returns(*objectives: str, bounds: Bounds | None = None) -> Callable[[Function], Function]:
+def returns(
+    *objectives: str, bounds: Bounds | None = None, check: Check | None = None
+) -> Callable[[Function], Function]:
     """Declare which objectives a reward function returns, so that another one is refused before Ray starts.
 
     With ``bounds`` the reward function also states their ranges, which may depend on the training step and on its
@@ -17,6 +21,7 @@ def returns(*objectives: str, bounds: Bounds | None = None) -> Callable[[Functio
     Args:
         objectives (str): their names.
         bounds (Bounds | None): their ranges.
+        check (Check | None): looks at the reward function's arguments before anything is started.
 
     Returns:
         Callable: a decorator that leaves the function as it is.
@@ -25,6 +30,7 @@ def returns(*objectives: str, bounds: Bounds | None = None) -> Callable[[Functio
     def declare(function: Function) -> Function:
         function.objectives = objectives  # type: ignore[attr-defined]
         function.bounds = bounds  # type: ignore[attr-defined]
+        function.check = check  # type: ignore[attr-defined]
         return function
 
     return declare

@@ -1,13 +1,14 @@
 """The metrics of every step and validation, under names that do not change.
 
 For each objective: ``saw/<objective>/{mean,std,min,max,cv,weight,zero_spread,missing}`` in training, and
-``saw-val/<objective>/{mean,std,min,max,missing}`` in validation. A value that does not exist (the mean of an
-objective that is missing for all samples) is NaN.
+``saw-val/<objective>/{mean,std,min,max,missing}`` in validation. What a judge cost is ``judge/...``. A value that does
+not exist (the mean of an objective that is missing for all samples) is NaN.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -49,3 +50,29 @@ def validation_metrics(infos: Mapping[str, Sequence[float | None]], names: Seque
             f"saw-val/{name}/missing": float(len(values) - len(present)),
         }
     return metrics
+
+
+#: What a reward function may say of a sample beside its rewards, under ``judge_<name>``, and how it is summed up.
+_JUDGE_SUMS = ("requests", "input_tokens", "output_tokens", "dollars")
+
+
+def judge_metrics(infos: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What the judge of one step cost: sums over the samples, the share that was known, and the latency.
+
+    Args:
+        infos (Sequence[Mapping]): the reward function's dict of each sample.
+
+    Returns:
+        dict[str, float]: empty if no judge was asked.
+    """
+    if not infos or "judge_seconds" not in infos[0]:
+        return {}
+    columns = {name: np.array([info[f"judge_{name}"] for info in infos]) for name in (*_JUDGE_SUMS, "cached")}
+    seconds = np.array([info["judge_seconds"] for info in infos])
+    return {
+        **{f"judge/{name}": float(columns[name].sum()) for name in _JUDGE_SUMS},
+        "judge/hit_rate": float(columns["cached"].mean()),
+        "judge/seconds/mean": float(seconds.mean()),
+        "judge/seconds/p95": float(np.quantile(seconds, 0.95)),
+        "judge/seconds/max": float(seconds.max()),
+    }

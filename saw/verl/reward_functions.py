@@ -12,6 +12,7 @@ from typing import Any
 
 from saw.rewards import returns
 from saw.rewards import toolrl as toolrl_rewards
+from saw.verl import judge as judges
 
 
 def toolrl_bounds(step: int, options: Mapping[str, Any] | None = None) -> Mapping[str, tuple[float, float]]:
@@ -29,3 +30,37 @@ def toolrl(
 ) -> dict[str, float]:
     """ToolRL's rewards, see :mod:`saw.rewards.toolrl`; ``options`` are :class:`saw.rewards.toolrl.Options`."""
     return toolrl_rewards.score(solution_str, ground_truth, options, step=(extra_info or {}).get("global_step", 0))
+
+
+def tldr_bounds(step: int, judge: Mapping[str, Any] | None = None) -> Mapping[str, tuple[float, float]]:
+    """Ranges of the judge's scores."""
+    options = judges.options_of(judge, router=None)
+    return {name: (float(options.lowest), float(options.highest)) for name in options.objectives}
+
+
+@returns("quality", "conciseness", bounds=tldr_bounds, check=judges.check)
+async def tldr(
+    data_source: str,
+    solution_str: str,
+    ground_truth: str,
+    extra_info: Mapping[str, Any] | None = None,
+    judge: Mapping[str, Any] | None = None,
+    reward_router_address: str | None = None,
+    reward_model_tokenizer: Any = None,
+) -> dict[str, float]:
+    """An LLM judge's scores of a summary, NaN where it gave none; ``judge`` are :class:`saw.judge.JudgeOptions`.
+
+    What the question cost stands beside them, under names that begin with ``judge_``, for the metrics.
+    """
+    post = (extra_info or {})["post"]
+    fields = {"reddit_text": post, "human_summary": ground_truth, "model_summary": solution_str}
+    verdict = await judges.ask(judges.options_of(judge, reward_router_address), fields)
+    return {
+        **verdict.scores,
+        "judge_requests": float(verdict.requests),
+        "judge_cached": float(verdict.cached),
+        "judge_seconds": verdict.seconds,
+        "judge_input_tokens": float(verdict.input_tokens),
+        "judge_output_tokens": float(verdict.output_tokens),
+        "judge_dollars": verdict.dollars,
+    }

@@ -37,13 +37,12 @@ def _number(info: Mapping[str, Any], name: str) -> float:
     return math.nan if value is None else float(value)
 
 
-def checked_objective_matrix(data: TensorDict, settings: Settings) -> Tensor:
+def checked_objective_matrix(infos: Sequence[Mapping[str, Any]], settings: Settings) -> Tensor:
     """Like :func:`objective_matrix`, after a check that the reward function returned every objective.
 
     Raises:
         ConfigError: if a row lacks an objective (a missing *value* is NaN or None under the objective's name).
     """
-    infos = reward_infos(data)
     for info in infos:
         check_returned(settings, info)
     return _matrix(infos, settings.names)

@@ -69,6 +69,8 @@ class Settings(BaseModel):
         kl_in_reward (Literal["combined", "grpo_only"]): who feels verl's ``algorithm.use_kl_in_reward``. Combined: the
             penalty is taken off the combined reward; for the methods that have one. grpo_only: as in the released
             code, where plain ``grpo`` feels it and the other methods do not.
+        max_missing (float): largest share of a step's samples that may lack a reward; above it the training stops, with
+            a checkpoint of the step before.
         poll_interval (float): seconds between two looks for finished rollouts; verl's own is 2.0, which adds a
             second to a step on average.
     """
@@ -79,6 +81,7 @@ class Settings(BaseModel):
     objectives: tuple[Objective, ...] = Field(min_length=1)
     options: Options = Options()
     kl_in_reward: Literal["combined", "grpo_only"] = "combined"
+    max_missing: float = Field(default=1.0, ge=0.0, le=1.0)
     poll_interval: float = Field(default=0.2, gt=0.0)
 
     @field_validator("method")
@@ -219,7 +222,7 @@ def ranges_at(config: DictConfig, settings: Settings, step: int) -> list[tuple[f
     """
     function = _reward_function(config)
     declare = getattr(function, "bounds", None)
-    declared = declare(step, **config.reward.custom_reward_function.get("reward_kwargs", {})) if declare else {}
+    declared = declare(step, **_reward_kwargs(config)) if declare else {}
     ranges = []
     for objective in settings.objectives:
         low, high = declared.get(objective.name, (None, math.inf))
@@ -239,6 +242,13 @@ def _reward_function(config: DictConfig) -> Any:
     return None if custom.path is None else load_extern_object(module_path=custom.path, object_name=custom.name)
 
 
+def _reward_kwargs(config: DictConfig) -> dict[str, Any]:
+    """What verl hands the reward function beside a sample."""
+    kwargs = config.reward.custom_reward_function.get("reward_kwargs", {})
+    plain: Any = OmegaConf.to_container(kwargs, resolve=True) if isinstance(kwargs, DictConfig) else kwargs
+    return dict(plain)
+
+
 def _check_reward_function(config: DictConfig, settings: Settings) -> None:
     """Compare the objectives with what the reward function returns, and see that all have a minimum.
 
@@ -246,12 +256,18 @@ def _check_reward_function(config: DictConfig, settings: Settings) -> None:
     not is tried on the first training row, with the reference as the response. An asynchronous one is left alone, as
     it may cost money; the trainer checks its first rewards.
     """
-    function = _reward_function(config)
+    function, model = _reward_function(config), config.reward.reward_model
     if function is not None:
+        if (check := getattr(function, "check", None)) is not None:
+            try:
+                check(**_reward_kwargs(config), **({"reward_router_address": "0:0"} if model.enable else {}))
+            except ValueError as fault:
+                key = "reward.custom_reward_function.reward_kwargs"
+                raise ConfigError("\n".join(f"{key}.{line}" for line in str(fault).splitlines())) from None
         returned = getattr(function, "objectives", None)
         if getattr(function, "bounds", None) is not None:  # with these arguments, an objective may be off
-            returned = function.bounds(0, **config.reward.custom_reward_function.get("reward_kwargs", {}))
-        if returned is None and not inspect.iscoroutinefunction(function) and not config.reward.reward_model.enable:
+            returned = function.bounds(0, **_reward_kwargs(config))
+        if returned is None and not inspect.iscoroutinefunction(function) and not model.enable:
             returned = _try_on_first_row(function, config)
         if returned is not None:
             check_returned(settings, returned)
@@ -272,7 +288,7 @@ def _try_on_first_row(function: Callable[..., Any], config: DictConfig) -> Mappi
             solution_str=str(truth),
             ground_truth=truth,
             extra_info=row.get("extra_info") or {},
-            **config.reward.custom_reward_function.get("reward_kwargs", {}),
+            **_reward_kwargs(config),
         )
     except Exception as error:
         error.add_note(

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
+import torch
 import transfer_queue as tq
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from saw.verl import metrics as objective_metrics
+from saw.verl import samples
 from saw.verl.estimator import StepRewards, rewards_of_step
 from saw.verl.replay_buffer import MultiRewardReplayBuffer
-from saw.verl.rows import checked_objective_matrix, scored_rows
+from saw.verl.rows import checked_objective_matrix, reward_infos, scored_rows
 from saw.verl.settings import NAME, ConfigError, check_config, ranges_at
 
 logger = logging.getLogger(__name__)
+
+
+class TooManyMissing(RuntimeError):
+    """More of a step's rewards are missing than ``saw.max_missing`` allows."""
 
 
 @register_trainer(NAME)
@@ -30,6 +37,8 @@ class SAWTrainer(PPOTrainerSync):
             raise ConfigError(f"trainer.v1.trainer_mode is {config.trainer.v1.trainer_mode!r}; expected {NAME!r}")
         self.settings = settings
         self._reported: set[str] = set()
+        self._dataloader_before: dict | None = None
+        self._val_texts: tuple[list[str], list[str]] = ([], [])
         super().__init__(config)
 
     def _build_replay_buffer(self) -> ReplayBuffer:
@@ -40,9 +49,17 @@ class SAWTrainer(PPOTrainerSync):
             return stock  # the user's own sampler, trainer.v1.sampler.custom_sampler
         return MultiRewardReplayBuffer.from_stock(stock, self.settings.names, self.settings.poll_interval)
 
+    def on_step_begin(self):
+        """Remember where the data stands, for a checkpoint of the step before this one."""
+        super().on_step_begin()
+        if self.train_dataloader_it is not None:
+            self._dataloader_before = self.train_dataloader.state_dict()
+
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         ranges = ranges_at(self.config, self.settings, self.global_steps)
-        with rewards_of_step(self._rewards(batch, [low for low, _ in ranges])) as step:
+        rewards = self._rewards(batch, [low for low, _ in ranges], metrics)
+        self._stop_if_too_many_are_missing(rewards)
+        with rewards_of_step(rewards) as step:
             batch = super()._compute_advantage(batch, metrics)
         if step.advantage is None:
             raise RuntimeError("verl computed advantages without the estimator 'saw'; is algorithm.adv_estimator set?")
@@ -50,7 +67,38 @@ class SAWTrainer(PPOTrainerSync):
         metrics.update(objective_metrics.training_metrics(step.advantage, self.settings.names))
         return batch
 
-    def _rewards(self, batch: KVBatchMeta, minima: list[float]) -> StepRewards:
+    def _stop_if_too_many_are_missing(self, step: StepRewards) -> None:
+        missing = step.rewards[step.scored].isnan().double().mean(dim=0).tolist()
+        worst = max(range(len(missing)), key=missing.__getitem__)
+        if missing[worst] <= self.settings.max_missing:
+            return
+        kept = self._save_step_before()
+        raise TooManyMissing(
+            f"step {self.global_steps}: {missing[worst]:.1%} of the samples have no reward "
+            f"{self.settings.names[worst]!r}, and saw.max_missing is {self.settings.max_missing:g}. {kept} "
+            f"The reasons: {self._faults_file() or 'the log of the reward workers'}"
+        )
+
+    def _save_step_before(self) -> str:
+        """Save a checkpoint from which this step is done again; say what there is."""
+        step = self.global_steps - 1
+        folder = Path(self.config.trainer.default_local_dir) / f"global_step_{step}"
+        if step == 0:
+            return "No step has been done before it."
+        if not folder.exists() and self._dataloader_before is not None:
+            self.global_steps = step
+            try:
+                self._save_checkpoint()
+            finally:
+                self.global_steps = step + 1
+            torch.save(self._dataloader_before, folder / "data.pt")  # this step's prompts have been drawn already
+        return f"The training goes on from {folder} with the same command."
+
+    def _faults_file(self) -> str | None:
+        key = "reward.custom_reward_function.reward_kwargs.judge.faults"
+        return OmegaConf.select(self.config, key, default=None)
+
+    def _rewards(self, batch: KVBatchMeta, minima: list[float], metrics: dict) -> StepRewards:
         data = tq.kv_batch_get(
             keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields", "rm_scores"]
         )
@@ -61,10 +109,12 @@ class SAWTrainer(PPOTrainerSync):
                 f"set reward.reward_manager.name={NAME}, which allows for missing rewards"
             )
         scored, of_row = scored_rows(batch.keys, batch.tags)
+        infos = reward_infos(data)
+        metrics.update(objective_metrics.judge_metrics([infos[row] for row in scored.tolist()]))
         return StepRewards(
             settings=self.settings,
             minima=minima,
-            rewards=checked_objective_matrix(data, self.settings),
+            rewards=checked_objective_matrix(infos, self.settings),
             scored=scored,
             scored_of_row=of_row,
             scores=scores if self.config.algorithm.use_kl_in_reward and self.settings.feels_kl_in_reward else None,
@@ -77,6 +127,10 @@ class SAWTrainer(PPOTrainerSync):
                 logger.warning(
                     "the reward of %r is %g, above its stated maximum %g (reported once)", name, value, maximum
                 )
+
+    def _maybe_log_val_generations(self, inputs, outputs, scores):
+        super()._maybe_log_val_generations(inputs, outputs, scores)
+        self._val_texts = (inputs, outputs)  # their rewards are known in _val_metrics_update
 
     def _val_metrics_update(
         self, data_sources, sample_uids, reward_extra_infos_dict, sample_turns, expected_acc_counts=None
@@ -91,6 +145,7 @@ class SAWTrainer(PPOTrainerSync):
                 raise ConfigError(
                     f"the reward function returned no {name!r} in validation; it returned {sorted(infos)}"
                 )
+        samples.log(self.config.trainer, self.global_steps, *self._val_texts, infos, self.settings.names)
         metrics = super()._val_metrics_update(
             data_sources, sample_uids, infos, sample_turns, expected_acc_counts=expected_acc_counts
         )

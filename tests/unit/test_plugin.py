@@ -14,7 +14,7 @@ from saw.verl.estimator import StepRewards, estimate, rewards_of_step
 from saw.verl.metrics import training_metrics, validation_metrics
 from saw.verl.replay_buffer import has_spread
 from saw.verl.reward_manager import MultiRewardManager, finite_score, with_finite_score
-from saw.verl.rows import checked_objective_matrix, objective_matrix, scored_rows
+from saw.verl.rows import checked_objective_matrix, objective_matrix, reward_infos, scored_rows
 from saw.verl.settings import ConfigError, Settings
 from tests.configs import compose
 
@@ -55,7 +55,7 @@ def test_an_objective_that_is_not_returned_is_named():
     with pytest.raises(
         ConfigError, match="'correctness', which the reward function does not return; it returns format, x"
     ):
-        checked_objective_matrix(data, SETTINGS)
+        checked_objective_matrix(reward_infos(data), SETTINGS)
 
 
 # ---------------------------------------------------------------- estimator
