@@ -110,9 +110,7 @@ def run_all(shared: Sequence[Stage], chains: Mapping[str, Sequence[Stage]], last
     Raises:
         SystemExit: naming what failed, at the end.
     """
-    for stages in (shared, *chains.values()):  # a stage of another command is found before anything runs
-        for stage in stages:
-            stage.is_done()
+    check_marks(shared, chains)
     try:
         for stage in shared:
             _run(stage)
@@ -131,6 +129,17 @@ def run_all(shared: Sequence[Stage], chains: Mapping[str, Sequence[Stage]], last
         raise SystemExit(
             f"{len(failures)} of {len(chains)} failed: {', '.join(failures)}; the same command goes on there"
         )
+
+
+def check_marks(shared: Sequence[Stage], chains: Mapping[str, Sequence[Stage]]) -> None:
+    """Find a stage that was begun or finished with another command, before anything runs.
+
+    Raises:
+        SystemExit: if there is one.
+    """
+    for stages in (shared, *chains.values()):
+        for stage in stages:
+            stage.is_done()
 
 
 def _run(stage: Stage) -> None:

@@ -1,6 +1,7 @@
 """A small Qwen2 with a tokenizer of its own, warmed up on spoilt answers.
 
     python -m recipes.quickstart.toy_model --out runs/quickstart/model
+    python -m recipes.quickstart.toy_model --out runs/rehearsal/tldr/model --task tldr     # summaries, not tool calls
 
 It stands in for a downloaded model: a Hugging Face folder like any other. The warm-up is supervised and short. Some
 of its answers have a spoilt format, some a wrong parameter, so that the model starts with both rewards above nothing
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,6 +22,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from data_prep import tldr
+from data_prep.toy_tldr import make_posts
 from data_prep.toy_toolrl import TOOLS, make_rows, tool_turn
 
 logger = logging.getLogger(__name__)
@@ -78,28 +82,46 @@ def spoil(output: str, chance: random.Random, spoilt_format: float, wrong_value:
     return output
 
 
+def ramble(summary: str, chance: random.Random) -> str:
+    """Give a summary a word too few or some too many, or leave it."""
+    words = summary.split()
+    if chance.random() < 0.5:
+        words.pop(chance.randrange(len(words)))
+    if chance.random() < 0.5:
+        words += ["and", "so", "on"] * chance.randint(1, 3)
+    return " ".join(words)
+
+
+#: A question as a chat, and its answer.
+Example = tuple[list[dict[str, str]], str]
+
+
+def examples(task: str, number: int, seed: int) -> list[Example]:
+    """Questions with right answers: tool calls in ToolRL's form (toolrl), or summaries of posts (tldr)."""
+    if task == "toolrl":
+        return [(row["prompt"], row["reward_model"]["ground_truth"]) for row in make_rows(number, "warm-up", seed=seed)]
+    posts = make_posts(min(number, 1024), seed=seed)
+    return [(tldr.prompt(post["prompt"].removesuffix("TL;DR:").strip()), post["completion"]) for post in posts]
+
+
 def warm_up(
     model: Qwen2ForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
+    rows: list[Example],
+    spoilt: Callable[[str, random.Random], str],
     *,
     steps: int,
     batch_size: int,
-    spoilt_format: float,
-    wrong_value: float,
     seed: int,
 ) -> None:
     """Train on spoilt answers, the loss on the answers only."""
     chance = random.Random(seed)
-    rows = make_rows(2048, "warm-up", seed=seed + 100)
     peak = 6e-3  # many small steps at a high rate: what makes so small a model attend to the question
     optimiser = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, peak, total_steps=steps, pct_start=0.1)
     model.train()
     for _ in tqdm(range(steps), desc="    warm-up", leave=False, disable=None):
-        batch = [
-            (row["prompt"], spoil(row["reward_model"]["ground_truth"], chance, spoilt_format, wrong_value))
-            for row in chance.sample(rows, batch_size)
-        ]
+        batch = [(prompt, spoilt(answer, chance)) for prompt, answer in chance.sample(rows, batch_size)]
         ids, labels = encode(tokenizer, batch)
         loss = model(input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long(), labels=labels).loss
         loss.backward()
@@ -128,6 +150,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, batch: list[tuple[list[dict], str
 def make_toy_model(
     folder: Path,
     *,
+    task: str = "toolrl",
     steps: int = 300,
     batch_size: int = 16,
     spoilt_format: float = 0.5,
@@ -138,31 +161,28 @@ def make_toy_model(
 
     Args:
         folder (Path): where the Hugging Face folder goes.
+        task (str): toolrl or tldr.
         steps (int): supervised steps; 0 leaves random weights.
         batch_size (int): rows a step.
-        spoilt_format (float): share of the answers with a spoilt format.
-        wrong_value (float): share of the tool calls whose value is drawn at random.
+        spoilt_format (float): share of the answers with a spoilt format (toolrl).
+        wrong_value (float): share of the tool calls whose value is drawn at random (toolrl).
         seed (int): of weights and data.
 
     Returns:
         Path: the folder.
     """
     torch.manual_seed(seed)
-    rows = make_rows(512, "tokenizer", seed=seed)
-    texts = [turn["content"] for row in rows for turn in row["prompt"]]
-    texts += [row["reward_model"]["ground_truth"] for row in rows]
+    rows = examples(task, 512, seed)
+    texts = [turn["content"] for prompt, _ in rows for turn in prompt] + [answer for _, answer in rows]
     tokenizer = train_tokenizer(texts)
     model = make_model(len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id)
     if steps:
-        warm_up(
-            model,
-            tokenizer,
-            steps=steps,
-            batch_size=batch_size,
-            spoilt_format=spoilt_format,
-            wrong_value=wrong_value,
-            seed=seed,
-        )
+
+        def spoilt(answer: str, chance: random.Random) -> str:
+            return spoil(answer, chance, spoilt_format, wrong_value) if task == "toolrl" else ramble(answer, chance)
+
+        rows = examples(task, 2048, seed + 100)
+        warm_up(model, tokenizer, rows, spoilt, steps=steps, batch_size=batch_size, seed=seed)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
@@ -173,6 +193,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the model")
+    parser.add_argument("--task", choices=("toolrl", "tldr"), default="toolrl", help="what it is warmed up on")
     parser.add_argument("--steps", type=int, default=300, help="supervised warm-up steps")
     parser.add_argument("--spoilt-format", type=float, default=0.5, help="share of answers with a spoilt format")
     parser.add_argument("--wrong-value", type=float, default=0.5, help="share of tool calls with a random value")
@@ -181,6 +202,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     make_toy_model(
         arguments.out,
+        task=arguments.task,
         steps=arguments.steps,
         spoilt_format=arguments.spoilt_format,
         wrong_value=arguments.wrong_value,

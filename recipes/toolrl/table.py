@@ -13,12 +13,11 @@ from typing import Any
 
 import yaml
 
+from recipes.reproduce import KLS, METHODS
 from recipes.table import NOT_RUN, Measurement, markdown, write_csv
 from recipes.toolrl.scores import CATEGORIES, scores
 
 SIZES = ("1.5b", "3b")
-METHODS = ("grpo", "saw_grpo", "gdpo", "saw_gdpo")
-KLS = ("controlled", "as_released")
 PAPER = Path(__file__).resolve().parents[2] / "results" / "paper.yaml"
 #: Column -> its heading.
 COLUMNS = {
@@ -136,18 +135,22 @@ def _provenance(found: dict[Cell, dict[int, dict[str, Any]]]) -> list[str]:
     return lines
 
 
+def write_table(runs: Path, out: Path) -> None:
+    """Write ``table1.md`` and ``table1.csv``, and print the former."""
+    out.mkdir(parents=True, exist_ok=True)
+    text, rows = make_table(runs)
+    (out / "table1.md").write_text(text)
+    write_csv(out / "table1.csv", rows)
+    print(text)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True, help="the folder that the reproduction wrote")
     parser.add_argument("--out", type=Path, help="folder for table1.md and table1.csv; that of --runs if absent")
     arguments = parser.parse_args()
-    out = arguments.out or arguments.runs
-    out.mkdir(parents=True, exist_ok=True)
-    text, rows = make_table(arguments.runs)
-    (out / "table1.md").write_text(text)
-    write_csv(out / "table1.csv", rows)
-    print(text)
+    write_table(arguments.runs, arguments.out or arguments.runs)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from recipes import merge
+from recipes import reproduce as common
 from recipes.toolrl import reproduce
 from saw.verl.settings import check_config
 from tests.configs import compose
@@ -12,8 +13,8 @@ from tests.configs import compose
 @pytest.fixture
 def ready(monkeypatch, tmp_path):
     """A machine with four GPUs, disk space and BFCL's environment."""
-    monkeypatch.setattr(reproduce, "gpus_of_a_node", lambda: 4)
-    monkeypatch.setattr(reproduce, "free_bytes", lambda folder: 1e15)
+    monkeypatch.setattr(common, "gpus_of_a_node", lambda: 4)
+    monkeypatch.setattr(common, "free_bytes", lambda folder: 1e15)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     (tmp_path / "bfcl" / "bin").mkdir(parents=True)
     (tmp_path / "bfcl" / "bin" / "python").touch()
@@ -86,7 +87,7 @@ def test_what_is_missing_is_named(ready, options, fault):
 def test_disk_space_is_counted_for_what_is_left_to_do(ready, monkeypatch):
     need = 1.54e9 * (2 * 12 + 4)
     arguments = reproduce.parse([*ready, "--model", "1.5b", "--method", "grpo", "--seeds", "1,2"])
-    monkeypatch.setattr(reproduce, "free_bytes", lambda folder: 1.5 * need)
+    monkeypatch.setattr(common, "free_bytes", lambda folder: 1.5 * need)
     (fault,) = reproduce.check(arguments)
     assert fault.startswith("disk: 86 GB needed")
     done = arguments.out / "1.5b_grpo_controlled_seed1"

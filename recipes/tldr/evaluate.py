@@ -1,0 +1,252 @@
+"""Evaluate a checkpoint on held-out posts: write summaries, have them judged, several times.
+
+    python -m recipes.tldr.evaluate --model FOLDER/hf --data runs/tldr/data/test.parquet --out FOLDER/judged
+
+The judge and its rubric are those of the training (``--judge gemini``); ``--second-judge openai`` names another one
+beside it, and how far the two agree is reported: a model that was trained on a judge has learned that judge's taste.
+Judges are the files of ``configs/judge``; KEY=VALUE overrides hold for the first. Summaries are written once, and
+verdicts are kept in the judge's cache: a run that was killed goes on, and pays for nothing twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import shlex
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import openai
+import pyarrow.parquet as pq
+from omegaconf import OmegaConf
+from rouge_score import rouge_scorer
+from scipy.stats import spearmanr
+from tqdm import tqdm
+
+from recipes.compose import compose
+from recipes.serve import SERVED, server
+from saw.judge import Judge, JudgeOptions, Verdict
+from saw.judge.options import JudgeError
+from saw.launch import RunFailed
+from saw.provenance import commit, machine, versions
+
+ROUGE = ("rouge1", "rouge2", "rougeL")
+#: Share of the summaries that may lack a verdict; an evaluation with more is none.
+MAX_MISSING = 0.05
+
+
+def judge_options(name: str, overrides: Sequence[str], faults: Path) -> JudgeOptions:
+    """A judge of ``configs/judge``.
+
+    Raises:
+        JudgeError: if it cannot work here.
+    """
+    config = compose("objectives=tldr", f"judge={name}", *overrides)
+    section = config.reward.custom_reward_function.reward_kwargs.judge
+    section.faults = str(faults)
+    options = JudgeOptions.of(OmegaConf.to_container(section, resolve=True))  # type: ignore[arg-type]
+    if options.base_url is None:
+        raise JudgeError(
+            f"--judge {name}: it is served by verl while it trains; serve it with vLLM and use judge=server"
+        )
+    return options
+
+
+async def summarise(rows: list[dict[str, Any]], address: str, arguments: argparse.Namespace, seed: int) -> list[str]:
+    """One summary of each post."""
+    client = openai.AsyncOpenAI(base_url=address, api_key="none", timeout=600, max_retries=3)
+    slots = asyncio.Semaphore(arguments.threads)
+
+    async def one(row: dict[str, Any]) -> str:
+        async with slots:
+            response = await client.chat.completions.create(
+                model=SERVED,
+                messages=row["prompt"],
+                temperature=arguments.temperature,
+                max_tokens=arguments.max_tokens,
+                seed=seed,
+            )
+        return response.choices[0].message.content or ""
+
+    return list(await asyncio.gather(*(one(row) for row in rows)))
+
+
+async def judge_all(judge: Judge, rows: list[dict[str, Any]], summaries: list[str], variant: int) -> list[Verdict]:
+    """A verdict on each summary."""
+    bar = tqdm(total=len(rows), desc=f"    {judge.options.model}", leave=False, disable=None)
+
+    async def one(row: dict[str, Any], summary: str) -> Verdict:
+        fields = {
+            "reddit_text": row["extra_info"]["post"],
+            "human_summary": row["reward_model"]["ground_truth"],
+            "model_summary": summary,
+        }
+        verdict = await judge.score(fields, variant)
+        bar.update()
+        return verdict
+
+    with bar:
+        return list(await asyncio.gather(*(one(row, summary) for row, summary in zip(rows, summaries, strict=True))))
+
+
+def describe(verdicts: list[Verdict], objectives: Sequence[str]) -> dict[str, Any]:
+    """Mean scores of the summaries that have a verdict, and what they cost."""
+    present = [verdict.scores for verdict in verdicts if verdict.fault is None]
+    means = {name: statistics.fmean(scores[name] for scores in present) for name in objectives} if present else {}
+    return {
+        **means,
+        "total": sum(means.values()) if means else math.nan,
+        "missing": len(verdicts) - len(present),
+        "requests": sum(verdict.requests for verdict in verdicts),
+        "dollars": sum(verdict.dollars for verdict in verdicts),
+    }
+
+
+def agreement(first: list[Verdict], second: list[Verdict], objectives: Sequence[str]) -> dict[str, dict[str, float]]:
+    """How far two judges agree on the summaries that both have judged.
+
+    Returns:
+        dict[str, dict[str, float]]: for each objective the number of pairs ``n``, the share of equal scores, of scores
+        that are at most one apart, Spearman's rank correlation (NaN where a judge gives one score only), and the mean
+        of the second less the first.
+    """
+    result = {}
+    for name in objectives:
+        pairs = [
+            (one.scores[name], two.scores[name])
+            for one, two in zip(first, second, strict=True)
+            if one.fault is None and two.fault is None
+        ]
+        ones, twos = [one for one, _ in pairs], [two for _, two in pairs]
+        varied = len(set(ones)) > 1 and len(set(twos)) > 1
+        result[name] = {
+            "n": len(pairs),
+            "equal": statistics.fmean(one == two for one, two in pairs) if pairs else math.nan,
+            "within_one": statistics.fmean(abs(one - two) <= 1 for one, two in pairs) if pairs else math.nan,
+            "spearman": float(spearmanr(ones, twos).statistic) if varied else math.nan,
+            "mean_difference": statistics.fmean(two - one for one, two in pairs) if pairs else math.nan,
+        }
+    return result
+
+
+def texts(rows: list[dict[str, Any]], summaries: list[str]) -> dict[str, float]:
+    """Lengths in words, and ROUGE's F measure against the references."""
+    scorer = rouge_scorer.RougeScorer(ROUGE, use_stemmer=True)
+    references = [row["reward_model"]["ground_truth"] for row in rows]
+    scored = [scorer.score(reference, summary) for reference, summary in zip(references, summaries, strict=True)]
+    words = [len(summary.split()) for summary in summaries]
+    return {
+        "words_mean": statistics.fmean(words),
+        "words_median": float(statistics.median(words)),
+        "words_max": float(max(words)),
+        "reference_words_mean": statistics.fmean(len(reference.split()) for reference in references),
+        **{name: statistics.fmean(score[name].fmeasure for score in scored) for name in ROUGE},
+    }
+
+
+def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Do what is not done yet, and write ``evaluation.json``."""
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    rows = pq.read_table(arguments.data).to_pylist()[: arguments.limit]
+    options = {arguments.judge: judge_options(arguments.judge, arguments.overrides, out / "faults.jsonl")}
+    if arguments.second_judge:
+        name = arguments.second_judge
+        options[name] = judge_options(name, (), out / f"faults_{name}.jsonl")
+    objectives = options[arguments.judge].objectives
+    for judge in options.values():
+        Judge(judge)  # a key that is absent is found before the model is loaded
+
+    written = [out / f"run{number}.jsonl" for number in range(1, arguments.runs + 1)]
+    left = [path for path in written if not path.exists()]
+    if left:
+        with server(str(arguments.model), out, arguments.gpus, arguments.vllm) as address:
+            for path in left:
+                summaries = asyncio.run(summarise(rows, address, arguments, seed=written.index(path)))
+                unfinished = path.with_suffix(".unfinished")
+                lines = [
+                    json.dumps({"id": row["extra_info"]["id"], "summary": summary}) + "\n"
+                    for row, summary in zip(rows, summaries, strict=True)
+                ]
+                unfinished.write_text("".join(lines))
+                unfinished.replace(path)
+                print(f"{path.name}: {len(rows)} summaries", flush=True)
+    runs = []
+    for variant, path in enumerate(written):
+        summaries = [json.loads(line)["summary"] for line in path.read_text().splitlines()]
+        if len(summaries) != len(rows):
+            raise SystemExit(
+                f"{path} has {len(summaries)} summaries, and {arguments.data} {len(rows)} rows; remove {out}"
+            )
+        verdicts = {
+            name: asyncio.run(judge_all(Judge(judge), rows, summaries, variant)) for name, judge in options.items()
+        }
+        run = {name: describe(given, objectives) for name, given in verdicts.items()} | {
+            "texts": texts(rows, summaries)
+        }
+        if arguments.second_judge:
+            run["agreement"] = agreement(verdicts[arguments.judge], verdicts[arguments.second_judge], objectives)
+        for name in options:
+            if run[name]["missing"] > MAX_MISSING * len(rows):
+                raise SystemExit(
+                    f"{path.name}: judge {name} gave no verdict on {run[name]['missing']} of {len(rows)} summaries; "
+                    f"the reasons: {options[name].faults}; the same command asks for those again"
+                )
+        runs.append(run)
+    result = {
+        "settings": {
+            "model": str(arguments.model),
+            "judge": {
+                name: {"model": judge.model, "temperature": judge.temperature} for name, judge in options.items()
+            },
+            "first_judge": arguments.judge,
+            "second_judge": arguments.second_judge,
+            "rows": len(rows),
+            "limit": arguments.limit,
+            "temperature": arguments.temperature,
+        },
+        "runs": runs,
+        "provenance": {
+            "command": f"python -m recipes.tldr.evaluate {shlex.join(sys.argv[1:])}",
+            "commit": commit(),
+            "machine": machine(),
+            "versions": versions("vllm", "torch", "transformers", "rouge-score"),
+        },
+    }
+    (out / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="a Hugging Face folder or name")
+    parser.add_argument("--data", type=Path, required=True, help="held-out rows, a parquet of data_prep.tldr")
+    parser.add_argument("--out", type=Path, required=True, help="folder for summaries and scores")
+    parser.add_argument("--judge", default="gemini", help="a file of configs/judge (gemini)")
+    parser.add_argument("--second-judge", help="another one, to see how far the two agree")
+    parser.add_argument("--runs", type=int, default=4, help="times that every post is summarised and judged (4)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of the summaries (1.0, as in training)")
+    parser.add_argument("--max-tokens", type=int, default=512, help="of a summary (512, as in training)")
+    parser.add_argument("--limit", type=int, help="only the first rows; for rehearsals")
+    parser.add_argument("--threads", type=int, default=64, help="requests in flight to the checkpoint's server (64)")
+    parser.add_argument("--gpus", type=int, default=1, help="copies of the model, a GPU each; 0: on the CPU")
+    parser.add_argument("--vllm", nargs="*", default=[], help="options for `vllm serve`")
+    parser.add_argument("--overrides", nargs="*", default=[], metavar="KEY=VALUE", help="Hydra overrides of the judge")
+    arguments = parser.parse_args()
+    try:
+        result = evaluate(arguments)
+    except (RunFailed, JudgeError) as failure:
+        raise SystemExit(f"the evaluation failed, and goes on if it is called again: {failure}") from None
+    for number, run in enumerate(result["runs"], start=1):
+        print(f"run {number}: " + "  ".join(f"{key} {value:.3f}" for key, value in run[arguments.judge].items()))
+    print(f"{arguments.out / 'evaluation.json'}")
+
+
+if __name__ == "__main__":
+    main()

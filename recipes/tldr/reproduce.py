@@ -1,0 +1,177 @@
+"""Table 2 from the posts to the table.
+
+    export GEMINI_API_KEY=...
+    bash scripts/reproduce_table2.sh [--method saw_gdpo] [--seeds 1,2,3]
+    bash scripts/reproduce_table2.sh --dry-run       every command, what is missing, and what the judge would cost
+    bash scripts/reproduce_table2.sh --rehearse      the same on a CPU with a toy model and a stand-in judge
+
+Data, then for each method and seed training, merging to a Hugging Face folder and four evaluations, then the table.
+What is finished is skipped, what is not goes on where it stopped, and no verdict is paid for twice. KEY=VALUE are Hydra
+overrides of the trainings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from omegaconf.errors import OmegaConfBaseException
+
+from recipes import reproduce
+from recipes.compose import CONFIGS, compose
+from recipes.stages import Stage
+from recipes.tldr.evaluate import judge_options
+from recipes.tldr.stand_in_judge import FAULTS, StandIn, serving
+from recipes.tldr.table import Cell, write_table
+from saw.judge import JudgeOptions
+from saw.judge.options import JudgeError
+
+#: For the estimate of the cost: tokens of a question beside the post (rubric and two summaries), of a reply, and of a
+#: post before the data is there.
+RUBRIC_TOKENS, REPLY_TOKENS, POST_TOKENS = 400, 30, 400
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = reproduce.parser(__doc__, "tldr")
+    parser.add_argument("--source", help="a local file of posts and summaries; the Hub's data set if absent")
+    parser.add_argument("--judge", default="gemini", help="a file of configs/judge (gemini)")
+    parser.add_argument("--second-judge", help="another one for the evaluation, to see how far the two agree")
+    arguments = reproduce.parse(parser, argv)
+    if arguments.rehearse:
+        if arguments.source or arguments.second_judge or arguments.judge != "gemini":
+            parser.error("--rehearse makes its own posts and judge; it takes no --source, --judge or --second-judge")
+        arguments.judge = "server"
+    for name in filter(None, (arguments.judge, arguments.second_judge)):
+        allowed = sorted({path.stem for path in (CONFIGS / "judge").glob("*.yaml")} - {"base", "verl"})
+        if name not in allowed:  # the evaluation asks the judge when verl runs no more
+            parser.error(f"judge {name!r} cannot be used here; expected one of {', '.join(allowed)}")
+    return arguments
+
+
+def cells(arguments: argparse.Namespace) -> Iterator[tuple[Cell, int]]:
+    """The rows of the table that are asked for, with each seed."""
+    for method in arguments.method:
+        for seed in arguments.seeds:
+            yield Cell(method, arguments.kl), seed
+
+
+def plan(arguments: argparse.Namespace, environment: dict[str, str]) -> tuple[list[Stage], dict[str, list[Stage]]]:
+    """The shared stages, and the stages of each training by the name of its folder.
+
+    Args:
+        arguments (argparse.Namespace): the command line.
+        environment (dict[str, str]): where the judge is, in a rehearsal.
+    """
+    out: Path = arguments.out
+    data = out / "data"
+    source: tuple[str, ...] = ("--source", arguments.source) if arguments.source else ()
+    overrides = [f"judge={arguments.judge}", *arguments.overrides]
+    shared = []
+    if arguments.rehearse:
+        model = out / "model"
+        posts = ("-m", "data_prep.toy_tldr", "--out", str(out / "posts.jsonl"))
+        warm = ("-m", "recipes.quickstart.toy_model", "--task", "tldr", "--out", str(model), "--steps", "60")
+        shared = [Stage("toy_posts", out, posts), Stage("toy_model", out, warm)]
+        few = ("--train-rows", "64", "--test-rows", "8", "--tokenizer", str(model))
+        source = ("--source", str(out / "posts.jsonl"), *few)
+        overrides = [
+            "size=toy",
+            "data.max_prompt_length=192",
+            "actor_rollout_ref.rollout.max_model_len=240",
+            *overrides,
+        ]
+        overrides += [f"actor_rollout_ref.model.path={model}"]
+        overrides += [f"reward.custom_reward_function.reward_kwargs.judge.cache={out / 'verdicts.sqlite'}"]
+    shared.append(Stage("data", data, ("-m", "data_prep.tldr", "--out", str(data), *source)))
+    chains = {}
+    for cell, seed in cells(arguments):
+        folder = out / cell.folder(seed)
+        stages = reproduce.training(arguments, folder, f"tldr/{cell.method}", seed, overrides, environment)
+        chains[folder.name] = [*stages, evaluation(arguments, folder, environment)]
+    return shared, chains
+
+
+def evaluation(arguments: argparse.Namespace, folder: Path, environment: dict[str, str]) -> Stage:
+    """Summaries of the held-out posts, judged, several times."""
+    data, second = folder.parent / "data" / "test.parquet", arguments.second_judge
+    cache = f"reward.custom_reward_function.reward_kwargs.judge.cache={folder.parent / 'verdicts.sqlite'}"
+    command = (
+        *("-m", "recipes.tldr.evaluate", "--model", str(folder / "hf"), "--data", str(data)),
+        *("--out", str(folder / "judged"), "--judge", arguments.judge, "--runs", str(arguments.evaluations)),
+        *(("--second-judge", second) if second else ()),
+        *("--gpus", str(0 if arguments.rehearse else arguments.gpus)),
+        *(("--limit", "4", "--max-tokens", "24", "--overrides", cache) if arguments.rehearse else ()),
+    )
+    return Stage("evaluate", folder, command, 1.0 if arguments.rehearse else arguments.hours, environment)
+
+
+def check(arguments: argparse.Namespace) -> list[str]:
+    """What is missing for the plan; prints what the judge would cost."""
+    missing = []
+    if arguments.source and not Path(arguments.source).is_file():
+        missing.append(f"--source {arguments.source}: there is no such file")
+    missing += reproduce.check_machine(arguments, [("1.5b", cell.folder(seed)) for cell, seed in cells(arguments)])
+    for name in filter(None, (arguments.judge, arguments.second_judge)):
+        if arguments.rehearse:
+            continue
+        try:
+            options = judge_options(name, (), arguments.out / "faults.jsonl")
+            if name == arguments.judge:
+                print(cost(arguments, options))
+            options.api_key()
+        except (JudgeError, OmegaConfBaseException) as fault:  # the latter for a variable that is not set
+            missing.append(f"judge {name}: {fault}")
+    return missing
+
+
+def cost(arguments: argparse.Namespace, options: JudgeOptions) -> str:
+    """What the judge would cost, in words: an estimate from the numbers of samples and the prices of the options."""
+    config = compose(f"experiment=tldr/{arguments.method[0]}", *arguments.overrides)
+    report = arguments.out / "data" / "report.json"
+    data = json.loads(report.read_text()) if report.exists() else {}
+    rows = {split: data.get(split, {}).get("rows", default) for split, default in (("train", 2560), ("test", 256))}
+    post = data.get("train", {}).get("prompt_tokens", {}).get("median", POST_TOKENS)
+    steps = rows["train"] // config.data.train_batch_size * config.trainer.total_epochs
+    samples = steps * config.data.train_batch_size * config.actor_rollout_ref.rollout.n
+    validations = (steps // config.trainer.test_freq + 2) * rows["test"]
+    requests = samples + validations + arguments.evaluations * rows["test"]
+    tokens = requests * (RUBRIC_TOKENS + post), requests * REPLY_TOKENS
+    dollars = (tokens[0] * options.input_price + tokens[1] * options.output_price) / 1e6
+    trainings = len(list(cells(arguments)))
+    return (
+        f"judge {options.model}: about {requests:,} requests a training, {tokens[0] / 1e6:.0f} million tokens in and "
+        f"{tokens[1] / 1e6:.1f} out, ${dollars:.0f} at the prices of configs/judge; {trainings} trainings: "
+        f"${dollars * trainings:.0f} (repeated questions cost nothing)"
+    )
+
+
+def main() -> None:
+    """Command line."""
+    arguments = parse()
+    missing = check(arguments)
+    reproduce.stop_if_missing(arguments, missing)
+    with ExitStack() as stack:
+        environment = {}
+        if arguments.rehearse and not arguments.dry_run:
+            stand_in = StandIn(latency=0.02, faults=dict.fromkeys(FAULTS, 0.1 / len(FAULTS)))
+            environment = {"JUDGE_URL": stack.enter_context(serving(stand_in))}
+
+        def write_cells() -> None:
+            for cell, seed in cells(arguments):
+                reproduce.write_cell(arguments, cell.folder(seed), method=cell.method, kl=cell.kl, seed=seed)
+
+        reproduce.go(
+            arguments,
+            missing,
+            plan(arguments, environment),
+            write_cells,
+            lambda: write_table(arguments.out, arguments.out),
+        )
+
+
+if __name__ == "__main__":
+    reproduce.guarded(main)

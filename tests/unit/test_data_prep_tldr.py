@@ -1,0 +1,102 @@
+"""Posts and summaries, from a source to verl's rows."""
+
+import json
+
+import pytest
+from datasets import Dataset, load_dataset
+
+from data_prep.tldr import BadSource, prepare
+from data_prep.toy_tldr import make_posts, write_posts
+
+
+@pytest.fixture
+def posts(tmp_path):
+    path = tmp_path / "posts.jsonl"
+    write_posts(path, 60)
+    return path
+
+
+def make(out, posts, toy_model, **more):
+    sizes = more.pop("sizes", (20, 8))
+    return prepare(out, source=str(posts), tokenizer=str(toy_model), sizes=sizes, **more)
+
+
+def rows(out, split):
+    return Dataset.from_parquet(str(out / f"{split}.parquet")).to_list()
+
+
+def test_rows_have_what_the_trainer_and_the_judge_need(tmp_path, posts, toy_model):
+    report = make(tmp_path / "out", posts, toy_model)
+    train = rows(tmp_path / "out", "train")
+    assert len(train) == 20
+    row = train[0]
+    source = {post["prompt"].removesuffix("TL;DR:").strip(): post["completion"] for post in make_posts(60)}
+    assert row["reward_model"]["ground_truth"] == source[row["extra_info"]["post"]]
+    assert row["prompt"][0]["content"].endswith(row["extra_info"]["post"])
+    assert "TL;DR" not in row["prompt"][0]["content"]
+    assert row["data_source"] == "tldr"
+    assert report["train"]["prompt_tokens"]["max"] == max(row["extra_info"]["prompt_tokens"] for row in train)
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
+
+
+def test_splits_are_disjoint_and_follow_the_seed_not_the_order(tmp_path, posts, toy_model):
+    make(tmp_path / "a", posts, toy_model)
+    lines = posts.read_text().splitlines(keepends=True)
+    posts.write_text("".join(reversed(lines)))
+    make(tmp_path / "b", posts, toy_model)
+    ids = json.loads((tmp_path / "a" / "ids.json").read_text())
+    assert ids == json.loads((tmp_path / "b" / "ids.json").read_text())
+    assert len(set(ids["train"]) | set(ids["test"])) == 28
+    make(tmp_path / "c", posts, toy_model, seed=1)
+    assert ids != json.loads((tmp_path / "c" / "ids.json").read_text())
+    make(tmp_path / "d", posts, toy_model, seed=1, ids=tmp_path / "a" / "ids.json")
+    assert rows(tmp_path / "d", "test") == rows(tmp_path / "a", "test")
+
+
+def test_repeated_and_empty_posts_are_left_out(tmp_path, posts, toy_model):
+    lines = posts.read_text()
+    empty = json.dumps({"prompt": "  ", "completion": "x"}) + "\n" + json.dumps({"prompt": "x", "completion": None})
+    posts.write_text(lines + lines + empty + "\n")
+    assert make(tmp_path / "out", posts, toy_model)["posts"] == 60
+
+
+def test_overlong_posts_are_counted_and_left_out(tmp_path, posts, toy_model):
+    long = {"prompt": "word " * 500, "completion": "long"}
+    posts.write_text(json.dumps(long) + "\n" + posts.read_text())
+    report = make(tmp_path / "out", posts, toy_model, sizes=(52, 8), max_prompt_tokens=200)
+    assert report["overlong_among_those_looked_at"] == 1
+    assert all(row["extra_info"]["prompt_tokens"] <= 200 for row in rows(tmp_path / "out", "train"))
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"source": "absent.jsonl"}, "absent.jsonl: there is no such file"),
+        ({"sizes": (100, 8)}, "60 posts of at most 2048 tokens; 108 are wanted"),
+        ({"columns": ("text", "completion")}, "there is no column 'text'; there are prompt, completion"),
+    ],
+)
+def test_a_source_that_cannot_be_used_is_named(tmp_path, posts, toy_model, change, fault):
+    with pytest.raises(BadSource, match=fault):
+        prepare(tmp_path / "out", **{"source": str(posts), "tokenizer": str(toy_model), "sizes": (20, 8), **change})
+
+
+def test_ids_that_are_not_in_the_source_are_named(tmp_path, posts, toy_model):
+    ids = tmp_path / "ids.json"
+    ids.write_text(json.dumps({"train": ["nope"], "test": []}))
+    with pytest.raises(BadSource, match=r"1 of the rows in .* the first is nope"):
+        make(tmp_path / "out", posts, toy_model, ids=ids)
+
+
+def test_without_a_network_it_says_what_to_do(tmp_path, toy_model, monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("data_prep.tldr.load_dataset", unreachable)
+    with pytest.raises(BadSource, match=r"trl-lib/tldr at revision main could not be read.*give --source a file"):
+        prepare(tmp_path, source=None, tokenizer=str(toy_model))
+
+
+def test_a_parquet_is_read_too(tmp_path, posts, toy_model):
+    load_dataset("json", data_files=str(posts), split="train").to_parquet(tmp_path / "posts.parquet")
+    assert make(tmp_path / "out", tmp_path / "posts.parquet", toy_model)["posts"] == 60
