@@ -91,7 +91,11 @@ async def judge_all(judge: Judge, rows: list[dict[str, Any]], summaries: list[st
         return verdict
 
     with bar:
-        return list(await asyncio.gather(*(one(row, summary) for row, summary in zip(rows, summaries, strict=True))))
+        verdicts = list(
+            await asyncio.gather(*(one(row, summary) for row, summary in zip(rows, summaries, strict=True)))
+        )
+    await judge.close()
+    return verdicts
 
 
 def describe(verdicts: list[Verdict], objectives: Sequence[str]) -> dict[str, Any]:

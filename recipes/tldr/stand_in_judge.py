@@ -115,10 +115,15 @@ class StandIn:
         choice = {"index": 0, "finish_reason": "stop", "message": message}
         return web.json_response({"id": "0", "object": "chat.completion", "choices": [choice], "usage": usage})
 
+    async def stats(self, request: web.Request) -> web.Response:
+        """What has been answered, by kind, and the most requests that were here at a time."""
+        return web.json_response({"counts": self.counts, "most_in_flight": self.most_in_flight})
+
     def application(self) -> web.Application:
         """The web application."""
         application = web.Application(client_max_size=2**24)
         application.router.add_post("/v1/chat/completions", self.answer)
+        application.router.add_get("/stats", self.stats)
         return application
 
 
@@ -134,7 +139,7 @@ def serving(stand_in: StandIn) -> Iterator[str]:
     started, ended = threading.Event(), asyncio.Event()
 
     async def serve() -> None:
-        runner = web.AppRunner(stand_in.application(), shutdown_timeout=0.1)
+        runner = web.AppRunner(stand_in.application(), shutdown_timeout=0.1, handler_cancellation=True)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
@@ -168,6 +173,7 @@ def main() -> None:
         StandIn(arguments.latency, faults, arguments.seed).application(),
         host="127.0.0.1",
         port=arguments.port,
+        handler_cancellation=True,  # a client that has given up is no request in flight
         print=lambda *_: None,
     )
 

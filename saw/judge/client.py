@@ -106,6 +106,10 @@ class Judge:
         self._asking: dict[str, asyncio.Task[Verdict]] = {}
         self._faults_written = 0
 
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
     async def score(self, fields: Mapping[str, str], variant: int = 0) -> Verdict:
         """Judge one text.
 

@@ -44,7 +44,9 @@ def expected(judge: Judge, number: int) -> dict[str, float]:
 
 def ask(judge: Judge, *numbers: int) -> list:
     async def all_at_once():
-        return await asyncio.gather(*(judge.score(fields(number)) for number in numbers))
+        verdicts = await asyncio.gather(*(judge.score(fields(number)) for number in numbers))
+        await judge.close()
+        return verdicts
 
     return asyncio.run(all_at_once())
 
