@@ -88,6 +88,9 @@ def test_methods_that_the_trainer_overrides():
             "sample_turns",
             "expected_acc_counts",
         ],
+        "_maybe_log_val_generations": ["self", "inputs", "outputs", "scores"],
+        "on_step_begin": ["self"],
+        "_save_checkpoint": ["self"],
     }.items():
         assert list(inspect.signature(getattr(PPOTrainerSync, name)).parameters) == parameters
 
@@ -221,3 +224,32 @@ def test_naive_reward_manager_looks_at_the_function_it_is_given():
     source = inspect.getsource(NaiveRewardManager)
     assert "inspect.iscoroutinefunction(self.compute_score)" in source
     assert 'score = result["score"]' in source
+
+
+# ---------------------------------------------------------------- too many missing rewards, samples, the judge
+
+
+def test_a_step_begins_before_its_prompts_are_drawn():
+    """Where the data stands is remembered in on_step_begin, for a checkpoint from which the step is done again."""
+    fit = inspect.getsource(trainer_base.PPOTrainer.fit)
+    assert 0 < fit.index("self.on_step_begin()") < fit.index("self.step(")
+    assert "next(self.train_dataloader_it)" in inspect.getsource(trainer_base.PPOTrainer._fetch_one_gen_batch)
+
+
+def test_a_checkpoint_is_named_after_the_step_and_holds_the_dataloader_s_state():
+    save = inspect.getsource(trainer_base.PPOTrainer._save_checkpoint)
+    assert 'f"global_step_{self.global_steps}"' in save
+    assert 'os.path.join(local_global_step_folder, "data.pt")' in save
+    assert "torch.save(self.train_dataloader.state_dict(), dataloader_local_path)" in save
+
+
+def test_validation_shows_its_texts_before_its_rewards():
+    validate = inspect.getsource(trainer_base.PPOTrainer._validate)
+    assert 0 < validate.index("self._maybe_log_val_generations(") < validate.index("self._val_metrics_update(")
+    assert "inputs=sample_inputs, outputs=sample_outputs" in validate
+
+
+def test_reward_functions_are_told_where_verl_serves_a_judge():
+    source = inspect.getsource(NaiveRewardManager.run_single)
+    assert '"reward_router_address": self.reward_router_address' in source
+    assert '"reward_model_tokenizer": self.reward_model_tokenizer' in source
