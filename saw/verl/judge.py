@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +22,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from saw.judge import Judge, JudgeOptions, Verdict
 from saw.judge.cache import Cache
 from saw.judge.options import JudgeError
+
+logger = logging.getLogger(__name__)
 
 #: Questions that may wait in the actor; the limit on requests is the judge's own.
 WAITING = 100_000
@@ -57,8 +61,17 @@ def _worker(options: str) -> Any:
 
 
 async def ask(options: JudgeOptions, fields: dict[str, str]) -> Verdict:
-    """Ask this node's judge."""
-    return await _worker(options.model_dump_json()).score.remote(fields)
+    """Ask this node's judge; if its process cannot live, for want of a key there for example, there is no verdict.
+
+    An exception would be taken by verl for a rollout that failed; as a missing reward it is counted, and stops the
+    training if there are too many.
+    """
+    try:
+        return await _worker(options.model_dump_json()).score.remote(fields)
+    except ray.exceptions.RayActorError as error:
+        _worker.cache_clear()  # the next question starts another
+        logger.error("the judge's process on this node ended: %s", error)
+        return Verdict(dict.fromkeys(options.objectives, math.nan), fault="the judge's process ended")
 
 
 def options_of(section: Mapping[str, Any] | None, router: str | None) -> JudgeOptions:

@@ -75,7 +75,7 @@ def test_a_judge_that_fails_too_often_stops_the_run_and_nothing_is_lost(tmp_path
             writer,
             *("trainer.total_training_steps=4", "trainer.save_freq=-1", "trainer.test_freq=4"),
             *("trainer.logger=[console,file,wandb]", f"{JUDGE}.timeout=1", f"{JUDGE}.attempts=3"),
-            f"{JUDGE}.api_key_env=JUDGE_KEY",
+            *(f"{JUDGE}.api_key_env=JUDGE_KEY", "reward.num_workers=3", f"{JUDGE}.in_flight=4"),
             JUDGE_URL=address,
             JUDGE_KEY=KEY,
             WANDB_MODE="offline",
@@ -110,6 +110,7 @@ def test_a_judge_that_fails_too_often_stops_the_run_and_nothing_is_lost(tmp_path
     assert {sample["step"] for sample in samples} >= {0, 4}
     assert set(samples[-1]["rewards"]) == {"quality", "conciseness"}
 
+    assert stand_in.most_in_flight <= 4  # of all three reward workers together
     assert stand_in.keys == {f"Bearer {KEY}"}
     session = Path("/tmp/ray/session_latest").resolve()
     searched = 0

@@ -1,5 +1,6 @@
 """The judge as verl sees it: its settings, its metrics, and what becomes of a step without verdicts."""
 
+import asyncio
 import json
 import math
 from types import SimpleNamespace
@@ -148,3 +149,22 @@ def test_samples_go_to_a_file_and_to_wandb(tmp_path, monkeypatch):
     section.log_val_generations = 0
     samples.log(section, 8, ["d"], ["D"], infos, ("quality",))
     assert len(logged) == 1
+
+
+@pytest.fixture
+def small_ray(monkeypatch):
+    import ray
+
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray.init(num_cpus=1, include_dashboard=False, logging_level="ERROR")
+    yield
+    judge._worker.cache_clear()
+    ray.shutdown()
+
+
+def test_a_judge_whose_process_cannot_start_gives_no_verdict(small_ray, monkeypatch):
+    options = judge.JudgeOptions.of({"model": "m", "base_url": "http://127.0.0.1:9/v1", "api_key_env": "NOT_HERE"})
+    for _ in range(2):
+        verdict = asyncio.run(judge.ask(options, {"reddit_text": "", "human_summary": "", "model_summary": ""}))
+        assert all(math.isnan(score) for score in verdict.scores.values())
+        assert verdict.fault == "the judge's process ended"
