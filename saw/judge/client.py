@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 #: Bytes of a response that are read; a judge's is a few thousand, and a broken server may send without end.
 LARGEST = 2**20
+#: Questions that are begun for each request that may be in flight: enough to fill the waits before repeated requests.
+QUESTIONS_A_SLOT = 4
 #: Faults that are written to the file; the metrics count all of them.
 FAULTS_KEPT = 200
 
@@ -101,6 +103,8 @@ class Judge:
         self._client = openai.AsyncOpenAI(
             base_url=options.base_url, api_key=self._key or "none", max_retries=0, timeout=options.timeout
         )
+        # Questions wait at the door, not for a slot: one that is repeated would else go behind all that have not begun.
+        self._door = asyncio.Semaphore(QUESTIONS_A_SLOT * options.in_flight)
         self._slots = asyncio.Semaphore(options.in_flight)
         self._pace = AsyncLimiter(options.per_minute, 60.0) if options.per_minute else None
         self._asking: dict[str, asyncio.Task[Verdict]] = {}
@@ -147,7 +151,8 @@ class Judge:
         scores: dict[str, int] | None = None
         fault = None
         try:
-            scores = await self._verdict(prompt.fill(self.template, fields), tally)
+            async with self._door:
+                scores = await self._verdict(prompt.fill(self.template, fields), tally)
             self.cache.put(question, scores)
         except (BadReply, Unanswered, Refused) as error:
             fault = self._without_key(str(error))
