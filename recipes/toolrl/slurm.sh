@@ -23,6 +23,9 @@ bash scripts/setup.sh --bfcl
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes[0]}
 address=$(srun --nodes=1 --ntasks=1 -w "$head" hostname --ip-address | awk '{print $1}')
+# Ray asks for a token; an explicit address never looks for one by itself (ray 2.60).
+RAY_AUTH_TOKEN=$(head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n')
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
 start() { srun --overlap --nodes=1 --ntasks=1 -w "$1" "$venv/bin/ray" start --block --num-gpus "$gpus" "${@:2}" & }
 
 start "$head" --head --node-ip-address "$address" --port "$port"
