@@ -31,7 +31,7 @@ def parser(description: str | None, name: str, default_rehearsal_method: str = "
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.set_defaults(table=name, default_rehearsal_method=default_rehearsal_method)
     options.add_argument("--method", action="append", choices=METHODS, help="may be repeated; all if absent")
-    options.add_argument("--seeds", type=_seeds, default=[1], metavar="1,2,3", help="one training each (1)")
+    options.add_argument("--seeds", type=seed_list, default=[1], metavar="1,2,3", help="one training each (1)")
     options.add_argument("--kl", choices=KLS, default="controlled", help="treatment of the KL term (controlled)")
     options.add_argument("--evaluations", type=int, help="of each checkpoint (4; in a rehearsal 2)")
     options.add_argument("--gpus", type=int, default=4, help="of a node (4)")
@@ -65,7 +65,12 @@ def parse(options: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpa
     return arguments
 
 
-def _seeds(text: str) -> list[int]:
+def seed_list(text: str) -> list[int]:
+    """Read ``1,2,3``.
+
+    Raises:
+        argparse.ArgumentTypeError: if that is not what it is.
+    """
     try:
         seeds = [int(part) for part in text.split(",")]
     except ValueError:

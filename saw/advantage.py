@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from saw.batch import Groups, check_shapes, make_batch
-from saw.methods import get_method
+from saw.methods import check_combination, get_method
 from saw.options import Options
+from saw.stability import steady
 from saw.statistics import ObjectiveStatistics, objective_statistics
+from saw.weighting import Context
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,15 @@ class Advantage:
             float32, or float64 if the rewards were.
         samples (Tensor): shape ``(N,)``, float64, the advantage of each sample.
         weights (Tensor): shape ``(K,)``, float64, the weight of each objective before priorities; they add up to 1.
+            Where each group has weights of its own, their mean over the groups.
+        proposed (Tensor): shape ``(K,)``, float64, the weights before an option steadied or replaced them.
         statistics (ObjectiveStatistics): what the weights were computed from.
     """
 
     tokens: Tensor
     samples: Tensor
     weights: Tensor
+    proposed: Tensor
     statistics: ObjectiveStatistics
 
 
@@ -40,10 +45,13 @@ def compute_advantage(
     *,
     method: str,
     minima: Sequence[float] | Tensor | None = None,
+    maxima: Sequence[float] | Tensor | None = None,
     priorities: Sequence[float] | Tensor | None = None,
     options: Options | Mapping[str, object] | None = None,
     names: Sequence[str] | None = None,
     penalty: Tensor | None = None,
+    step: int = 0,
+    previous_weights: Sequence[float] | Tensor | None = None,
 ) -> Advantage:
     """Weigh the objectives of one training step and turn their rewards into token advantages.
 
@@ -60,33 +68,58 @@ def compute_advantage(
         method (str): a name in :data:`saw.METHODS`.
         minima (Sequence[float] | Tensor | None): shape ``(K,)``, each objective's theoretical minimum. If None,
             0 for the methods that need one, and unchecked for the others.
+        maxima (Sequence[float] | Tensor | None): shape ``(K,)``, each objective's theoretical maximum, for the option
+            ``informativeness="range_std"``.
         priorities (Sequence[float] | Tensor | None): shape ``(K,)``, static factors that multiply after the
             weights; 1 if None.
         options (Options | Mapping | None): see :class:`saw.Options`.
         names (Sequence[str] | None): K names, for error messages.
         penalty (Tensor | None): shape ``(N,)``, taken off the combined reward (an in-reward KL penalty); for
             methods that combine rewards before they normalise.
+        step (int): the training step, for the random methods.
+        previous_weights (Sequence[float] | Tensor | None): shape ``(K,)``, ``weights`` of the step before, for the
+            options ``ema`` and ``max_change``; None at the first step.
 
     Returns:
         Advantage: token advantages, weights and statistics.
 
     Raises:
-        ValueError: for an unknown method or option, mismatched shapes, no rewards, an infinite reward, a reward
-            below its minimum, a negative priority.
+        ValueError: for an unknown method or option, options that make no sense together, mismatched shapes, no
+            rewards, an infinite reward, a reward below its minimum, a negative priority.
         TypeError: for inputs of the wrong type.
     """
     chosen = get_method(method)
-    profile = Options.of(options).numerics
+    chosen_options = Options.of(options)
+    profile = chosen_options.numerics
     check_shapes(rewards, response_mask)
-    if chosen.needs_minima and minima is None:
+    check_combination(method, chosen_options, rewards.shape[1])
+    if chosen.needs_minima(chosen_options) and minima is None:
         minima = [0.0] * rewards.shape[1]
+    if chosen.needs_maxima(chosen_options) and maxima is None:
+        raise ValueError(f"maxima is None; informativeness={chosen_options.informativeness!r} needs them")
     dtype = torch.float64 if rewards.dtype == torch.float64 else torch.float32
     # The mask's copy becomes the result in place: one (N, T) tensor is all the memory this takes.
     tokens = response_mask.detach().to(dtype, copy=True)
     batch = make_batch(
-        rewards, groups, tokens.sum(dim=-1), minima=minima, priorities=priorities, names=names, penalty=penalty
+        rewards,
+        groups,
+        tokens.sum(dim=-1),
+        minima=minima,
+        maxima=maxima,
+        priorities=priorities,
+        names=names,
+        penalty=penalty,
     )
     statistics = objective_statistics(batch, profile)
-    weights = chosen.weighting(statistics, profile)
+    weights = proposed = chosen.weighting(Context(batch, statistics, chosen_options, step))
+    if weights.ndim == 1:
+        previous = None if previous_weights is None else torch.as_tensor(previous_weights).to(weights)
+        weights = steady(proposed, previous, chosen_options)
     advantages = chosen.aggregation(batch, weights, profile)
-    return Advantage(tokens.mul_(advantages.to(dtype)[:, None]), advantages, weights, statistics)
+    return Advantage(
+        tokens.mul_(advantages.to(dtype)[:, None]),
+        advantages,
+        weights if weights.ndim == 1 else weights.mean(dim=0),
+        proposed if proposed.ndim == 1 else proposed.mean(dim=0),
+        statistics,
+    )

@@ -1,8 +1,9 @@
 """Aggregations: from the rewards of several objectives to one advantage a sample.
 
 An aggregation is a function ``(batch, weights, profile) -> advantages``, shape ``(N,)``, float64. ``weights``
-has shape ``(K,)`` and adds up to 1; the priorities in the batch multiply after it. A missing reward takes part
-in no mean, no standard deviation and no sum, and a sample without any reward has advantage 0.
+has shape ``(K,)`` and adds up to 1, or ``(G, K)`` with a row for each group; the priorities in the batch multiply after
+it. A missing reward takes part in no mean, no standard deviation and no sum, and a sample without any reward has
+advantage 0.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ def sum_then_normalise(batch: RewardBatch, weights: Tensor, profile: Profile) ->
     """
     factor = weights * batch.priorities
     if profile.sum_of_weights == "objectives":
-        factor = factor * len(weights)
-    combined = batch.deviations() @ factor
+        factor = factor * weights.shape[-1]
+    combined = _weigh(batch, batch.deviations(), factor)
     rated = batch.rated
     rated_of_group = batch.group_sum(rated.double())
     if batch.penalty is not None:
@@ -34,7 +35,7 @@ def sum_then_normalise(batch: RewardBatch, weights: Tensor, profile: Profile) ->
         combined -= penalty - mean[batch.group] * rated
     advantages = combined / (_group_std(batch, combined, rated_of_group)[batch.group] + profile.group_eps)
     if profile.lone_sample == "raw":
-        raw = batch.rewards @ factor
+        raw = _weigh(batch, batch.rewards, factor)
         if batch.penalty is not None:
             raw -= batch.penalty
         advantages = torch.where(_lone(batch), raw / (1 + profile.group_eps), advantages)
@@ -52,6 +53,29 @@ def normalise_then_sum(batch: RewardBatch, weights: Tensor, profile: Profile) ->
     Raises:
         ValueError: if the batch has a penalty, as there is no combined reward to take it from.
     """
+    combined = normalise_then_sum_only(batch, weights, profile)
+    return whiten(combined, batch.lengths * batch.rated, profile.whitening_eps) * batch.rated
+
+
+def normalise_then_sum_only(batch: RewardBatch, weights: Tensor, profile: Profile) -> Tensor:
+    r"""MO-GRPO (arXiv 2509.22047): as :func:`normalise_then_sum`, without whitening over the batch.
+
+    .. math:: A_j = \sum_k n w_k \alpha_k A_{jk}
+
+    Raises:
+        ValueError: if the batch has a penalty.
+    """
+    return weights.shape[-1] * normalise_then_average(batch, weights, profile)
+
+
+def normalise_then_average(batch: RewardBatch, weights: Tensor, profile: Profile) -> Tensor:
+    r"""DVAO (arXiv 2605.25604): the weighted mean of the advantages of each objective.
+
+    .. math:: A_j = \sum_k w_k \alpha_k A_{jk}
+
+    Raises:
+        ValueError: if the batch has a penalty, as there is no combined reward to take it from.
+    """
     if batch.penalty is not None:
         raise ValueError("a penalty on the combined reward has no place where each objective is normalised alone")
     deviations = batch.deviations()
@@ -60,8 +84,12 @@ def normalise_then_sum(batch: RewardBatch, weights: Tensor, profile: Profile) ->
     if profile.lone_sample == "raw":
         lone = _lone(batch)[:, None]
         normalised = torch.where(lone, batch.rewards / (1 + profile.group_eps), normalised)
-    combined = normalised @ (len(weights) * weights * batch.priorities)
-    return whiten(combined, batch.lengths * batch.rated, profile.whitening_eps) * batch.rated
+    return _weigh(batch, normalised, weights * batch.priorities)
+
+
+def _weigh(batch: RewardBatch, values: Tensor, factor: Tensor) -> Tensor:
+    """Weighted sum over the objectives: ``values`` has shape ``(N, K)``, ``factor`` ``(K,)`` or ``(G, K)``."""
+    return values @ factor if factor.ndim == 1 else (values * factor[batch.group]).sum(dim=1)
 
 
 def whiten(advantages: Tensor, lengths: Tensor, eps: float) -> Tensor:

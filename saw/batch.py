@@ -25,6 +25,7 @@ class RewardBatch:
         n_groups (int): how many groups there are.
         names (tuple[str, ...]): K names, for messages.
         minima (Tensor | None): shape ``(K,)``, float64, the theoretical minimum of each objective.
+        maxima (Tensor | None): shape ``(K,)``, float64, the theoretical maximum of each objective.
         priorities (Tensor): shape ``(K,)``, float64, the user's static weight of each objective.
         penalty (Tensor | None): shape ``(N,)``, float64, taken off the combined reward (an in-reward KL penalty).
         lengths (Tensor): shape ``(N,)``, float64, response tokens of each sample.
@@ -36,6 +37,7 @@ class RewardBatch:
     n_groups: int
     names: tuple[str, ...]
     minima: Tensor | None
+    maxima: Tensor | None
     priorities: Tensor
     penalty: Tensor | None
     lengths: Tensor
@@ -95,6 +97,7 @@ def make_batch(
     lengths: Tensor,
     *,
     minima: Sequence[float] | Tensor | None,
+    maxima: Sequence[float] | Tensor | None = None,
     priorities: Sequence[float] | Tensor | None,
     names: Sequence[str] | None,
     penalty: Tensor | None,
@@ -112,6 +115,7 @@ def make_batch(
     device = lengths.device
     names = _names(names, k)
     minima_ = _per_objective(minima, "minima", names, device)
+    maxima_ = _per_objective(maxima, "maxima", names, device)
     priorities_ = _per_objective(priorities, "priorities", names, device)
     if priorities_ is None:
         priorities_ = torch.ones(k, dtype=torch.float64, device=device)
@@ -130,6 +134,7 @@ def make_batch(
         n_groups=n_groups,
         names=names,
         minima=minima_,
+        maxima=maxima_,
         priorities=priorities_,
         penalty=None if penalty is None else penalty.detach().to(device).double(),
         lengths=lengths.double(),

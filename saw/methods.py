@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from saw import aggregation, weighting
+from saw import aggregation, informativeness, weighting
 from saw.batch import RewardBatch
-from saw.options import Profile
-from saw.statistics import ObjectiveStatistics
+from saw.options import Options, Profile
+from saw.weighting import Context
 
-Weighting = Callable[[ObjectiveStatistics, Profile], Tensor]
+Weighting = Callable[[Context], Tensor]
 Aggregation = Callable[[RewardBatch, Tensor, Profile], Tensor]
 
 
@@ -23,19 +23,41 @@ class Method:
     Attributes:
         weighting (Weighting): how much each objective counts.
         aggregation (Aggregation): how the objectives become one advantage.
-        needs_minima (bool): whether the weighting reads the CV, which needs each objective's minimum.
     """
 
     weighting: Weighting
     aggregation: Aggregation
-    needs_minima: bool = False
 
+    @property
+    def combines_rewards(self) -> bool:
+        """Whether the rewards are summed before they are normalised, so that a penalty can be taken off."""
+        return self.aggregation is aggregation.sum_then_normalise
+
+    def needs_minima(self, options: Options) -> bool:
+        """Whether the weighting measures from each objective's minimum."""
+        return self.weighting is weighting.stage_aware and options.informativeness in informativeness.NEED_MINIMA
+
+    def needs_maxima(self, options: Options) -> bool:
+        """Whether the weighting needs each objective's maximum."""
+        return self.weighting is weighting.stage_aware and options.informativeness in informativeness.NEED_MAXIMA
+
+
+_WEIGHTINGS = {
+    "": weighting.equal,
+    "saw_": weighting.stage_aware,
+    "random_": weighting.random,
+    "static_": weighting.static,
+}
+_AGGREGATIONS = {"grpo": aggregation.sum_then_normalise, "gdpo": aggregation.normalise_then_sum}
 
 METHODS: dict[str, Method] = {
-    "grpo": Method(weighting.equal, aggregation.sum_then_normalise),
-    "gdpo": Method(weighting.equal, aggregation.normalise_then_sum),
-    "saw_grpo": Method(weighting.stage_aware, aggregation.sum_then_normalise, needs_minima=True),
-    "saw_gdpo": Method(weighting.stage_aware, aggregation.normalise_then_sum, needs_minima=True),
+    **{
+        f"{prefix}{name}": Method(weigh, aggregate)
+        for prefix, weigh in _WEIGHTINGS.items()
+        for name, aggregate in _AGGREGATIONS.items()
+    },
+    "mo_grpo": Method(weighting.equal, aggregation.normalise_then_sum_only),
+    "dvao": Method(weighting.group_std, aggregation.normalise_then_average),
 }
 
 
@@ -49,3 +71,48 @@ def get_method(name: str) -> Method:
         return METHODS[name]
     except (KeyError, TypeError):
         raise ValueError(f"method is {name!r}; allowed are {', '.join(METHODS)}") from None
+
+
+def check_combination(name: str, options: Options, objectives: int) -> None:
+    """Refuse options that the method would ignore, or that make no sense together.
+
+    Args:
+        name (str): of the method.
+        options (Options): the user's.
+        objectives (int): how many there are.
+
+    Raises:
+        ValueError: naming the option, its value and the reason.
+    """
+    method = get_method(name)
+    given = options.model_fields_set
+    if method.weighting is not weighting.stage_aware:
+        for option in ("informativeness", "over"):
+            if option in given and getattr(options, option) != Options.model_fields[option].default:
+                raise ValueError(f"options.{option} is {getattr(options, option)!r}, and {name} does not measure it")
+    is_static = method.weighting is weighting.static
+    if is_static and options.static_weights is None:
+        raise ValueError(f"options.static_weights is not set, and {name} needs {objectives} of them")
+    if options.static_weights is not None:
+        weights = options.static_weights
+        if not is_static:
+            raise ValueError(
+                f"options.static_weights is {weights}, and {name} does not use them; use static_grpo or static_gdpo"
+            )
+        if len(weights) != objectives:
+            raise ValueError(f"options.static_weights is {weights}; expected {objectives}, one for each objective")
+        if sum(weights) <= 0:
+            raise ValueError(f"options.static_weights is {weights}; expected one above 0")
+    steadied = [option for option in ("ema", "floor", "max_change", "log_only") if getattr(options, option)]
+    fixed = method.weighting in (weighting.equal, weighting.static)
+    by_group = method.weighting is weighting.group_std or options.over == "group"
+    if steadied and (fixed or by_group):
+        reason = "its weights never change" if fixed else "each group has weights of its own"
+        raise ValueError(f"options.{steadied[0]} is {getattr(options, steadied[0])}, and with {name} {reason}")
+    if options.floor * objectives > 1:
+        raise ValueError(
+            f"options.floor is {options.floor}; expected at most 1/{objectives}, for {objectives} objectives"
+        )
+    others = [option for option in steadied if option != "log_only"]
+    if options.log_only and others:
+        raise ValueError(f"options.{others[0]} is {getattr(options, others[0])}, and log_only uses equal weights")

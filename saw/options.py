@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,38 @@ RELEASED = Profile(cv_shift=0.0, cv_eps=1e-8, equal_below=1e-8, sum_of_weights="
 PROFILES: dict[str, Profile] = {"paper": PAPER, "released": RELEASED}
 
 
+#: Measures of how much an objective still has to say, see :mod:`saw.informativeness`.
+Informativeness = Literal["cv", "normalised_variance", "range_std", "advantage_entropy", "group_spread"]
+
+
 class Options(BaseModel):
     """Options of :func:`saw.compute_advantage`; unknown fields and values are refused by name.
 
+    Everything but the profile is off by default, so that the default is the paper.
+
     Attributes:
         profile (Literal["paper", "released"]): the numerical reading, see :data:`PROFILES`.
+        informativeness (Informativeness): what the stage-aware methods weigh by; ``cv`` is the paper's.
+        over (Literal["batch", "group"]): where it is measured; ``group`` gives each prompt its own weights.
+        ema (float): in [0, 1), share of the last step's weights in this step's.
+        floor (float): in [0, 1/K], the least weight of an objective.
+        max_change (float | None): in (0, 1], the most that a weight may change from one step to the next.
+        log_only (bool): compute the weights, and use equal ones.
+        static_weights (tuple[float, ...] | None): of the static methods; they are scaled to add up to 1.
+        seed (int | None): of the random methods; the same step of the same seed has the same weights. None is 0.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     profile: Literal["paper", "released"] = "paper"
+    informativeness: Informativeness = "cv"
+    over: Literal["batch", "group"] = "batch"
+    ema: float = Field(default=0.0, ge=0.0, lt=1.0)
+    floor: float = Field(default=0.0, ge=0.0, le=1.0)
+    max_change: float | None = Field(default=None, gt=0.0, le=1.0)
+    log_only: bool = False
+    static_weights: tuple[Annotated[float, Field(ge=0.0)], ...] | None = None
+    seed: int | None = Field(default=None, ge=0)
 
     @classmethod
     def of(cls, options: Options | Mapping[str, object] | None) -> Options:
@@ -65,3 +87,8 @@ class Options(BaseModel):
     def numerics(self) -> Profile:
         """The constants of the chosen profile."""
         return PROFILES[self.profile]
+
+    @property
+    def remembers(self) -> bool:
+        """Whether this step's weights depend on the last step's."""
+        return self.ema > 0 or self.max_change is not None

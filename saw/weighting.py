@@ -1,29 +1,96 @@
 """Weightings: how much each objective counts in this step.
 
-A weighting is a function ``(statistics, profile) -> weights``, shape ``(K,)``, that add up to 1.
+A weighting is a function ``(context) -> weights`` of shape ``(K,)``, which add up to 1, or of shape ``(G, K)``, a row
+for each group.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from saw.options import Profile
+from saw import informativeness
+from saw.batch import RewardBatch
+from saw.options import Options
 from saw.statistics import ObjectiveStatistics
 
 
-def equal(statistics: ObjectiveStatistics, profile: Profile) -> Tensor:
+@dataclass(frozen=True)
+class Context:
+    """What a weighting may look at.
+
+    Attributes:
+        batch (RewardBatch): the step's rewards.
+        statistics (ObjectiveStatistics): theirs.
+        options (Options): the user's.
+        step (int): the training step.
+    """
+
+    batch: RewardBatch
+    statistics: ObjectiveStatistics
+    options: Options
+    step: int = 0
+
+
+def equal(context: Context) -> Tensor:
     """Every objective counts the same, ``w_k = 1/K`` (GRPO and GDPO)."""
-    return torch.full_like(statistics.mean, 1.0 / len(statistics.mean))
+    return torch.full_like(context.statistics.mean, 1.0 / len(context.statistics.mean))
 
 
-def stage_aware(statistics: ObjectiveStatistics, profile: Profile) -> Tensor:
-    r"""SAW's weights, :math:`w_k = CV_k / \sum_l CV_l` (paper, section 4).
+def stage_aware(context: Context) -> Tensor:
+    r"""SAW's weights, :math:`w_k = CV_k / \sum_l CV_l` (paper, section 4), or by another measure.
 
     All weights are equal when nothing varies (:math:`\sum_l CV_l < \delta`). An objective that is missing for
     all samples has no CV and gets weight 0; the fallback shares the weight among the others.
     """
-    cv = statistics.cv.nan_to_num(nan=0.0)
-    known = ~statistics.cv.isnan()
-    total = cv.sum()
-    return torch.where(total < profile.equal_below, known / known.sum(), cv / total.clamp(min=profile.equal_below))
+    options = context.options
+    if options.informativeness == "cv" and options.over == "batch":
+        values = context.statistics.cv
+    else:
+        values = informativeness.measure(
+            options.informativeness, options.over, context.batch, context.statistics, options.numerics
+        )
+    return shares(values, options.numerics.equal_below)
+
+
+def shares(values: Tensor, equal_below: float) -> Tensor:
+    """Each value's share of the last dimension's sum; equal shares, NaN left out, where the sum is below a limit."""
+    known = ~values.isnan()
+    values = values.nan_to_num(nan=0.0)
+    total = values.sum(dim=-1, keepdim=True)
+    known = known | ~known.any(dim=-1, keepdim=True)  # a group without any reward: it has no advantage either
+    fallback = known / known.sum(dim=-1, keepdim=True)
+    return torch.where(total < equal_below, fallback, values / total.clamp(min=equal_below))
+
+
+def random(context: Context) -> Tensor:
+    """A control: weights drawn evenly from all that add up to 1 (a Dirichlet distribution), anew each step.
+
+    Drawn from the seed and the step, so that a resumed training and any number of processes agree.
+    """
+    mean = context.statistics.mean
+    chance = np.random.default_rng([context.options.seed or 0, context.step])
+    return torch.as_tensor(chance.dirichlet(np.ones(len(mean))), dtype=mean.dtype, device=mean.device)
+
+
+def static(context: Context) -> Tensor:
+    """A control: the user's weights, ``options.static_weights``, scaled to add up to 1."""
+    given = torch.as_tensor(context.options.static_weights).to(context.statistics.mean)
+    return given / given.sum()
+
+
+def group_std(context: Context) -> Tensor:
+    r"""DVAO's weights (arXiv 2605.25604, as a reading note gives it), for each group its own.
+
+    .. math:: w_{gk} = \sigma_{gk} / \sum_l \alpha_l \sigma_{gl}
+
+    so that with the priorities, which multiply afterwards, :math:`\alpha_k w_{gk}` add up to 1. Equal where a group has
+    no spread at all.
+    """
+    batch = context.batch
+    spread = informativeness.group_moments(batch).std.nan_to_num(nan=0.0)
+    total = (spread * batch.priorities).sum(dim=1, keepdim=True)
+    return torch.where(total > 0, spread / total.clamp(min=1e-300), 1.0 / spread.shape[1])

@@ -7,6 +7,7 @@ correction and the way back to TransferQueue, stays verl's own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -27,7 +28,10 @@ class StepRewards:
 
     Attributes:
         settings (Settings): method, objectives, options.
-        minima (Sequence[float]): the theoretical minimum of each objective at this step.
+        minima (Sequence[float]): the minimum of each objective at this step.
+        maxima (Sequence[float]): the maximum; infinite where it is not known.
+        step (int): verl's global step.
+        previous_weights (Sequence[float] | None): those that the last step used.
         rewards (Tensor): shape ``(R, K)``, NaN where missing.
         scored (Tensor): int64, the rows that count: no padding, and of several outputs of one session the last.
         scored_of_row (Tensor): shape ``(R,)``, int64, for each row its place in ``scored``; -1 for padding.
@@ -37,6 +41,9 @@ class StepRewards:
 
     settings: Settings
     minima: Sequence[float]
+    maxima: Sequence[float]
+    step: int
+    previous_weights: Sequence[float] | None
     rewards: Tensor
     scored: Tensor
     scored_of_row: Tensor
@@ -88,10 +95,13 @@ def estimate(
         response_mask[rows],
         method=step.settings.method,
         minima=step.minima,
+        maxima=step.maxima if all(map(math.isfinite, step.maxima)) else None,
         priorities=[objective.priority for objective in step.settings.objectives],
         options=step.settings.options,
         names=step.settings.names,
         penalty=penalty,
+        step=step.step,
+        previous_weights=step.previous_weights,
     )
     if len(rows) == len(response_mask):
         return advantage.tokens, advantage.tokens

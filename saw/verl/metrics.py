@@ -1,6 +1,7 @@
 """The metrics of every step and validation, under names that do not change.
 
-For each objective: ``saw/<objective>/{mean,std,min,max,cv,weight,zero_spread,missing}`` in training, and
+For each objective: ``saw/<objective>/{mean,std,min,max,cv,weight,proposed_weight,zero_spread,missing}`` in training
+(the proposed weight is the method's, the weight is what an option made of it), and
 ``saw-val/<objective>/{mean,std,min,max,missing}`` in validation. What a judge cost is ``judge/...``. A value that does
 not exist (the mean of an objective that is missing for all samples) is NaN.
 """
@@ -25,6 +26,7 @@ def training_metrics(advantage: Advantage, names: Sequence[str]) -> dict[str, fl
         "max": statistics.max,
         "cv": statistics.cv,
         "weight": advantage.weights,
+        "proposed_weight": advantage.proposed,
         "zero_spread": statistics.zero_spread,
         "missing": statistics.missing,
     }

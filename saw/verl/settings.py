@@ -13,8 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from verl.utils.import_utils import load_extern_object
 
-from saw.aggregation import normalise_then_sum
-from saw.methods import get_method
+from saw.methods import check_combination, get_method
 from saw.options import Options
 
 #: The name under which the trainer, the estimator and the reward manager are registered.
@@ -32,8 +31,9 @@ class Objective(BaseModel):
 
     Attributes:
         name (str): its key in the dict that the reward function returns.
-        minimum (float | None): the lowest value that it can take; SAW's CV is measured from there. None takes it
-            from the reward function, which must declare it (:func:`saw.rewards.returns`).
+        minimum (float | Literal["running"] | None): the lowest value that it can take; SAW's CV is measured from there.
+            None takes it from the reward function, which must declare it (:func:`saw.rewards.returns`). ``running`` is
+            for a reward model without a bound: the lowest value seen so far, which moves the CV while it falls.
         maximum (float | None): the highest; a reward above it is reported.
         priority (float): static factor that multiplies after the dynamic weight, at least 0.
     """
@@ -41,7 +41,7 @@ class Objective(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str = Field(min_length=1)
-    minimum: float | None = None
+    minimum: float | Literal["running"] | None = None
     maximum: float | None = None
     priority: float = Field(default=1.0, ge=0.0)
 
@@ -54,7 +54,7 @@ class Objective(BaseModel):
 
     @model_validator(mode="after")
     def _range(self) -> Objective:
-        if self.minimum is not None and self.maximum is not None and self.maximum <= self.minimum:
+        if isinstance(self.minimum, float) and self.maximum is not None and self.maximum <= self.minimum:
             raise ValueError(f"maximum is {self.maximum:g}; expected a number above the minimum {self.minimum:g}")
         return self
 
@@ -105,6 +105,11 @@ class Settings(BaseModel):
             if names.count(name) > 1:
                 raise ValueError(f"{name!r} is there twice; every objective needs a name of its own")
         return objectives
+
+    @model_validator(mode="after")
+    def _combination(self) -> Settings:
+        check_combination(self.method, self.options, len(self.objectives))
+        return self
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -188,8 +193,8 @@ def _check_rest(config: DictConfig, settings: Settings) -> None:
         wrong.append(
             "algorithm.norm_adv_by_std_in_grpo is False; the methods divide by the group's std: set it to True"
         )
-    normalises_first = get_method(settings.method).aggregation is normalise_then_sum
-    if algorithm.use_kl_in_reward and normalises_first and settings.kl_in_reward == "combined":
+    combines = get_method(settings.method).combines_rewards
+    if algorithm.use_kl_in_reward and not combines and settings.kl_in_reward == "combined":
         wrong.append(
             f"algorithm.use_kl_in_reward is True, and saw.method {settings.method!r} never sums the rewards that the "
             "penalty would be taken from; use actor_rollout_ref.actor.use_kl_loss=True, or saw.kl_in_reward=grpo_only"
@@ -215,7 +220,8 @@ def ranges_at(config: DictConfig, settings: Settings, step: int) -> list[tuple[f
         step (int): verl's global step.
 
     Returns:
-        list[tuple[float, float]]: a pair an objective; the largest is infinite where nobody states it.
+        list[tuple[float, float]]: a pair an objective; the largest is infinite where nobody states it, and the smallest
+        is where it is the running minimum.
 
     Raises:
         ConfigError: if nobody states an objective's minimum.
@@ -226,13 +232,23 @@ def ranges_at(config: DictConfig, settings: Settings, step: int) -> list[tuple[f
     ranges = []
     for objective in settings.objectives:
         low, high = declared.get(objective.name, (None, math.inf))
-        low = low if objective.minimum is None else objective.minimum
+        if objective.minimum == "running":
+            low = -math.inf
+        elif objective.minimum is not None:
+            low = objective.minimum
         if low is None:
             raise ConfigError(
                 f"saw.objectives.{objective.name}.minimum is not set, and the reward function declares no bounds of "
                 "it; set it to the lowest value that the reward can take"
             )
         ranges.append((low, high if objective.maximum is None else objective.maximum))
+    if get_method(settings.method).needs_maxima(settings.options):
+        for objective, (low, high) in zip(settings.objectives, ranges, strict=True):
+            if math.isinf(high) or math.isinf(low):
+                raise ConfigError(
+                    f"saw.options.informativeness is {settings.options.informativeness!r}, which needs the range of "
+                    f"{objective.name!r}; set saw.objectives.{objective.name}.minimum and maximum"
+                )
     return ranges
 
 

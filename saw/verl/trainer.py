@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from saw.verl.estimator import StepRewards, rewards_of_step
 from saw.verl.replay_buffer import MultiRewardReplayBuffer
 from saw.verl.rows import checked_objective_matrix, reward_infos, scored_rows
 from saw.verl.settings import NAME, ConfigError, check_config, ranges_at
+from saw.verl.state import State
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,14 @@ class SAWTrainer(PPOTrainerSync):
         self._reported: set[str] = set()
         self._dataloader_before: dict | None = None
         self._val_texts: tuple[list[str], list[str]] = ([], [])
+        self.state = State()
+        for objective in settings.objectives:
+            if objective.minimum == "running":
+                logger.warning(
+                    "saw.objectives.%s.minimum is the lowest reward seen so far: while that falls, its CV is not "
+                    "comparable between steps, and it never is between runs",
+                    objective.name,
+                )
         super().__init__(config)
 
     def _build_replay_buffer(self) -> ReplayBuffer:
@@ -57,13 +67,20 @@ class SAWTrainer(PPOTrainerSync):
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         ranges = ranges_at(self.config, self.settings, self.global_steps)
-        rewards = self._rewards(batch, [low for low, _ in ranges], metrics)
+        rewards = self._rewards(batch, ranges, metrics)
         self._stop_if_too_many_are_missing(rewards)
+        self.state.see(rewards.rewards[rewards.scored], self.settings)
+        rewards.minima = [
+            # a running minimum before the first reward: any number will do
+            self.state.minima.get(name, low if math.isfinite(low) else 0.0)
+            for name, (low, _) in zip(self.settings.names, ranges, strict=True)
+        ]
         with rewards_of_step(rewards) as step:
             batch = super()._compute_advantage(batch, metrics)
         if step.advantage is None:
             raise RuntimeError("verl computed advantages without the estimator 'saw'; is algorithm.adv_estimator set?")
         self._report_above_maximum(step.advantage.statistics.max.tolist(), [high for _, high in ranges])
+        self.state.weights = step.advantage.weights.tolist()
         metrics.update(objective_metrics.training_metrics(step.advantage, self.settings.names))
         return batch
 
@@ -98,7 +115,19 @@ class SAWTrainer(PPOTrainerSync):
         key = "reward.custom_reward_function.reward_kwargs.judge.faults"
         return OmegaConf.select(self.config, key, default=None)
 
-    def _rewards(self, batch: KVBatchMeta, minima: list[float], metrics: dict) -> StepRewards:
+    def _save_checkpoint(self):
+        # before verl's part, which ends with the mark that the checkpoint is complete
+        self.state.write(Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}")
+        super()._save_checkpoint()
+
+    def _load_checkpoint(self):
+        super()._load_checkpoint()
+        if self.global_steps > 0:
+            trainer = self.config.trainer
+            latest = f"{trainer.default_local_dir}/global_step_{self.global_steps}"
+            self.state = State.read(Path(trainer.resume_from_path if trainer.resume_mode == "resume_path" else latest))
+
+    def _rewards(self, batch: KVBatchMeta, ranges: list[tuple[float, float]], metrics: dict) -> StepRewards:
         data = tq.kv_batch_get(
             keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields", "rm_scores"]
         )
@@ -113,7 +142,10 @@ class SAWTrainer(PPOTrainerSync):
         metrics.update(objective_metrics.judge_metrics([infos[row] for row in scored.tolist()]))
         return StepRewards(
             settings=self.settings,
-            minima=minima,
+            minima=[low for low, _ in ranges],
+            maxima=[high for _, high in ranges],
+            step=self.global_steps,
+            previous_weights=self.state.weights,
             rewards=checked_objective_matrix(infos, self.settings),
             scored=scored,
             scored_of_row=of_row,

@@ -15,8 +15,8 @@ import psutil
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+from recipes.reproduce import METHODS
 from saw.launch import Run, processes_of
-from saw.methods import METHODS
 from saw.report import History, read_history
 from tests.configs import CONFIGS
 from tests.conftest import ROOT

@@ -5,7 +5,8 @@ from omegaconf import OmegaConf
 from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl.utils.config import omega_conf_to_dataclass, validate_config
 
-from saw.methods import METHODS
+from recipes.reproduce import METHODS
+from saw import methods
 from saw.verl.settings import check_config
 from tests.configs import CONFIGS, EXPERIMENTS, compose
 
@@ -30,9 +31,10 @@ def test_experiment_passes_the_checks(experiment, platform, tmp_path, toy_model)
     omega_conf_to_dataclass(config.actor_rollout_ref.rollout)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", methods.METHODS)
 def test_every_method_is_one_override(method):
-    settings = check_config(compose("experiment=quickstart", f"saw.method={method}"))
+    own = ["saw.options.static_weights=[1,3]"] if method.startswith("static") else []
+    settings = check_config(compose("experiment=quickstart", f"saw.method={method}", *own))
     assert settings is not None
     assert settings.method == method
 

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from saw.verl import judge, metrics, samples
 from saw.verl.settings import ConfigError, check_config, ranges_at
+from saw.verl.state import State
 from saw.verl.trainer import SAWTrainer, TooManyMissing
 from tests.configs import compose
 
@@ -86,6 +87,7 @@ def trainer(tmp_path, step, max_missing=0.5) -> SAWTrainer:
     made.config = OmegaConf.create({"trainer": {"default_local_dir": str(tmp_path)}})
     made.global_steps = step
     made._dataloader_before = {"position": "before"}
+    made.state = State()
 
     def save():
         folder = tmp_path / f"global_step_{made.global_steps}"

@@ -64,7 +64,17 @@ def test_an_objective_that_is_not_returned_is_named():
 def step_of(rewards, keys, tags, scores=None, method="saw_gdpo") -> StepRewards:
     scored, of_row = scored_rows(keys, tags)
     settings = SETTINGS.model_copy(update={"method": method})
-    return StepRewards(settings, [0.0, -3.0], torch.tensor(rewards, dtype=torch.float64), scored, of_row, scores)
+    return StepRewards(
+        settings=settings,
+        minima=[0.0, -3.0],
+        maxima=[1.0, 3.0],
+        step=1,
+        previous_weights=None,
+        rewards=torch.tensor(rewards, dtype=torch.float64),
+        scored=scored,
+        scored_of_row=of_row,
+        scores=scores,
+    )
 
 
 REWARDS = [[0.0, -3.0], [1.0, -3.0], [1.0, 3.0], [0.0, 1.0]]
@@ -192,7 +202,7 @@ def test_training_metrics_have_stable_names():
         torch.tensor(REWARDS), ["p"] * 4, torch.ones(4, 2), method="saw_gdpo", minima=[0, -3]
     )
     metrics = training_metrics(advantage, SETTINGS.names)
-    kinds = ["mean", "std", "min", "max", "cv", "weight", "zero_spread", "missing"]
+    kinds = ["mean", "std", "min", "max", "cv", "weight", "proposed_weight", "zero_spread", "missing"]
     assert set(metrics) == {f"saw/{name}/{kind}" for name in SETTINGS.names for kind in kinds}
     assert metrics["saw/correctness/mean"] == -0.5
     assert metrics["saw/format/missing"] == 0

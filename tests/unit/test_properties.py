@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 import saw
 
-METHODS = ["grpo", "gdpo", "saw_grpo", "saw_gdpo"]
+METHODS = ["grpo", "gdpo", "saw_grpo", "saw_gdpo", "mo_grpo", "dvao"]
+MEASURES = ["cv", "normalised_variance", "range_std", "advantage_entropy", "group_spread"]
 
 
 @st.composite
@@ -40,6 +41,27 @@ def test_always_finite_and_zero_off_the_response(batch, method, profile):
     assert (result.tokens[~mask] == 0).all()
     assert result.weights.sum().item() == pytest.approx(1)
     assert (result.weights >= 0).all()
+
+
+@common
+@given(
+    batches(),
+    st.sampled_from(["saw_grpo", "saw_gdpo"]),
+    st.sampled_from(MEASURES),
+    st.sampled_from(["batch", "group"]),
+    st.randoms(use_true_random=False),
+)
+def test_every_measure_is_finite_and_does_not_see_order(batch, method, name, over, random):
+    rewards, groups, mask = batch
+    order = list(range(len(rewards)))
+    random.shuffle(order)
+    more = {"method": method, "maxima": [5.0] * rewards.shape[1], "options": {"informativeness": name, "over": over}}
+    result = saw.compute_advantage(rewards, groups, mask, **more)
+    assert result.tokens.isfinite().all()
+    assert result.weights.sum().item() == pytest.approx(1)
+    assert (result.weights >= 0).all()
+    shuffled = saw.compute_advantage(rewards[order], [groups[i] for i in order], mask[order], **more)
+    torch.testing.assert_close(shuffled.tokens, result.tokens[order], atol=1e-4, rtol=1e-4)
 
 
 @common

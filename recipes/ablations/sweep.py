@@ -1,0 +1,103 @@
+"""Train an experiment with several methods and seeds, one after the other, and put their curves beside each other.
+
+    bash scripts/sweep.sh --experiment quickstart --method saw_gdpo --method gdpo --seeds 1,2,3 [KEY=VALUE ...]
+
+What is finished is skipped, what is not goes on from its checkpoint. KEY=VALUE are Hydra overrides of all trainings;
+``--method`` may carry its own, with commas: ``--method saw_gdpo,informativeness=range_std``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from recipes.compose import CONFIGS
+from recipes.reproduce import guarded, seed_list
+from recipes.stages import Stage, run_all, show
+from saw.methods import METHODS
+from saw.report import plot_curves, read_history, summary_table
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experiment", default="quickstart", help="in configs/experiment (quickstart)")
+    parser.add_argument(
+        "--method",
+        action="append",
+        required=True,
+        metavar="NAME[,KEY=VALUE...]",
+        help=f"may be repeated; names: {', '.join(METHODS)}",
+    )
+    parser.add_argument("--seeds", type=seed_list, default=[1], metavar="1,2,3", help="one training each (1)")
+    parser.add_argument("--hours", type=float, default=72, help="after which a training is stopped (72)")
+    parser.add_argument("--out", type=Path, help="folder for everything ($SAW_RUNS/sweep/EXPERIMENT)")
+    parser.add_argument("--dry-run", action="store_true", help="print every command")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides of all trainings")
+    arguments = parser.parse_args(argv)
+    if not (CONFIGS / "experiment" / f"{arguments.experiment}.yaml").is_file():
+        parser.error(f"--experiment {arguments.experiment}: there is no such file in configs/experiment")
+    for method in arguments.method:
+        name, *own = method.split(",")
+        if name not in METHODS:
+            parser.error(f"--method {name}: expected one of {', '.join(METHODS)}")
+        for override in own:
+            if "=" not in override:
+                parser.error(f"--method {method}: {override!r} is no Hydra override; expected KEY=VALUE")
+    for override in arguments.overrides:
+        if "=" not in override:
+            parser.error(f"{override!r} is no Hydra override; expected KEY=VALUE")
+    runs = Path(os.environ.get("SAW_RUNS", "runs"))
+    arguments.out = (arguments.out or runs / "sweep" / arguments.experiment).resolve()
+    return arguments
+
+
+def label(method: str) -> str:
+    """A method with its overrides as the name of a folder."""
+    return re.sub(r"[^\w.+-]+", "_", method)
+
+
+def plan(arguments: argparse.Namespace) -> dict[str, list[Stage]]:
+    """One training for each method and seed, by the name of its folder; the seeds of a method follow each other."""
+    chains = {}
+    for seed in arguments.seeds:
+        for method in dict.fromkeys(arguments.method):
+            name, *own = method.split(",")
+            folder = arguments.out / f"{label(method)}_seed{seed}"
+            command = (
+                *("-m", "saw.train", f"experiment={arguments.experiment}", f"saw.method={name}", f"data.seed={seed}"),
+                *(f"trainer.default_local_dir={folder}", f"trainer.experiment_name={folder.name}"),
+                *("trainer.resume_mode=auto", *own, *arguments.overrides),
+            )
+            chains[folder.name] = [Stage("train", folder, command, arguments.hours, trains=True)]
+    return chains
+
+
+def report(arguments: argparse.Namespace, chains: dict[str, list[Stage]]) -> None:
+    """Table and curves of the trainings that are finished."""
+    histories = {
+        name: read_history(stages[0].folder / "metrics.jsonl") for name, stages in chains.items() if stages[0].is_done()
+    }
+    if not histories:
+        return
+    table = summary_table(histories)
+    (arguments.out / "summary.md").write_text(table + "\n")
+    plot_curves(histories, arguments.out / "curves.png", title=f"{arguments.experiment}: {len(histories)} trainings")
+    print(f"\n{table}\n\npicture: {os.path.relpath(arguments.out / 'curves.png')}")
+
+
+def main() -> None:
+    """Command line."""
+    arguments = parse()
+    chains = plan(arguments)
+    if arguments.dry_run:
+        show([], chains)
+        return
+    run_all([], chains, lambda: report(arguments, chains))
+
+
+if __name__ == "__main__":
+    guarded(main)

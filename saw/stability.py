@@ -1,0 +1,41 @@
+"""Options that steady the weights from step to step. All are off by default."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from saw.options import Options
+
+
+def steady(proposed: Tensor, previous: Tensor | None, options: Options) -> Tensor:
+    r"""The weights that are used.
+
+    In this order: an exponential moving average, :math:`e\,w_{t-1} + (1-e)\,\hat w_t`; a floor, where what is above it
+    shares the rest in proportion; and a limit on the change, by which the whole step is shortened. Each keeps the sum
+    at 1, and the last keeps the floor.
+
+    Args:
+        proposed (Tensor): shape ``(K,)``, this step's weights as the method has them.
+        previous (Tensor | None): shape ``(K,)``, the weights that the last step used; None at the first.
+        options (Options): ``ema``, ``floor``, ``max_change``, ``log_only``.
+
+    Returns:
+        Tensor: shape ``(K,)``.
+    """
+    if options.log_only:
+        return torch.full_like(proposed, 1.0 / len(proposed))
+    weights = proposed
+    if previous is not None and options.ema:
+        weights = options.ema * previous + (1.0 - options.ema) * weights
+    if options.floor:
+        above = (weights - options.floor).clamp(min=0.0)
+        rest = 1.0 - len(weights) * options.floor
+        share = above / above.sum() if above.sum() > 0 else torch.full_like(above, 1.0 / len(above))
+        weights = options.floor + rest * share
+    if previous is not None and options.max_change is not None:
+        change = weights - previous
+        largest = change.abs().max().item()
+        if largest > options.max_change:
+            weights = previous + change * (options.max_change / largest)
+    return weights

@@ -1,0 +1,161 @@
+"""Random and static weights, MO-GRPO, DVAO, and the options that steady the weights: by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+import saw
+from saw.methods import check_combination
+from saw.options import Options
+from saw.stability import steady
+
+REWARDS = [[0.0, 0.0], [1.0, 0.0], [2.0, 3.0], [1.0, 1.0]]  # deviations -1,0,1,0 and -1,-1,2,0
+STD = np.sqrt([2 / 3, 2.0])
+
+
+def advantage(method, rewards=REWARDS, groups=None, **more):
+    rewards = torch.tensor(rewards)
+    return saw.compute_advantage(
+        rewards, groups or ["p"] * len(rewards), torch.ones(len(rewards), 2), method=method, **more
+    )
+
+
+NORMALISED = np.array([[-1, -1], [0, -1], [1, 2], [0, 0]]) / STD
+
+
+def test_mo_grpo_is_gdpo_without_whitening():
+    np.testing.assert_allclose(advantage("mo_grpo").samples, NORMALISED.sum(axis=1), atol=1e-5)
+    weighted = advantage("mo_grpo", priorities=[1, 2]).samples
+    np.testing.assert_allclose(weighted, NORMALISED @ [1, 2], atol=1e-5)
+
+
+def test_dvao_weighs_the_normalised_advantages_by_the_spread_in_the_group():
+    result = advantage("dvao")
+    weights = STD / STD.sum()
+    np.testing.assert_allclose(result.weights, weights, atol=1e-6)
+    np.testing.assert_allclose(result.samples, NORMALISED @ weights, atol=1e-5)
+
+
+def test_dvao_s_priorities_are_part_of_its_weights():
+    prior = np.array([3.0, 1.0])
+    weights = prior * STD / (prior * STD).sum()
+    np.testing.assert_allclose(advantage("dvao", priorities=prior.tolist()).samples, NORMALISED @ weights, atol=1e-5)
+
+
+def test_dvao_has_weights_for_each_group():
+    rewards = [*REWARDS, [0.0, 0.0], [1.0, 0.0]]  # in the second group the second objective is flat
+    result = advantage("dvao", rewards, groups=["p"] * 4 + ["q"] * 2)
+    np.testing.assert_allclose(result.samples[4:], np.array([-1, 1]) / math.sqrt(2), atol=1e-5)
+    np.testing.assert_allclose(result.samples[:4], NORMALISED @ (STD / STD.sum()), atol=1e-5)
+
+
+def test_dvao_of_a_flat_group_is_nothing():
+    assert advantage("dvao", [[1.0, 2.0]] * 3).samples.tolist() == [0.0] * 3
+
+
+@pytest.mark.parametrize("base", ["grpo", "gdpo"])
+def test_static_weights(base):
+    result = advantage(f"static_{base}", options={"static_weights": (2, 6)})
+    assert result.weights.tolist() == [0.25, 0.75]
+    # the same as equal weights with priorities in this ratio
+    other = advantage(base, priorities=[0.5, 1.5])
+    torch.testing.assert_close(result.samples, other.samples, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("base", ["grpo", "gdpo"])
+def test_random_weights_are_drawn_from_seed_and_step(base):
+    def weights(seed, step):
+        return advantage(f"random_{base}", options={"seed": seed}, step=step).weights.tolist()
+
+    assert weights(1, 5) == weights(1, 5)
+    assert weights(1, 5) != weights(1, 6)
+    assert weights(1, 5) != weights(2, 5)
+    assert sum(weights(1, 5)) == pytest.approx(1.0)
+    drawn = np.array([weights(0, step) for step in range(600)])
+    assert drawn[:, 0].mean() == pytest.approx(0.5, abs=0.05)
+    assert drawn[:, 0].std() == pytest.approx(math.sqrt(1 / 12), abs=0.03)  # two objectives: uniform
+
+
+W = torch.tensor([0.1, 0.3, 0.6], dtype=torch.float64)
+BEFORE = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
+
+
+def steadied(previous=BEFORE, proposed=W, **options):
+    return steady(proposed, previous, Options(**options)).tolist()
+
+
+def test_steadying_by_hand():
+    assert steadied() == W.tolist()
+    assert steadied(ema=0.75) == pytest.approx([0.4, 0.2625, 0.3375])
+    assert steadied(None, ema=0.75) == W.tolist()
+    assert steadied(floor=0.2) == pytest.approx([0.2, 0.2 + 0.4 * 0.1 / 0.5, 0.2 + 0.4 * 0.4 / 0.5])
+    assert steadied(max_change=0.1) == pytest.approx([0.4, 0.25 + 0.0125, 0.25 + 0.0875])
+    assert steadied(max_change=0.9) == pytest.approx(W.tolist())
+    assert steadied(log_only=True) == pytest.approx([1 / 3] * 3)
+
+
+@given(
+    proposed=st.lists(st.floats(0, 1), min_size=3, max_size=3),
+    previous=st.lists(st.floats(0, 1), min_size=3, max_size=3),
+    ema=st.floats(0, 0.99),
+    floor=st.floats(0, 1 / 3),
+    limit=st.floats(0.01, 1) | st.none(),
+)
+def test_steadied_weights_keep_sum_floor_and_limit(proposed, previous, ema, floor, limit):
+    def normal(values):
+        values = torch.tensor(values, dtype=torch.float64) + 1e-6
+        return values / values.sum()
+
+    options = Options(ema=ema, floor=floor, max_change=limit)
+    before = steady(normal(previous), None, options)
+    weights = steady(normal(proposed), before, options)
+    assert weights.sum().item() == pytest.approx(1.0)
+    assert weights.min().item() >= floor - 1e-9
+    if limit is not None:
+        assert (weights - before).abs().max().item() <= limit + 1e-9
+
+
+def test_the_last_step_s_weights_are_handed_in():
+    plain = advantage("saw_grpo")
+    result = advantage("saw_grpo", options={"ema": 0.5}, previous_weights=[1.0, 0.0])
+    torch.testing.assert_close(result.proposed, plain.weights)
+    torch.testing.assert_close(result.weights, 0.5 * plain.weights + torch.tensor([0.5, 0.0]).double())
+    logged = advantage("saw_grpo", options={"log_only": True})
+    assert logged.weights.tolist() == [0.5, 0.5]
+    torch.testing.assert_close(logged.proposed, plain.weights)
+    torch.testing.assert_close(logged.samples, advantage("grpo").samples)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("grpo", {"informativeness": "range_std"}, "options.informativeness is 'range_std', and grpo does not measure"),
+        ("dvao", {"over": "group"}, "options.over is 'group', and dvao does not measure it"),
+        ("static_grpo", {}, "options.static_weights is not set, and static_grpo needs 2"),
+        ("static_gdpo", {"static_weights": (1.0,)}, "expected 2, one for each objective"),
+        ("static_gdpo", {"static_weights": (0.0, 0.0)}, "expected one above 0"),
+        ("saw_grpo", {"static_weights": (1.0, 1.0)}, "saw_grpo does not use them; use static_grpo or static_gdpo"),
+        ("gdpo", {"ema": 0.5}, "options.ema is 0.5, and with gdpo its weights never change"),
+        ("static_grpo", {"static_weights": (1.0, 2.0), "floor": 0.1}, "its weights never change"),
+        ("saw_gdpo", {"over": "group", "floor": 0.1}, "each group has weights of its own"),
+        ("dvao", {"max_change": 0.1}, "each group has weights of its own"),
+        ("saw_gdpo", {"floor": 0.6}, "options.floor is 0.6; expected at most 1/2"),
+        ("saw_gdpo", {"log_only": True, "ema": 0.5}, "options.ema is 0.5, and log_only uses equal weights"),
+    ],
+)
+def test_combinations_that_make_no_sense_are_refused(method, options, message):
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        check_combination(method, Options(**options), objectives=2)
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        advantage(method, options=options)
+
+
+@pytest.mark.parametrize("wrong", [{"ema": 1.0}, {"floor": -0.1}, {"max_change": 0.0}, {"informativeness": "size"}])
+def test_values_out_of_range_are_refused(wrong):
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        Options(**wrong)

@@ -1,0 +1,111 @@
+"""SAW by other measures than CV, by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import saw
+from saw import informativeness
+from saw.batch import make_batch
+from saw.options import PAPER
+from saw.statistics import objective_statistics
+
+NAN = math.nan
+# Two prompts of three; the second objective is constant in the first group.
+REWARDS = [[0.0, 1.0], [1.0, 1.0], [2.0, 1.0], [1.0, 0.0], [1.0, 2.0], [4.0, 4.0]]
+GROUPS = ["a", "a", "a", "b", "b", "b"]
+
+
+def measure(name, over="batch", rewards=REWARDS, maxima=None):
+    batch = make_batch(
+        torch.tensor(rewards),
+        GROUPS[: len(rewards)],
+        torch.ones(len(rewards)),
+        minima=[0, 0],
+        maxima=maxima,
+        priorities=None,
+        names=None,
+        penalty=None,
+    )
+    return informativeness.measure(name, over, batch, objective_statistics(batch, PAPER), PAPER).numpy()
+
+
+def test_over_the_batch():
+    values = np.array(REWARDS)
+    mean, std = values.mean(axis=0), values.std(axis=0, ddof=1)
+    np.testing.assert_allclose(measure("cv"), std / mean, rtol=1e-6)
+    np.testing.assert_allclose(measure("normalised_variance"), (std / mean) ** 2, rtol=1e-6)
+    np.testing.assert_allclose(measure("range_std", maxima=[4, 8]), std / [4, 8], rtol=1e-6)
+    np.testing.assert_allclose(measure("group_spread"), [1.0, 0.5])
+
+
+def test_over_each_group():
+    groups = np.array(REWARDS).reshape(2, 3, 2)
+    mean, std = groups.mean(axis=1), groups.std(axis=1, ddof=1)
+    np.testing.assert_allclose(measure("cv", "group"), std / mean, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(measure("range_std", "group", maxima=[4, 8]), std / [4, 8], rtol=1e-6)
+    np.testing.assert_allclose(measure("group_spread", "group"), [[1, 0], [1, 1]])
+
+
+def test_entropy_by_hand():
+    # deviations -1, 0, 1 in the first group: two samples say half each; -1, -1, 2 in the second: 1/4, 1/4, 1/2
+    first, second = math.log(2) / math.log(3), 1.5 * math.log(2) / math.log(3)
+    np.testing.assert_allclose(measure("advantage_entropy", "group")[:, 0], [first, second], rtol=1e-6)
+    # the second objective of the first group says nothing, that of the second -2, 0, 2
+    np.testing.assert_allclose(measure("advantage_entropy", "group")[:, 1], [0.0, first], atol=1e-6)
+    # over the batch: each group has unit variance, so the sizes are 1, 0, 1 and 1, 1, 2 over sqrt(3)
+    sizes = np.array([1, 0, 1, 1 / math.sqrt(3), 1 / math.sqrt(3), 2 / math.sqrt(3)])
+    share = sizes[sizes > 0] / sizes.sum()
+    expected = -(share * np.log(share)).sum() / math.log(6)
+    np.testing.assert_allclose(measure("advantage_entropy")[0], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("over", ["batch", "group"])
+@pytest.mark.parametrize("name", ["cv", "normalised_variance", "range_std", "advantage_entropy", "group_spread"])
+def test_an_objective_that_is_missing_everywhere_has_no_value_and_no_weight(name, over):
+    rewards = [[1.0, NAN], [2.0, NAN], [3.0, NAN], [1.0, NAN], [1.0, NAN], [2.0, NAN]]
+    assert np.isnan(measure(name, over, rewards, maxima=[4, 4])[..., 1]).all()
+    result = saw.compute_advantage(
+        torch.tensor(rewards),
+        GROUPS,
+        torch.ones(6, 2),
+        method="saw_gdpo",
+        maxima=[4, 4],
+        options={"informativeness": name, "over": over},
+    )
+    assert result.weights.tolist() == [1.0, 0.0]
+    assert result.tokens.isfinite().all()
+
+
+def test_weights_are_shares_of_the_measure():
+    result = saw.compute_advantage(
+        torch.tensor(REWARDS), GROUPS, torch.ones(6, 2), method="saw_grpo", options={"informativeness": "group_spread"}
+    )
+    assert result.weights.tolist() == pytest.approx([2 / 3, 1 / 3])
+
+
+def test_each_group_is_weighted_by_itself():
+    # over groups by spread: the first group hears the first objective only, the second both alike
+    result = saw.compute_advantage(
+        torch.tensor(REWARDS),
+        GROUPS,
+        torch.ones(6, 2),
+        method="saw_grpo",
+        options={"informativeness": "group_spread", "over": "group"},
+    )
+    combined = np.array(
+        [-1, 0, 1, -1 / 2 - 1, -1 / 2, 2 / 2 + 1]
+    )  # of deviations; second group (-1-2)/2, (-1+0)/2, (2+2)/2
+    combined[3:] = [-1.5, -0.5, 2.0]
+    expected = combined / np.repeat([combined[:3].std(ddof=1), combined[3:].std(ddof=1)], 3)
+    np.testing.assert_allclose(result.samples.numpy(), expected, atol=1e-5)
+    assert result.weights.tolist() == pytest.approx([0.75, 0.25])  # the mean over the groups
+
+
+def test_a_measure_that_needs_the_range_says_so():
+    with pytest.raises(ValueError, match=r"maxima is None; informativeness='range_std' needs them"):
+        saw.compute_advantage(
+            torch.tensor(REWARDS), GROUPS, torch.ones(6, 2), method="saw_grpo", options={"informativeness": "range_std"}
+        )
