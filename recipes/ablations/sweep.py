@@ -2,8 +2,9 @@
 
     bash scripts/sweep.sh --experiment quickstart --method saw_gdpo --method gdpo --seeds 1,2,3 [KEY=VALUE ...]
 
-What is finished is skipped, what is not goes on from its checkpoint. KEY=VALUE are Hydra overrides of all trainings;
-``--method`` may carry its own, with commas: ``--method saw_gdpo,informativeness=range_std``.
+What is finished is skipped, what is not goes on from its checkpoint (the quickstart saves none, unless trainer.save_freq
+says so). KEY=VALUE are Hydra overrides of all trainings; ``--method`` may carry its own, with commas: ``--method
+saw_gdpo,informativeness=range_std``. The quickstart's data and model are made if they are not there.
 """
 
 from __future__ import annotations
@@ -76,6 +77,18 @@ def plan(arguments: argparse.Namespace) -> dict[str, list[Stage]]:
     return chains
 
 
+def toys(experiment: str) -> list[Stage]:
+    """What makes the quickstart's data and model, where they are not there."""
+    folder = Path(os.environ.get("SAW_RUNS", "runs")).resolve() / "quickstart"
+    stages = []
+    if experiment == "quickstart" and not (folder / "data").exists():
+        stages.append(Stage("toy_rows", folder, ("-m", "data_prep.toy_toolrl", "--out", str(folder / "data"))))
+    if experiment == "quickstart" and not (folder / "model").exists():
+        model = ("-m", "recipes.quickstart.toy_model", "--out", str(folder / "model"))
+        stages.append(Stage("toy_model", folder, model))
+    return stages
+
+
 def report(arguments: argparse.Namespace, chains: dict[str, list[Stage]]) -> None:
     """Table and curves of the trainings that are finished."""
     histories = {
@@ -92,11 +105,11 @@ def report(arguments: argparse.Namespace, chains: dict[str, list[Stage]]) -> Non
 def main() -> None:
     """Command line."""
     arguments = parse()
-    chains = plan(arguments)
+    shared, chains = toys(arguments.experiment), plan(arguments)
     if arguments.dry_run:
-        show([], chains)
+        show(shared, chains)
         return
-    run_all([], chains, lambda: report(arguments, chains))
+    run_all(shared, chains, lambda: report(arguments, chains))
 
 
 if __name__ == "__main__":

@@ -48,3 +48,11 @@ def test_wrong_options_are_refused(options, fault, capsys):
     with pytest.raises(SystemExit):
         sweep.parse(options)
     assert fault in capsys.readouterr().err
+
+
+def test_the_quickstart_s_toys_are_made_where_they_are_not(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAW_RUNS", str(tmp_path))
+    assert [stage.name for stage in sweep.toys("quickstart")] == ["toy_rows", "toy_model"]
+    assert sweep.toys("toolrl/1.5b_gdpo") == []
+    (tmp_path / "quickstart" / "data").mkdir(parents=True)
+    assert [stage.name for stage in sweep.toys("quickstart")] == ["toy_model"]
