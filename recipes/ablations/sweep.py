@@ -2,9 +2,9 @@
 
     bash scripts/sweep.sh --experiment quickstart --method saw_gdpo --method gdpo --seeds 1,2,3 [KEY=VALUE ...]
 
-What is finished is skipped, what is not goes on from its checkpoint (the quickstart saves none, unless trainer.save_freq
-says so). KEY=VALUE are Hydra overrides of all trainings; ``--method`` may carry its own, with commas: ``--method
-saw_gdpo,informativeness=range_std``. The quickstart's data and model are made if they are not there.
+What is finished is skipped, what is not goes on from its checkpoint (the quickstart saves none, unless
+trainer.save_freq says so). KEY=VALUE are Hydra overrides of all trainings; ``--method`` may carry its own, with commas:
+``--method saw_gdpo,informativeness=range_std``. The quickstart's data and model are made if they are not there.
 """
 
 from __future__ import annotations
@@ -81,9 +81,9 @@ def toys(experiment: str) -> list[Stage]:
     """What makes the quickstart's data and model, where they are not there."""
     folder = Path(os.environ.get("SAW_RUNS", "runs")).resolve() / "quickstart"
     stages = []
-    if experiment == "quickstart" and not (folder / "data").exists():
+    if experiment == "quickstart" and not (folder / "data" / "test.parquet").exists():
         stages.append(Stage("toy_rows", folder, ("-m", "data_prep.toy_toolrl", "--out", str(folder / "data"))))
-    if experiment == "quickstart" and not (folder / "model").exists():
+    if experiment == "quickstart" and not (folder / "model" / "model.safetensors").exists():
         model = ("-m", "recipes.quickstart.toy_model", "--out", str(folder / "model"))
         stages.append(Stage("toy_model", folder, model))
     return stages

@@ -55,4 +55,5 @@ def test_the_quickstart_s_toys_are_made_where_they_are_not(tmp_path, monkeypatch
     assert [stage.name for stage in sweep.toys("quickstart")] == ["toy_rows", "toy_model"]
     assert sweep.toys("toolrl/1.5b_gdpo") == []
     (tmp_path / "quickstart" / "data").mkdir(parents=True)
+    (tmp_path / "quickstart" / "data" / "test.parquet").touch()
     assert [stage.name for stage in sweep.toys("quickstart")] == ["toy_model"]
