@@ -1,10 +1,13 @@
-"""Loaded into a training's processes (VERL_USE_EXTERNAL_MODULES): another method each two steps.
+"""A training's reward function, whose file has the trainer take another method each two steps.
 
-So that one start of the pipeline sees them all.
+So that one start of the pipeline sees them all. The trainer reads the file when it checks its configuration.
 """
 
+from saw.verl.reward_functions import toolrl
 from saw.verl.settings import Settings
 from saw.verl.trainer import SAWTrainer
+
+__all__ = ["PLANS", "toolrl"]
 
 #: (method, options), two steps each.
 PLANS: list[tuple[str, dict]] = [
@@ -23,7 +26,11 @@ def _take_the_plan_of_the_step(self):
     _begin(self)
     method, options = PLANS[(self.global_steps - 1) // 2]
     section = self.settings.model_dump() | {"method": method, "options": options}
+    section["objectives"] = list(section["objectives"])
+    section["objectives"][0]["minimum"] = "running" if "log_only" in options else None
     self.settings = Settings.model_validate(section)
 
 
-SAWTrainer.on_step_begin = _take_the_plan_of_the_step  # type: ignore[method-assign]
+if "PLANS_ARE_TAKEN" not in vars(SAWTrainer):  # the file is read more than once
+    SAWTrainer.PLANS_ARE_TAKEN = True  # type: ignore[attr-defined]
+    SAWTrainer.on_step_begin = _take_the_plan_of_the_step  # type: ignore[method-assign]
