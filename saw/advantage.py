@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from saw.aggregation import normalise
 from saw.batch import Groups, check_shapes, make_batch
 from saw.methods import check_combination, get_method
 from saw.options import Options
 from saw.stability import steady
 from saw.statistics import ObjectiveStatistics, objective_statistics
-from saw.weighting import Context
+from saw.weighting import Context, gradient
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ def compute_advantage(
     penalty: Tensor | None = None,
     step: int = 0,
     previous_weights: Sequence[float] | Tensor | None = None,
+    gram: Tensor | None = None,
 ) -> Advantage:
     """Weigh the objectives of one training step and turn their rewards into token advantages.
 
@@ -78,7 +80,9 @@ def compute_advantage(
             methods that combine rewards before they normalise.
         step (int): the training step, for the random methods.
         previous_weights (Sequence[float] | Tensor | None): shape ``(K,)``, ``weights`` of the step before, for the
-            options ``ema`` and ``max_change``; None at the first step.
+            gradient methods and the options ``ema`` and ``max_change``; None at the first step.
+        gram (Tensor | None): shape ``(K, K)``, inner products of the policy gradients of
+            :func:`objective_advantages`, for the gradient methods and ``informativeness="gradient_norm"``.
 
     Returns:
         Advantage: token advantages, weights and statistics.
@@ -97,6 +101,8 @@ def compute_advantage(
         minima = [0.0] * rewards.shape[1]
     if chosen.needs_maxima(chosen_options) and maxima is None:
         raise ValueError(f"maxima is None; informativeness={chosen_options.informativeness!r} needs them")
+    if chosen.needs_gradients(chosen_options):
+        _check_gradients(gram, chosen_options, method, rewards.shape[1])
     dtype = torch.float64 if rewards.dtype == torch.float64 else torch.float32
     # The mask's copy becomes the result in place: one (N, T) tensor is all the memory this takes.
     tokens = response_mask.detach().to(dtype, copy=True)
@@ -111,9 +117,10 @@ def compute_advantage(
         penalty=penalty,
     )
     statistics = objective_statistics(batch, profile)
-    weights = proposed = chosen.weighting(Context(batch, statistics, chosen_options, step))
+    previous = None if previous_weights is None else torch.as_tensor(previous_weights).to(statistics.mean)
+    gram = None if gram is None else gram.to(statistics.mean)
+    weights = proposed = chosen.weighting(Context(batch, statistics, chosen_options, step, previous, gram))
     if weights.ndim == 1:
-        previous = None if previous_weights is None else torch.as_tensor(previous_weights).to(weights)
         weights = steady(proposed, previous, chosen_options)
     advantages = chosen.aggregation(batch, weights, profile)
     return Advantage(
@@ -123,3 +130,36 @@ def compute_advantage(
         proposed if proposed.ndim == 1 else proposed.mean(dim=0),
         statistics,
     )
+
+
+@torch.no_grad()
+def objective_advantages(
+    rewards: Tensor, groups: Groups, *, options: Options | Mapping[str, object] | None = None
+) -> Tensor:
+    """What each objective's advantages would be if it were the only one: its rewards, normalised within the group.
+
+    The policy gradients that these give are what the gradient methods compare.
+
+    Args:
+        rewards (Tensor): shape ``(N, K)``; NaN marks a missing value, which has advantage 0.
+        groups: N ids, as in :func:`compute_advantage`.
+        options (Options | Mapping | None): of which the profile counts.
+
+    Returns:
+        Tensor: shape ``(N, K)``, float64.
+
+    Raises:
+        ValueError: as :func:`compute_advantage` for the same inputs.
+    """
+    check_shapes(rewards, torch.ones(len(rewards), 1))
+    batch = make_batch(rewards, groups, rewards.new_ones(len(rewards), dtype=torch.float64))
+    return normalise(batch, Options.of(options).numerics)
+
+
+def _check_gradients(gram: Tensor | None, options: Options, method: str, objectives: int) -> None:
+    if gram is None:
+        raise ValueError(f"gram is None; {method} with {options.informativeness!r} compares policy gradients")
+    if gram.shape != (objectives, objectives) or not gram.isfinite().all():
+        raise ValueError(f"gram is {gram.tolist()}; expected finite numbers of shape ({objectives}, {objectives})")
+    if get_method(method).weighting is gradient and options.gradient.lr is None:
+        raise ValueError("options.gradient.lr is not set; outside of verl there is no learning rate to take it from")

@@ -78,13 +78,18 @@ def normalise_then_average(batch: RewardBatch, weights: Tensor, profile: Profile
     """
     if batch.penalty is not None:
         raise ValueError("a penalty on the combined reward has no place where each objective is normalised alone")
+    return _weigh(batch, normalise(batch, profile), weights * batch.priorities)
+
+
+def normalise(batch: RewardBatch, profile: Profile) -> Tensor:
+    r"""Each objective's own advantages, :math:`A_{jk} = (r_{jk} - \mu_{gk}) / (\sigma_{gk} + \epsilon)`: ``(N, K)``."""
     deviations = batch.deviations()
     std = _group_std(batch, deviations, batch.group_count)
     normalised = deviations / (std[batch.group] + profile.group_eps)
     if profile.lone_sample == "raw":
         lone = _lone(batch)[:, None]
         normalised = torch.where(lone, batch.rewards / (1 + profile.group_eps), normalised)
-    return _weigh(batch, normalised, weights * batch.priorities)
+    return normalised
 
 
 def _weigh(batch: RewardBatch, values: Tensor, factor: Tensor) -> Tensor:

@@ -96,11 +96,11 @@ def make_batch(
     groups: Groups,
     lengths: Tensor,
     *,
-    minima: Sequence[float] | Tensor | None,
+    minima: Sequence[float] | Tensor | None = None,
     maxima: Sequence[float] | Tensor | None = None,
-    priorities: Sequence[float] | Tensor | None,
-    names: Sequence[str] | None,
-    penalty: Tensor | None,
+    priorities: Sequence[float] | Tensor | None = None,
+    names: Sequence[str] | None = None,
+    penalty: Tensor | None = None,
 ) -> RewardBatch:
     """Check the values given to :func:`saw.compute_advantage` and put them into one object.
 

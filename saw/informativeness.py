@@ -91,6 +91,16 @@ def group_spread(batch: RewardBatch, over_groups: bool) -> Tensor:
     return (differ * some).sum(dim=0) / some.sum(dim=0)  # 0 / 0 is NaN
 
 
+def gradient_norm(gram: Tensor | None) -> Tensor:
+    r"""Size of each objective's policy gradient, :math:`\|g_k\| = \sqrt{\langle g_k, g_k \rangle}`, shape ``(K,)``.
+
+    Args:
+        gram (Tensor | None): shape ``(K, K)``, inner products of the gradients.
+    """
+    assert gram is not None
+    return gram.diagonal().clamp(min=0.0).sqrt()
+
+
 _OF_MOMENTS: dict[str, Callable[[RewardBatch, Moments, Profile], Tensor]] = {
     "cv": cv,
     "normalised_variance": normalised_variance,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from saw import aggregation, informativeness, weighting
 from saw.batch import RewardBatch
-from saw.options import Options, Profile
+from saw.options import GradientOptions, Options, Profile
 from saw.weighting import Context
 
 Weighting = Callable[[Context], Tensor]
@@ -37,6 +37,11 @@ class Method:
         """Whether the weighting measures from each objective's minimum."""
         return self.weighting is weighting.stage_aware and options.informativeness in informativeness.NEED_MINIMA
 
+    def needs_gradients(self, options: Options) -> bool:
+        """Whether the weighting compares the objectives' policy gradients."""
+        measures = self.weighting is weighting.stage_aware and options.informativeness == "gradient_norm"
+        return measures or self.weighting is weighting.gradient
+
     def needs_maxima(self, options: Options) -> bool:
         """Whether the weighting needs each objective's maximum."""
         return self.weighting is weighting.stage_aware and options.informativeness in informativeness.NEED_MAXIMA
@@ -47,6 +52,7 @@ _WEIGHTINGS = {
     "saw_": weighting.stage_aware,
     "random_": weighting.random,
     "static_": weighting.static,
+    "gradient_": weighting.gradient,
 }
 _AGGREGATIONS = {"grpo": aggregation.sum_then_normalise, "gdpo": aggregation.normalise_then_sum}
 
@@ -90,6 +96,13 @@ def check_combination(name: str, options: Options, objectives: int) -> None:
         for option in ("informativeness", "over"):
             if option in given and getattr(options, option) != Options.model_fields[option].default:
                 raise ValueError(f"options.{option} is {getattr(options, option)!r}, and {name} does not measure it")
+    is_gradient = method.weighting is weighting.gradient
+    for field, value in options.gradient:
+        used = is_gradient or (field == "layers" and method.needs_gradients(options))
+        if not used and value != GradientOptions.model_fields[field].default:
+            raise ValueError(f"options.gradient.{field} is {value!r}, and {name} does not use it")
+    if method.needs_gradients(options) and options.over == "group":
+        raise ValueError("options.over is 'group', and a policy gradient belongs to the whole batch")
     is_static = method.weighting is weighting.static
     if is_static and options.static_weights is None:
         raise ValueError(f"options.static_weights is not set, and {name} needs {objectives} of them")
@@ -113,6 +126,8 @@ def check_combination(name: str, options: Options, objectives: int) -> None:
         raise ValueError(
             f"options.floor is {options.floor}; expected at most 1/{objectives}, for {objectives} objectives"
         )
+    if is_gradient and options.log_only:
+        raise ValueError(f"options.log_only is True, and the weights of {name} start from those that were used")
     others = [option for option in steadied if option != "log_only"]
     if options.log_only and others:
         raise ValueError(f"options.{others[0]} is {getattr(options, others[0])}, and log_only uses equal weights")

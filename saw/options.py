@@ -44,7 +44,29 @@ PROFILES: dict[str, Profile] = {"paper": PAPER, "released": RELEASED}
 
 
 #: Measures of how much an objective still has to say, see :mod:`saw.informativeness`.
-Informativeness = Literal["cv", "normalised_variance", "range_std", "advantage_entropy", "group_spread"]
+Informativeness = Literal[
+    "cv", "normalised_variance", "range_std", "advantage_entropy", "group_spread", "gradient_norm"
+]
+
+
+class GradientOptions(BaseModel):
+    """How the objectives' policy gradients are compared (arXiv 2509.11452).
+
+    Attributes:
+        lr (float | None): of the mirror ascent. None is the actor's learning rate, as in that paper's code; outside of
+            verl there is none, and it must be given.
+        mu (float): weight of the regulariser, by which the step is divided; 1e-5 in that paper's scripts.
+        accumulate (int): steps over which the influence is averaged before the weights move.
+        layers (tuple[int, ...] | None): the decoder layers whose gradients are compared; None compares all parameters.
+            The backward passes end at the lowest of them. That paper's script takes 10 to 25 of 36.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    lr: float | None = Field(default=None, gt=0.0)
+    mu: float = Field(default=1e-5, gt=0.0)
+    accumulate: int = Field(default=1, ge=1)
+    layers: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(default=None, min_length=1)
 
 
 class Options(BaseModel):
@@ -62,6 +84,7 @@ class Options(BaseModel):
         log_only (bool): compute the weights, and use equal ones.
         static_weights (tuple[float, ...] | None): of the static methods; they are scaled to add up to 1.
         seed (int | None): of the random methods; the same step of the same seed has the same weights. None is 0.
+        gradient (GradientOptions): of the gradient methods and of ``informativeness="gradient_norm"``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -75,6 +98,7 @@ class Options(BaseModel):
     log_only: bool = False
     static_weights: tuple[Annotated[float, Field(ge=0.0)], ...] | None = None
     seed: int | None = Field(default=None, ge=0)
+    gradient: GradientOptions = GradientOptions()
 
     @classmethod
     def of(cls, options: Options | Mapping[str, object] | None) -> Options:

@@ -27,12 +27,16 @@ class Context:
         statistics (ObjectiveStatistics): theirs.
         options (Options): the user's.
         step (int): the training step.
+        previous (Tensor | None): shape ``(K,)``, the weights that the last step used; None at the first.
+        gram (Tensor | None): shape ``(K, K)``, inner products of the objectives' policy gradients.
     """
 
     batch: RewardBatch
     statistics: ObjectiveStatistics
     options: Options
     step: int = 0
+    previous: Tensor | None = None
+    gram: Tensor | None = None
 
 
 def equal(context: Context) -> Tensor:
@@ -49,6 +53,8 @@ def stage_aware(context: Context) -> Tensor:
     options = context.options
     if options.informativeness == "cv" and options.over == "batch":
         values = context.statistics.cv
+    elif options.informativeness == "gradient_norm":
+        values = informativeness.gradient_norm(context.gram)
     else:
         values = informativeness.measure(
             options.informativeness, options.over, context.batch, context.statistics, options.numerics
@@ -94,3 +100,24 @@ def group_std(context: Context) -> Tensor:
     spread = informativeness.group_moments(batch).std.nan_to_num(nan=0.0)
     total = (spread * batch.priorities).sum(dim=1, keepdim=True)
     return torch.where(total > 0, spread / total.clamp(min=1e-300), 1.0 / spread.shape[1])
+
+
+def gradient(context: Context) -> Tensor:
+    r"""Gradient-based weights (arXiv 2509.11452): more for the objective whose gradient helps all of them.
+
+    .. math:: I_k = \sum_l \langle g_k, g_l \rangle \qquad
+              w_t = \mathrm{softmax}(\log w_{t-1} + \tfrac{\eta}{\mu} I)
+
+    The sum includes l = k, as in that paper's code, and the first weights are equal. With ``gradient.accumulate`` above
+    1, the weights stand still in between, and the Gram matrix is the mean since they moved.
+    """
+    options, start = context.options.gradient, context.previous
+    if start is None:
+        start = equal(context)
+    if context.step % options.accumulate:
+        return start
+    assert context.gram is not None
+    assert options.lr is not None
+    influence = context.gram.to(start).sum(dim=1)
+    # A weight that has run out of float64 stays 0: log 0 is minus infinity, which softmax takes.
+    return torch.softmax(start.log() + options.lr / options.mu * influence, dim=0)

@@ -19,6 +19,7 @@ from torch import Tensor
 from verl.trainer.ppo.core_algos import register_adv_est
 
 from saw.advantage import Advantage, compute_advantage
+from saw.verl.rows import of_all_rows
 from saw.verl.settings import NAME, Settings
 
 
@@ -36,6 +37,7 @@ class StepRewards:
         scored (Tensor): int64, the rows that count: no padding, and of several outputs of one session the last.
         scored_of_row (Tensor): shape ``(R,)``, int64, for each row its place in ``scored``; -1 for padding.
         scores (Tensor | None): shape ``(R,)``, the scalar rewards before a KL penalty; None if there is none.
+        gram (Tensor | None): shape ``(K, K)``, of the objectives' policy gradients, where the method compares them.
         advantage (Advantage | None): the result, once the estimator has run.
     """
 
@@ -48,6 +50,7 @@ class StepRewards:
     scored: Tensor
     scored_of_row: Tensor
     scores: Tensor | None = None
+    gram: Tensor | None = None
     advantage: Advantage | None = None
 
 
@@ -102,10 +105,10 @@ def estimate(
         penalty=penalty,
         step=step.step,
         previous_weights=step.previous_weights,
+        gram=step.gram,
     )
     if len(rows) == len(response_mask):
         return advantage.tokens, advantage.tokens
     # Every output of a session carries the session's advantage; padding carries none.
-    samples = advantage.samples[step.scored_of_row].masked_fill(step.scored_of_row < 0, 0.0)
-    tokens = response_mask * samples.float()[:, None]
+    tokens = response_mask * of_all_rows(advantage.samples, step.scored_of_row).float()[:, None]
     return tokens, tokens

@@ -9,11 +9,14 @@ not exist (the mean of an objective that is missing for all samples) is NaN.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from saw.advantage import Advantage
+
+if TYPE_CHECKING:
+    from saw.verl.gradients import ObjectiveGradients
 
 
 def training_metrics(advantage: Advantage, names: Sequence[str]) -> dict[str, float]:
@@ -34,6 +37,17 @@ def training_metrics(advantage: Advantage, names: Sequence[str]) -> dict[str, fl
         f"saw/{name}/{what}": float(value)
         for what, column in columns.items()
         for name, value in zip(names, column.tolist(), strict=True)
+    }
+
+
+def gradient_metrics(found: ObjectiveGradients, names: Sequence[str]) -> dict[str, float]:
+    """Each objective's ``gradient_norm`` and ``influence`` (:func:`saw.weighting.gradient`), and what they cost."""
+    norms, influence = found.gram.diagonal().clamp(min=0.0).sqrt(), found.gram.sum(dim=1)
+    return {
+        **{f"saw/{name}/gradient_norm": value for name, value in zip(names, norms.tolist(), strict=True)},
+        **{f"saw/{name}/influence": value for name, value in zip(names, influence.tolist(), strict=True)},
+        "saw/gradients/forward_seconds": found.forward_seconds,
+        "saw/gradients/backward_seconds": found.backward_seconds,
     }
 
 

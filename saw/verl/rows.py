@@ -48,6 +48,26 @@ def checked_objective_matrix(infos: Sequence[Mapping[str, Any]], settings: Setti
     return _matrix(infos, settings.names)
 
 
+def prompt_of(key: str) -> str:
+    """The prompt that a row answers: its group. Keys are ``{uid}_{session}_{output}``."""
+    return key.rsplit("_", 2)[0]
+
+
+def of_all_rows(values: Tensor, scored_of_row: Tensor) -> Tensor:
+    """Hand each row what its session has, and padding 0.
+
+    Args:
+        values (Tensor): shape ``(S, ...)``, of the scored rows.
+        scored_of_row (Tensor): shape ``(R,)``, see :func:`scored_rows`.
+
+    Returns:
+        Tensor: shape ``(R, ...)``.
+    """
+    rows = values[scored_of_row]
+    rows[scored_of_row < 0] = 0.0
+    return rows
+
+
 def scored_rows(keys: Sequence[str], tags: Sequence[Mapping[str, Any]]) -> tuple[Tensor, Tensor]:
     """Find the rows that take part in the statistics.
 

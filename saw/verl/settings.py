@@ -121,6 +121,19 @@ class Settings(BaseModel):
         """Whether the method reads the penalty where verl takes one off the rewards."""
         return self.kl_in_reward == "combined" or self.method == "grpo"
 
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether the actor's workers must compute a policy gradient of each objective."""
+        return get_method(self.method).needs_gradients(self.options)
+
+    def _with_actor_lr(self, config: DictConfig) -> Settings:
+        """The mirror ascent's learning rate is the actor's where no other is set."""
+        lr = OmegaConf.select(config, "actor_rollout_ref.actor.optim.lr", default=None)
+        if self.options.gradient.lr is not None or lr is None:
+            return self
+        gradient = self.options.gradient.model_copy(update={"lr": float(lr)})
+        return self.model_copy(update={"options": self.options.model_copy(update={"gradient": gradient})})
+
     @classmethod
     def of(cls, config: DictConfig) -> Settings:
         """Read the section ``saw`` of a whole verl configuration.
@@ -137,7 +150,8 @@ class Settings(BaseModel):
         if isinstance(section, DictConfig):
             section = OmegaConf.to_container(section, resolve=True)
         try:
-            return cls.model_validate(section)
+            settings = cls.model_validate(section)
+            return settings._with_actor_lr(config)
         except ValidationError as error:
             raise ConfigError(_readable(error)) from error
 
@@ -199,6 +213,18 @@ def _check_rest(config: DictConfig, settings: Settings) -> None:
             f"algorithm.use_kl_in_reward is True, and saw.method {settings.method!r} never sums the rewards that the "
             "penalty would be taken from; use actor_rollout_ref.actor.use_kl_loss=True, or saw.kl_in_reward=grpo_only"
         )
+    if settings.needs_gradients:
+        actor = config.actor_rollout_ref.actor
+        if actor.strategy != "fsdp2":
+            wrong.append(
+                f"actor_rollout_ref.actor.strategy is {actor.strategy!r}, and the objectives' policy gradients are "
+                "taken apart under fsdp2 only: set it to fsdp2"
+            )
+        if (algorithm.get("rollout_correction") or {}).get("bypass_mode", False):
+            wrong.append(
+                "algorithm.rollout_correction.bypass_mode is True, and the objectives' policy gradients are computed "
+                "along with the old log-probabilities, which it leaves out: set it to False"
+            )
     model = config.reward.reward_model
     if model.enable and not model.enable_resource_pool:
         wrong.append(

@@ -6,19 +6,23 @@ import logging
 import math
 from pathlib import Path
 
+import ray
 import torch
 import transfer_queue as tq
 from omegaconf import DictConfig, OmegaConf
+from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
+from saw.advantage import objective_advantages
 from saw.verl import metrics as objective_metrics
 from saw.verl import samples
 from saw.verl.estimator import StepRewards, rewards_of_step
 from saw.verl.replay_buffer import MultiRewardReplayBuffer
-from saw.verl.rows import checked_objective_matrix, reward_infos, scored_rows
+from saw.verl.rows import checked_objective_matrix, of_all_rows, prompt_of, reward_infos, scored_rows
 from saw.verl.settings import NAME, ConfigError, check_config, ranges_at
 from saw.verl.state import State
 
@@ -59,16 +63,51 @@ class SAWTrainer(PPOTrainerSync):
             return stock  # the user's own sampler, trainer.v1.sampler.custom_sampler
         return MultiRewardReplayBuffer.from_stock(stock, self.settings.names, self.settings.poll_interval)
 
+    def _init_resource_pool_mgr(self):
+        super()._init_resource_pool_mgr()
+        if self.settings.needs_gradients:
+            from saw.verl.gradients import GradientWorker  # it loads verl's engines, which only these methods need here
+
+            for role in (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef):
+                if role in self.role_worker_mapping:
+                    self.role_worker_mapping[role] = ray.remote(GradientWorker)
+
     def on_step_begin(self):
         """Remember where the data stands, for a checkpoint of the step before this one."""
         super().on_step_begin()
         if self.train_dataloader_it is not None:
             self._dataloader_before = self.train_dataloader.state_dict()
 
+    def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        # The rewards are there already, and this is the first of the step's costly parts.
+        ranges = ranges_at(self.config, self.settings, self.global_steps)
+        self._step = rewards = self._rewards(batch, ranges, metrics)
+        self._stop_if_too_many_are_missing(rewards)
+        if self.settings.needs_gradients:
+            return self._compute_old_log_prob_and_gradients(batch, metrics)
+        return super()._compute_old_log_prob(batch, metrics)
+
+    def _compute_old_log_prob_and_gradients(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        from saw.verl.gradients import ADVANTAGES, LAYERS
+
+        step = self._step
+        groups = [prompt_of(batch.keys[row]) for row in step.scored.tolist()]
+        advantages = objective_advantages(step.rewards[step.scored], groups, options=self.settings.options)
+        fields = TensorDict({ADVANTAGES: of_all_rows(advantages, step.scored_of_row).float()}, batch_size=len(batch))
+        tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
+        layers = self.settings.options.gradient.layers
+        batch.extra_info[LAYERS] = layers or ()
+        done = super()._compute_old_log_prob(batch, metrics)
+        for meta in (batch, done):
+            meta.extra_info.pop(LAYERS, None)
+        found = self.actor_rollout_wg.objective_gradients()[0]
+        step.gram = self.state.accumulate(found.gram, self.settings.options.gradient.accumulate, step.step)
+        metrics.update(objective_metrics.gradient_metrics(found, self.settings.names))
+        return done
+
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         ranges = ranges_at(self.config, self.settings, self.global_steps)
-        rewards = self._rewards(batch, ranges, metrics)
-        self._stop_if_too_many_are_missing(rewards)
+        rewards = self._step
         self.state.see(rewards.rewards[rewards.scored], self.settings)
         rewards.minima = [
             # a running minimum before the first reward: any number will do

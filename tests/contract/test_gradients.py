@@ -1,0 +1,106 @@
+"""The objectives' policy gradients from verl's own actor under FSDP2, against plain autograd in one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from saw.verl.gradients import chosen_parameters, gram_matrix
+from tests.conftest import ROOT
+
+TEMPERATURE = 0.7
+ROWS = [
+    {"prompt": [5, 6, 7], "response": [8, 9, 10, 11], "advantages": [1.0, -0.5, 0.25]},
+    {"prompt": [5, 6], "response": [12, 13], "advantages": [-1.0, 0.5, 0.25]},
+    {"prompt": [20, 21, 22, 23], "response": [24], "advantages": [0.7, 0.0, -2.0]},
+    {"prompt": [30], "response": [31, 32, 33, 34, 35, 36], "advantages": [-0.7, 1.5, 0.5]},
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=61,  # odd sizes: no shard of two is even
+        hidden_size=20,
+        intermediate_size=27,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        initializer_range=0.3,
+    )
+    path = tmp_path_factory.mktemp("tiny")
+    Qwen2ForCausalLM(config).save_pretrained(path)
+    return path
+
+
+def by_autograd(path: Path, layers: list[int]) -> torch.Tensor:
+    """The plain computation: one sequence at a time, no padding, no parallelism."""
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64)
+    tokens = sum(len(row["response"]) for row in ROWS)
+    losses = [torch.zeros((), dtype=torch.float64) for _ in range(3)]
+    for row in ROWS:
+        ids = torch.tensor([row["prompt"] + row["response"]])
+        log_probs = (model(ids).logits / TEMPERATURE).log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])[:, 0]
+        said = log_probs[len(row["prompt"]) - 1 :].sum()
+        losses = [loss - a * said / tokens for loss, a in zip(losses, row["advantages"], strict=True)]
+    chosen = chosen_parameters(model, layers)
+    flat = torch.stack(
+        [
+            torch.cat([g.flatten() for g in torch.autograd.grad(loss, chosen, retain_graph=True, allow_unused=True)])
+            for loss in losses
+        ]
+    )
+    return flat @ flat.T
+
+
+CASES = [
+    {"layers": layers, "micro_batch": micro_batch, "checkpointing": checkpointing}
+    for layers, micro_batch, checkpointing in (
+        ([], 2, False),
+        ([], 1, True),
+        ([1], 1, False),
+        ([0, 2], 2, True),
+    )
+]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_gram_matrix_is_that_of_plain_autograd(tmp_path, model, ranks):
+    for name, content in (("rows", ROWS), ("cases", CASES)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    script = ROOT / "tests" / "contract" / "gradients_by_rank.py"
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", str(script)),
+        *(str(model), str(tmp_path / "rows.json"), str(tmp_path / "cases.json"), str(tmp_path)),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-5000:]
+    for rank in range(ranks):
+        for case in json.loads((tmp_path / f"rank{rank}.json").read_text()):
+            found, expected = case["found"], by_autograd(model, case["layers"])
+            gram = torch.tensor(found["gram"], dtype=torch.float64)
+            assert (gram - expected).abs().max() < 1e-4 * expected.abs().min(), (case, expected)
+            assert found["drift"] < 1e-5  # the log-probabilities are verl's own
+            assert found["left"] == []  # nothing for the update to stumble over
+
+
+def test_layers_that_the_model_does_not_have_are_named(model):
+    with pytest.raises(ValueError, match=r"layers has 3, .* it has 0 to 2"):
+        chosen_parameters(AutoModelForCausalLM.from_pretrained(model), (1, 3))
+
+
+def test_an_objective_without_gradients_counts_nothing():
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    gram = gram_matrix([{parameter: torch.tensor([3.0, 4.0])}, {}])
+    assert gram.tolist() == [[25.0, 0.0], [0.0, 0.0]]
