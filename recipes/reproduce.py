@@ -12,7 +12,7 @@ from typing import Any
 
 from recipes.stages import Stage, check_marks, free_bytes, gpus_of_a_node, gpus_of_the_cluster, run_all, show
 
-METHODS = ("grpo", "saw_grpo", "gdpo", "saw_gdpo")
+METHODS = ("grpo", "gradient_grpo", "saw_grpo", "gdpo", "gradient_gdpo", "saw_gdpo")
 KLS = ("controlled", "as_released")
 #: Parameters of the models, for the disk space of a checkpoint: 4 bytes each, and 8 of the optimiser.
 PARAMETERS = {"1.5b": 1.54e9, "3b": 3.09e9}

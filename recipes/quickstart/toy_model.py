@@ -53,16 +53,16 @@ def train_tokenizer(texts: list[str], vocabulary: int = 600) -> PreTrainedTokeni
     )
 
 
-def make_model(vocabulary: int, pad: int, eos: int) -> Qwen2ForCausalLM:
-    """A Qwen2 of four layers of 96, under half a million parameters."""
+def make_model(vocabulary: int, pad: int, eos: int, width: int = 96, layers: int = 4) -> Qwen2ForCausalLM:
+    """A Qwen2; of four layers of 96, it has under half a million parameters. The width is a multiple of 96."""
     return Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=vocabulary,
-            hidden_size=96,
-            intermediate_size=256,
-            num_hidden_layers=4,
-            num_attention_heads=3,
-            num_key_value_heads=1,
+            hidden_size=width,
+            intermediate_size=8 * width // 3,
+            num_hidden_layers=layers,
+            num_attention_heads=width // 32,
+            num_key_value_heads=width // 96,
             max_position_embeddings=32768,
             tie_word_embeddings=True,
             pad_token_id=pad,
@@ -156,6 +156,8 @@ def make_toy_model(
     spoilt_format: float = 0.5,
     wrong_value: float = 0.5,
     seed: int = 0,
+    width: int = 96,
+    layers: int = 4,
 ) -> Path:
     """Make, warm up and save the model and its tokenizer.
 
@@ -167,6 +169,8 @@ def make_toy_model(
         spoilt_format (float): share of the answers with a spoilt format (toolrl).
         wrong_value (float): share of the tool calls whose value is drawn at random (toolrl).
         seed (int): of weights and data.
+        width (int): of the hidden states, a multiple of 96.
+        layers (int): how many.
 
     Returns:
         Path: the folder.
@@ -175,7 +179,7 @@ def make_toy_model(
     rows = examples(task, 512, seed)
     texts = [turn["content"] for prompt, _ in rows for turn in prompt] + [answer for _, answer in rows]
     tokenizer = train_tokenizer(texts)
-    model = make_model(len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id)
+    model = make_model(len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id, width, layers)
     if steps:
 
         def spoilt(answer: str, chance: random.Random) -> str:

@@ -102,12 +102,12 @@ def make_table(runs: Path) -> tuple[str, list[dict[str, object]]]:
             row[f"{name}_sd_seeds"] = value and value.sd_seeds
             row[f"{name}_sd_evaluations"] = value and value.sd_runs
         paper = {name: reported[name].get(cell.method) for name in SCORES}
-        difference = ours["total"].mean - paper["total"] if ours else None
+        difference = ours["total"].mean - paper["total"] if ours and paper["total"] is not None else None
         rows.append({**row, **{f"paper_{name}": value for name, value in paper.items()}, "difference": difference})
         theirs = [f"{value:.2f}" if value is not None else "" for value in paper.values()]
         n = f"{len(evaluations)} x {number}" if ours else NOT_RUN
         measured = [str(ours[name]) if ours else "" for name in COLUMNS]
-        lines.append([cell.method, cell.kl, n, *measured, *theirs, f"{difference:+.2f}" if ours else ""])
+        lines.append([cell.method, cell.kl, n, *measured, *theirs, "" if difference is None else f"{difference:+.2f}"])
     header = ["method", "KL", "n", *SCORES, "missing", "words", "ROUGE-L", *(f"paper's {name}" for name in SCORES)]
     text = ["# Table 2: summaries of Reddit posts", markdown([*header, "difference"], lines, left=3), NOTE]
     text += [f"Paper: {reported['source']}.", *notes]

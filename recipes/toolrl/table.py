@@ -100,7 +100,7 @@ def make_table(runs: Path) -> tuple[str, list[dict[str, object]]]:
     lines, rows = [], []
     for cell in order:
         evaluations = found.get(cell, {})
-        paper = reported["overall"][cell.size][cell.method]
+        paper = reported["overall"][cell.size].get(cell.method)
         row: dict[str, object] = {"model": cell.size, "method": cell.method, "kl": cell.kl, "seeds": len(evaluations)}
         row["evaluations"] = len(next(iter(evaluations.values()))["runs"]) if evaluations else 0
         ours = measurements([evaluations[seed] for seed in sorted(evaluations)]) if evaluations else {}
@@ -111,13 +111,15 @@ def make_table(runs: Path) -> tuple[str, list[dict[str, object]]]:
                 f"{name}_sd_seeds": value and value.sd_seeds,
                 f"{name}_sd_evaluations": value and value.sd_runs,
             }
-        difference = ours["mean_of_parts"].mean - paper if ours else None
+        difference = ours["mean_of_parts"].mean - paper if ours and paper is not None else None
         row |= {"paper_overall": paper, "difference": difference}
         rows.append(row)
         number = f"{row['seeds']} x {row['evaluations']}" if ours else NOT_RUN
         measured = [str(ours[name]) if ours else "" for name in COLUMNS]
         last = f"{difference:+.2f}" if difference is not None else ""
-        lines.append([cell.size, cell.method, cell.kl, number, *measured, f"{paper:.2f}", last])
+        lines.append(
+            [cell.size, cell.method, cell.kl, number, *measured, "" if paper is None else f"{paper:.2f}", last]
+        )
     header = ["model", "method", "KL", "n", *COLUMNS.values(), "paper's Overall", "difference"]
     table = markdown(header, lines, left=4)
     notes = [NOTE, f"Paper: {reported['source']}.", *(f"**{warning}.**" for warning in warnings)]

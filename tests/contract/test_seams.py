@@ -80,6 +80,8 @@ def test_methods_that_the_trainer_overrides():
     for name, parameters in {
         "_build_replay_buffer": ["self"],
         "_compute_advantage": ["self", "batch", "metrics"],
+        "_compute_old_log_prob": ["self", "batch", "metrics"],
+        "_init_resource_pool_mgr": ["self"],
         "_val_metrics_update": [
             "self",
             "data_sources",
@@ -93,6 +95,18 @@ def test_methods_that_the_trainer_overrides():
         "_save_checkpoint": ["self"],
     }.items():
         assert list(inspect.signature(getattr(PPOTrainerSync, name)).parameters) == parameters
+
+
+def test_rewards_are_there_before_the_log_probabilities_and_these_before_the_advantages():
+    step = inspect.getsource(trainer_base.PPOTrainer._step_once)
+    order = ["replay_buffer.sample", "_compute_reward_colocate", "_compute_old_log_prob", "_compute_advantage"]
+    assert sorted(order, key=step.index) == order
+
+
+def test_the_actor_s_worker_is_what_the_mapping_says():
+    source = inspect.getsource(trainer_base.PPOTrainer._init_resource_pool_mgr)
+    assert "self.role_worker_mapping[role] = ray.remote(ActorRolloutRefWorker)" in source
+    assert "self.role_worker_mapping" in inspect.getsource(trainer_base.PPOTrainer._setup)
 
 
 def test_mode_decides_the_buffer_by_the_attribute_that_we_set():

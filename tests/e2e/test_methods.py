@@ -10,9 +10,21 @@ from saw.launch import Run
 from saw.methods import METHODS
 from saw.report import read_history
 from tests.conftest import ROOT
-from tests.e2e.every_method import PLANS
 from tests.e2e.test_pipeline import LIMIT, SMALL
 
+#: (method, options), two steps each.
+PLANS: list[tuple[str, dict]] = [
+    *((method, {}) for method in ("random_grpo", "random_gdpo", "mo_grpo", "dvao")),
+    ("static_grpo", {"static_weights": [1, 3]}),
+    ("static_gdpo", {"static_weights": [1, 3]}),
+    *(("saw_gdpo", {"informativeness": name}) for name in ("normalised_variance", "range_std", "advantage_entropy")),
+    ("saw_grpo", {"informativeness": "group_spread", "over": "group"}),
+    ("saw_grpo", {"ema": 0.5, "floor": 0.2, "max_change": 0.1}),
+    ("saw_gdpo", {"log_only": True}),
+    ("gradient_grpo", {"gradient": {"lr": 1e-6, "accumulate": 2}}),
+    ("gradient_gdpo", {"gradient": {"lr": 1e-6, "layers": [1]}}),
+    ("saw_gdpo", {"informativeness": "gradient_norm"}),
+]
 IN_OTHER_TESTS = {"grpo", "gdpo", "saw_grpo", "saw_gdpo"}
 
 
@@ -29,8 +41,9 @@ def test_every_method_trains(tmp_path, toy_data, warm_model):
         *(f"trainer.total_training_steps={steps}", f"trainer.default_local_dir={tmp_path / 'checkpoints'}"),
         *(f"trainer.save_freq={steps}", "trainer.test_freq=-1"),
     ]
-    command += [f"reward.custom_reward_function.path={ROOT / 'tests' / 'e2e' / 'every_method.py'}"]
-    run = Run(command, tmp_path, 2 * LIMIT)
+    command += ["saw.method=gradient_grpo"]  # has the workers that compute gradients where a step asks for them
+    command += [f"reward.custom_reward_function.path={ROOT / 'benchmarks' / 'changing_method.py'}"]
+    run = Run(command, tmp_path, 2 * LIMIT, {"SAW_PLAN": json.dumps(PLANS), "SAW_PLAN_STEPS": "2"})
     run.follow(lambda step, metrics: None)
     history = read_history(run.metrics)
     assert history.steps == tuple(range(1, steps + 1))
@@ -49,7 +62,19 @@ def test_every_method_trains(tmp_path, toy_data, warm_model):
     assert abs(weight[after] - weight[before]) <= 0.1 + 1e-9
     assert all(weight[row] == 0.5 for row in rows("saw_gdpo", log_only=True))
     assert any(abs(proposed[row] - 0.5) > 1e-6 for row in rows("saw_gdpo", log_only=True))
+    still, moved = rows("gradient_grpo", gradient={"lr": 1e-6, "accumulate": 2})
+    assert weight[still] == weight[still - 1]
+    influence = [
+        history.of("format", "influence")[row] - history.of("correctness", "influence")[row] for row in (still, moved)
+    ]
+    odds = math.log(weight[still] / (1 - weight[still])) + 0.1 * sum(influence) / 2
+    assert math.isclose(weight[moved], 1 / (1 + math.exp(-odds)), rel_tol=1e-9)
+    first, _ = rows("saw_gdpo", informativeness="gradient_norm")
+    norms = [history.of(name, "gradient_norm")[first] for name in ("format", "correctness")]
+    assert math.isclose(weight[first], norms[0] / sum(norms), rel_tol=1e-9)
     state = json.loads((tmp_path / "checkpoints" / f"global_step_{steps}" / "saw_state.json").read_text())
-    assert state["weights"] == [0.5, 0.5]
-    assert state["minima"] == {"format": min(history.of("format", "min")[-2:])}
+    assert state["weights"] == [weight[-1], history.of("correctness", "weight")[-1]]
+    assert state["minima"] == {
+        "format": min(history.of("format", "min")[row] for row in rows("saw_gdpo", log_only=True))
+    }
     assert run.faults() == []

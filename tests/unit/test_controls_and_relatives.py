@@ -159,3 +159,63 @@ def test_combinations_that_make_no_sense_are_refused(method, options, message):
 def test_values_out_of_range_are_refused(wrong):
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         Options(**wrong)
+
+
+GRAM = torch.tensor([[4.0, -1.0], [-1.0, 2.0]])  # influence 3 and 1
+
+
+def test_gradient_weights_climb_by_influence():
+    options = {"gradient": {"lr": 1e-6}}  # lr / mu = 0.1
+    first = advantage("gradient_grpo", gram=GRAM, options=options)
+    expected = np.exp([0.3, 0.1]) / np.exp([0.3, 0.1]).sum()
+    np.testing.assert_allclose(first.weights, expected, rtol=1e-12)
+    second = advantage("gradient_gdpo", gram=GRAM, options=options, previous_weights=first.weights)
+    np.testing.assert_allclose(second.weights, np.exp([0.6, 0.2]) / np.exp([0.6, 0.2]).sum(), rtol=1e-12)
+
+
+def test_gradient_weights_stand_still_while_influence_accumulates():
+    options = {"gradient": {"lr": 1e-6, "accumulate": 3}}
+    for step in (1, 2, 4):
+        assert advantage("gradient_grpo", gram=GRAM, options=options, step=step).weights.tolist() == [0.5, 0.5]
+    assert advantage("gradient_grpo", gram=GRAM, options=options, step=3).weights[0] > 0.54
+
+
+def test_gradient_weights_survive_any_influence():
+    result = advantage("gradient_grpo", gram=GRAM * 1e6, options={"gradient": {"lr": 1.0}})
+    assert result.weights.tolist() == [1.0, 0.0]
+    again = advantage("gradient_grpo", gram=GRAM, options={"gradient": {"lr": 1.0}}, previous_weights=result.weights)
+    assert again.weights.tolist() == [1.0, 0.0]
+
+
+def test_gradient_norm_as_informativeness():
+    result = advantage("saw_gdpo", gram=GRAM, options={"informativeness": "gradient_norm"})
+    np.testing.assert_allclose(result.weights, np.array([2, math.sqrt(2)]) / (2 + math.sqrt(2)), rtol=1e-12)
+
+
+def test_each_objective_s_own_advantages():
+    found = saw.objective_advantages(torch.tensor([*REWARDS, [9.0, math.nan], [8.0, 1.0]]), ["p"] * 4 + ["q"] * 2)
+    np.testing.assert_allclose(found[:4], NORMALISED, atol=1e-5)
+    np.testing.assert_allclose(found[4:], [[math.sqrt(0.5), 0], [-math.sqrt(0.5), 0]], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("gram", "options", "message"),
+    [
+        (None, {"gradient": {"lr": 1.0}}, "gram is None"),
+        (torch.eye(3), {"gradient": {"lr": 1.0}}, r"expected finite numbers of shape \(2, 2\)"),
+        (GRAM * math.nan, {"gradient": {"lr": 1.0}}, "finite"),
+        (GRAM, {}, r"options\.gradient\.lr is not set"),
+        (GRAM, {"gradient": {"lr": 1.0}, "log_only": True}, "start from those that were used"),
+    ],
+)
+def test_gradients_that_are_not_there_are_named(gram, options, message):
+    with pytest.raises(ValueError, match=message):
+        advantage("gradient_grpo", gram=gram, options=options)
+
+
+def test_gradient_options_without_gradients_are_refused():
+    with pytest.raises(ValueError, match=r"options\.gradient\.accumulate is 2, and saw_grpo does not use it"):
+        check_combination("saw_grpo", Options(gradient={"accumulate": 2}), 2)
+    with pytest.raises(ValueError, match="belongs to the whole batch"):
+        check_combination("saw_grpo", Options(informativeness="gradient_norm", over="group"), 2)
+    check_combination("saw_grpo", Options(informativeness="gradient_norm", gradient={"layers": [1]}), 2)

@@ -23,13 +23,13 @@ def ready(monkeypatch, tmp_path):
     return ["--source", str(tmp_path / "raw.json"), "--out", str(tmp_path / "out")]
 
 
-def test_the_whole_table_is_eight_cells_of_three_stages(ready):
+def test_the_whole_table_is_twelve_cells_of_three_stages(ready):
     arguments = reproduce.parse([*ready, "--seeds", "1,2,3"])
     shared, chains = reproduce.plan(arguments)
     assert [stage.name for stage in shared] == ["data"]
-    assert len(chains) == 2 * 4 * 3
+    assert len(chains) == 2 * 6 * 3
     assert all([stage.name for stage in stages] == ["train", "merge", "evaluate"] for stages in chains.values())
-    assert len({stage.folder for stages in chains.values() for stage in stages}) == 24
+    assert len({stage.folder for stages in chains.values() for stage in stages}) == 36
     assert reproduce.check(arguments) == []
 
 

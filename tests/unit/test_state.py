@@ -47,6 +47,21 @@ def test_it_survives_a_checkpoint(tmp_path):
     assert State.read(tmp_path) == State()
 
 
+def test_gram_matrices_are_averaged_until_the_weights_move():
+    state = State()
+    assert state.accumulate(torch.eye(2), steps=2, step=1).tolist() == [[1, 0], [0, 1]]
+    assert state.grams == [[[1, 0], [0, 1]]]
+    assert state.accumulate(3 * torch.ones(2, 2), steps=2, step=2).tolist() == [[2.0, 1.5], [1.5, 2.0]]
+    assert state.grams == []
+
+
+def test_the_learning_rate_of_the_weights_is_the_actor_s():
+    config = compose("experiment=quickstart", "saw.method=gradient_grpo")
+    assert check_config(config).options.gradient.lr == config.actor_rollout_ref.actor.optim.lr
+    config = compose("experiment=quickstart", "saw.method=gradient_grpo", "saw.options.gradient.lr=0.5")
+    assert check_config(config).options.gradient.lr == 0.5
+
+
 def make_trainer(config, monkeypatch, steps) -> SAWTrainer:
     """A trainer without verl's parts; its checkpoints are empty."""
     monkeypatch.setattr(trainer_module.PPOTrainerSync, "_save_checkpoint", lambda self: None)
@@ -114,6 +129,12 @@ def test_a_running_minimum_warns(caplog, monkeypatch):
         (
             ["saw.options.informativeness=range_std", "+saw.objectives.format.minimum=running"],
             "informativeness is 'range_std', which needs the range of 'format'",
+        ),
+        (["saw.method=saw_grpo", "saw.options.gradient.mu=1"], "options.gradient.mu is 1.0, and saw_grpo does not use"),
+        (["saw.method=gradient_grpo", "actor_rollout_ref.actor.strategy=fsdp"], "strategy is 'fsdp'.*set it to fsdp2"),
+        (
+            ["informativeness=gradient_norm", "algorithm.rollout_correction.bypass_mode=true"],
+            "bypass_mode is True.*set it to False",
         ),
         (["saw.method=mo_grpo", "algorithm.use_kl_in_reward=true"], "saw.method 'mo_grpo' never sums the rewards"),
     ],

@@ -66,28 +66,29 @@ def test_table_holds_ours_the_papers_and_what_was_not_run(tmp_path):
     write_evaluation(tmp_path, "1.5b", "saw_gdpo", 1)
     write_evaluation(tmp_path, "1.5b", "saw_gdpo", 2, add=1)
     text, rows = make_table(tmp_path)
-    assert len(rows) == 8
+    assert len(rows) == 12
     row = next(row for row in rows if row["method"] == "saw_gdpo" and row["model"] == "1.5b")
     ours = [statistics.fmean(scores(counts(add + i))["mean_of_parts"] for i in (0, 1)) for add in (0, 1)]
     assert row["mean_of_parts"] == pytest.approx(statistics.fmean(ours))
     assert row["mean_of_parts_sd_seeds"] == pytest.approx(statistics.stdev(ours))
     assert (row["seeds"], row["evaluations"], row["paper_overall"], row["format"]) == (2, 2, 34.02, 25.0)
     assert row["difference"] == pytest.approx(row["mean_of_parts"] - 34.02)
-    assert text.count("| not run |") == 7
+    assert text.count("| not run |") == 11
     assert "| 1.5b | saw_gdpo | controlled | 2 x 2 |" in text
     assert "| 3b | gdpo | controlled | not run |  |  |  |  |  |  |  | 35.58 |  |" in text
+    assert "| 3b | gradient_gdpo | controlled | not run |  |  |  |  |  |  |  |  |  |" in text
     assert "1.5b_saw_gdpo_controlled_seed2: commit abc, m, v; c" in text
     write_csv(tmp_path / "t.csv", rows)
     with (tmp_path / "t.csv").open() as file:
         read = list(csv.DictReader(file))
     assert read[0]["mean_of_parts"] == ""
-    assert float(read[3]["mean_of_parts"]) == pytest.approx(row["mean_of_parts"], abs=1e-4)
+    assert float(read[5]["mean_of_parts"]) == pytest.approx(row["mean_of_parts"], abs=1e-4)
 
 
 def test_table_says_what_a_reader_must_know(tmp_path):
     write_evaluation(tmp_path, "3b", "grpo", 1, limit=1, rehearsal=True, kl="as_released")
     text, rows = make_table(tmp_path)
-    assert len(rows) == 9  # the cell of the other reading of KL has its own row
+    assert len(rows) == 13  # the cell of the other reading of KL has its own row
     assert "rehearsal with a toy model" in text
     assert "first 1 of each category only" in text
     assert "| 3b | grpo | as_released | 1 x 2 |" in text

@@ -75,14 +75,14 @@ def test_table_holds_ours_the_papers_and_what_was_not_run(tmp_path):
     write_evaluation(tmp_path, "saw_gdpo", 1, 8.0)
     write_evaluation(tmp_path, "saw_gdpo", 2, 9.0, second=True)
     text, rows = make_table(tmp_path)
-    assert len(rows) == 4
+    assert len(rows) == 6
     row = rows[-1]
     assert (row["method"], row["quality"], row["total"], row["seeds"], row["evaluations"]) == ("saw_gdpo", 9, 18, 2, 2)
     assert row["total_sd_seeds"] == pytest.approx(0.5**0.5)
     assert (row["paper_total"], row["paper_quality"]) == (19.07, 9.35)
     assert row["difference"] == pytest.approx(18 - 19.07)
     assert rows[0]["paper_quality"] is None
-    assert text.count("| not run |") == 3
+    assert text.count("| not run |") == 5
     assert "seed2, run 1: agreement of the two judges: quality: equal 0.50" in text
     assert "judged by gemini (g); commit abc" in text
 
@@ -102,10 +102,10 @@ def ready(monkeypatch, tmp_path):
     return ["--out", str(tmp_path / "out")]
 
 
-def test_the_whole_table_is_four_rows_of_three_stages(ready, capsys):
+def test_the_whole_table_is_six_rows_of_three_stages(ready, capsys):
     arguments = reproduce.parse([*ready, "--seeds", "1,2"])
     _, chains = reproduce.plan(arguments, {})
-    assert len(chains) == 8
+    assert len(chains) == 12
     assert all([stage.name for stage in stages] == ["train", "merge", "evaluate"] for stages in chains.values())
     assert reproduce.check(arguments) == []
     # 110 steps of 256 x 4, validation, 4 evaluations of 256; 800 tokens in, 30 out
@@ -113,7 +113,7 @@ def test_the_whole_table_is_four_rows_of_three_stages(ready, capsys):
     dollars = requests * (800 * 0.5 + 30 * 3.0) / 1e6
     printed = capsys.readouterr().out
     assert f"about {requests:,} requests a training" in printed
-    assert f"8 trainings: ${dollars * 8:.0f}" in printed
+    assert f"12 trainings: ${dollars * 12:.0f}" in printed
     assert "sk-test" not in printed + str(chains)
 
 

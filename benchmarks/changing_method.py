@@ -1,0 +1,36 @@
+"""A training's reward function, whose file has the trainer take another method every few steps.
+
+So that one run of the pipeline sees several methods in turn, on one machine and one model: for the benchmark of step
+times and the end-to-end test of every method. The trainer reads the file when it checks its configuration. The plan is
+in the environment: ``SAW_PLAN`` is a JSON list of [method, options], ``SAW_PLAN_STEPS`` how many steps each is taken
+for before the next one has its turn; after the last comes the first.
+
+The training must be started with a method that needs gradients (``saw.method=gradient_grpo``) if one of them does.
+"""
+
+import json
+import os
+
+from saw.verl.reward_functions import toolrl
+from saw.verl.settings import Settings
+from saw.verl.trainer import SAWTrainer
+
+__all__ = ["toolrl"]
+
+_PLAN = json.loads(os.environ.get("SAW_PLAN", "[]"))
+_STEPS = int(os.environ.get("SAW_PLAN_STEPS", "1"))
+_begin = SAWTrainer.on_step_begin
+
+
+def _take_the_method_of_the_step(self):
+    _begin(self)
+    method, options = _PLAN[(self.global_steps - 1) // _STEPS % len(_PLAN)]
+    section = self.settings.model_dump() | {"method": method, "options": options}
+    section["objectives"] = list(section["objectives"])
+    section["objectives"][0]["minimum"] = "running" if "log_only" in options else None
+    self.settings = Settings.model_validate(section)
+
+
+if _PLAN and "CHANGES_ITS_METHOD" not in vars(SAWTrainer):  # the file is read more than once
+    SAWTrainer.CHANGES_ITS_METHOD = True  # type: ignore[attr-defined]
+    SAWTrainer.on_step_begin = _take_the_method_of_the_step  # type: ignore[method-assign]
