@@ -6,6 +6,8 @@ The same as ``python -m verl.trainer.main_ppo`` with the plug-in loaded, for the
 """
 
 import os
+import shlex
+import sys
 from pathlib import Path
 
 import hydra
@@ -50,7 +52,7 @@ def _keep_earlier_metrics(config: DictConfig) -> None:
 
 def _pass_to_workers(config: DictConfig) -> None:
     """Have Ray give its workers what this process needs: in a cluster that runs already they don't inherit it."""
-    for name in ("VERL_USE_EXTERNAL_MODULES", "VERL_PLATFORM", "VERL_FILE_LOGGER_PATH"):
+    for name in ("VERL_USE_EXTERNAL_MODULES", "VERL_PLATFORM", "VERL_FILE_LOGGER_PATH", "SAW_COMMAND"):
         if name in os.environ:
             key = f"ray_kwargs.ray_init.runtime_env.env_vars.{name}"
             OmegaConf.update(config, key, os.environ[name], force_add=True)
@@ -67,5 +69,6 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    os.environ["SAW_COMMAND"] = shlex.join(["python", "-m", "saw.train", *sys.argv[1:]])
     prepare_environment()
     main()

@@ -19,7 +19,7 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from saw.advantage import objective_advantages
 from saw.verl import metrics as objective_metrics
-from saw.verl import samples
+from saw.verl import record, samples
 from saw.verl.estimator import StepRewards, rewards_of_step
 from saw.verl.replay_buffer import MultiRewardReplayBuffer
 from saw.verl.rows import checked_objective_matrix, of_all_rows, prompt_of, reward_infos, scored_rows
@@ -71,6 +71,13 @@ class SAWTrainer(PPOTrainerSync):
             for role in (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef):
                 if role in self.role_worker_mapping:
                     self.role_worker_mapping[role] = ray.remote(GradientWorker)
+
+    def on_init_end(self):
+        """Write what this run is beside its metrics."""
+        super().on_init_end()
+        ranges = ranges_at(self.config, self.settings, step=1)
+        known = [tuple(value if math.isfinite(value) else None for value in pair) for pair in ranges]
+        record.write(self.config, dict(zip(self.settings.names, known, strict=True)), self.total_training_steps)
 
     def on_step_begin(self):
         """Remember where the data stands, for a checkpoint of the step before this one."""

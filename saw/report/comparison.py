@@ -1,0 +1,185 @@
+"""Statistics over seeds: intervals, paired tests, effect sizes, times to a threshold, Pareto fronts.
+
+A number without its n says little: everything here carries it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import moocore
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over seeds.
+
+    Attributes:
+        mean (float): NaN without values.
+        low (float): lower end of the bootstrap interval; NaN for fewer than two values.
+        high (float): upper end.
+        n (int): how many values.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        if math.isnan(self.low):
+            return f"{self.mean:.3f} (n = {self.n})"
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}] (n = {self.n})"
+
+
+def bootstrap_mean(values: ArrayLike, seed: int = 0) -> Interval:
+    """Mean and its 95 % bootstrap interval (bias-corrected and accelerated) over the values that are there.
+
+    Args:
+        values: one a seed; NaN where there is none.
+        seed (int): of the resampling.
+    """
+    present = _present(values)
+    if len(present) < 2:
+        return Interval(float(present.mean()) if len(present) else math.nan, math.nan, math.nan, len(present))
+    mean = float(present.mean())
+    if np.ptp(present) == 0:
+        return Interval(mean, mean, mean, len(present))
+    found = stats.bootstrap(
+        (present,), np.mean, confidence_level=LEVEL, method="BCa", rng=np.random.default_rng(seed)
+    ).confidence_interval
+    return Interval(mean, float(found.low), float(found.high), len(present))
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """A method against a baseline on the same seeds.
+
+    Attributes:
+        difference (Interval): method less baseline.
+        p (float): two-sided, paired t-test; NaN for fewer than two pairs, or differences that are all equal.
+        p_corrected (float): by Holm over all comparisons made together.
+        effect (float): Cohen's d of the differences, their mean over their standard deviation.
+    """
+
+    difference: Interval
+    p: float
+    p_corrected: float
+    effect: float
+
+
+def paired_tests(baseline: Mapping[int, float], others: Mapping[str, Mapping[int, float]]) -> dict[str, PairedTest]:
+    """Compare methods with a baseline, seed by seed; Holm corrects for their number.
+
+    Args:
+        baseline (Mapping[int, float]): seed -> value.
+        others (Mapping[str, Mapping[int, float]]): method -> seed -> value. Only the seeds of both count.
+    """
+    gaps = {name: _gaps(baseline, values) for name, values in others.items()}
+    p = {name: _paired_p(gap) for name, gap in gaps.items()}
+    tested = [name for name in p if not math.isnan(p[name])]
+    corrected = dict.fromkeys(p, math.nan)
+    if tested:
+        corrected |= dict(zip(tested, multipletests([p[name] for name in tested], method="holm")[1], strict=True))
+    return {
+        name: PairedTest(bootstrap_mean(gap), p[name], float(corrected[name]), _effect(gap))
+        for name, gap in gaps.items()
+    }
+
+
+def equivalence(first: Mapping[int, float], second: Mapping[int, float], margin: float) -> tuple[Interval, float]:
+    """Two one-sided paired t-tests (TOST): whether the mean difference lies within a margin that was set before.
+
+    Args:
+        first (Mapping[int, float]): seed -> value.
+        second (Mapping[int, float]): seed -> value.
+        margin (float): largest difference that would not matter, above 0.
+
+    Returns:
+        tuple[Interval, float]: first less second, and p; below 0.05 the two are equivalent. A difference without any
+        spread has p 0 or 1.
+    """
+    gap = _gaps(second, first)
+    interval = bootstrap_mean(gap)
+    if len(gap) < 2:
+        return interval, math.nan
+    error = float(stats.sem(gap))
+    if error == 0:
+        return interval, 0.0 if abs(interval.mean) < margin else 1.0
+    over = stats.t.sf((interval.mean + margin) / error, len(gap) - 1)
+    under = stats.t.cdf((interval.mean - margin) / error, len(gap) - 1)
+    return interval, float(max(over, under))
+
+
+def steps_to(steps: Sequence[int], values: Sequence[float], threshold: float, window: int = 3) -> float:
+    """The first step at which the mean of the last ``window`` values reaches a threshold; infinite if none does.
+
+    Args:
+        steps (Sequence[int]): training steps.
+        values (Sequence[float]): one a step; NaN is left out of its window.
+        threshold (float): to be reached from below.
+        window (int): steps that are averaged, so that one lucky batch does not count.
+    """
+    if len(values) < window:
+        return math.inf
+    windows = np.lib.stride_tricks.sliding_window_view(np.asarray(values, dtype=float), window)
+    present = ~np.isnan(windows)
+    means = np.where(present, windows, 0).sum(axis=1) / np.maximum(present.sum(axis=1), 1)
+    reached = np.flatnonzero(present.any(axis=1) & (means >= threshold))
+    return float(steps[reached[0] + window - 1]) if len(reached) else math.inf
+
+
+def mean_over_steps(steps: Sequence[int], values: Sequence[float]) -> float:
+    """Area under the curve (trapezoids) over the steps, divided by their number: the mean height of the curve."""
+    x, y = np.asarray(steps, dtype=float), np.asarray(values, dtype=float)
+    x, y = x[~np.isnan(y)], y[~np.isnan(y)]
+    if len(x) < 2:
+        return float(y[0]) if len(y) else math.nan
+    return float(np.trapezoid(y, x) / (x[-1] - x[0]))
+
+
+def pareto_front(points: Mapping[str, Sequence[float]]) -> list[str]:
+    """The names whose points no other point beats in one objective without losing in another; more is better."""
+    names = list(points)
+    best = moocore.is_nondominated(np.array([points[name] for name in names], dtype=float), maximise=True)
+    return [name for name, kept in zip(names, best, strict=True) if kept]
+
+
+def hypervolume(points: Sequence[Sequence[float]], reference: Sequence[float]) -> float:
+    """Volume between the points and a reference that all of them should exceed; more is better.
+
+    Args:
+        points: shape ``(P, K)``, K of 2 or 3 in practice.
+        reference: K values, for example each objective's minimum. A point below it in any objective adds nothing.
+    """
+    kept = [point for point in points if all(value > low for value, low in zip(point, reference, strict=True))]
+    if not kept:
+        return 0.0
+    return float(moocore.hypervolume(np.array(kept, dtype=float), ref=np.array(reference, dtype=float), maximise=True))
+
+
+def _present(values: ArrayLike) -> NDArray[np.float64]:
+    array = np.asarray(values, dtype=float)
+    return array[~np.isnan(array)]
+
+
+def _gaps(baseline: Mapping[int, float], values: Mapping[int, float]) -> NDArray[np.float64]:
+    return _present([values[seed] - baseline[seed] for seed in sorted(baseline.keys() & values.keys())])
+
+
+def _paired_p(gap: NDArray[np.float64]) -> float:
+    if len(gap) < 2 or np.ptp(gap) == 0:
+        return math.nan
+    return float(stats.ttest_1samp(gap, 0.0).pvalue)
+
+
+def _effect(gap: NDArray[np.float64]) -> float:
+    return float(gap.mean() / gap.std(ddof=1)) if len(gap) > 1 and np.ptp(gap) > 0 else math.nan
