@@ -91,6 +91,10 @@ class Stage:
             with tqdm(desc=f"    {self.name}", unit="step", leave=False, disable=None) as bar:
 
                 def on_step(step: int, metrics: dict[str, Any]) -> None:
+                    record = run.folder / "run.json"
+                    if bar.total is None and record.exists():  # from here on the bar knows the time left
+                        bar.total = json.loads(record.read_text())["total_steps"]
+                        bar.update(step - 1 - bar.n)
                     if any(key.startswith("saw/") for key in metrics):
                         bar.write("    " + step_line(step, metrics))
                         bar.update(1)

@@ -1,12 +1,9 @@
-"""Results over seeds and repeated evaluations, as Markdown and CSV."""
+"""Results over seeds and repeated evaluations."""
 
 from __future__ import annotations
 
-import csv
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 NOT_RUN = "not run"
 
@@ -41,19 +38,3 @@ class Measurement:
         spread = f" ± {self.sd_seeds:.2f}" if self.sd_seeds is not None else ""
         within = f" ({self.sd_runs:.2f})" if self.sd_runs is not None else ""
         return f"{self.mean:.2f}{spread}{within}"
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
-    """A table; the first ``left`` columns hold words, the others numbers."""
-    lines = ["| " + " | ".join(header) + " |"]
-    lines.append("|" + "|".join(["---"] * left + ["---:"] * (len(header) - left)) + "|")
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
-
-
-def write_csv(path: Path, rows: Sequence[dict[str, object]]) -> None:
-    """One line a row; None becomes an empty cell, a float gets four decimals."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({key: f"{value:.4f}" if isinstance(value, float) else value for key, value in row.items()})

@@ -92,6 +92,14 @@ set_up() {
   fi
 }
 
+# A browser of the system, which the report's page is looked at with; without one, that test is skipped and says so.
+set_up_browser() {
+  if command -v chromium > /dev/null || ! command -v apt-get > /dev/null || [ "$(id -u)" != 0 ]; then return; fi
+  echo "==> set-up of Chromium, from Debian's packages"
+  { apt-get update && apt-get install --yes --no-install-recommends chromium; } > /dev/null 2>&1 || \
+    echo "    note: apt-get could not install it; the picture of the report's page will not be tested"
+}
+
 set_up_bfcl() {
   local into=${SAW_BFCL_VENV:-$venv-bfcl} want
   want=$(fingerprint requirements/bfcl.txt requirements/bfcl-no-deps.txt)
@@ -105,5 +113,6 @@ set_up_bfcl() {
 }
 
 set_up
+if $dev; then set_up_browser; fi
 if $bfcl; then set_up_bfcl; fi
 if [ $((SECONDS - started)) -gt 2 ]; then echo "    $((SECONDS - started)) s"; fi

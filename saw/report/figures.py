@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from saw.report.history import History, LoggedRun, objectives_of
+from saw.report.history import PREFIX, History, LoggedRun, objectives_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,10 +110,10 @@ def band(
     """Steps that any run has, the mean over the runs that have them, and its standard error (0 for one run)."""
     values: dict[int, list[float]] = {}
     for history in histories:
-        if objective in history.objectives:
-            for step, value in zip(history.steps, history.of(objective, what), strict=True):
-                if value == value:
-                    values.setdefault(step, []).append(value)
+        column = history.columns.get(f"{PREFIX}{objective}/{what}", ())
+        for step, value in zip(history.steps, column, strict=False):
+            if value == value:
+                values.setdefault(step, []).append(value)
     steps = sorted(values)
     mean = np.array([np.mean(values[step]) for step in steps])
     error = np.array(
@@ -164,11 +164,11 @@ def _finish(axis: Axes, title: str, label: str, last: bool) -> None:
     axis.set_ylabel(label)
     if last:
         axis.set_xlabel("training step")
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.locator_params(axis="x", integer=True)
 
 
 @contextmanager
-def _figure(rows: int, columns: int, size: tuple[float, float]) -> Iterator[tuple[Figure, list[list[Axes]]]]:
+def _figure(rows: int, columns: int, size: tuple[float, float]) -> Iterator[tuple[Figure, Any]]:
     import matplotlib
 
     matplotlib.use("Agg")

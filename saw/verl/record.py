@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -11,12 +13,13 @@ from omegaconf import DictConfig, OmegaConf
 from saw.provenance import commit, machine, versions
 
 
-def write(config: DictConfig, ranges: dict[str, tuple[float | None, float | None]], total_steps: int) -> None:
+def write(config: DictConfig, ranges: Mapping[str, tuple[float, float]], total_steps: int) -> None:
     """Write ``run.json``.
 
     Args:
         config (DictConfig): verl's configuration. Keys of judges are not in it, only the variables that hold them.
-        ranges (dict): smallest and largest reward of each objective at the first step, None where not known.
+        ranges (Mapping): smallest and largest reward of each objective at the first step; what is infinite, as
+            nobody knows it, is written as null.
         total_steps (int): how long the training is.
     """
     metrics = os.environ.get("VERL_FILE_LOGGER_PATH")
@@ -24,7 +27,7 @@ def write(config: DictConfig, ranges: dict[str, tuple[float | None, float | None
     folder.mkdir(parents=True, exist_ok=True)
     record = {
         "config": OmegaConf.to_container(config, resolve=True),
-        "ranges": ranges,
+        "ranges": {name: [value if math.isfinite(value) else None for value in pair] for name, pair in ranges.items()},
         "total_steps": total_steps,
         "provenance": {
             "command": os.environ.get("SAW_COMMAND", "unknown: not started by python -m saw.train"),

@@ -76,8 +76,7 @@ class SAWTrainer(PPOTrainerSync):
         """Write what this run is beside its metrics."""
         super().on_init_end()
         ranges = ranges_at(self.config, self.settings, step=1)
-        known = [tuple(value if math.isfinite(value) else None for value in pair) for pair in ranges]
-        record.write(self.config, dict(zip(self.settings.names, known, strict=True)), self.total_training_steps)
+        record.write(self.config, dict(zip(self.settings.names, ranges, strict=True)), self.total_training_steps)
 
     def on_step_begin(self):
         """Remember where the data stands, for a checkpoint of the step before this one."""

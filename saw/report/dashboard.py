@@ -1,0 +1,163 @@
+"""A wandb dashboard as code: creates or updates a workspace in the user's own project.
+
+    python -m saw.report.dashboard --entity NAME --project saw_toolrl [--objectives format,correctness]
+    python -m saw.report.dashboard --project saw_toolrl --offline dashboard.json
+
+Needs wandb's own library for workspaces (wandb-workspaces). Runs are grouped by method, and a line's band is its
+standard error over seeds. What an earlier call created is updated. Offline it writes the same definition to a file,
+which ``--from dashboard.json`` creates later, from a machine that reaches wandb.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import wandb_workspaces.reports.v2 as wr
+import wandb_workspaces.workspaces as ws
+from wandb_workspaces.workspaces import internal
+
+from saw.report.figures import COSTS
+
+NAME = "SAW"
+#: wandb's own name of the view, by which a later call finds it.
+VIEW = "nw-sawdashboard-v"
+#: Section -> heading of a panel -> metrics of each objective, with ``*`` for its name.
+OF_OBJECTIVES: dict[str, dict[str, str]] = {
+    "Rewards": {"mean reward in training": "saw/*/mean", "mean reward in validation": "saw-val/*/mean"},
+    "Weights": {"weight": "saw/*/weight", "weight before it was steadied": "saw/*/proposed_weight", "CV": "saw/*/cv"},
+    "Signal": {
+        "share of groups without spread": "saw/*/zero_spread",
+        "missing rewards": "saw/*/missing",
+        "standard deviation": "saw/*/std",
+    },
+}
+#: Section -> heading of a panel -> metrics.
+OTHERS: dict[str, dict[str, list[str]]] = {
+    "Training": {
+        "advantages": ["critic/advantages/mean", "critic/advantages/max", "critic/advantages/min"],
+        "KL to the policy that sampled": ["actor/ppo_kl"],
+        "KL to the reference": ["actor/kl_loss"],
+        "entropy": ["actor/entropy"],
+        "gradient norm": ["actor/grad_norm"],
+        "tokens a response": ["response_length/mean", "response_length/max"],
+    },
+    "Time": {"a step by part, seconds": [*COSTS, "timing_s/step"]},
+    "Judge": {
+        "dollars a step": ["judge/dollars"],
+        "requests a step": ["judge/requests"],
+        "share from the cache": ["judge/hit_rate"],
+        "seconds a sample": ["judge/seconds/mean", "judge/seconds/p95"],
+    },
+}
+
+
+def workspace(entity: str, project: str, objectives: Sequence[str]) -> ws.Workspace:
+    """The dashboard.
+
+    Args:
+        entity (str): wandb's user or team.
+        project (str): its project.
+        objectives (Sequence[str]): names of the rewards.
+    """
+    if not objectives:
+        raise ValueError("--objectives is empty; expected the names of the rewards, for example format,correctness")
+    sections = [
+        ws.Section(
+            name=name,
+            is_open=True,
+            panels=[
+                _lines(f"{objective}: {heading}", [metric.replace("*", objective)])
+                for heading, metric in panels.items()
+                for objective in objectives
+            ],
+        )
+        for name, panels in OF_OBJECTIVES.items()
+    ]
+    sections += [
+        ws.Section(name=name, is_open=name != "Judge", panels=[_lines(*panel) for panel in panels.items()])
+        for name, panels in OTHERS.items()
+    ]
+    return ws.Workspace(
+        entity=entity,
+        project=project,
+        name=NAME,
+        sections=sections,
+        settings=ws.WorkspaceSettings(x_axis="Step"),
+        runset_settings=ws.RunsetSettings(groupby=[ws.Config("saw.method")]),
+    )
+
+
+def _lines(title: str, metrics: Sequence[str]) -> wr.LinePlot:
+    return wr.LinePlot(
+        title=title,
+        x="Step",
+        y=list(metrics),
+        groupby=wr.Config("saw.method"),
+        groupby_aggfunc="mean",
+        groupby_rangefunc="stderr",
+    )
+
+
+def definition(board: ws.Workspace) -> dict[str, Any]:
+    """What wandb's library would send: the view, by its own schema."""
+    return json.loads(board._to_model().model_dump_json(by_alias=True, exclude_none=True))
+
+
+def read(path: Path) -> ws.Workspace:
+    """A dashboard from its definition, checked against the library's schema.
+
+    Raises:
+        pydantic.ValidationError: if the file does not hold such a view.
+    """
+    return ws.Workspace._from_model(internal.View.model_validate_json(path.read_text()))
+
+
+def save(board: ws.Workspace) -> str:
+    """Create the dashboard, or update the one that an earlier call created; needs a network and a login.
+
+    Returns:
+        str: its address.
+    """
+    board._internal_name = VIEW
+    # wandb updates a view by its id, and creates one without
+    with suppress(ValueError):
+        board._internal_id = internal.View.from_name(board.entity, board.project, VIEW).id
+    board.save()
+    return board.url
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--entity", default="", help="wandb's user or team (the login's own)")
+    parser.add_argument("--project", help="wandb's project, trainer.project_name")
+    parser.add_argument("--objectives", default="format,correctness", help="separated by commas (ToolRL's)")
+    parser.add_argument("--offline", type=Path, metavar="FILE", help="write the definition, send nothing")
+    parser.add_argument("--from", dest="source", type=Path, metavar="FILE", help="send what --offline wrote")
+    arguments = parser.parse_args(argv)
+    if arguments.source:
+        board = read(arguments.source)
+        board.entity, board.project = arguments.entity or board.entity, arguments.project or board.project
+    elif arguments.project:
+        objectives = [name.strip() for name in arguments.objectives.split(",") if name.strip()]
+        board = workspace(arguments.entity, arguments.project, objectives)
+    else:
+        parser.error("expected --project or --from")
+    if arguments.offline:
+        arguments.offline.write_text(json.dumps(definition(board), indent=1) + "\n")
+        print(f"definition: {arguments.offline}; create it with --from {arguments.offline}")
+        return
+    if not board.entity:
+        import wandb
+
+        board.entity = wandb.Api().default_entity or parser.error("expected --entity: the login has no default one")
+    print(f"dashboard: {save(board)}")
+
+
+if __name__ == "__main__":
+    main()

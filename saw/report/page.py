@@ -1,0 +1,176 @@
+"""One self-contained HTML page for people without wandb: opens without a network, readable on a phone."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import plotly.graph_objects as go
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from numpy.typing import NDArray
+from plotly.offline import get_plotlyjs
+
+from saw.report.figures import COLOURS, COSTS, band, median_of
+from saw.report.history import LoggedRun, differences, objectives_of
+from saw.report.summary import Table
+from saw.report.warnings import warnings_of
+
+#: Training metric of an objective -> heading of its curves.
+OF_OBJECTIVES = {
+    "mean": "mean reward",
+    "weight": "weight",
+    "cv": "CV",
+    "zero_spread": "share of groups without spread",
+    "missing": "missing rewards",
+}
+#: Other metrics, those that are there.
+OTHERS = {
+    "actor/entropy": "entropy",
+    "actor/ppo_kl": "KL to the policy that sampled",
+    "actor/kl_loss": "KL to the reference",
+    "actor/grad_norm": "gradient norm",
+    "response_length/mean": "tokens a response",
+    "critic/advantages/max": "largest advantage",
+    "timing_s/step": "seconds a step",
+    "judge/dollars": "judge, dollars a step",
+}
+#: Samples that a run shows at most, its last.
+SAMPLES = 12
+
+
+def page(
+    groups: Mapping[str, Sequence[LoggedRun]], tables: Sequence[Table], figures: Sequence[Path], title: str
+) -> str:
+    """The page's HTML.
+
+    Args:
+        groups (Mapping): label -> runs that differ in their seed.
+        tables (Sequence[Table]): shown first.
+        figures (Sequence[Path]): named at the end, for those who want files.
+        title (str): of the page.
+    """
+    runs = [run for group in groups.values() for run in group]
+    sections = []
+    for objective in objectives_of(run.history for run in runs):
+        charts = [
+            _chart(f"{objective}: {heading}", {label: _band(group, objective, what) for label, group in groups.items()})
+            for what, heading in OF_OBJECTIVES.items()
+        ]
+        charts.insert(1, _chart(f"{objective}: mean reward in validation", _validation(groups, objective)))
+        sections.append((objective, [chart for chart in charts if chart]))
+    others = [_chart(heading, _other(groups, metric)) for metric, heading in OTHERS.items()]
+    sections.append(("training", [chart for chart in [*others, _cost(groups)] if chart]))
+    environment = Environment(loader=PackageLoader("saw.report"), autoescape=True, undefined=StrictUndefined)
+    return environment.get_template("page.html").render(
+        title=title,
+        plotly=Markup(get_plotlyjs()),
+        tables=tables,
+        sections=[(name, [Markup(chart) for chart in charts]) for name, charts in sections],
+        warnings={_name(run): found for run in runs if (found := warnings_of(run))},
+        names=[_name(run) for run in runs],
+        differences=differences(runs),
+        samples={_name(run): run.samples()[-SAMPLES:] for run in runs if run.samples()},
+        provenance={_name(run): run.record.get("provenance", {}) for run in runs},
+        figures=[path.name for path in figures],
+    )
+
+
+def _name(run: LoggedRun) -> str:
+    return run.folder.name
+
+
+#: Steps, mean and standard error, arrays of one length.
+Curve = tuple[NDArray, NDArray, NDArray]
+
+
+def _band(runs: Sequence[LoggedRun], objective: str, what: str) -> Curve:
+    return band([run.history for run in runs], objective, what)
+
+
+def _validation(groups: Mapping[str, Sequence[LoggedRun]], objective: str) -> dict[str, Curve]:
+    curves = {}
+    for label, runs in groups.items():
+        values: dict[int, list[float]] = {}
+        for run in runs:
+            for step, metrics in run.validation.items():
+                values.setdefault(step, []).append(metrics.get(f"saw-val/{objective}/mean", np.nan))
+        curves[label] = _over_runs(values)
+    return curves
+
+
+def _other(groups: Mapping[str, Sequence[LoggedRun]], metric: str) -> dict[str, Curve]:
+    curves = {}
+    for label, runs in groups.items():
+        values: dict[int, list[float]] = {}
+        for run in runs:
+            for step, value in zip(run.history.steps, run.history.columns.get(metric, ()), strict=False):
+                values.setdefault(step, []).append(value)
+        curves[label] = _over_runs(values)
+    return curves
+
+
+def _over_runs(values: Mapping[int, Sequence[float]]) -> Curve:
+    kept = {step: [value for value in row if value == value] for step, row in sorted(values.items())}
+    kept = {step: row for step, row in kept.items() if row}
+    mean = np.array([np.mean(row) for row in kept.values()])
+    error = np.array([np.std(row, ddof=1) / len(row) ** 0.5 if len(row) > 1 else 0.0 for row in kept.values()])
+    return np.array(list(kept)), mean, error
+
+
+def _chart(title: str, curves: Mapping[str, Curve]) -> str:
+    """A zoomable chart, one line a method with its standard error; empty if there is nothing to draw."""
+    figure = go.Figure()
+    for place, (label, curve) in enumerate(curves.items()):
+        steps, mean, error = (values.tolist() for values in curve)
+        if not steps:
+            continue
+        colour = COLOURS[place % len(COLOURS)]
+        if any(error):
+            upper = [m + e for m, e in zip(mean, error, strict=True)]
+            lower = [m - e for m, e in zip(mean, error, strict=True)]
+            figure.add_scatter(
+                x=steps + steps[::-1],
+                y=upper + lower[::-1],
+                fill="toself",
+                fillcolor=colour,
+                opacity=0.18,
+                line_width=0,
+                hoverinfo="skip",
+                showlegend=False,
+                legendgroup=label,
+            )
+        figure.add_scatter(x=steps, y=mean, name=label, mode="lines", line_color=colour, legendgroup=label)
+    if not figure.data:
+        return ""
+    figure.update_xaxes(title_text="training step")
+    return _html(figure, title)
+
+
+def _cost(groups: Mapping[str, Sequence[LoggedRun]]) -> str:
+    figure = go.Figure()
+    for place, (metric, heading) in enumerate(COSTS.items()):
+        seconds = [median_of(runs, metric) for runs in groups.values()]
+        if any(seconds):
+            colour = COLOURS[place % len(COLOURS)]
+            figure.add_bar(y=list(groups), x=seconds, name=heading, orientation="h", marker_color=colour)
+    if not figure.data:
+        return ""
+    figure.update_layout(barmode="stack")
+    figure.update_xaxes(title_text="seconds a step, medians")
+    return _html(figure, "time of a step by part")
+
+
+def _html(figure: go.Figure, title: str) -> str:
+    figure.update_layout(
+        title={"text": html.escape(title), "font": {"size": 14}},
+        template="plotly_white",
+        height=320,
+        margin={"l": 50, "r": 10, "t": 40, "b": 40},
+        legend={"orientation": "h", "y": -0.25},
+        showlegend=True,
+    )
+    config = {"responsive": True, "displaylogo": False}
+    return figure.to_html(full_html=False, include_plotlyjs=False, config=config)

@@ -1,0 +1,93 @@
+"""What a reader of a run should be told before believing its curves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from saw.report.history import LoggedRun
+
+#: A weight beyond these is as good as 0 or 1; for so many steps in a row it is worth a word.
+LOW, HIGH, ROW = 0.01, 0.99, 10
+#: Relative standard error of the CV above which the weights are mostly noise.
+NOISY_CV = 0.2
+
+
+def warnings_of(run: LoggedRun) -> list[str]:
+    """Warnings for one run, in words."""
+    return [
+        text
+        for objective in run.history.objectives
+        for text in (
+            *_stuck_weight(run, objective),
+            *_missing(run, objective),
+            *_noisy_cv(run, objective),
+            *_outside(run, objective),
+        )
+    ]
+
+
+def _stuck_weight(run: LoggedRun, objective: str) -> list[str]:
+    if len(run.history.objectives) < 2:
+        return []
+    weights = run.history.of(objective, "weight")
+    found = []
+    for is_stuck, where in ((lambda w: w <= LOW, "0"), (lambda w: w >= HIGH, "1")):
+        length, end = _longest([is_stuck(weight) for weight in weights])
+        if length >= ROW:
+            first, last = run.history.steps[end - length], run.history.steps[end - 1]
+            found.append(f"the weight of {objective} is at {where} for {length} steps in a row ({first} to {last})")
+    return found
+
+
+def _missing(run: LoggedRun, objective: str) -> list[str]:
+    means = run.history.of(objective, "mean")
+    absent = [step for step, mean in zip(run.history.steps, means, strict=True) if math.isnan(mean)]
+    if len(absent) == len(means):
+        return [f"{objective} is missing for every sample of every step"]
+    return [f"{objective} is missing for every sample of {len(absent)} steps, first {absent[0]}"] if absent else []
+
+
+def _noisy_cv(run: LoggedRun, objective: str) -> list[str]:
+    """The delta method's error for N independent normal rewards: the samples of a prompt are not, so it is a floor."""
+    prompts = run.config.get("data.train_batch_size")
+    rollouts = run.config.get("actor_rollout_ref.rollout.n")
+    cv = np.asarray(run.history.columns.get(f"saw/{objective}/cv", ()), dtype=float)
+    cv = cv[np.isfinite(cv)]
+    if not prompts or not rollouts or not len(cv):
+        return []
+    n = prompts * rollouts
+    error = math.sqrt(1 / (2 * (n - 1)) + float(np.median(cv)) ** 2 / n) if n > 1 else math.inf
+    if error <= NOISY_CV:
+        return []
+    return [
+        f"the CV of {objective} is uncertain by {error:.0%} or more with {n} samples a step; "
+        "its weights are largely noise"
+    ]
+
+
+def _outside(run: LoggedRun, objective: str) -> list[str]:
+    low, high = run.record.get("ranges", {}).get(objective, (None, None))
+    found = []
+    for what, bound, beyond in (("min", low, np.less), ("max", high, np.greater)):
+        values = np.asarray(run.history.columns.get(f"saw/{objective}/{what}", ()), dtype=float)
+        if (
+            bound is not None
+            and (outside := beyond(values, bound + math.copysign(1e-6, 1 if what == "max" else -1))).any()
+        ):
+            step = run.history.steps[int(np.flatnonzero(outside)[0])]
+            word = "below its stated minimum" if what == "min" else "above its stated maximum"
+            found.append(f"{objective} was {word} {bound:g}, first at step {step}")
+    return found
+
+
+def _longest(flags: Sequence[bool]) -> tuple[int, int]:
+    """Length of the longest stretch of True, and where it ends."""
+    best = run = end = 0
+    for place, flag in enumerate(flags, start=1):
+        run = run + 1 if flag else 0
+        if run > best:
+            best, end = run, place
+    return best, end
