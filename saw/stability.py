@@ -31,11 +31,11 @@ def steady(proposed: Tensor, previous: Tensor | None, options: Options) -> Tenso
     if options.floor:
         above = (weights - options.floor).clamp(min=0.0)
         rest = 1.0 - len(weights) * options.floor
-        share = above / above.sum() if above.sum() > 0 else torch.full_like(above, 1.0 / len(above))
+        total = above.sum()
+        share = torch.where(total > 0, above / total.clamp(min=1e-300), 1.0 / len(above))
         weights = options.floor + rest * share
     if previous is not None and options.max_change is not None:
         change = weights - previous
-        largest = change.abs().max().item()
-        if largest > options.max_change:
-            weights = previous + change * (options.max_change / largest)
+        largest = change.abs().max()
+        weights = previous + change * (options.max_change / largest.clamp(min=1e-300)).clamp(max=1.0)
     return weights

@@ -68,7 +68,7 @@ def objective_statistics(batch: RewardBatch, profile: Profile) -> ObjectiveStati
     smallest = batch.group_min.amin(dim=0).masked_fill(none, torch.nan)
     above = batch.rewards - smallest
     mean_above = above.masked_fill(~batch.present, 0.0).sum(dim=0) / number
-    squares = (above - mean_above).masked_fill_(~batch.present, 0.0).square_().sum(dim=0)
+    squares = (above - mean_above).masked_fill_(~batch.present, 0.0).square().sum(dim=0)
     std = (squares / (number - 1).clamp(min=1)).sqrt().masked_fill(none, torch.nan)
     mean = (smallest + mean_above).masked_fill(none, torch.nan)
     no_cv = torch.full_like(mean, torch.nan)

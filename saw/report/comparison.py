@@ -35,6 +35,8 @@ class Interval:
     n: int
 
     def __str__(self) -> str:
+        if self.n == 0:
+            return "none"
         if math.isnan(self.low):
             return f"{self.mean:.3f} (n = {self.n})"
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}] (n = {self.n})"

@@ -121,7 +121,9 @@ def _over_runs(values: Mapping[int, Sequence[float]]) -> Curve:
 
 
 def _chart(title: str, curves: Mapping[str, Curve]) -> str:
-    """A zoomable chart, one line a method with its standard error; empty if there is nothing to draw."""
+    """A zoomable chart, one line a method with its standard error; empty if there is nothing but 0 to draw."""
+    if not any(mean.any() for _, mean, _ in curves.values()):
+        return ""
     figure = go.Figure()
     for place, (label, curve) in enumerate(curves.items()):
         steps, mean, error = (values.tolist() for values in curve)
@@ -143,8 +145,6 @@ def _chart(title: str, curves: Mapping[str, Curve]) -> str:
                 legendgroup=label,
             )
         figure.add_scatter(x=steps, y=mean, name=label, mode="lines", line_color=colour, legendgroup=label)
-    if not figure.data:
-        return ""
     figure.update_xaxes(title_text="training step")
     return _html(figure, title)
 
@@ -172,5 +172,5 @@ def _html(figure: go.Figure, title: str) -> str:
         legend={"orientation": "h", "y": -0.25},
         showlegend=True,
     )
-    config = {"responsive": True, "displaylogo": False}
+    config = {"responsive": True, "displayModeBar": False}  # dragging zooms without a bar over the title
     return figure.to_html(full_html=False, include_plotlyjs=False, config=config)
