@@ -37,7 +37,7 @@ COSTS = {
 def plot_curves(histories: Mapping[str, History], path: Path, title: str = "") -> None:
     """Draw each objective's mean reward, CV and weight over the steps, one line a run, to a PNG."""
     objectives = objectives_of(histories.values())
-    with _figure(len(ROWS), len(objectives), (4.6 * len(objectives), 7.2)) as (figure, axes):
+    with figure_of(len(ROWS), len(objectives), (4.6 * len(objectives), 7.2)) as (figure, axes):
         for row, (what, label) in enumerate(ROWS.items()):
             for column, objective in enumerate(objectives):
                 axis = axes[row][column]
@@ -63,7 +63,7 @@ def plot_family(groups: Mapping[str, Sequence[LoggedRun]], rows: Mapping[str, st
         title (str): above it; n is added.
     """
     objectives = objectives_of(run.history for runs in groups.values() for run in runs)
-    with _figure(len(rows), len(objectives), (4.6 * len(objectives), 2.6 * len(rows) + 0.6)) as (figure, axes):
+    with figure_of(len(rows), len(objectives), (4.6 * len(objectives), 2.6 * len(rows) + 0.6)) as (figure, axes):
         for row, (what, label) in enumerate(rows.items()):
             for column, objective in enumerate(objectives):
                 axis = axes[row][column]
@@ -81,7 +81,7 @@ def plot_family(groups: Mapping[str, Sequence[LoggedRun]], rows: Mapping[str, st
 
 def plot_cost(groups: Mapping[str, Sequence[LoggedRun]], path: Path) -> None:
     """Draw what a step takes by part, the median over steps and runs, one bar a method; PNG and PDF."""
-    with _figure(1, 1, (7.2, 0.5 * len(groups) + 1.6)) as (figure, axes):
+    with figure_of(1, 1, (7.2, 0.5 * len(groups) + 1.6)) as (figure, axes):
         axis = axes[0][0]
         left = np.zeros(len(groups))
         names = [f"{name} (n = {sum(len(run.history.steps) for run in runs)} steps)" for name, runs in groups.items()]
@@ -168,7 +168,8 @@ def _finish(axis: Axes, title: str, label: str, last: bool) -> None:
 
 
 @contextmanager
-def _figure(rows: int, columns: int, size: tuple[float, float]) -> Iterator[tuple[Figure, Any]]:
+def figure_of(rows: int, columns: int, size: tuple[float, float]) -> Iterator[tuple[Figure, Any]]:
+    """A figure and its axes, ``axes[row][column]``, closed at the end of the block."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,0 +1,390 @@
+"""The questions that the tabular world can answer: speeds, falsifier, misleading cases, batch size, KL, CV as a signal.
+
+    bash scripts/study.sh tabular [--seeds 1000] [--only speeds] [--out results/study/tabular]
+
+Every part writes a CSV and a picture; summary.md holds the tables. Steps to a threshold are those after which the policy
+is right with probability 0.9, exactly, from its logits; a seed that never is counts with one step more than there were.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from recipes.study.tabular import Objective, Rule, Trajectories, World, learn
+from saw.provenance import commit, machine, versions
+from saw.report.comparison import Interval, bootstrap_mean, equivalence
+from saw.report.figures import COLOURS, figure_of
+from saw.report.tables import markdown, write_csv
+
+THRESHOLD = 0.9
+#: Two objectives that are learned at different speeds, and keep noise when they are.
+BASE = World((Objective("early", options=2, noise=0.6), Objective("late", options=20, noise=0.6)), steps=250)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One question's answer.
+
+    Attributes:
+        rows (list[dict]): for the CSV.
+        table (str): Markdown.
+        text (str): what was asked and what the numbers mean, in words.
+    """
+
+    rows: list[dict]
+    table: str
+    text: str
+
+
+def _steps(found: Trajectories, objective: int) -> np.ndarray:
+    return found.reached(objective, THRESHOLD).numpy()
+
+
+def _show(interval: Interval, digits: int = 1) -> str:
+    if np.isnan(interval.low):
+        return f"{interval.mean:.{digits}f}"
+    return f"{interval.mean:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+
+
+def _columns(name: str, interval: Interval) -> dict[str, float]:
+    return {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+# ---------------------------------------------------------------- 1. speeds
+
+RULES: dict[str, Rule] = {
+    **{name: Rule(name) for name in ("grpo", "saw_grpo", "random_grpo")},
+    "static_grpo 1:3": Rule("static_grpo", {"static_weights": [1, 3]}),
+    **{name: Rule(name) for name in ("gdpo", "saw_gdpo", "random_gdpo")},
+    "static_gdpo 1:3": Rule("static_gdpo", {"static_weights": [1, 3]}),
+    "mo_grpo": Rule("mo_grpo"),
+    "dvao": Rule("dvao"),
+    **{
+        f"saw_gdpo, {measure}": Rule("saw_gdpo", {"informativeness": measure})
+        for measure in ("normalised_variance", "range_std", "advantage_entropy", "group_spread")
+    },
+}
+
+
+def speeds(seeds: int, out: Path) -> Part:
+    """Steps to each objective's threshold, by method; against equal weights of the same family, seed by seed."""
+    found = {name: learn(BASE, rule, seeds) for name, rule in RULES.items()}
+    rows, lines = [], []
+    for name, trajectories in found.items():
+        base = "grpo" if "grpo" in name and name != "mo_grpo" else "gdpo"
+        row: dict = {"method": name, "seeds": seeds}
+        cells = []
+        for k, objective in enumerate(BASE.objectives):
+            steps = _steps(trajectories, k)
+            gap = bootstrap_mean(steps - _steps(found[base], k))
+            interval = bootstrap_mean(steps)
+            row |= _columns(f"{objective.name}_steps", interval) | _columns(f"{objective.name}_less_{base}", gap)
+            cells += [_show(interval), "" if name == base else _show(gap)]
+        both = bootstrap_mean(np.maximum(_steps(trajectories, 0), _steps(trajectories, 1)))
+        final = bootstrap_mean(trajectories.right[:, -1, 0].numpy())
+        row |= _columns("both_steps", both) | _columns("early_final", final)
+        rows.append(row)
+        lines.append([name, *cells, _show(both), _show(final, 3)])
+    header = [
+        "method",
+        "early: steps",
+        "less equal weights",
+        "late: steps",
+        "less equal weights",
+        "both",
+        "early, final",
+    ]
+    shown = ("grpo", "saw_grpo", "gdpo", "saw_gdpo", "random_gdpo")
+    with figure_of(2, 2, (9.0, 6.0)) as (figure, axes):
+        for place, name in enumerate(shown):
+            for k, objective in enumerate(BASE.objectives):
+                for row_of_axes, values, label in (
+                    (0, found[name].right[:, 1:, k], "P(right)"),
+                    (1, found[name].weights[:, :, k], "weight"),
+                ):
+                    axis = axes[row_of_axes][k]
+                    _line(axis, values, name, COLOURS[place])
+                    axis.set_ylabel(label)
+                    axis.set_title(objective.name if row_of_axes == 0 else "")
+        axes[0][1].legend(frameon=False, fontsize=8)
+        axes[1][0].set_xlabel("step")
+        axes[1][1].set_xlabel("step")
+        figure.suptitle(f"Two speeds; mean and 5 to 95 % of {seeds} seeds", fontsize=10)
+        figure.savefig(out / "speeds.png", dpi=130)
+    text = (
+        f"Two objectives, of 2 and of 20 choices; each keeps a noise of std 0.17 when it is learned; {BASE.prompts} "
+        f"prompts x {BASE.rollouts} rollouts, learning rate {BASE.lr}. Brackets: 95 % bootstrap intervals."
+    )
+    return Part(rows, markdown(header, lines, left=1), text)
+
+
+def _line(axis, values: Tensor, label: str, colour: str) -> None:
+    steps = np.arange(1, values.shape[1] + 1)
+    low, high = np.quantile(values.numpy(), [0.05, 0.95], axis=0)
+    axis.plot(steps, values.mean(dim=0).numpy(), color=colour, label=label, linewidth=1.4)
+    axis.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
+    axis.grid(alpha=0.25)
+
+
+# ---------------------------------------------------------------- 2. falsifier
+
+#: Largest difference in steps that would not matter, as a share of what equal weights take. Set before the runs.
+MARGIN = 0.02
+
+
+def falsifier(seeds: int, out: Path) -> Part:
+    """Objectives whose spread shrinks together: SAW should equal static weights; tested for equivalence (TOST)."""
+    same = World((Objective("first", 8, noise=0.6), Objective("second", 8, noise=0.6)), steps=200)
+    shifted = World((Objective("first", 8, noise=0.6), Objective("second", 8, noise=0.6, offset=0.5)), steps=200)
+    rows, lines = [], []
+    for label, world in (("the same objective twice", same), ("the second with an offset of 0.5", shifted)):
+        for family in ("grpo", "gdpo"):
+            saw_found = learn(world, Rule(f"saw_{family}"), seeds)
+            mean_weights = saw_found.weights.mean(dim=(0, 1)).tolist()
+            static = learn(world, Rule(f"static_{family}", {"static_weights": mean_weights}), seeds)
+            equal = learn(world, Rule(family), seeds)
+            for against, other in (("equal weights", equal), ("static weights, SAW's mean", static)):
+                first = np.maximum(_steps(saw_found, 0), _steps(saw_found, 1))
+                second = np.maximum(_steps(other, 0), _steps(other, 1))
+                margin = MARGIN * float(second.mean())
+                gap, p = equivalence(dict(enumerate(first)), dict(enumerate(second)), margin)
+                difference = float(stats.ttest_rel(first, second).pvalue)
+                verdict = "equivalent" if p < 0.05 else "not shown to be equivalent"
+                rows.append(
+                    {"world": label, "family": family, "against": against, "seeds": seeds, "margin": margin}
+                    | _columns("difference", gap)
+                    | {"p_equivalence": p, "p_difference": difference, "weight_first": mean_weights[0]}
+                )
+                cells = [f"{mean_weights[0]:.2f}", _show(gap, 2), f"±{margin:.2f}", f"{p:.2g}", f"{difference:.2g}"]
+                lines.append([label, f"saw_{family}", against, *cells, verdict])
+    header = ["world", "method", "against", "weight of the first", "steps to both, difference", "margin"]
+    header += ["p, equivalence", "p, difference", "verdict"]
+    text = f"Equivalent: the 90 % interval lies within {MARGIN:.0%} of the other's steps, a margin set before the runs."
+    return Part(rows, markdown(header, lines, left=3), text)
+
+
+# ---------------------------------------------------------------- 3. where CV misleads
+
+GOOD = Objective("good", 8, noise=0.2)
+CASES: dict[str, tuple[Objective, str]] = {
+    "noise that cannot be learned, 1 in 10": (Objective("other", luck=0.1), "a reward that is luck"),
+    "noise that cannot be learned, 1 in 2": (Objective("other", luck=0.5), "a reward that is luck"),
+    "a constant, 1 for every sample": (Objective("other", luck=1.0), "a judge that always says the same"),
+    "large offset, minimum not told": (Objective("other", 8, noise=0.2, offset=5.0), "a wrong minimum"),
+    "rare binary reward, 1 in 50 at first": (Objective("other", 50), "a hard task"),
+    "learned before, with leftover noise": (Objective("other", 2, start=0.98, noise=0.6), "an easy format"),
+}
+
+
+def misleading(seeds: int, out: Path) -> Part:
+    """A good objective beside an odd one: does SAW speed up or slow down what can be learned?"""
+    rows, lines = [], []
+    for label, (other, like) in CASES.items():
+        world = World((GOOD, other), steps=400)
+        for family in ("grpo", "gdpo"):
+            base, found = learn(world, Rule(family), seeds), learn(world, Rule(f"saw_{family}"), seeds)
+            weight = float(found.weights[:, :20, 1].mean())
+            row: dict = {"case": label, "family": family, "seeds": seeds, "weight_of_other_first_20": weight}
+            cells, gaps = [], []
+            for k, objective in enumerate(world.objectives):
+                if objective.luck is not None or objective.start is not None:
+                    cells.append("")
+                    continue
+                gap = bootstrap_mean(_steps(found, k) - _steps(base, k))
+                gaps.append(gap)
+                row |= _columns(f"{objective.name}_steps_{family}", bootstrap_mean(_steps(base, k)))
+                row |= _columns(f"{objective.name}_difference", gap)
+                cells.append(f"{_show(gap)} of {_steps(base, k).mean():.0f}")
+            better, worse = any(gap.high < 0 for gap in gaps), any(gap.low > 0 for gap in gaps)
+            verdict = {(True, False): "helps", (False, True): "hurts", (True, True): "trades one for the other"}
+            rows.append(row | {"verdict": verdict.get((better, worse), "no difference")})
+            lines.append([label, like, f"saw_{family}", f"{weight:.2f}", *cells, rows[-1]["verdict"]])
+    header = ["the other objective", "like", "method", "its weight, first 20 steps", "good: steps, less equal weights"]
+    header += ["other: steps, less equal weights", "SAW"]
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    rows = [{key: row.get(key) for key in keys} for row in rows]
+    text = "The good objective has 8 choices. Differences are paired by seed; a negative one is a gain of SAW."
+    return Part(rows, markdown(header, lines, left=3), text)
+
+
+# ---------------------------------------------------------------- 4. batch size
+
+PROMPTS = (2, 4, 8, 16, 32, 64, 128)
+
+
+def exact_weights(world: World, right: Tensor) -> Tensor:
+    """SAW's weights of an endless batch, from the policy's probabilities: shape as ``right``, ``(..., K)``."""
+    cv = []
+    for k, objective in enumerate(world.objectives):
+        p, noise = right[..., k], objective.noise
+        mean = p * (1 - noise / 2) + objective.offset
+        square = p * (1 - noise + noise**2 / 3) + 2 * objective.offset * p * (1 - noise / 2) + objective.offset**2
+        cv.append((square - mean**2).clamp(min=0).sqrt() / mean)
+    values = torch.stack(cv, dim=-1)
+    return values / values.sum(dim=-1, keepdim=True)
+
+
+def batch_size(seeds: int, out: Path) -> Part:
+    """Error of the weights, and the outcome, against the number of samples; with and without steadying."""
+    rules = {
+        "gdpo": Rule("gdpo"),
+        "saw_gdpo": Rule("saw_gdpo"),
+        "saw_gdpo, ema 0.8": Rule("saw_gdpo", {"ema": 0.8}),
+        "saw_gdpo, floor 0.2": Rule("saw_gdpo", {"floor": 0.2}),
+    }
+    rows, lines = [], []
+    for prompts in PROMPTS:
+        # The sum of the steps' sizes stays: with fewer samples the gradient is noisier, not smaller.
+        world = replace(BASE, prompts=prompts)
+        for name, rule in rules.items():
+            found = learn(world, rule, min(seeds, 400))
+            error = float((found.weights - exact_weights(world, found.right[:, :-1])).square().mean().sqrt())
+            late, early = (bootstrap_mean(_steps(found, k)) for k in (1, 0))
+            fails = float((found.reached(1, THRESHOLD) > world.steps).double().mean())
+            row = {"prompts": prompts, "samples": prompts * world.rollouts, "method": name, "seeds": late.n}
+            rows.append(
+                row
+                | {"weight_error": error if name != "gdpo" else None, "late_never": fails}
+                | _columns("early_steps", early)
+                | _columns("late_steps", late)
+            )
+            cells = ["" if name == "gdpo" else f"{error:.3f}", _show(early), _show(late), f"{fails:.1%}"]
+            lines.append([str(prompts * world.rollouts), name, *cells])
+    with figure_of(1, 2, (9.0, 3.6)) as (figure, axes):
+        for place, name in enumerate(rules):
+            own = [row for row in rows if row["method"] == name]
+            samples = [row["samples"] for row in own]
+            style = {"color": COLOURS[place], "marker": "os^D"[place], "label": name, "linewidth": 1.4, "markersize": 4}
+            if name != "gdpo":
+                axes[0][0].plot(samples, [row["weight_error"] for row in own], **style)
+            axes[0][1].plot(samples, [row["late_steps"] for row in own], **style)
+        for axis, label in zip(axes[0], ("error of the weights (root mean square)", "late: steps to 0.9"), strict=True):
+            axis.set_xscale("log", base=2)
+            axis.set_xlabel("samples a step")
+            axis.set_ylabel(label)
+            axis.grid(alpha=0.25)
+        axes[0][1].legend(frameon=False, fontsize=8)
+        figure.savefig(out / "batch_size.png", dpi=130)
+    header = ["samples", "method", "error of the weights", "early: steps", "late: steps", "late never learned"]
+    text = "The error is against the weights of an endless batch of the same policy, over all steps and seeds."
+    return Part(rows, markdown(header, lines, left=2), text)
+
+
+# ---------------------------------------------------------------- 5. the KL confound
+
+
+def kl(seeds: int, out: Path) -> Part:
+    """Plain GRPO and SAW-GRPO, each with and without the penalty: what the released comparison mixes."""
+    rows, lines = [], []
+    for penalty in (0.05, 0.2):
+        world = replace(BASE, penalty=penalty)
+        found = {
+            (method, feels): learn(world, Rule(method, feels_penalty=feels), seeds)
+            for method in ("grpo", "saw_grpo")
+            for feels in (True, False)
+        }
+        comparisons = {
+            "as released: SAW without, GRPO with the penalty": (("saw_grpo", False), ("grpo", True)),
+            "weighting alone, both with it": (("saw_grpo", True), ("grpo", True)),
+            "weighting alone, both without it": (("saw_grpo", False), ("grpo", False)),
+            "penalty alone, in GRPO (without less with)": (("grpo", False), ("grpo", True)),
+        }
+        for label, (first, second) in comparisons.items():
+            row: dict = {"penalty": penalty, "comparison": label, "seeds": seeds}
+            cells = []
+            for k, objective in enumerate(world.objectives):
+                steps = bootstrap_mean(_steps(found[first], k) - _steps(found[second], k))
+                final = bootstrap_mean((found[first].right[:, -1, k] - found[second].right[:, -1, k]).numpy())
+                row |= _columns(f"{objective.name}_steps", steps) | _columns(f"{objective.name}_final", final)
+                cells += [_show(steps), _show(final, 4)]
+            rows.append(row)
+            lines.append([f"{penalty:g}", label, *cells])
+    header = ["penalty", "comparison", "early: steps", "early: final P(right)", "late: steps", "late: final P(right)"]
+    text = "Differences, first less second, paired by seed."
+    return Part(rows, markdown(header, lines, left=2), text)
+
+
+# ---------------------------------------------------------------- 6. CV as a signal
+
+AHEAD = (10, 25, 50)
+
+
+def signal(seeds: int, out: Path) -> Part:
+    """Does a high CV mean that there is more to learn? Rank correlations over objectives and steps, seed by seed."""
+    rows, lines = [], []
+    for name in ("gdpo", "saw_gdpo"):
+        found = learn(BASE, Rule(name), min(seeds, 300))
+        for ahead in AHEAD:
+            gain = found.right[:, ahead:-1] - found.right[:, : -1 - ahead]
+            steps = gain.shape[1]
+            within = [
+                bootstrap_mean(_spearman(found.cv[:, :steps, k], gain[:, :, k])) for k in range(len(BASE.objectives))
+            ]
+            across = bootstrap_mean(_spearman(found.cv[:, :steps].flatten(1), gain.flatten(1)))
+            spread = bootstrap_mean(_spearman(found.cv[:, :steps].flatten(1), found.spread[:, :steps].flatten(1)))
+            row: dict = {"method": name, "ahead": ahead, "seeds": len(gain)} | _columns("both", across)
+            for objective, interval in zip(BASE.objectives, within, strict=True):
+                row |= _columns(f"within_{objective.name}", interval)
+            rows.append(row | _columns("with_spread", spread))
+            lines.append([name, str(ahead), *(_show(value, 2) for value in (across, *within, spread))])
+    header = ["trained with", "steps ahead", "CV and gain, both objectives", "within early", "within late"]
+    header.append("CV and share of groups with spread")
+    text = (
+        "Spearman's rank correlation of an objective's CV at a step with what its P(right) gains over the next steps, "
+        "over all steps of a run; mean over seeds."
+    )
+    return Part(rows, markdown(header, lines, left=2), text)
+
+
+def _spearman(first: Tensor, second: Tensor) -> np.ndarray:
+    """One correlation a row."""
+    return np.array([stats.spearmanr(a, b).statistic for a, b in zip(first.numpy(), second.numpy(), strict=True)])
+
+
+PARTS: Mapping[str, tuple[str, Callable[[int, Path], Part]]] = {
+    "speeds": ("Objectives that are learned at different speeds", speeds),
+    "falsifier": ("The falsifier: objectives whose spread shrinks together", falsifier),
+    "misleading": ("Where CV should mislead", misleading),
+    "batch_size": ("How small may a batch be", batch_size),
+    "kl": ("The KL confound of the released code", kl),
+    "signal": ("CV as a signal", signal),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=1000, help="policies of each method (1000); some parts take fewer")
+    parser.add_argument("--only", action="append", choices=list(PARTS), help="may be repeated")
+    parser.add_argument("--out", type=Path, default=Path("results/study/tabular"))
+    arguments = parser.parse_args(argv)
+    if arguments.seeds < 2:
+        parser.error(f"--seeds is {arguments.seeds}; expected at least 2, for an interval")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    for name in arguments.only or PARTS:
+        title, study = PARTS[name]
+        print(f"==> {title}", flush=True)
+        part = study(arguments.seeds, arguments.out)
+        write_csv(arguments.out / f"{name}.csv", part.rows)
+        picture = f"\n\n![{title}]({name}.png)" if (arguments.out / f"{name}.png").exists() else ""
+        source = (
+            f"seeds 0 to {arguments.seeds - 1} of stream 0; commit {commit()}; {machine('cpu')}; {versions('torch')}"
+        )
+        text = f"# {title}\n\n{part.text}\n\n{part.table}{picture}\n\n"
+        text += f"`bash scripts/study.sh tabular --only {name} --seeds {arguments.seeds}`; {source}.\n"
+        (arguments.out / f"{name}.md").write_text(text)
+        print(f"{part.table}\n    {time.monotonic() - started:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
