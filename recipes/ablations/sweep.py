@@ -21,6 +21,9 @@ from recipes.stages import Stage, run_all, show
 from saw.methods import METHODS
 from saw.report import plot_curves, read_history, summary_table
 
+#: Experiments that take the quickstart's data and model.
+TOYS = ("quickstart", "study")
+
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
@@ -78,12 +81,12 @@ def plan(arguments: argparse.Namespace) -> dict[str, list[Stage]]:
 
 
 def toys(experiment: str) -> list[Stage]:
-    """What makes the quickstart's data and model, where they are not there."""
+    """What makes the quickstart's data and model, where they are needed and not there."""
     folder = Path(os.environ.get("SAW_RUNS", "runs")).resolve() / "quickstart"
     stages = []
-    if experiment == "quickstart" and not (folder / "data" / "test.parquet").exists():
+    if experiment in TOYS and not (folder / "data" / "test.parquet").exists():
         stages.append(Stage("toy_rows", folder, ("-m", "data_prep.toy_toolrl", "--out", str(folder / "data"))))
-    if experiment == "quickstart" and not (folder / "model" / "model.safetensors").exists():
+    if experiment in TOYS and not (folder / "model" / "model.safetensors").exists():
         model = ("-m", "recipes.quickstart.toy_model", "--out", str(folder / "model"))
         stages.append(Stage("toy_model", folder, model))
     return stages

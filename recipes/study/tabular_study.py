@@ -2,8 +2,8 @@
 
     bash scripts/study.sh tabular [--seeds 1000] [--only speeds] [--out results/study/tabular]
 
-Every part writes a CSV and a picture; summary.md holds the tables. Steps to a threshold are those after which the policy
-is right with probability 0.9, exactly, from its logits; a seed that never is counts with one step more than there were.
+Every part writes a table (Markdown, CSV) and some a picture. Steps to a threshold are those after which the policy is
+right with probability 0.9, exactly, from its logits; a seed that never is counts with one step more than there were.
 """
 
 from __future__ import annotations
