@@ -117,7 +117,12 @@ def signal(groups: dict[str, list[LoggedRun]]) -> summary.Table:
         f"Spearman's rank correlation over the steps of a run, mean over seeds. Gain: mean reward {AHEAD} steps later, "
         f"each mean over {SMOOTH} steps, as a share of the reward's range."
     )
-    header = ("method", "CV and gain, both objectives", "CV and spread", *(f"gain within {name}" for name in OBJECTIVES))
+    header = (
+        "method",
+        "CV and gain, both objectives",
+        "CV and spread",
+        *(f"gain within {name}" for name in OBJECTIVES),
+    )
     return summary.Table("CV as a signal", header, tuple(rows), left=1, note=note)
 
 
@@ -174,7 +179,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_steps(found, arguments.out / "steps.csv")
     versions = sorted({run.record["provenance"]["versions"] for run in found})
-    where = f"`bash scripts/study.sh lm`; {len(found)} trainings, commits in steps.csv; {machine('cpu')}; {versions[0]}."
+    where = (
+        f"`bash scripts/study.sh lm`; {len(found)} trainings, commits in steps.csv; {machine('cpu')}; {versions[0]}."
+    )
     text = report(arguments.out)
     (arguments.out / "README.md").write_text(f"{text}\n\n{where}\n")
     print(text)

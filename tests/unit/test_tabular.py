@@ -48,7 +48,9 @@ def test_a_penalty_reaches_only_who_feels_it():
     rewards, zeros = torch.rand(1, 32, 2, dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64)
     penalty = torch.rand(1, 32, dtype=torch.float64)
     feels, ignores = (advantages(world, Rule("grpo", feels_penalty=value)) for value in (True, False))
-    assert not torch.allclose(feels(rewards, penalty, zeros, zeros, True)[0], ignores(rewards, penalty, zeros, zeros, True)[0])
+    assert not torch.allclose(
+        feels(rewards, penalty, zeros, zeros, True)[0], ignores(rewards, penalty, zeros, zeros, True)[0]
+    )
     plain = advantages(SMALL, Rule("grpo"))(rewards, penalty, zeros, zeros, True)[0]
     assert torch.equal(ignores(rewards, penalty, zeros, zeros, True)[0], plain)
 
@@ -77,7 +79,7 @@ def test_the_same_seeds_see_the_same_samples():
 
 
 def test_saw_brings_the_late_objective_forward_and_the_early_one_back():
-    """The study's main effect, on 60 seeds: the margins are a third of what 1,000 seeds show."""
+    """The study's main effect, on 60 seeds: the margins are a third of what 300 seeds show."""
     found = {name: learn(BASE, Rule(name), 60) for name in ("gdpo", "saw_gdpo")}
     steps = {name: [t.reached(k, THRESHOLD).numpy() for k in (0, 1)] for name, t in found.items()}
     early, late = (bootstrap_mean(steps["saw_gdpo"][k] - steps["gdpo"][k]) for k in (0, 1))
