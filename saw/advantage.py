@@ -14,7 +14,7 @@ from saw.methods import check_combination, get_method
 from saw.options import Options
 from saw.stability import steady
 from saw.statistics import ObjectiveStatistics, objective_statistics
-from saw.weighting import Context, gradient
+from saw.weighting import Context
 
 
 @dataclass(frozen=True)
@@ -161,5 +161,5 @@ def _check_gradients(gram: Tensor | None, options: Options, method: str, objecti
         raise ValueError(f"gram is None; {method} with {options.informativeness!r} compares policy gradients")
     if gram.shape != (objectives, objectives) or not gram.isfinite().all():
         raise ValueError(f"gram is {gram.tolist()}; expected finite numbers of shape ({objectives}, {objectives})")
-    if get_method(method).weighting is gradient and options.gradient.lr is None:
+    if get_method(method).ascends and options.gradient.lr is None:
         raise ValueError("options.gradient.lr is not set; outside of verl there is no learning rate to take it from")

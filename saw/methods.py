@@ -37,10 +37,15 @@ class Method:
         """Whether the weighting measures from each objective's minimum."""
         return self.weighting is weighting.stage_aware and options.informativeness in informativeness.NEED_MINIMA
 
+    @property
+    def ascends(self) -> bool:
+        """Whether the weights climb by mirror ascent, which has a learning rate."""
+        return self.weighting is weighting.gradient
+
     def needs_gradients(self, options: Options) -> bool:
         """Whether the weighting compares the objectives' policy gradients."""
         measures = self.weighting is weighting.stage_aware and options.informativeness == "gradient_norm"
-        return measures or self.weighting is weighting.gradient
+        return measures or self.ascends
 
     def needs_maxima(self, options: Options) -> bool:
         """Whether the weighting needs each objective's maximum."""
@@ -96,9 +101,8 @@ def check_combination(name: str, options: Options, objectives: int) -> None:
         for option in ("informativeness", "over"):
             if option in given and getattr(options, option) != Options.model_fields[option].default:
                 raise ValueError(f"options.{option} is {getattr(options, option)!r}, and {name} does not measure it")
-    is_gradient = method.weighting is weighting.gradient
     for field, value in options.gradient:
-        used = is_gradient or (field == "layers" and method.needs_gradients(options))
+        used = method.ascends or (field == "layers" and method.needs_gradients(options))
         if not used and value != GradientOptions.model_fields[field].default:
             raise ValueError(f"options.gradient.{field} is {value!r}, and {name} does not use it")
     if method.needs_gradients(options) and options.over == "group":
@@ -126,7 +130,7 @@ def check_combination(name: str, options: Options, objectives: int) -> None:
         raise ValueError(
             f"options.floor is {options.floor}; expected at most 1/{objectives}, for {objectives} objectives"
         )
-    if is_gradient and options.log_only:
+    if method.ascends and options.log_only:
         raise ValueError(f"options.log_only is True, and the weights of {name} start from those that were used")
     others = [option for option in steadied if option != "log_only"]
     if options.log_only and others:

@@ -3,8 +3,8 @@
     bash scripts/study.sh lm [--seeds 1,2,3,4,5] [--method grpo ...] [--out results/study/lm]
     python -m recipes.study.lm --report-only
 
-Trains what is not trained yet (runs/study; a killed training begins anew, a finished one stands), then writes steps.csv,
-which holds what the tables and figures are made from, and makes them.
+Trains what is not trained yet (runs/study; a killed training begins anew, a finished one stands), then writes
+steps.csv, which holds what the tables and figures are made from, and makes them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 from scipy import stats
@@ -91,8 +92,8 @@ def learned_at(groups: dict[str, list[LoggedRun]]) -> summary.Table:
 
 
 def _learned_at(history: History, objective: str) -> float:
-    values = np.array(history.of(objective, "mean"))
-    first, last = values[:5].mean(), values[-5:].mean()
+    values = history.of(objective, "mean")
+    first, last = fmean(values[:5]), fmean(values[-5:])
     return steps_to(history.steps, values, first + 0.9 * (last - first), window=5) if last > first else math.inf
 
 
@@ -100,9 +101,11 @@ def signal(groups: dict[str, list[LoggedRun]]) -> summary.Table:
     """Rank correlations of an objective's CV with its later gain and with the groups that still have spread."""
     rows = []
     for label, runs in groups.items():
-        found: dict[str, list[float]] = {"gain": [], "spread": []} | {name: [] for name in OBJECTIVES}
+        found: dict[str, list[float]] = {name: [] for name in ("gain", "spread", *OBJECTIVES)}
         for run in runs:
-            cvs, gains, spreads = [], [], []
+            cvs: list[float] = []
+            gains: list[float] = []
+            spreads: list[float] = []
             for name, (low, high) in OBJECTIVES.items():
                 mean = np.convolve(run.history.of(name, "mean"), np.ones(SMOOTH) / SMOOTH, mode="valid")
                 gain = (mean[AHEAD:] - mean[:-AHEAD]) / (high - low)

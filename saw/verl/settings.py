@@ -129,7 +129,7 @@ class Settings(BaseModel):
     def _with_actor_lr(self, config: DictConfig) -> Settings:
         """The mirror ascent's learning rate is the actor's where no other is set."""
         lr = OmegaConf.select(config, "actor_rollout_ref.actor.optim.lr", default=None)
-        if self.options.gradient.lr is not None or lr is None:
+        if not get_method(self.method).ascends or self.options.gradient.lr is not None or lr is None:
             return self
         gradient = self.options.gradient.model_copy(update={"lr": float(lr)})
         return self.model_copy(update={"options": self.options.model_copy(update={"gradient": gradient})})

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from recipes.reproduce import METHODS
+from recipes.quickstart.run import DEFAULT_METHODS
 from saw.launch import Run, processes_of
 from saw.report import History, read_history
 from tests.configs import CONFIGS
@@ -62,9 +62,8 @@ def only_run(out: Path, method: str) -> Path:
     return folder
 
 
-def test_a_killed_quickstart_leaves_nothing_and_all_four_methods_then_train(tmp_path, toy_data, warm_model):
-    methods = [part for method in METHODS for part in ("--method", method)]
-    arguments = ["--model", str(warm_model), *methods, "--steps", "2", *SMALL]
+def test_a_killed_quickstart_leaves_nothing_and_its_methods_then_train(tmp_path, toy_data, warm_model):
+    arguments = ["--model", str(warm_model), "--steps", "2", *SMALL]
     arguments += [f"data.train_files={toy_data[0]}", f"data.val_files={toy_data[1]}"]
     out = tmp_path / "out"
     (out / "data").mkdir(parents=True)
@@ -74,9 +73,9 @@ def test_a_killed_quickstart_leaves_nothing_and_all_four_methods_then_train(tmp_
     run_id = _kill_while_running(out, arguments)
     assert processes_of(run_id) == []
 
-    result = quickstart(out, *arguments, timeout=len(METHODS) * LIMIT)
+    result = quickstart(out, *arguments, timeout=len(DEFAULT_METHODS) * LIMIT)
     assert result.returncode == 0, result.stdout + result.stderr
-    for method in METHODS:
+    for method in DEFAULT_METHODS:
         folder = only_run(out, method)
         history = read_history(folder / "metrics.jsonl")
         assert history.steps == (1, 2)
@@ -90,7 +89,7 @@ def test_a_killed_quickstart_leaves_nothing_and_all_four_methods_then_train(tmp_
 
     again = quickstart(out, *arguments, timeout=120)  # what stands is reused
     assert again.returncode == 0
-    assert again.stdout.count("stands from before") == len(METHODS)
+    assert again.stdout.count("stands from before") == len(DEFAULT_METHODS)
 
 
 def _kill_while_running(out: Path, arguments: list[str]) -> str:

@@ -37,6 +37,7 @@ def test_every_method_is_one_override(method):
     settings = check_config(compose("experiment=quickstart", f"saw.method={method}", *own))
     assert settings is not None
     assert settings.method == method
+    methods.check_combination(method, settings.options, 2)  # as the estimator will, once more
 
 
 def test_the_tree_does_not_depend_on_the_current_folder(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The tabular world: that its methods are the library's, that it learns, and the direction of the study's main effect."""
+"""The tabular world: its methods are the library's, and the study's main effect has the direction that it reports."""
 
 import numpy as np
 import pytest

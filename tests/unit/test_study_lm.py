@@ -1,0 +1,74 @@
+"""The language model's study: from runs to its CSV, and from the CSV to its tables, the same each time."""
+
+import math
+import shutil
+
+import pytest
+
+from recipes.study import lm
+from saw.report.history import History, LoggedRun
+from tests.conftest import ROOT
+
+STUDY = ROOT / "results" / "study" / "lm"
+
+
+def make_run(tmp_path, method: str, seed: int, late: int) -> LoggedRun:
+    """Format is learned at once, correctness from step ``late`` on; CV falls as the mean rises."""
+    steps = tuple(range(1, 41))
+    columns = dict.fromkeys(lm.KEPT, (1.0,) * 40)
+    for name, (low, high) in lm.OBJECTIVES.items():
+        start = 1 if name == "format" else late
+        share = [min(max(step - start, 0) / 5, 1.0) * 0.9 + 0.01 * seed for step in steps]
+        columns[f"saw/{name}/mean"] = tuple(low + (high - low) * value for value in share)
+        columns[f"saw/{name}/cv"] = tuple(1.5 - value for value in share)
+        columns[f"saw/{name}/zero_spread"] = tuple(share)
+    record = {
+        "config": {"saw": {"method": method}, "data": {"seed": seed}},
+        "ranges": {name: list(bounds) for name, bounds in lm.OBJECTIVES.items()},
+        "provenance": {"commit": "abc"},
+    }
+    return LoggedRun(tmp_path / f"{method}_seed{seed}", History(steps, tuple(lm.OBJECTIVES), columns), {}, record)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    late = {"grpo": 20, "saw_grpo": 12}
+    return [make_run(tmp_path, method, seed, late[method]) for method in late for seed in (1, 2, 3)]
+
+
+def test_the_csv_gives_the_runs_back(runs, tmp_path):
+    lm.write_steps(runs, tmp_path / "steps.csv")
+    groups = lm.read_steps(tmp_path / "steps.csv")
+    assert {name: [run.seed for run in group] for name, group in groups.items()} == {
+        "grpo": [1, 2, 3],
+        "saw_grpo": [1, 2, 3],
+    }
+    assert groups["grpo"][0].history.of("format", "mean") == pytest.approx(runs[0].history.of("format", "mean"))
+
+
+def test_when_an_objective_is_learned(runs, tmp_path):
+    lm.write_steps(runs, tmp_path / "steps.csv")
+    rows = {row[0]: row[1:] for row in lm.learned_at(lm.read_steps(tmp_path / "steps.csv")).rows}
+    assert rows["grpo"][0] == rows["saw_grpo"][0]
+    step = {name: int(cells[1].split()[0]) for name, cells in rows.items()}
+    assert step["grpo"] - step["saw_grpo"] == 8  # 20 less 12
+
+
+def test_the_report_has_its_tests_and_signal(runs, tmp_path):
+    lm.write_steps(runs, tmp_path / "steps.csv")
+    text = lm.report(tmp_path)
+    assert "## Against grpo" in text
+    assert "| saw_grpo | correctness |" in text
+    assert "## CV as a signal" in text
+    assert (tmp_path / "rewards_grpo_based.png").exists()
+
+
+def test_a_run_that_learns_nothing_is_never_learned(tmp_path):
+    run = make_run(tmp_path, "grpo", 1, late=100)
+    assert lm._learned_at(run.history, "correctness") == math.inf
+
+
+@pytest.mark.skipif(not (STUDY / "steps.csv").exists(), reason="no language model has been studied yet")
+def test_the_committed_report_is_what_its_csv_gives(tmp_path):
+    shutil.copy(STUDY / "steps.csv", tmp_path)
+    assert (STUDY / "README.md").read_text().startswith(lm.report(tmp_path))
