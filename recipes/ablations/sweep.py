@@ -21,8 +21,12 @@ from recipes.stages import Stage, run_all, show
 from saw.methods import METHODS
 from saw.report import plot_curves, read_history, summary_table
 
-#: Experiments that take the quickstart's data and model.
-TOYS = ("quickstart", "study")
+#: Experiment -> where its toy model lies in the folder of all runs, and how it is made. The study's starts with nearly
+#: all formats spoilt and knows enough to answer right now and then: format has the longer way to go.
+TOY_MODELS = {
+    "quickstart": ("quickstart/model",),
+    "study": ("study_toys/model", "--steps", "1200", "--spoilt-format", "0.85", "--wrong-value", "0.4"),
+}
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -81,14 +85,17 @@ def plan(arguments: argparse.Namespace) -> dict[str, list[Stage]]:
 
 
 def toys(experiment: str) -> list[Stage]:
-    """What makes the quickstart's data and model, where they are needed and not there."""
-    folder = Path(os.environ.get("SAW_RUNS", "runs")).resolve() / "quickstart"
+    """What makes an experiment's toy data and model, where it needs them and they are not there."""
+    if experiment not in TOY_MODELS:
+        return []
+    runs = Path(os.environ.get("SAW_RUNS", "runs")).resolve()
+    data, model = runs / "quickstart", runs / TOY_MODELS[experiment][0]
     stages = []
-    if experiment in TOYS and not (folder / "data" / "test.parquet").exists():
-        stages.append(Stage("toy_rows", folder, ("-m", "data_prep.toy_toolrl", "--out", str(folder / "data"))))
-    if experiment in TOYS and not (folder / "model" / "model.safetensors").exists():
-        model = ("-m", "recipes.quickstart.toy_model", "--out", str(folder / "model"))
-        stages.append(Stage("toy_model", folder, model))
+    if not (data / "data" / "test.parquet").exists():
+        stages.append(Stage("toy_rows", data, ("-m", "data_prep.toy_toolrl", "--out", str(data / "data"))))
+    if not (model / "model.safetensors").exists():
+        command = ("-m", "recipes.quickstart.toy_model", "--out", str(model), *TOY_MODELS[experiment][1:])
+        stages.append(Stage("toy_model", model.parent, command))
     return stages
 
 

@@ -205,7 +205,7 @@ def test_the_page_draws_itself_in_a_browser_without_a_network(runs, tmp_path):
 def test_every_result_says_where_it_comes_from():
     for folder in sorted((ROOT / "results").iterdir()):
         if folder.is_dir():
-            text = "".join(path.read_text() for path in folder.glob("*.md"))
+            text = "".join(path.read_text() for path in folder.glob("**/*.md"))
             assert "commit" in text or "not run" in text, f"{folder.name} names no commit"
             assert "core" in text or "GPU" in text or "not run" in text, f"{folder.name} names no machine"
 
