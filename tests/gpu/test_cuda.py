@@ -17,9 +17,11 @@ def test_cuda_agrees_with_cpu(method, profile):
     rewards[torch.rand(4096, 3, generator=generator) < 0.1] = torch.nan
     groups = [f"p{i // 4}" for i in range(4096)]
     mask = torch.arange(64) < torch.randint(0, 65, (4096, 1), generator=generator)
-    options = {"profile": profile} | ({"static_weights": (1, 2, 3)} if method.startswith("static") else {})
-    here = saw.compute_advantage(rewards, groups, mask, method=method, options=options)
-    there = saw.compute_advantage(rewards.cuda(), groups, mask.cuda(), method=method, options=options)
+    own = {"static": {"static_weights": (1, 2, 3)}, "gradient": {"gradient": {"lr": 1e-6}}}
+    options = {"profile": profile} | own.get(method.partition("_")[0], {})
+    gram = torch.tensor([[3.0, 1.0, 0.0], [1.0, 2.0, -1.0], [0.0, -1.0, 1.0]])
+    here = saw.compute_advantage(rewards, groups, mask, method=method, options=options, gram=gram)
+    there = saw.compute_advantage(rewards.cuda(), groups, mask.cuda(), method=method, options=options, gram=gram)
     assert there.tokens.device.type == "cuda"
     torch.testing.assert_close(there.tokens.cpu(), here.tokens, atol=1e-5, rtol=0)
     torch.testing.assert_close(there.weights.cpu(), here.weights, atol=1e-12, rtol=0)
