@@ -1,9 +1,14 @@
-"""Results over seeds and repeated evaluations."""
+"""What the tables of the paper share: results over seeds and repeated evaluations, and how a table is written."""
 
 from __future__ import annotations
 
+import argparse
 import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+from saw.report.tables import latex_of, write_csv
 
 NOT_RUN = "not run"
 
@@ -38,3 +43,28 @@ class Measurement:
         spread = f" ± {self.sd_seeds:.2f}" if self.sd_seeds is not None else ""
         within = f" ({self.sd_runs:.2f})" if self.sd_runs is not None else ""
         return f"{self.mean:.2f}{spread}{within}"
+
+
+def write(name: str, out: Path, text: str, rows: Sequence[dict[str, object]]) -> None:
+    """Write a table as Markdown, CSV and LaTeX, and print the first.
+
+    Args:
+        name (str): of the files.
+        out (Path): their folder.
+        text (str): Markdown with the table in it.
+        rows (Sequence[dict]): for the CSV.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.md").write_text(text)
+    write_csv(out / f"{name}.csv", rows)
+    (out / f"{name}.tex").write_text(latex_of(text))
+    print(text)
+
+
+def command_line(description: str | None, write_table: Callable[[Path, Path], None]) -> None:
+    """Make a table from the runs that are there."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, required=True, help="the folder that the reproduction wrote")
+    parser.add_argument("--out", type=Path, help="folder for the tables; that of --runs if absent")
+    arguments = parser.parse_args()
+    write_table(arguments.runs, arguments.out or arguments.runs)

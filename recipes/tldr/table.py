@@ -5,7 +5,6 @@ python -m recipes.tldr.table --runs runs/tldr
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,8 @@ from typing import Any
 import yaml
 
 from recipes.reproduce import KLS, METHODS
-from recipes.table import NOT_RUN, Measurement
-from saw.report.tables import latex_of, markdown, write_csv
+from recipes.table import NOT_RUN, Measurement, command_line, write
+from saw.report.tables import markdown
 
 PAPER = Path(__file__).resolve().parents[2] / "results" / "paper.yaml"
 SCORES = ("quality", "conciseness", "total")
@@ -123,22 +122,8 @@ def make_table(runs: Path) -> tuple[str, list[dict[str, object]]]:
 
 def write_table(runs: Path, out: Path) -> None:
     """Write ``table2.md``, ``table2.csv`` and ``table2.tex``, and print the first."""
-    out.mkdir(parents=True, exist_ok=True)
-    text, rows = make_table(runs)
-    (out / "table2.md").write_text(text)
-    write_csv(out / "table2.csv", rows)
-    (out / "table2.tex").write_text(latex_of(text))
-    print(text)
-
-
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, required=True, help="the folder that the reproduction wrote")
-    parser.add_argument("--out", type=Path, help="folder for the tables; that of --runs if absent")
-    arguments = parser.parse_args()
-    write_table(arguments.runs, arguments.out or arguments.runs)
+    write("table2", out, *make_table(runs))
 
 
 if __name__ == "__main__":
-    main()
+    command_line(__doc__, write_table)

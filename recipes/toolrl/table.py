@@ -5,7 +5,6 @@ python -m recipes.toolrl.table --runs runs/toolrl
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,9 @@ from typing import Any
 import yaml
 
 from recipes.reproduce import KLS, METHODS
-from recipes.table import NOT_RUN, Measurement
+from recipes.table import NOT_RUN, Measurement, command_line, write
 from recipes.toolrl.scores import CATEGORIES, scores
-from saw.report.tables import latex_of, markdown, write_csv
+from saw.report.tables import markdown
 
 SIZES = ("1.5b", "3b")
 PAPER = Path(__file__).resolve().parents[2] / "results" / "paper.yaml"
@@ -140,22 +139,8 @@ def _provenance(found: dict[Cell, dict[int, dict[str, Any]]]) -> list[str]:
 
 def write_table(runs: Path, out: Path) -> None:
     """Write ``table1.md``, ``table1.csv`` and ``table1.tex``, and print the first."""
-    out.mkdir(parents=True, exist_ok=True)
-    text, rows = make_table(runs)
-    (out / "table1.md").write_text(text)
-    write_csv(out / "table1.csv", rows)
-    (out / "table1.tex").write_text(latex_of(text))
-    print(text)
-
-
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, required=True, help="the folder that the reproduction wrote")
-    parser.add_argument("--out", type=Path, help="folder for the tables; that of --runs if absent")
-    arguments = parser.parse_args()
-    write_table(arguments.runs, arguments.out or arguments.runs)
+    write("table1", out, *make_table(runs))
 
 
 if __name__ == "__main__":
-    main()
+    command_line(__doc__, write_table)

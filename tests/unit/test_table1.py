@@ -8,7 +8,8 @@ import pytest
 
 from recipes.table import Measurement
 from recipes.toolrl.scores import CATEGORIES, scores
-from recipes.toolrl.table import make_table, write_csv
+from recipes.toolrl.table import make_table
+from saw.report.tables import write_csv
 
 COUNTS = {
     **{"simple_python": (200, 400), "simple_java": (10, 100), "simple_javascript": (15, 50)},  # 50, 10, 30: 30
