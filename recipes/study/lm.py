@@ -23,7 +23,7 @@ from scipy import stats
 from recipes.ablations import sweep
 from recipes.reproduce import guarded, seed_list
 from recipes.stages import run_all
-from saw.provenance import machine
+from saw.provenance import machine, versions
 from saw.report import figures, summary, tables
 from saw.report.comparison import bootstrap_mean, steps_to
 from saw.report.history import History, LoggedRun, read_run
@@ -34,6 +34,7 @@ METHODS = (
     *("grpo", "saw_grpo", "gdpo", "saw_gdpo", "random_grpo", "random_gdpo"),
     *(f"gradient_grpo,{GRADIENT}", f"gradient_gdpo,{GRADIENT}"),
 )
+SHORT = tuple(method.partition(",")[0] for method in METHODS)
 OBJECTIVES = {"format": (0.0, 1.0), "correctness": (-3.0, 3.0)}
 #: What is kept of every step.
 KEPT = (
@@ -75,6 +76,12 @@ def read_steps(path: Path) -> dict[str, list[LoggedRun]]:
         }
         groups.setdefault(method, []).append(LoggedRun(path.parent / f"{method}_seed{seed}", history, {}, record))
     return groups
+
+
+def _short(folder: str) -> str:
+    """``gradient_grpo_saw.options..._seed1`` is ``gradient_grpo_seed1``: method and seed are all that differ."""
+    method = max((name for name in SHORT if folder.startswith(name)), key=len)
+    return f"{method}_{folder.rpartition('_')[2]}"
 
 
 def learned_at(groups: dict[str, list[LoggedRun]]) -> summary.Table:
@@ -142,8 +149,7 @@ def cost(groups: dict[str, list[LoggedRun]]) -> summary.Table:
 def report(out: Path) -> str:
     """Tables and figures from ``steps.csv``; returns the text of ``README.md`` without its provenance."""
     groups = read_steps(out / "steps.csv")
-    order = [method.partition(",")[0] for method in METHODS]
-    groups = {name: groups[name] for name in order if name in groups}
+    groups = {name: groups[name] for name in SHORT if name in groups}
     shown = [summary.summary(groups, THRESHOLDS)]
     for base in ("grpo", "gdpo"):
         own = {name: runs for name, runs in groups.items() if figures.family(name) == figures.family(base)}
@@ -164,6 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=seed_list, default=[1, 2, 3, 4, 5], metavar="1,2,3", help="(1,2,3,4,5)")
     parser.add_argument("--method", action="append", choices=METHODS, help="may be repeated; all if absent")
     parser.add_argument("--out", type=Path, default=Path("results/study/lm"), help="for CSV, tables and figures")
+    parser.add_argument("--add", action="store_true", help="keep the trainings that steps.csv holds, train the others")
     parser.add_argument("--report-only", action="store_true", help="train nothing, report what is finished")
     parser.add_argument("--train-only", action="store_true", help="train, report nothing")
     arguments = parser.parse_args(argv)
@@ -171,20 +178,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     methods = [text for method in arguments.method or METHODS for text in ("--method", method)]
     seeds = ",".join(map(str, arguments.seeds))
     asked = sweep.parse(["--experiment", "study", "--seeds", seeds, "--out", str(runs), *methods])
+    steps = arguments.out / "steps.csv"
+    earlier = {run.folder.name: run for group in read_steps(steps).values() for run in group} if arguments.add else {}
     if not arguments.report_only:
-        run_all(sweep.toys("study"), sweep.plan(asked), lambda: None)
+        chains = {name: stages for name, stages in sweep.plan(asked).items() if _short(name) not in earlier}
+        run_all(sweep.toys("study"), chains, lambda: None)
     if arguments.train_only:
         return
-    finished = sorted(mark.parent for mark in runs.glob("*/train.done.json"))
-    if not finished:
+    finished = [read_run(mark.parent) for mark in sorted(runs.glob("*/train.done.json"))]
+    found = list((earlier | {_short(run.folder.name): run for run in finished}).values())
+    if not found:
         raise SystemExit(f"{runs} has no finished training")
-    found = [read_run(folder) for folder in finished]
     arguments.out.mkdir(parents=True, exist_ok=True)
-    write_steps(found, arguments.out / "steps.csv")
-    versions = sorted({run.record["provenance"]["versions"] for run in found})
-    where = (
-        f"`bash scripts/study.sh lm`; {len(found)} trainings, commits in steps.csv; {machine('cpu')}; {versions[0]}."
-    )
+    write_steps(found, steps)
+    software = versions("torch", "verl", "vllm", "transformers")
+    where = f"`bash scripts/study.sh lm`; {len(found)} trainings, commits in steps.csv; {machine('cpu')}; {software}."
     text = report(arguments.out)
     (arguments.out / "README.md").write_text(f"{text}\n\n{where}\n")
     print(text)

@@ -46,6 +46,27 @@ def test_the_csv_gives_the_runs_back(runs, tmp_path):
     assert groups["grpo"][0].history.of("format", "mean") == pytest.approx(runs[0].history.of("format", "mean"))
 
 
+def test_folders_are_named_by_method_and_seed():
+    assert lm._short("gradient_grpo_saw.options.gradient.lr_1e-6_seed12") == "gradient_grpo_seed12"
+    assert lm._short("saw_gdpo_seed1") == "saw_gdpo_seed1"
+
+
+def test_trainings_that_the_csv_holds_are_kept(runs, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAW_RUNS", str(tmp_path / "runs"))
+    lm.write_steps(runs, tmp_path / "steps.csv")
+    planned = {}
+    monkeypatch.setattr(lm, "run_all", lambda shared, chains, last: planned.update(chains))
+    lm.main(["--add", "--out", str(tmp_path), "--seeds", "3,4", "--method", "grpo", "--method", "saw_gdpo"])
+    assert set(planned) == {"saw_gdpo_seed3", "grpo_seed4", "saw_gdpo_seed4"}
+    assert "6 trainings" in (tmp_path / "README.md").read_text()
+    assert {name: len(group) for name, group in lm.read_steps(tmp_path / "steps.csv").items()} == {
+        "grpo": 3,
+        "saw_grpo": 3,
+    }
+    with pytest.raises(SystemExit, match="has no finished training"):
+        lm.main(["--report-only", "--out", str(tmp_path / "new")])
+
+
 def test_when_an_objective_is_learned(runs, tmp_path):
     lm.write_steps(runs, tmp_path / "steps.csv")
     rows = {row[0]: row[1:] for row in lm.learned_at(lm.read_steps(tmp_path / "steps.csv")).rows}
