@@ -9,6 +9,7 @@ import sys
 from saw.launch import Run
 from saw.methods import METHODS
 from saw.report import read_history
+from saw.report.__main__ import main as report
 from tests.conftest import ROOT
 from tests.e2e.test_pipeline import LIMIT, SMALL
 
@@ -78,6 +79,12 @@ def test_every_method_trains(tmp_path, toy_data, warm_model):
     first, _ = rows("saw_gdpo", informativeness="gradient_norm")
     norms = [history.of(name, "gradient_norm")[first] for name in ("format", "correctness")]
     assert math.isclose(weight[first], norms[0] / sum(norms), rel_tol=1e-9)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["total_steps"] == steps
+    assert record["ranges"] == {"format": [0.0, 1.0], "correctness": [-3.0, 3.0]}
+    assert record["provenance"]["command"].startswith("python -m saw.train experiment=quickstart")
+    report([str(tmp_path), "--out", str(tmp_path / "report")])
+    assert "saw.train" in (tmp_path / "report" / "index.html").read_text()
     state = json.loads((tmp_path / "checkpoints" / f"global_step_{steps}" / "saw_state.json").read_text())
     assert state["weights"] == [weight[-1], history.of("correctness", "weight")[-1]]
     assert state["minima"] == {
