@@ -82,22 +82,17 @@ def summary_table(histories: Mapping[str, History]) -> str:
     return "\n".join(lines)
 
 
-#: Keys of the configuration that say where a run is and which of several, but not what is compared.
-_IDENTITY = (
-    "data.seed",
-    "saw.method",
-    "saw.options.seed",
-    "trainer.default_local_dir",
-    "trainer.experiment_name",
-    "trainer.project_name",
-    "trainer.total_training_steps",
-    "trainer.logger",
-    "trainer.save_freq",
-    "trainer.resume_mode",
-    "data.train_files",
-    "data.val_files",
-    "actor_rollout_ref.model.path",
-)
+#: Last parts of the settings that say which of several runs this is, and where, but not what is compared.
+_IDENTITY = {
+    *("seed", "method", "experiment_name", "project_name", "default_local_dir", "path", "logger"),
+    *("train_files", "val_files", "rollout_data_dir", "cache", "faults"),
+    *("total_training_steps", "save_freq", "resume_mode"),
+}
+
+
+def _identifies(key: str) -> bool:
+    """``ray_kwargs`` holds the environment, with the command and the place of the log."""
+    return key.startswith("ray_kwargs.") or key.rpartition(".")[2] in _IDENTITY
 
 
 @dataclass(frozen=True)
@@ -162,7 +157,7 @@ def read_run(folder: Path) -> LoggedRun:
 
 def differences(runs: Sequence[LoggedRun]) -> dict[str, list[Any]]:
     """The settings in which runs differ, but for what names them: key -> a value for each run, None where absent."""
-    keys = dict.fromkeys(key for run in runs for key in run.config if key not in _IDENTITY)
+    keys = dict.fromkeys(key for run in runs for key in run.config if not _identifies(key))
     values = {key: [run.config.get(key) for run in runs] for key in keys}
     return {key: row for key, row in values.items() if any(value != row[0] for value in row)}
 

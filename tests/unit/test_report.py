@@ -76,6 +76,8 @@ def make_run(folder: Path, method: str, seed: int, steps: int = 12, gain: float 
     config = {"saw": {"method": method, "options": {"ema": more.get("ema", 0.0)}}, "data": {"seed": seed}}
     config["data"]["train_batch_size"] = more.get("prompts", 32)
     config["actor_rollout_ref"] = {"rollout": {"n": 4}}
+    config["trainer"] = {"experiment_name": folder.name, "default_local_dir": str(folder)}
+    config["ray_kwargs"] = {"ray_init": {"runtime_env": {"env_vars": {"SAW_COMMAND": f"--seed {seed}"}}}}
     record = {
         "config": config,
         "ranges": {"format": [0.0, 1.0], "correctness": [-3.0, None]},
