@@ -15,7 +15,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 
 import numpy as np
 from scipy import stats
@@ -85,7 +85,7 @@ def _short(folder: str) -> str:
 
 
 def learned_at(groups: dict[str, list[LoggedRun]]) -> summary.Table:
-    """When each objective has made 90 % of the way from its first to its last five steps."""
+    """When each objective has made 90 % of the way from its first five steps to its plateau."""
     rows = []
     for label, runs in groups.items():
         cells = []
@@ -94,14 +94,17 @@ def learned_at(groups: dict[str, list[LoggedRun]]) -> summary.Table:
             reached = [step for step in steps if math.isfinite(step)]
             cells.append(f"{np.median(reached):.0f} ({len(reached)} of {len(steps)})" if reached else "never")
         rows.append((label, *cells))
-    note = "Median step (seeds) at which the mean over five steps has made 90 % of the way that the run makes."
+    note = (
+        "Median step (seeds) at which the mean over five steps has made 90 % of the way from the first five to the "
+        "plateau, the median of the second half of the run."
+    )
     return summary.Table("Learned at", ("method", *OBJECTIVES), tuple(rows), left=1, note=note)
 
 
 def _learned_at(history: History, objective: str) -> float:
     values = history.of(objective, "mean")
-    first, last = fmean(values[:5]), fmean(values[-5:])
-    return steps_to(history.steps, values, first + 0.9 * (last - first), window=5) if last > first else math.inf
+    first, plateau = fmean(values[:5]), median(values[len(values) // 2 :])
+    return steps_to(history.steps, values, first + 0.9 * (plateau - first), window=5) if plateau > first else math.inf
 
 
 def signal(groups: dict[str, list[LoggedRun]]) -> summary.Table:
