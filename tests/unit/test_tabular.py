@@ -1,5 +1,7 @@
 """The tabular world: its methods are the library's, and the study's main effect has the direction that it reports."""
 
+import csv
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ import saw
 from recipes.study.tabular import Objective, Rule, World, advantages, learn
 from recipes.study.tabular_study import BASE, PARTS, THRESHOLD, exact_weights, main
 from saw.report.comparison import bootstrap_mean
+from tests.conftest import ROOT
 
 SMALL = World((Objective("a", 2, noise=0.5), Objective("b", 5)), prompts=8, steps=5)
 
@@ -99,3 +102,28 @@ def test_every_part_of_the_study_runs(tmp_path, monkeypatch):
     for name in PARTS:
         assert "commit" in (tmp_path / f"{name}.md").read_text()
         assert len((tmp_path / f"{name}.csv").read_text().splitlines()) > 2
+
+
+SHOWN = {
+    "speeds": ["early_steps", "late_steps", "both_steps"],
+    "falsifier": ["difference"],
+    "misleading": ["good_difference"],
+    "batch_size": ["early_steps", "late_steps"],
+    "kl": ["early_steps", "early_final", "late_steps", "late_final"],
+    "signal": ["both", "within_early", "within_late", "with_spread"],
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_committed_tables_are_what_the_committed_numbers_give(part):
+    folder = ROOT / "results" / "study" / "tabular"
+    text = (folder / f"{part}.md").read_text()
+    with (folder / f"{part}.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        for name in SHOWN[part]:
+            mean, low, high = (float(row[f"{name}{end}"]) for end in ("", "_low", "_high"))
+            shown = [f"{mean:.{d}f} [{low:.{d}f}, {high:.{d}f}]" for d in (1, 2, 3, 4)]
+            assert any(cell in text for cell in shown), (name, row)
+    assert "commit" in text
+    assert "scripts/study.sh tabular" in text
