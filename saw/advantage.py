@@ -117,7 +117,9 @@ def compute_advantage(
         penalty=penalty,
     )
     statistics = objective_statistics(batch, profile)
-    previous = None if previous_weights is None else torch.as_tensor(previous_weights).to(statistics.mean)
+    previous = (
+        None if previous_weights is None else torch.as_tensor(previous_weights, dtype=torch.float64).to(statistics.mean)
+    )
     gram = None if gram is None else gram.to(statistics.mean)
     weights = proposed = chosen.weighting(Context(batch, statistics, chosen_options, step, previous, gram))
     if weights.ndim == 1:

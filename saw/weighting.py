@@ -84,7 +84,7 @@ def random(context: Context) -> Tensor:
 
 def static(context: Context) -> Tensor:
     """A control: the user's weights, ``options.static_weights``, scaled to add up to 1."""
-    given = torch.as_tensor(context.options.static_weights).to(context.statistics.mean)
+    given = torch.as_tensor(context.options.static_weights, dtype=torch.float64).to(context.statistics.mean)
     return given / given.sum()
 
 

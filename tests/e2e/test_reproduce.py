@@ -46,7 +46,7 @@ def test_table_1_is_rehearsed_from_data_to_table(tmp_path):
             assert "traceback" not in json.loads(line)
     table = (tmp_path / "table1.md").read_text()
     assert "| 1.5b | saw_gdpo | controlled | 1 x 2 |" in table
-    assert table.count("| not run |") == 7
+    assert table.count("| not run |") == 11
     assert "rehearsal with a toy model" in table
     assert (tmp_path / "table1.csv").read_text().count("\n") == 9
 

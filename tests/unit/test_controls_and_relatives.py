@@ -219,3 +219,10 @@ def test_gradient_options_without_gradients_are_refused():
     with pytest.raises(ValueError, match="belongs to the whole batch"):
         check_combination("saw_grpo", Options(informativeness="gradient_norm", over="group"), 2)
     check_combination("saw_grpo", Options(informativeness="gradient_norm", gradient={"layers": [1]}), 2)
+
+
+def test_weights_that_are_handed_in_keep_their_digits():
+    limited = advantage("saw_grpo", options={"max_change": 0.1}, previous_weights=[0.775, 0.225])
+    assert abs(limited.weights[0].item() - 0.775) == pytest.approx(0.1, abs=1e-15)  # a float32 in between costs 1e-8
+    static = advantage("static_grpo", options={"static_weights": [0.1, 0.9]})
+    assert static.weights[0].item() == pytest.approx(0.1, abs=1e-15)
