@@ -48,7 +48,7 @@ def test_table_1_is_rehearsed_from_data_to_table(tmp_path):
     assert "| 1.5b | saw_gdpo | controlled | 1 x 2 |" in table
     assert table.count("| not run |") == 11
     assert "rehearsal with a toy model" in table
-    assert (tmp_path / "table1.csv").read_text().count("\n") == 9
+    assert (tmp_path / "table1.csv").read_text().count("\n") == 13
 
     again = rehearse(tmp_path, timeout=60)
     assert again.returncode == 0, again.stderr
