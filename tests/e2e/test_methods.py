@@ -44,6 +44,7 @@ def test_every_method_trains(tmp_path, toy_data, warm_model):
         *(f"trainer.total_training_steps={steps}", f"trainer.default_local_dir={tmp_path / 'checkpoints'}"),
         *(f"trainer.save_freq={steps}", "trainer.test_freq=-1"),
     ]
+    command += ["actor_rollout_ref.actor.optim.lr=1e-5"]  # the policy stays what it is: every batch has spread
     command += ["saw.method=gradient_grpo"]  # has the workers that compute gradients where a step asks for them
     command += [f"reward.custom_reward_function.path={ROOT / 'benchmarks' / 'changing_method.py'}"]
     run = Run(command, tmp_path, 2 * LIMIT, {"SAW_PLAN": json.dumps(PLANS), "SAW_PLAN_STEPS": "2"})
