@@ -1,0 +1,73 @@
+"""The socket between a trainer and its vLLM: what verl 0.9.1 names it by, and that both ends take the new name."""
+
+import inspect
+import os
+from types import SimpleNamespace
+
+import pytest
+import ray
+from verl.workers.rollout.base import get_rollout_class
+from verl.workers.rollout.replica import get_rollout_replica_class
+from verl.workers.rollout.vllm_rollout import vllm_async_server, vllm_rollout
+from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
+
+from saw.verl import rollout
+
+JOB = "01000000"  # of the first job of every cluster
+
+
+@pytest.fixture
+def on_node(monkeypatch):
+    """Both ends as verl makes them, on a node of a cluster."""
+
+    def make(node: str, role: str | None = None) -> tuple[str, str]:
+        context = SimpleNamespace(get_job_id=lambda: JOB, get_node_id=lambda: node)
+        monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+
+        def adapter(self):
+            self._pd_role = role
+            self.zmq_handle = f"ipc:///tmp/rl-colocate-zmq-{JOB}-replica-0-rank-0.sock"
+
+        monkeypatch.setattr(vllm_rollout.ServerAdapter, "__init__", adapter)
+        monkeypatch.setattr(
+            vllm_async_server.vLLMHttpServer, "__init__", lambda self: monkeypatch.setenv(rollout.JOB, JOB)
+        )
+        trainer = rollout.ServerAdapter().zmq_handle
+        if role is None:
+            rollout.HttpServer()
+        else:
+            vllm_async_server.vLLMHttpServer()
+        assert os.environ[rollout.JOB]
+        worker = SimpleNamespace(local_rank=0, model_runner=None)
+        return trainer, vLLMColocateWorkerExtension._get_zmq_handle(worker)
+
+    return make
+
+
+def test_both_ends_have_the_same_name_and_no_other_cluster_has_it(on_node):
+    first, second = "a" * 56, "b" * 56
+    trainer, vllm = on_node(first)
+    assert trainer == vllm
+    assert "a" * 16 in trainer
+    assert len(trainer.removeprefix("ipc://")) < 100  # a socket's name ends at 107
+    assert trainer != on_node(second)[0] == on_node(second)[1]
+
+
+def test_prefill_apart_from_decoding_is_left_to_verl(on_node):
+    trainer, vllm = on_node("a" * 56, role="prefill")
+    assert trainer == vllm
+
+
+def test_verl_takes_them_from_its_registries():
+    assert get_rollout_class("vllm") is rollout.ServerAdapter
+    replica = get_rollout_replica_class("vllm")
+    assert replica is rollout.Replica
+    assert "self.server_class.options(" in inspect.getsource(replica.launch_servers)
+
+
+def test_verl_names_the_socket_by_rays_job_alone():
+    adapter = inspect.getsource(vllm_rollout.ServerAdapter.__init__)
+    assert "job_id = ray.get_runtime_context().get_job_id()" in adapter
+    assert 'f"ipc:///tmp/rl-colocate-zmq-{job_id}-replica-{self.replica_rank}-rank-{local_rank}.sock"' in adapter
+    server = inspect.getsource(vllm_async_server.vLLMHttpServer.__init__)
+    assert f'os.environ["{rollout.JOB}"] = ray.get_runtime_context().get_job_id()' in server
