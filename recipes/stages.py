@@ -15,13 +15,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from tqdm import tqdm
 
-from saw.launch import Job, Run, RunFailed
+from saw.launch import Job, Run, RunFailed, stop_job_in
 from saw.report import step_line
 
 HOUR = 3600.0
@@ -76,8 +78,8 @@ class Stage:
                 )
         return self._mark.exists()
 
-    def run(self) -> None:
-        """Do it.
+    def run(self, label: str = "") -> None:
+        """Do it; ``label`` goes before each step's line.
 
         Raises:
             RunFailed: if it fails or takes too long.
@@ -96,7 +98,7 @@ class Stage:
                         bar.total = json.loads(record.read_text())["total_steps"]
                         bar.update(step - 1 - bar.n)
                     if any(key.startswith("saw/") for key in metrics):
-                        bar.write("    " + step_line(step, metrics))
+                        bar.write(f"    {label}{step_line(step, metrics)}")
                         bar.update(1)
 
                 run.follow(on_step)
@@ -105,14 +107,24 @@ class Stage:
         mark = {"command": self.command, "seconds": round(time.monotonic() - started, 1)}
         self._mark.write_text(json.dumps(mark) + "\n")
 
+    def stop(self) -> None:
+        """Stop it, if it runs in another thread of this process: it fails there."""
+        stop_job_in(self.folder)
 
-def run_all(shared: Sequence[Stage], chains: Mapping[str, Sequence[Stage]], last: Callable[[], None]) -> None:
-    """Run the shared stages, then each chain, then ``last``.
+
+def run_all(
+    shared: Sequence[Stage],
+    chains: Mapping[str, Sequence[Stage]],
+    last: Callable[[], None],
+    parallel: int = 1,
+) -> None:
+    """Run the shared stages, then each chain, as many at a time as ``parallel`` says, then ``last``.
 
     A chain that fails ends there, and the others go on: a night of trainings is not lost to one.
 
     Raises:
         SystemExit: naming what failed, at the end.
+        KeyboardInterrupt: passed on, after everything that was started has been stopped.
     """
     check_marks(shared, chains)
     try:
@@ -120,14 +132,33 @@ def run_all(shared: Sequence[Stage], chains: Mapping[str, Sequence[Stage]], last
             _run(stage)
     except RunFailed as failure:
         raise SystemExit(f"the stage failed: {failure}") from None
-    failures = {}
-    for name, stages in chains.items():
+    failures: dict[str, str] = {}
+    stopping = Event()
+
+    def run_chain(name: str, stages: Sequence[Stage]) -> None:
+        label = f"{name}: " if parallel > 1 else ""
         try:
             for stage in stages:
-                _run(stage)
+                _run(stage, label)
         except RunFailed as failure:
             failures[name] = str(failure)
-            print(f"    failed: {failure}", flush=True)
+            if not stopping.is_set():
+                print(f"    {label}failed: {failure}", flush=True)
+
+    with ThreadPoolExecutor(parallel) as pool:
+        running = [pool.submit(run_chain, name, stages) for name, stages in chains.items()]
+        try:
+            for chain in running:
+                chain.result()
+        except BaseException:
+            stopping.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            while not all(chain.done() for chain in running):  # again and again: one may be about to start
+                for stages in chains.values():
+                    for stage in stages:
+                        stage.stop()
+                time.sleep(0.2)
+            raise
     last()
     if failures:
         raise SystemExit(
@@ -146,15 +177,15 @@ def check_marks(shared: Sequence[Stage], chains: Mapping[str, Sequence[Stage]]) 
             stage.is_done()
 
 
-def _run(stage: Stage) -> None:
+def _run(stage: Stage, label: str = "") -> None:
     print(f"==> {os.path.relpath(stage.folder)}: {stage.name}", flush=True)
     if stage.is_done():
-        print("    stands from before", flush=True)
+        print(f"    {label}stands from before", flush=True)
         return
     print(f"    {stage.line()}", flush=True)
     started = time.monotonic()
-    stage.run()
-    print(f"    {time.monotonic() - started:.0f} s", flush=True)
+    stage.run(label)
+    print(f"    {label}{time.monotonic() - started:.0f} s", flush=True)
 
 
 def show(shared: Sequence[Stage], chains: Mapping[str, Sequence[Stage]]) -> None:

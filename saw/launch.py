@@ -229,6 +229,14 @@ def stop(run_id: str) -> None:
         psutil.wait_procs(processes, timeout=GRACE)
 
 
+def stop_job_in(folder: Path) -> None:
+    """Stop the job that another thread of this process runs in a folder, if there is one."""
+    with suppress(OSError, ValueError):  # it has just ended, or not begun
+        owner = json.loads((folder / "running.json").read_text())
+        if owner["owner"] == os.getpid():
+            stop(owner["run_id"])
+
+
 def _memory(run_id: str) -> int:
     total = 0
     for process in processes_of(run_id):

@@ -172,6 +172,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=seed_list, default=[1, 2, 3, 4, 5], metavar="1,2,3", help="(1,2,3,4,5)")
     parser.add_argument("--method", action="append", choices=METHODS, help="may be repeated; all if absent")
+    parser.add_argument(
+        "--parallel", type=int, default=2, choices=range(1, 9), help="trainings at a time (2, for two cores)"
+    )
     parser.add_argument("--out", type=Path, default=Path("results/study/lm"), help="for CSV, tables and figures")
     parser.add_argument("--add", action="store_true", help="keep the trainings that steps.csv holds, train the others")
     parser.add_argument("--report-only", action="store_true", help="train nothing, report what is finished")
@@ -185,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     earlier = {run.folder.name: run for group in read_steps(steps).values() for run in group} if arguments.add else {}
     if not arguments.report_only:
         chains = {name: stages for name, stages in sweep.plan(asked).items() if _short(name) not in earlier}
-        run_all(sweep.toys("study"), chains, lambda: None)
+        run_all(sweep.toys("study"), chains, lambda: None, arguments.parallel)
     if arguments.train_only:
         return
     finished = [read_run(mark.parent) for mark in sorted(runs.glob("*/train.done.json"))]

@@ -1,6 +1,9 @@
 """Nothing is done twice, nothing is lost, nothing is taken for something else."""
 
 import json
+import signal
+import threading
+import time
 
 import pytest
 
@@ -36,6 +39,39 @@ def test_a_failed_chain_ends_and_the_others_go_on(tmp_path):
     with pytest.raises(SystemExit, match="1 of 2 failed: a; the same command goes on there"):
         run_all([], {"a": broken, "b": [count(tmp_path, "good")]}, lambda: count(tmp_path, "table").run())
     assert counted(tmp_path) == ["bad", "good", "table"]
+
+
+def test_chains_run_at_the_same_time(tmp_path):
+    """Each waits for the other's file: one after the other they would never end."""
+    wait = "import time; from pathlib import Path\nwhile not Path({!r}).exists(): time.sleep(0.05)"
+    ends = {name: tmp_path / name / "count" for name in "ab"}
+    chains = {}
+    for name, other in ("ab", "ba"):
+        (tmp_path / name).mkdir()
+        chains[name] = [count(tmp_path / name, "meet", then=wait.format(str(ends[other])))]
+    chains["c"] = [count(tmp_path, "bad", then="raise SystemExit(3)")]
+    with pytest.raises(SystemExit, match="1 of 3 failed: c"):
+        run_all([], chains, lambda: None, parallel=2)
+    assert all(stages[0].is_done() for name, stages in chains.items() if name in "ab")
+
+
+def test_an_interrupt_stops_all_that_run(tmp_path):
+    for name in "abc":
+        (tmp_path / name).mkdir()
+    chains = {name: [count(tmp_path / name, "long", then="import time; time.sleep(600)")] for name in "abc"}
+
+    def press():
+        while not all((tmp_path / name / "count").exists() for name in "ab"):
+            time.sleep(0.05)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    threading.Thread(target=press, daemon=True).start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_all([], chains, lambda: None, parallel=2)
+    assert time.monotonic() - started < 60
+    assert not (tmp_path / "c" / "count").exists()
+    assert not list(tmp_path.glob("*/running.json"))
 
 
 def test_a_failed_shared_stage_stops_all(tmp_path):

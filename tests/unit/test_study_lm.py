@@ -55,7 +55,12 @@ def test_trainings_that_the_csv_holds_are_kept(runs, tmp_path, monkeypatch):
     monkeypatch.setenv("SAW_RUNS", str(tmp_path / "runs"))
     lm.write_steps(runs, tmp_path / "steps.csv")
     planned = {}
-    monkeypatch.setattr(lm, "run_all", lambda shared, chains, last: planned.update(chains))
+
+    def run_all(shared, chains, last, parallel):
+        assert parallel == 2
+        planned.update(chains)
+
+    monkeypatch.setattr(lm, "run_all", run_all)
     lm.main(["--add", "--out", str(tmp_path), "--seeds", "3,4", "--method", "grpo", "--method", "saw_gdpo"])
     assert set(planned) == {"saw_gdpo_seed3", "grpo_seed4", "saw_gdpo_seed4"}
     assert "6 trainings" in (tmp_path / "README.md").read_text()
