@@ -13,11 +13,13 @@ from saw.report.history import LoggedRun
 LOW, HIGH, ROW = 0.01, 0.99, 10
 #: Relative standard error of the CV above which the weights are mostly noise.
 NOISY_CV = 0.2
+#: Mean difference between the probabilities of sampled tokens in vLLM and in the trainer; rounding alone makes 0.01.
+OTHER_WEIGHTS = 0.05
 
 
 def warnings_of(run: LoggedRun) -> list[str]:
     """Warnings for one run, in words."""
-    return [
+    return _other_weights(run) + [
         text
         for objective in run.history.objectives
         for text in (
@@ -26,6 +28,19 @@ def warnings_of(run: LoggedRun) -> list[str]:
             *_noisy_cv(run, objective),
             *_outside(run, objective),
         )
+    ]
+
+
+def _other_weights(run: LoggedRun) -> list[str]:
+    differences = run.history.columns.get("training/rollout_probs_diff_mean")
+    if differences is None:
+        return []
+    steps = [step for step, value in zip(run.history.steps, differences, strict=True) if value > OTHER_WEIGHTS]
+    if not steps:
+        return []
+    return [
+        f"vLLM's probabilities of what it sampled differ from the trainer's by more than {OTHER_WEIGHTS:g} on average "
+        f"in {len(steps)} steps, first {steps[0]}: it may not have the trainer's weights"
     ]
 
 

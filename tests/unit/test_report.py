@@ -70,6 +70,7 @@ def make_run(folder: Path, method: str, seed: int, steps: int = 12, gain: float 
                 }
                 values |= more.get(objective, {})
                 data |= {f"saw/{objective}/{what}": value for what, value in values.items()}
+                data |= more.get("logged", {})
                 if step % 4 == 0:
                     data[f"saw-val/{objective}/mean"] = mean
             file.write(json.dumps({"step": step, "data": data}) + "\n")
@@ -168,6 +169,10 @@ def test_warnings(tmp_path):
     found = warnings_of(read_run(small))
     assert "format is missing for every sample of every step" in found
     assert any("the CV of correctness is uncertain by 44% or more with 8 samples" in text for text in found)
+    differ = "training/rollout_probs_diff_mean"
+    assert warnings_of(read_run(make_run(tmp_path / "e", "grpo", 1, logged={differ: 0.01}))) == []
+    (text,) = warnings_of(read_run(make_run(tmp_path / "f", "grpo", 1, logged={differ: 0.2})))
+    assert "by more than 0.05 on average in 12 steps, first 1: it may not have the trainer's weights" in text
 
 
 def test_families():
