@@ -53,7 +53,7 @@ def bootstrap_mean(values: ArrayLike, seed: int = 0) -> Interval:
     if len(present) < 2:
         return Interval(float(present.mean()) if len(present) else math.nan, math.nan, math.nan, len(present))
     mean = float(present.mean())
-    if np.ptp(present) == 0:
+    if _is_constant(present):
         return Interval(mean, mean, mean, len(present))
     found = stats.bootstrap(
         (present,), np.mean, confidence_level=LEVEL, method="BCa", rng=np.random.default_rng(seed)
@@ -114,7 +114,7 @@ def equivalence(first: Mapping[int, float], second: Mapping[int, float], margin:
     if len(gap) < 2:
         return interval, math.nan
     error = float(stats.sem(gap))
-    if error == 0:
+    if _is_constant(gap):
         return interval, 0.0 if abs(interval.mean) < margin else 1.0
     over = stats.t.sf((interval.mean + margin) / error, len(gap) - 1)
     under = stats.t.cdf((interval.mean - margin) / error, len(gap) - 1)
@@ -173,15 +173,20 @@ def _present(values: ArrayLike) -> NDArray[np.float64]:
     return array[~np.isnan(array)]
 
 
+def _is_constant(values: NDArray[np.float64]) -> bool:
+    """Whether all are equal but for rounding: no test has anything to say then."""
+    return bool(np.ptp(values) <= 1e-12 * np.abs(values).max())
+
+
 def _gaps(baseline: Mapping[int, float], values: Mapping[int, float]) -> NDArray[np.float64]:
     return _present([values[seed] - baseline[seed] for seed in sorted(baseline.keys() & values.keys())])
 
 
 def _paired_p(gap: NDArray[np.float64]) -> float:
-    if len(gap) < 2 or np.ptp(gap) == 0:
+    if len(gap) < 2 or _is_constant(gap):
         return math.nan
     return float(stats.ttest_1samp(gap, 0.0).pvalue)
 
 
 def _effect(gap: NDArray[np.float64]) -> float:
-    return float(gap.mean() / gap.std(ddof=1)) if len(gap) > 1 and np.ptp(gap) > 0 else math.nan
+    return float(gap.mean() / gap.std(ddof=1)) if len(gap) > 1 and not _is_constant(gap) else math.nan

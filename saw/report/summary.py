@@ -62,7 +62,7 @@ def summary(groups: Mapping[str, Sequence[LoggedRun]], thresholds: Mapping[str, 
             ]
             cells = [
                 str(bootstrap_mean([final(run, objective) for run in runs])),
-                str(bootstrap_mean([mean_over_steps(*curve) for curve in curves])),
+                str(bootstrap_mean([over_all_steps(run, objective) for run in runs])),
             ]
             if thresholds:
                 cells.append(_reached(curves, thresholds.get(objective)))
@@ -74,8 +74,15 @@ def summary(groups: Mapping[str, Sequence[LoggedRun]], thresholds: Mapping[str, 
     return Table("Rewards", tuple(header), tuple(rows), left=2, note=note)
 
 
+def over_all_steps(run: LoggedRun, objective: str) -> float:
+    """Mean over all steps of an objective's mean reward: higher for what is learned sooner; NaN where it is absent."""
+    if objective not in run.history.objectives:
+        return math.nan
+    return mean_over_steps(run.history.steps, run.history.of(objective, "mean"))
+
+
 def tests(groups: Mapping[str, Sequence[LoggedRun]], baseline: str) -> Table:
-    """Every method against the baseline, paired by seed, for each objective's final reward.
+    """Every method against the baseline, paired by seed: each objective's final reward and its mean over all steps.
 
     Raises:
         KeyError: if no run has the baseline's label; the message lists the labels.
@@ -83,31 +90,26 @@ def tests(groups: Mapping[str, Sequence[LoggedRun]], baseline: str) -> Table:
     if baseline not in groups:
         raise KeyError(f"--baseline {baseline}: no such method; there are {', '.join(groups)}")
     objectives = objectives_of(run.history for runs in groups.values() for run in runs)
-
-    def values(runs: Sequence[LoggedRun], objective: str) -> dict[int, float]:
-        return {run.seed: final(run, objective) for run in runs if run.seed is not None}
-
     compared = [(label, objective) for label in groups if label != baseline for objective in objectives]
-    base = {objective: values(groups[baseline], objective) for objective in objectives}
-    gaps = {
-        f"{label}\0{objective}": {
-            seed: value - base[objective][seed]
-            for seed, value in values(groups[label], objective).items()
-            if seed in base[objective]
-        }
-        for label, objective in compared
-    }
-    # One family of comparisons: Holm corrects over methods and objectives together.
-    seeds = {seed for gap in gaps.values() for seed in gap}
-    found = paired_tests(dict.fromkeys(seeds, 0.0), gaps)
-    rows = []
-    for label, objective in compared:
-        test = found[f"{label}\0{objective}"]
-        cells = (str(test.difference), _number(test.p), _number(test.p_corrected), _number(test.effect))
-        rows.append((label, objective, *cells))
-    header = ("method", "objective", f"less {baseline}", "p", "p, Holm", "Cohen's d")
-    note = "Two-sided paired t-test over common seeds, corrected for all rows of this table."
-    return Table(f"Against {baseline}", header, tuple(rows), left=2, note=note)
+    found = {}
+    for measure, value in ((f"last {LAST} steps", final), ("all steps", over_all_steps)):
+        gaps = {}
+        for label, objective in compared:
+            base = {run.seed: value(run, objective) for run in groups[baseline] if run.seed is not None}
+            own = {run.seed: value(run, objective) for run in groups[label] if run.seed is not None}
+            gaps[label, objective] = {seed: own[seed] - base[seed] for seed in own.keys() & base.keys()}
+        # One family of comparisons: Holm corrects over methods and objectives together.
+        seeds = {seed for gap in gaps.values() for seed in gap}
+        keyed = {f"{label}\0{objective}": gap for (label, objective), gap in gaps.items()}
+        family = paired_tests(dict.fromkeys(seeds, 0.0), keyed)
+        found |= {(*pair, measure): family["\0".join(pair)] for pair in gaps}
+    rows = tuple(
+        (*place, str(test.difference), _number(test.p), _number(test.p_corrected), _number(test.effect))
+        for place, test in sorted(found.items(), key=lambda item: compared.index(item[0][:2]))
+    )
+    header = ("method", "objective", "mean over", f"less {baseline}", "p", "p, Holm", "Cohen's d")
+    note = "Two-sided paired t-test over common seeds; Holm over all rows with the same steps."
+    return Table(f"Against {baseline}", header, rows, left=3, note=note)
 
 
 def front(groups: Mapping[str, Sequence[LoggedRun]]) -> Table | None:

@@ -31,6 +31,8 @@ def test_bootstrap_interval_covers_the_mean_as_often_as_it_says():
 def test_few_or_equal_values_have_no_spread_to_speak_of():
     assert str(bootstrap_mean([0.5])) == "0.500 (n = 1)"
     assert str(bootstrap_mean([0.5, 0.5, math.nan])) == "0.500 [0.500, 0.500] (n = 2)"
+    assert str(bootstrap_mean([0.1 + 0.2, 0.3])) == "0.300 [0.300, 0.300] (n = 2)"  # equal but for rounding
+    assert math.isnan(paired_tests({1: 0.0, 2: 0.0}, {"same": {1: 0.1 + 0.2, 2: 0.3}})["same"].p)
     assert math.isnan(bootstrap_mean([]).mean)
 
 

@@ -119,7 +119,7 @@ def test_a_report_has_its_tables_figures_and_page(runs, tmp_path, capsys):
     assert "| grpo | format | 0.820" in printed  # mean over steps 8 to 12 and seeds 1 to 3
     assert "(n = 3)" in printed
     assert "median 7 (3 of 3)" in printed  # (0.3 + 0.05 * 6 + 0.01 * seed) at the middle of the window
-    assert "| saw_grpo | format | 0.020" in printed
+    assert "| saw_grpo | format | last 5 steps | 0.020" in printed
     assert "| saw_grpo | yes |" in printed
     for name in ("rewards_grpo_based", "weights_grpo_based", "cost"):
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
