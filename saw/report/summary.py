@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from saw.report.comparison import (
+    PairedTest,
     bootstrap_mean,
     hypervolume,
     mean_over_steps,
@@ -91,7 +92,7 @@ def tests(groups: Mapping[str, Sequence[LoggedRun]], baseline: str) -> Table:
         raise KeyError(f"--baseline {baseline}: no such method; there are {', '.join(groups)}")
     objectives = objectives_of(run.history for runs in groups.values() for run in runs)
     compared = [(label, objective) for label in groups if label != baseline for objective in objectives]
-    found = {}
+    found: dict[tuple[str, str, str], PairedTest] = {}
     for measure, value in ((f"last {LAST} steps", final), ("all steps", over_all_steps)):
         gaps = {}
         for label, objective in compared:
