@@ -47,16 +47,24 @@ THRESHOLDS = {"format": 0.9, "correctness": 1.5}
 AHEAD, SMOOTH = 10, 5
 
 
-def write_steps(runs: Sequence[LoggedRun], path: Path) -> None:
-    """All runs' steps as one CSV."""
+def write_steps(runs: Sequence[LoggedRun], path: Path) -> int:
+    """All runs' steps as one CSV, each up to the last step of the shortest run, which it returns.
+
+    Final values are compared, so they have to be of the same step: the learning rate is constant, hence the first steps
+    of a longer training are a shorter one.
+    """
+    last = min(run.history.steps[-1] for run in runs)
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["method", "seed", "commit", "step", *KEPT])
         for run in runs:
             commit = run.record["provenance"]["commit"]
             for place, step in enumerate(run.history.steps):
+                if step > last:
+                    break
                 values = [run.history.columns[name][place] for name in KEPT]
-                writer.writerow([run.method, run.seed, commit, step, *(f"{value:.5g}" for value in values)])
+                writer.writerow([run.method, run.seed, commit, step, *(f"{value:.7g}" for value in values)])
+    return last
 
 
 def read_steps(path: Path) -> dict[str, list[LoggedRun]]:
@@ -140,13 +148,17 @@ def signal(groups: dict[str, list[LoggedRun]]) -> summary.Table:
 
 
 def cost(groups: dict[str, list[LoggedRun]]) -> summary.Table:
-    """Median seconds of a step. Runs of different methods follow each other: less exact than benchmarks/step.py."""
+    """Median seconds of a step."""
     rows = []
     for label, runs in groups.items():
         parts = [figures.median_of(runs, name) for name in KEPT if name.startswith("timing_s/")]
         rows.append((label, *(f"{value:.2f}" for value in parts)))
+    note = (
+        "Medians over all steps and seeds. Trainings that run two at a time share the machine: benchmarks/step.py "
+        "measures the methods in turn, alone."
+    )
     header = ("method", *(name.removeprefix("timing_s/") for name in KEPT if name.startswith("timing_s/")))
-    return summary.Table("Seconds of a step", header, tuple(rows), left=1, note="Medians over all steps and seeds.")
+    return summary.Table("Seconds of a step", header, tuple(rows), left=1, note=note)
 
 
 def report(out: Path) -> str:
@@ -196,9 +208,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not found:
         raise SystemExit(f"{runs} has no finished training")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    write_steps(found, steps)
+    last = write_steps(found, steps)
     software = versions("torch", "verl", "vllm", "transformers")
-    where = f"`bash scripts/study.sh lm`; {len(found)} trainings, commits in steps.csv; {machine('cpu')}; {software}."
+    trained = f"{len(found)} trainings, {last} steps of each, commits in steps.csv"
+    where = f"`bash scripts/study.sh lm`; {trained}; {machine('cpu')}; {software}."
     text = report(arguments.out)
     (arguments.out / "README.md").write_text(f"{text}\n\n{where}\n")
     print(text)

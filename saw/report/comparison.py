@@ -38,8 +38,8 @@ class Interval:
         if self.n == 0:
             return "none"
         if math.isnan(self.low):
-            return f"{self.mean:.3f} (n = {self.n})"
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}] (n = {self.n})"
+            return f"{self.mean:z.3f} (n = {self.n})"
+        return f"{self.mean:z.3f} [{self.low:z.3f}, {self.high:z.3f}] (n = {self.n})"
 
 
 def bootstrap_mean(values: ArrayLike, seed: int = 0) -> Interval:
@@ -149,9 +149,15 @@ def mean_over_steps(steps: Sequence[int], values: Sequence[float]) -> float:
 
 
 def pareto_front(points: Mapping[str, Sequence[float]]) -> list[str]:
-    """The names whose points no other point beats in one objective without losing in another; more is better."""
+    """The names whose points no other point beats in one objective without losing in another; more is better.
+
+    Values that differ by rounding only, by 1e-12 of the objective's largest, are equal.
+    """
     names = list(points)
-    best = moocore.is_nondominated(np.array([points[name] for name in names], dtype=float), maximise=True)
+    values = np.array([points[name] for name in names], dtype=float)
+    largest = np.abs(values).max(axis=0, initial=0.0)
+    values = np.round(values / np.where(largest > 0, largest, 1.0), 12)
+    best = moocore.is_nondominated(values, maximise=True)
     return [name for name, kept in zip(names, best, strict=True) if kept]
 
 

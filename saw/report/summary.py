@@ -105,7 +105,7 @@ def tests(groups: Mapping[str, Sequence[LoggedRun]], baseline: str) -> Table:
         family = paired_tests(dict.fromkeys(seeds, 0.0), keyed)
         found |= {(*pair, measure): family["\0".join(pair)] for pair in gaps}
     rows = tuple(
-        (*place, str(test.difference), _number(test.p), _number(test.p_corrected), _number(test.effect))
+        (*place, str(test.difference), _number(test.p), _number(test.p_corrected), _effect(test.effect))
         for place, test in sorted(found.items(), key=lambda item: compared.index(item[0][:2]))
     )
     header = ("method", "objective", "mean over", f"less {baseline}", "p", "p, Holm", "Cohen's d")
@@ -162,3 +162,8 @@ def _reached(curves: Sequence[tuple[Sequence[int], Sequence[float]]], threshold:
 
 def _number(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.3g}"
+
+
+def _effect(value: float) -> str:
+    """Cohen's d; a difference that is nothing but rounding is 0."""
+    return _number(value if math.isnan(value) or abs(value) > 1e-9 else 0.0)

@@ -33,6 +33,7 @@ def test_few_or_equal_values_have_no_spread_to_speak_of():
     assert str(bootstrap_mean([0.5, 0.5, math.nan])) == "0.500 [0.500, 0.500] (n = 2)"
     assert str(bootstrap_mean([0.1 + 0.2, 0.3])) == "0.300 [0.300, 0.300] (n = 2)"  # equal but for rounding
     assert math.isnan(paired_tests({1: 0.0, 2: 0.0}, {"same": {1: 0.1 + 0.2, 2: 0.3}})["same"].p)
+    assert str(bootstrap_mean([-1e-9])) == "0.000 (n = 1)"
     assert math.isnan(bootstrap_mean([]).mean)
 
 
@@ -84,6 +85,8 @@ def test_mean_height_of_a_curve():
 def test_pareto_front_and_hypervolume_by_hand():
     points = {"a": (1.0, 3.0), "b": (2.0, 2.0), "c": (1.0, 2.0), "d": (3.0, 1.0)}
     assert pareto_front(points) == ["a", "b", "d"]
+    assert pareto_front({"better": (0.3, 2.0), "ahead by rounding": (0.1 + 0.2, 1.0)}) == ["better"]
+    assert pareto_front({"zero": (0.0, 1.0), "below": (0.0, -1.0)}) == ["zero"]
     assert hypervolume(list(points.values()), (0.0, 0.0)) == pytest.approx(3 + 2 + 1)
     assert hypervolume([(1.0, 2.0, 3.0)], (0.0, 0.0, 1.0)) == pytest.approx(4.0)
     assert hypervolume([(1.0, -1.0)], (0.0, 0.0)) == 0.0

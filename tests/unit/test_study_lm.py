@@ -3,6 +3,7 @@
 import math
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -45,6 +46,15 @@ def test_the_csv_gives_the_runs_back(runs, tmp_path):
         "saw_grpo": [1, 2, 3],
     }
     assert groups["grpo"][0].history.of("format", "mean") == pytest.approx(runs[0].history.of("format", "mean"))
+
+
+def test_a_longer_run_is_cut_to_the_shortest(runs, tmp_path):
+    history = runs[1].history
+    columns = {name: values[:30] for name, values in history.columns.items()}
+    runs[1] = replace(runs[1], history=replace(history, steps=history.steps[:30], columns=columns))
+    assert lm.write_steps(runs, tmp_path / "steps.csv") == 30
+    groups = lm.read_steps(tmp_path / "steps.csv")
+    assert {run.history.steps for group in groups.values() for run in group} == {tuple(range(1, 31))}
 
 
 def test_folders_are_named_by_method_and_seed():
