@@ -25,7 +25,7 @@ if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
 
 from verl.workers.rollout import base, replica  # noqa: E402
 
-from saw.verl import early_check, estimator, reward_manager, trainer  # noqa: E402, F401
+from saw.verl import early_check, estimator, logs, reward_manager, trainer  # noqa: E402, F401
 
 # By name, and loaded when asked for: vLLM takes seconds to import, and most processes do without it.
 base._ROLLOUT_REGISTRY["vllm", "async"] = "saw.verl.rollout.ServerAdapter"

@@ -1,7 +1,9 @@
 """The seams of verl 0.9.1 that the plug-in stands on: each test fails when upstream moves one."""
 
 import inspect
+import logging
 import re
+import sys
 from importlib.metadata import entry_points, requires, version
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 import saw.verl.version
-from saw.verl import early_check, estimator
+from saw.verl import early_check, estimator, logs
 from saw.verl.replay_buffer import MultiRewardReplayBuffer
 from saw.verl.reward_manager import MultiRewardManager
 from saw.verl.rows import objective_matrix
@@ -267,3 +269,25 @@ def test_reward_functions_are_told_where_verl_serves_a_judge():
     source = inspect.getsource(NaiveRewardManager.run_single)
     assert '"reward_router_address": self.reward_router_address' in source
     assert '"reward_model_tokenizer": self.reward_model_tokenizer' in source
+
+
+# ---------------------------------------------------------------- warnings in a process that imports vLLM
+
+
+def test_vllm_leaves_warnings_alone(monkeypatch):
+    from model_hosting_container_standards import logging_config
+    from verl.workers.rollout.vllm_rollout import vllm_async_server  # noqa: F401
+
+    assert any(name.startswith("vllm.entrypoints.serve.sagemaker") for name in sys.modules), "it is imported no more"
+    root, handler = logging.getLogger(), logging.StreamHandler()
+    before = root.level
+    monkeypatch.setattr(root, "handlers", [handler])
+    try:
+        logging_config.configure_root_logger()  # as when it is imported
+        assert (root.level, handler.level) == (logging.WARNING, logging.WARNING)
+        for name in (logs.LEVEL, logs.NEXT):
+            monkeypatch.delenv(name, raising=False)
+        logging_config.configure_root_logger()
+        assert (root.level, handler.level) == (logging.ERROR, logging.ERROR), "the bend is needed no more"
+    finally:
+        root.setLevel(before)

@@ -175,7 +175,7 @@ def test_stock_command_line_with_missing_rewards_and_group_filter(tmp_path, toy_
         "trainer.v1.trainer_mode=saw",
         "algorithm.adv_estimator=saw",
         "reward.reward_manager.name=saw",
-        "+saw={method: saw_gdpo, objectives: {odd: {minimum: 0}, even: {minimum: 0}, judged: {minimum: 0}}}",
+        "+saw={method: saw_gdpo, objectives: {odd: {minimum: 0, maximum: 0.5}, even: {minimum: 0}, judged: {minimum: 0}}}",
     ]
     experiment = OmegaConf.load(CONFIGS / "experiment" / "quickstart.yaml")
     sizes = {key: experiment[key] for key in ("actor_rollout_ref", "trainer")}
@@ -203,6 +203,7 @@ def test_stock_command_line_with_missing_rewards_and_group_filter(tmp_path, toy_
     assert history.objectives == ("odd", "even", "judged")
     assert history.of("judged", "missing")[0] > 0
     assert history.of("odd", "missing")[0] == 0
+    assert "'odd' is 1, above its stated maximum 0.5 (reported once)" in run.log.read_text()  # a warning gets through
     assert all(score == 1 for score in history.columns["critic/score/mean"])
     for metric in ("critic/advantages/max", "actor/pg_loss", "actor/grad_norm", "saw/judged/mean"):
         assert all(map(math.isfinite, history.columns[metric])), metric
