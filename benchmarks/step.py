@@ -1,26 +1,32 @@
 """Time a training step of every method in the real pipeline, in one run, in turn.
 
-    python -m benchmarks.step [--width 96] [--rounds 21] [--methods "grpo; saw_gdpo"]
+    python -m benchmarks.step [--width 96] [--rounds 21] [--methods "grpo; saw_gdpo"] [--out results/step_benchmark]
 
-Each round takes every method once, so that all see the same machine, model and kind of batch; every response has the
-full length (no end of sequence), so that all steps have the same tokens. The first two rounds do not count; the medians
-do. The model is the quickstart's, or a wider one, with random weights: what it says does not matter here.
+Each round takes every method once, so that all see the same machine, model and kind of batch, and a step is compared
+with the first method's of the same round. Every response has the full length (no end of sequence), so that all steps
+have the same tokens; finished rollouts are looked for every 20 ms, so that waiting adds no steps to the times. The
+first two rounds do not count. The model is the quickstart's, or a wider one, with random weights: what it says does not
+matter here. With --out, every step's times are kept in steps.csv, from which the table is made.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.toy_toolrl import write_splits
 from recipes.quickstart.toy_model import make_toy_model
 from saw.launch import Run
 from saw.provenance import commit, machine, versions
+from saw.report.comparison import bootstrap_median
+from saw.report.tables import markdown, write_csv
 
 #: Name in the table -> method and options.
 CASES: dict[str, tuple[str, dict]] = {
@@ -30,7 +36,13 @@ CASES: dict[str, tuple[str, dict]] = {
     "gradient_gdpo": ("gradient_gdpo", {"gradient": {"lr": 1e-6}}),
     "gradient_grpo, upper half": ("gradient_grpo", {"gradient": {"lr": 1e-6, "layers": [2, 3]}}),
 }
-PARTS = ("gen", "old_log_prob", "adv", "update_actor", "update_weights")
+#: Column of the CSV -> metric of a step; seconds, but for the tokens.
+PARTS = {
+    "step": "timing_s/step",
+    **{part: f"timing_s/{part}" for part in ("gen", "old_log_prob", "adv", "update_actor", "update_weights")},
+    **{f"gradients_{part}": f"saw/gradients/{part}_seconds" for part in ("forward", "backward")},
+    "tokens": "response_length/mean",
+}
 LAYERS = 4
 WARM_UP = 2
 
@@ -44,13 +56,13 @@ def command(data: tuple[Path, Path], model: Path, steps: int, arguments: argpars
         f"actor_rollout_ref.actor.ppo_mini_batch_size={arguments.prompts}",
         f"actor_rollout_ref.rollout.max_model_len={128 + arguments.tokens}",
         *("actor_rollout_ref.rollout.ignore_eos=true", "actor_rollout_ref.actor.optim.lr=1e-6"),
-        *(f"trainer.total_training_steps={steps}", "trainer.test_freq=-1"),
+        *(f"trainer.total_training_steps={steps}", "trainer.test_freq=-1", "saw.poll_interval=0.02"),
         f"reward.custom_reward_function.path={Path(__file__).with_name('changing_method.py')}",
     ]
 
 
-def run(folder: Path, names: list[str], arguments: argparse.Namespace) -> list[dict[str, float]]:
-    """Train, and return the metrics of every step."""
+def run(folder: Path, names: Sequence[str], arguments: argparse.Namespace) -> list[dict[str, object]]:
+    """Train, and return a row for every step that counts: round, method, and the columns of :data:`PARTS`."""
     data = write_splits(folder / "data")
     model = make_toy_model(folder / "model", steps=0, width=arguments.width, layers=LAYERS)
     steps = (arguments.rounds + WARM_UP) * len(names)
@@ -60,35 +72,49 @@ def run(folder: Path, names: list[str], arguments: argparse.Namespace) -> list[d
         time_limit=arguments.hours * 3600,
         environment={"SAW_PLAN": json.dumps([CASES[name] for name in names])},
     )
-    found: list[dict[str, float]] = []
+    rows: list[dict[str, object]] = []
 
     def report(step: int, metrics: dict[str, float]) -> None:
-        found.append(metrics)
-        print(f"{step}/{steps} {names[(step - 1) % len(names)]} {metrics['timing_s/step']:.2f} s", file=sys.stderr)
+        turn, place = divmod(step - 1, len(names))
+        print(f"{step}/{steps} {names[place]} {metrics['timing_s/step']:.2f} s", file=sys.stderr)
+        if turn >= WARM_UP:
+            times = {part: float(metrics.get(metric, 0.0)) for part, metric in PARTS.items()}
+            rows.append({"round": turn - WARM_UP + 1, "method": names[place], **times})
 
     training.follow(report)
-    return found
+    return rows
 
 
-def table(found: list[dict[str, float]], names: list[str]) -> str:
-    """Median seconds of each method and part, and what the whole step takes over that of the first method."""
-    counted = found[WARM_UP * len(names) :]
-    rows = {name: counted[place :: len(names)] for place, name in enumerate(names)}
+def read(path: Path) -> list[dict[str, object]]:
+    """The rows that :func:`run` returned, from their CSV."""
+    with path.open() as file:
+        return [{**row, **{part: float(row[part]) for part in PARTS}} for row in csv.DictReader(file)]
 
-    def median(name: str, what: str) -> float:
-        return statistics.median(row.get(what, 0.0) for row in rows[name])
 
-    lines = [f"| method | step, s | over {names[0]} | {' | '.join(PARTS)} | gradients: forward | backward |"]
-    lines.append("|---|" + "---:|" * (len(PARTS) + 4))
-    base = median(names[0], "timing_s/step")
+def table(rows: Sequence[dict]) -> str:
+    """Median seconds of each method and part; a step over the first method's of its round, with an interval."""
+    names = list(dict.fromkeys(row["method"] for row in rows))
+    of = {name: [row for row in rows if row["method"] == name] for name in names}
+    shown = [part for part in PARTS if part != "tokens"]
+    lines = []
     for name in names:
-        step = median(name, "timing_s/step")
-        parts = [median(name, f"timing_s/{part}") for part in PARTS]
-        parts += [median(name, f"saw/gradients/{part}_seconds") for part in ("forward", "backward")]
-        cells = " | ".join(f"{value:.3f}" for value in parts)
-        lines.append(f"| {name} | {step:.3f} | {100 * (step / base - 1):+.1f} % | {cells} |")
-    tokens = statistics.mean(row["response_length/mean"] for row in counted)
-    return "\n".join([*lines, "", f"n = {len(counted) // len(names)} steps each; {tokens:.0f} tokens a response."])
+        medians = [statistics.median(row[part] for row in of[name]) for part in shown]
+        pairs = zip(of[name], of[names[0]], strict=True)
+        over = bootstrap_median([100 * (row["step"] / base["step"] - 1) for row, base in pairs])
+        cell = "" if name == names[0] else f"{over.mean:+.1f} % [{over.low:+.1f}, {over.high:+.1f}]"
+        lines.append([name, f"{medians[0]:.3f}", cell, *(f"{value:.3f}" for value in medians[1:])])
+    header = [
+        "method",
+        "step, s",
+        f"over {names[0]}",
+        *(part.replace("gradients_", "gradients: ") for part in shown[1:]),
+    ]
+    tokens = statistics.mean(row["tokens"] for row in rows)
+    note = (
+        f"Medians of n = {len(of[names[0]])} steps each. Over {names[0]}: median over the rounds of a step's time "
+        f"against that of {names[0]} in the same round, with its 95 % bootstrap interval. {tokens:.0f} tokens a reply."
+    )
+    return f"{markdown(header, lines, left=1)}\n\n{note}"
 
 
 def main() -> None:
@@ -100,6 +126,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=16, help="a step, with four responses each (16)")
     parser.add_argument("--tokens", type=int, default=48, help="of each response (48)")
     parser.add_argument("--hours", type=float, default=2.0, help="time limit (2)")
+    parser.add_argument("--out", type=Path, help="folder for steps.csv (not kept)")
     parser.add_argument("--keep", type=Path, help="folder for log and metrics (a temporary one)")
     arguments = parser.parse_args()
     names = [name.strip() for name in arguments.methods.split(";")] if arguments.methods else list(CASES)
@@ -109,11 +136,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = (arguments.keep or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        found = run(folder, names, arguments)
+        rows = run(folder, names, arguments)
+    if arguments.out:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        write_csv(arguments.out / "steps.csv", rows)
     device = "cuda" if os.environ.get("SAW_PLATFORM") == "gpu" else "cpu"
     print(f"{machine(device)}; {versions('torch', 'verl', 'vllm')}; commit {commit()}; seed 1")
     print(f"model: {LAYERS} layers of {arguments.width}; {arguments.prompts} prompts x 4 responses\n")
-    print(table(found, names))
+    print(table(rows))
 
 
 if __name__ == "__main__":

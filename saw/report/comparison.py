@@ -6,8 +6,9 @@ A number without its n says little: everything here carries it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import moocore
 import numpy as np
@@ -23,7 +24,7 @@ class Interval:
     """A mean over seeds.
 
     Attributes:
-        mean (float): NaN without values.
+        mean (float): or the median, from :func:`bootstrap_median`; NaN without values.
         low (float): lower end of the bootstrap interval; NaN for fewer than two values.
         high (float): upper end.
         n (int): how many values.
@@ -49,16 +50,30 @@ def bootstrap_mean(values: ArrayLike, seed: int = 0) -> Interval:
         values: one a seed; NaN where there is none.
         seed (int): of the resampling.
     """
+    return _bootstrap(np.mean, "BCa", values, seed)
+
+
+def bootstrap_median(values: ArrayLike, seed: int = 0) -> Interval:
+    """Median and its 95 % bootstrap interval (percentiles) over the values that are there: one outlier moves neither.
+
+    Args:
+        values: NaN where there is none.
+        seed (int): of the resampling.
+    """
+    return _bootstrap(np.median, "percentile", values, seed)
+
+
+def _bootstrap(statistic: Callable[..., Any], method: str, values: ArrayLike, seed: int) -> Interval:
     present = _present(values)
     if len(present) < 2:
         return Interval(float(present.mean()) if len(present) else math.nan, math.nan, math.nan, len(present))
-    mean = float(present.mean())
+    centre = float(statistic(present))
     if _is_constant(present):
-        return Interval(mean, mean, mean, len(present))
+        return Interval(centre, centre, centre, len(present))
     found = stats.bootstrap(
-        (present,), np.mean, confidence_level=LEVEL, method="BCa", rng=np.random.default_rng(seed)
+        (present,), statistic, confidence_level=LEVEL, method=method, rng=np.random.default_rng(seed)
     ).confidence_interval
-    return Interval(mean, float(found.low), float(found.high), len(present))
+    return Interval(centre, float(found.low), float(found.high), len(present))
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,8 @@ def test_stock_command_line_with_missing_rewards_and_group_filter(tmp_path, toy_
         "trainer.v1.trainer_mode=saw",
         "algorithm.adv_estimator=saw",
         "reward.reward_manager.name=saw",
-        "+saw={method: saw_gdpo, objectives: {odd: {minimum: 0, maximum: 0.5}, even: {minimum: 0}, judged: {minimum: 0}}}",
+        "+saw={method: saw_gdpo, objectives: {odd: {minimum: 0, maximum: 0.5}, even: {minimum: 0}, "
+        "judged: {minimum: 0}}}",
     ]
     experiment = OmegaConf.load(CONFIGS / "experiment" / "quickstart.yaml")
     sizes = {key: experiment[key] for key in ("actor_rollout_ref", "trainer")}

@@ -10,6 +10,7 @@ from scipy import stats
 
 from saw.report.comparison import (
     bootstrap_mean,
+    bootstrap_median,
     equivalence,
     hypervolume,
     mean_over_steps,
@@ -35,6 +36,15 @@ def test_few_or_equal_values_have_no_spread_to_speak_of():
     assert math.isnan(paired_tests({1: 0.0, 2: 0.0}, {"same": {1: 0.1 + 0.2, 2: 0.3}})["same"].p)
     assert str(bootstrap_mean([-1e-9])) == "0.000 (n = 1)"
     assert math.isnan(bootstrap_mean([]).mean)
+
+
+def test_an_outlier_moves_no_median():
+    calm, wild = (bootstrap_median([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, last]) for last in (7.0, 700.0))
+    assert (calm.mean, wild.mean) == (4.0, 4.0)
+    assert 1.0 <= wild.low == calm.low <= 4.0 <= calm.high <= 7.0
+    chance = np.random.default_rng(1)
+    wide, narrow = (bootstrap_median(chance.normal(size=n)) for n in (10, 1000))
+    assert wide.high - wide.low > 3 * (narrow.high - narrow.low)
 
 
 def test_paired_tests_use_common_seeds_and_holm():
