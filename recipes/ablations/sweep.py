@@ -49,7 +49,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if not (CONFIGS / "experiment" / f"{arguments.experiment}.yaml").is_file():
         parser.error(f"--experiment {arguments.experiment}: there is no such file in configs/experiment")
     for method in arguments.method:
-        name, *own = method.split(",")
+        name, *own = split(method)
         if name not in METHODS:
             parser.error(f"--method {name}: expected one of {', '.join(METHODS)}")
         for override in own:
@@ -63,6 +63,18 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return arguments
 
 
+def split(method: str) -> list[str]:
+    """A method and its overrides: at the commas, but for those in brackets, as in ``static_weights=[1,3]``."""
+    parts, depth = [""], 0
+    for character in method:
+        depth += (character in "[{") - (character in "]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
 def label(method: str) -> str:
     """A method with its overrides as the name of a folder."""
     return re.sub(r"[^\w.+-]+", "_", method)
@@ -73,7 +85,7 @@ def plan(arguments: argparse.Namespace) -> dict[str, list[Stage]]:
     chains = {}
     for seed in arguments.seeds:
         for method in dict.fromkeys(arguments.method):
-            name, *own = method.split(",")
+            name, *own = split(method)
             folder = arguments.out / f"{label(method)}_seed{seed}"
             command = (
                 *("-m", "saw.train", f"experiment={arguments.experiment}", f"saw.method={name}", f"data.seed={seed}"),

@@ -28,13 +28,18 @@ from saw.report import figures, summary, tables
 from saw.report.comparison import bootstrap_mean, steps_to
 from saw.report.history import History, LoggedRun, read_run
 
-#: The gradient rows take the mirror ascent's rate of the paper's own model: with the toy's, the weights run to 0 and 1.
-GRADIENT = "saw.options.gradient.lr=1e-6"
-METHODS = (
-    *("grpo", "saw_grpo", "gdpo", "saw_gdpo", "random_grpo", "random_gdpo"),
-    *(f"gradient_grpo,{GRADIENT}", f"gradient_gdpo,{GRADIENT}"),
-)
-SHORT = tuple(method.partition(",")[0] for method in METHODS)
+#: Row of the tables -> method and overrides. The mirror ascent of the gradient rows has the rate of the paper's model,
+#: with which its weights hardly move here, or ten times that; with the toy model's rate they run to 0 and 1.
+METHODS = {
+    **{name: name for name in ("grpo", "saw_grpo", "gdpo", "saw_gdpo", "random_grpo", "random_gdpo")},
+    **{
+        f"{name}{mark}": f"{name},saw.options.gradient.lr={rate}"
+        for mark, rate in (("", "1e-6"), (", lr=1e-5", "1e-5"))
+        for name in ("gradient_grpo", "gradient_gdpo")
+    },
+}
+#: Trained unless others are asked for: under half an hour a seed.
+DEFAULT_METHODS = tuple(label for label in METHODS if "," not in label)
 OBJECTIVES = {"format": (0.0, 1.0), "correctness": (-3.0, 3.0)}
 #: What is kept of every step.
 KEPT = (
@@ -63,33 +68,34 @@ def write_steps(runs: Sequence[LoggedRun], path: Path) -> int:
                 if step > last:
                     break
                 values = [run.history.columns[name][place] for name in KEPT]
-                writer.writerow([run.method, run.seed, commit, step, *(f"{value:.7g}" for value in values)])
+                writer.writerow([_row_of(run), run.seed, commit, step, *(f"{value:.7g}" for value in values)])
     return last
 
 
 def read_steps(path: Path) -> dict[str, list[LoggedRun]]:
-    """The runs of a CSV by method."""
+    """The runs of a CSV by their row of the tables."""
     rows: dict[tuple[str, int, str], list[dict[str, str]]] = {}
     with path.open() as file:
         for row in csv.DictReader(file):
             rows.setdefault((row["method"], int(row["seed"]), row["commit"]), []).append(row)
     groups: dict[str, list[LoggedRun]] = {}
-    for (method, seed, commit), steps in rows.items():
+    for (label, seed, commit), steps in rows.items():
         columns = {name: tuple(float(row[name]) for row in steps) for name in KEPT}
         history = History(tuple(int(row["step"]) for row in steps), tuple(OBJECTIVES), columns)
         record = {
-            "config": {"saw": {"method": method}, "data": {"seed": seed}},
+            "config": {"saw": {"method": label.partition(",")[0]}, "data": {"seed": seed}},
             "ranges": {name: list(bounds) for name, bounds in OBJECTIVES.items()},
             "provenance": {"commit": commit},
         }
-        groups.setdefault(method, []).append(LoggedRun(path.parent / f"{method}_seed{seed}", history, {}, record))
+        folder = path.parent / f"{sweep.label(METHODS[label])}_seed{seed}"  # as the training was named
+        groups.setdefault(label, []).append(LoggedRun(folder, history, {}, record))
     return groups
 
 
-def _short(folder: str) -> str:
-    """``gradient_grpo_saw.options..._seed1`` is ``gradient_grpo_seed1``: method and seed are all that differ."""
-    method = max((name for name in SHORT if folder.startswith(name)), key=len)
-    return f"{method}_{folder.rpartition('_')[2]}"
+def _row_of(run: LoggedRun) -> str:
+    """The row of the tables that a training belongs to, by the name of its folder."""
+    folder = run.folder.name.rpartition("_seed")[0]
+    return next(label for label, method in METHODS.items() if sweep.label(method) == folder)
 
 
 def learned_at(groups: dict[str, list[LoggedRun]]) -> summary.Table:
@@ -164,10 +170,10 @@ def cost(groups: dict[str, list[LoggedRun]]) -> summary.Table:
 def report(out: Path) -> str:
     """Tables and figures from ``steps.csv``; returns the text of ``README.md`` without its provenance."""
     groups = read_steps(out / "steps.csv")
-    groups = {name: groups[name] for name in SHORT if name in groups}
+    groups = {name: groups[name] for name in METHODS if name in groups}
     shown = [summary.summary(groups, THRESHOLDS)]
     for base in ("grpo", "gdpo"):
-        own = {name: runs for name, runs in groups.items() if figures.family(name) == figures.family(base)}
+        own = {name: runs for name, runs in groups.items() if figures.family(runs[0].method) == figures.family(base)}
         if base in own and len(own) > 1:
             shown.append(summary.tests(own, base))
     shown += [table for table in (summary.front(groups), learned_at(groups), signal(groups), cost(groups)) if table]
@@ -183,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=seed_list, default=[1, 2, 3, 4, 5], metavar="1,2,3", help="(1,2,3,4,5)")
-    parser.add_argument("--method", action="append", choices=METHODS, help="may be repeated; all if absent")
+    parser.add_argument("--method", action="append", choices=METHODS, help="may be repeated (those without a comma)")
     parser.add_argument(
         "--parallel", type=int, default=2, choices=range(1, 9), help="trainings at a time (2, for two cores)"
     )
@@ -193,18 +199,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--train-only", action="store_true", help="train, report nothing")
     arguments = parser.parse_args(argv)
     runs = Path(os.environ.get("SAW_RUNS", "runs")).resolve() / "study"
-    methods = [text for method in arguments.method or METHODS for text in ("--method", method)]
+    methods = [text for label in arguments.method or DEFAULT_METHODS for text in ("--method", METHODS[label])]
     seeds = ",".join(map(str, arguments.seeds))
     asked = sweep.parse(["--experiment", "study", "--seeds", seeds, "--out", str(runs), *methods])
     steps = arguments.out / "steps.csv"
     earlier = {run.folder.name: run for group in read_steps(steps).values() for run in group} if arguments.add else {}
     if not arguments.report_only:
-        chains = {name: stages for name, stages in sweep.plan(asked).items() if _short(name) not in earlier}
+        chains = {name: stages for name, stages in sweep.plan(asked).items() if name not in earlier}
         run_all(sweep.toys("study"), chains, lambda: None, arguments.parallel)
     if arguments.train_only:
         return
     finished = [read_run(mark.parent) for mark in sorted(runs.glob("*/train.done.json"))]
-    found = list((earlier | {_short(run.folder.name): run for run in finished}).values())
+    found = list((earlier | {run.folder.name: run for run in finished}).values())
     if not found:
         raise SystemExit(f"{runs} has no finished training")
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,8 @@ LOW, HIGH, ROW = 0.01, 0.99, 10
 NOISY_CV = 0.2
 #: Mean difference between the probabilities of sampled tokens in vLLM and in the trainer; rounding alone makes 0.01.
 OTHER_WEIGHTS = 0.05
+#: So far beyond its range, a reward in float32 is still in it.
+ROUNDING = 1e-6
 
 
 def warnings_of(run: LoggedRun) -> list[str]:
@@ -86,15 +88,14 @@ def _noisy_cv(run: LoggedRun, objective: str) -> list[str]:
 def _outside(run: LoggedRun, objective: str) -> list[str]:
     low, high = run.record.get("ranges", {}).get(objective, (None, None))
     found = []
-    for what, bound, beyond in (("min", low, np.less), ("max", high, np.greater)):
+    sides = (("min", low, -1, "below its stated minimum"), ("max", high, 1, "above its stated maximum"))
+    for what, bound, sign, side in sides:
+        if bound is None:
+            continue
         values = np.asarray(run.history.columns.get(f"saw/{objective}/{what}", ()), dtype=float)
-        if (
-            bound is not None
-            and (outside := beyond(values, bound + math.copysign(1e-6, 1 if what == "max" else -1))).any()
-        ):
-            step = run.history.steps[int(np.flatnonzero(outside)[0])]
-            word = "below its stated minimum" if what == "min" else "above its stated maximum"
-            found.append(f"{objective} was {word} {bound:g}, first at step {step}")
+        beyond = np.flatnonzero(sign * (values - bound) > ROUNDING)
+        if len(beyond):
+            found.append(f"{objective} was {side} {bound:g}, first at step {run.history.steps[beyond[0]]}")
     return found
 
 

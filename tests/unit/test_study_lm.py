@@ -57,9 +57,16 @@ def test_a_longer_run_is_cut_to_the_shortest(runs, tmp_path):
     assert {run.history.steps for group in groups.values() for run in group} == {tuple(range(1, 31))}
 
 
-def test_folders_are_named_by_method_and_seed():
-    assert lm._short("gradient_grpo_saw.options.gradient.lr_1e-6_seed12") == "gradient_grpo_seed12"
-    assert lm._short("saw_gdpo_seed1") == "saw_gdpo_seed1"
+def test_the_gradient_rows_differ_by_their_rate(tmp_path):
+    rates = {"gradient_grpo": "1e-6", "gradient_grpo, lr=1e-5": "1e-5"}
+    names = {label: f"gradient_grpo_saw.options.gradient.lr_{rate}_seed12" for label, rate in rates.items()}
+    made = make_run(tmp_path, "gradient_grpo", 12, late=3)
+    lm.write_steps([replace(made, folder=tmp_path / name) for name in names.values()], tmp_path / "steps.csv")
+    groups = lm.read_steps(tmp_path / "steps.csv")
+    assert {label: group[0].folder.name for label, group in groups.items()} == names
+    assert {group[0].method for group in groups.values()} == {"gradient_grpo"}
+    asked = lm.sweep.plan(lm.sweep.parse(["--method", lm.METHODS["gradient_grpo, lr=1e-5"], "--seeds", "12"]))
+    assert list(asked) == [names["gradient_grpo, lr=1e-5"]]
 
 
 def test_trainings_that_the_csv_holds_are_kept(runs, tmp_path, monkeypatch):

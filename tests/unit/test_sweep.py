@@ -1,10 +1,14 @@
 """The sweep's plan; the stages themselves are tested in test_stages.py."""
 
+import re
+import shlex
+
 import pytest
 
 from recipes.ablations import sweep
 from saw.verl.settings import check_config
 from tests.configs import CONFIGS, compose
+from tests.conftest import ROOT
 
 
 def test_one_training_for_each_method_and_seed(tmp_path):
@@ -21,6 +25,31 @@ def test_one_training_for_each_method_and_seed(tmp_path):
     settings = check_config(config)
     assert (settings.method, settings.options.ema, settings.options.seed) == ("saw_gdpo", 0.3, 2)
     assert (config.trainer.save_freq, config.data.seed) == (5, 2)
+
+
+def test_commas_in_brackets_belong_to_a_value():
+    assert sweep.split("static_gdpo,a.b=[1,3],c={d:1,e:[2,3]},f=1") == [
+        "static_gdpo",
+        "a.b=[1,3]",
+        "c={d:1,e:[2,3]}",
+        "f=1",
+    ]
+    assert sweep.split("gdpo") == ["gdpo"]
+
+
+def commands_of_the_page() -> list[str]:
+    page = (ROOT / "recipes" / "ablations" / "README.md").read_text()
+    commands = re.findall(r"^\| .* \| `(--method .*?)`.* \|$", page, flags=re.MULTILINE)
+    assert len(commands) >= 10
+    return commands
+
+
+@pytest.mark.parametrize("command", commands_of_the_page())
+def test_every_command_of_the_page_is_one_that_trains(command):
+    chains = sweep.plan(sweep.parse(shlex.split(command)))
+    assert len(chains) == command.count("--method")
+    for (stage,) in chains.values():
+        assert check_config(compose(*stage.command[2:])) is not None
 
 
 @pytest.mark.parametrize("group", ["informativeness", "stability"])
