@@ -122,7 +122,8 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=1.0, help="seconds of an answer")
     parser.add_argument("--timeout", type=float, default=2.0, help="seconds until the client gives a request up")
     arguments = parser.parse_args()
-    print(f"{machine('cpu')}; commit {commit()}; {arguments.in_flight} in flight, {arguments.latency} s an answer\n")
+    print(f"{machine('cpu')}; commit {commit()}; seed 0 of the faults")
+    print(f"{arguments.in_flight} in flight, {arguments.latency} s an answer\n")
     for row, faults in enumerate((0.0, 0.3)):
         measured = measure(arguments, faults)
         if row == 0:

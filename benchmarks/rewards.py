@@ -40,7 +40,7 @@ def seconds(response: str, budget: float = 0.5) -> float:
 
 def main() -> None:
     """Print the table."""
-    print(f"{machine('cpu')}; commit {commit()}; median within 0.5 s\n")
+    print(f"{machine('cpu')}; commit {commit()}; median within 0.5 s; no seed, nothing is drawn\n")
     print("| response | characters | us | responses a second | ns a character |\n|---|---:|---:|---:|---:|")
     for size in SIZES:
         for kind, response in responses(size).items():

@@ -210,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.train_only:
         return
     finished = [read_run(mark.parent) for mark in sorted(runs.glob("*/train.done.json"))]
-    found = list((earlier | {run.folder.name: run for run in finished}).values())
+    found = list(({run.folder.name: run for run in finished} | earlier).values())
     if not found:
         raise SystemExit(f"{runs} has no finished training")
     arguments.out.mkdir(parents=True, exist_ok=True)

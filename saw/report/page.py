@@ -56,7 +56,11 @@ def page(
     sections = []
     for objective in objectives_of(run.history for run in runs):
         charts = [
-            _chart(f"{objective}: {heading}", {label: _band(group, objective, what) for label, group in groups.items()})
+            _chart(
+                f"{objective}: {heading}",
+                {label: _band(group, objective, what) for label, group in groups.items()},
+                zeros=what != "missing",  # a reward that is always 0 is news, no missing reward is none
+            )
             for what, heading in OF_OBJECTIVES.items()
         ]
         charts.insert(1, _chart(f"{objective}: mean reward in validation", _validation(groups, objective)))
@@ -120,9 +124,9 @@ def _over_runs(values: Mapping[int, Sequence[float]]) -> Curve:
     return np.array(list(kept)), mean, error
 
 
-def _chart(title: str, curves: Mapping[str, Curve]) -> str:
-    """A zoomable chart, one line a method with its standard error; empty if there is nothing but 0 to draw."""
-    if not any(mean.any() for _, mean, _ in curves.values()):
+def _chart(title: str, curves: Mapping[str, Curve], zeros: bool = False) -> str:
+    """A zoomable chart, one line a method with its standard error; empty if there is nothing, or only 0, to draw."""
+    if not any(len(mean) if zeros else mean.any() for _, mean, _ in curves.values()):
         return ""
     figure = go.Figure()
     for place, (label, curve) in enumerate(curves.items()):

@@ -26,6 +26,7 @@ def warnings_of(run: LoggedRun) -> list[str]:
         for objective in run.history.objectives
         for text in (
             *_stuck_weight(run, objective),
+            *_no_spread(run, objective),
             *_missing(run, objective),
             *_noisy_cv(run, objective),
             *_outside(run, objective),
@@ -57,6 +58,15 @@ def _stuck_weight(run: LoggedRun, objective: str) -> list[str]:
             first, last = run.history.steps[end - length], run.history.steps[end - 1]
             found.append(f"the weight of {objective} is at {where} for {length} steps in a row ({first} to {last})")
     return found
+
+
+def _no_spread(run: LoggedRun, objective: str) -> list[str]:
+    shares = run.history.columns.get(f"saw/{objective}/zero_spread", ())
+    length, end = _longest([share == 1.0 for share in shares])
+    if length < ROW:
+        return []
+    first, last = run.history.steps[end - length], run.history.steps[end - 1]
+    return [f"no group had spread in {objective} for {length} steps in a row ({first} to {last}): it teaches nothing"]
 
 
 def _missing(run: LoggedRun, objective: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -135,6 +136,14 @@ def test_a_report_has_its_tables_figures_and_page(runs, tmp_path, capsys):
     assert "<script src" not in own
 
 
+def test_a_reward_that_is_always_0_is_drawn(tmp_path):
+    never = make_run(tmp_path / "run", "grpo", 1, format={"mean": 0.0, "missing": 0.0})
+    main([str(never), "--out", str(tmp_path / "report")])
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "format: mean reward" in page
+    assert "format: missing rewards" not in page
+
+
 def test_a_baseline_that_is_not_there_is_named(runs, tmp_path):
     with pytest.raises(SystemExit, match="--baseline dvao: no such method; there are grpo"):
         main([str(runs / "grpo_1"), "--out", str(tmp_path / "r"), "--baseline", "dvao"])
@@ -160,6 +169,8 @@ def test_warnings(tmp_path):
     assert "the weight of format is at 1 for 12 steps in a row (1 to 12)" in found
     assert "the weight of correctness is at 0 for 12 steps in a row (1 to 12)" in found
     assert warnings_of(read_run(make_run(tmp_path / "b", "grpo", 1))) == []
+    (text,) = warnings_of(read_run(make_run(tmp_path / "g", "grpo", 1, format={"zero_spread": 1.0})))
+    assert text == "no group had spread in format for 12 steps in a row (1 to 12): it teaches nothing"
     outside = make_run(tmp_path / "c", "grpo", 1, format={"max": 1.5}, correctness={"min": -4.0, "max": 99.0})
     assert warnings_of(read_run(outside)) == [
         "format was above its stated maximum 1, first at step 1",
@@ -209,12 +220,31 @@ def test_the_page_draws_itself_in_a_browser_without_a_network(runs, tmp_path):
 # ---------------------------------------------------------------- what stands in results/
 
 
-def test_every_result_says_where_it_comes_from():
-    for folder in sorted((ROOT / "results").iterdir()):
-        if folder.is_dir():
-            text = "".join(path.read_text() for path in folder.glob("**/*.md"))
-            assert "commit" in text or "not run" in text, f"{folder.name} names no commit"
-            assert "core" in text or "GPU" in text or "not run" in text, f"{folder.name} names no machine"
+#: What stands beside every measured number.
+SOURCES = {
+    "command": r"bash scripts/\w+\.sh",
+    "commit": r"commit [0-9a-f]{7}\b|commits in steps\.csv",
+    "machine": r"\d+ cores|\d+ x NVIDIA",
+    "seeds": r"\bseeds?\b",
+}
+MEASURED = sorted(
+    path
+    for path in (ROOT / "results").glob("*/**/*.md")
+    if "| not run |" not in path.read_text()  # a table that waits for its first run
+)
+
+
+@pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.relative_to(ROOT / "results").as_posix())
+def test_every_result_says_where_it_comes_from(path):
+    text = path.read_text()
+    for what, pattern in SOURCES.items():
+        assert re.search(pattern, text), f"it names no {what}"
+    assert "-dirty" not in text, "nobody can check out what it was measured with"
+
+
+def test_every_folder_of_results_has_a_page():
+    folders = {path.relative_to(ROOT / "results").parts[0] for path in (ROOT / "results").glob("*/**/*.md")}
+    assert folders == {path.name for path in (ROOT / "results").iterdir() if path.is_dir()}
 
 
 @pytest.mark.parametrize("table", [1, 2])
