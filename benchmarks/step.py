@@ -78,7 +78,7 @@ def run(folder: Path, names: Sequence[str], arguments: argparse.Namespace) -> li
         turn, place = divmod(step - 1, len(names))
         print(f"{step}/{steps} {names[place]} {metrics['timing_s/step']:.2f} s", file=sys.stderr)
         if turn >= WARM_UP:
-            times = {part: float(metrics.get(metric, 0.0)) for part, metric in PARTS.items()}
+            times = {part: round(float(metrics.get(metric, 0.0)), 4) for part, metric in PARTS.items()}  # as in the CSV
             rows.append({"round": turn - WARM_UP + 1, "method": names[place], **times})
 
     training.follow(report)
