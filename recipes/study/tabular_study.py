@@ -371,15 +371,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"--seeds is {arguments.seeds}; expected at least 2, for an interval")
     arguments.out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
+    # asked before the first part is written: its files would make the checkout a dirty one
+    source = f"seeds 0 to {arguments.seeds - 1} of stream 0; commit {commit()}; {machine('cpu')}; {versions('torch')}"
     for name in arguments.only or PARTS:
         title, study = PARTS[name]
         print(f"==> {title}", flush=True)
         part = study(arguments.seeds, arguments.out)
         write_csv(arguments.out / f"{name}.csv", part.rows)
         picture = f"\n\n![{title}]({name}.png)" if (arguments.out / f"{name}.png").exists() else ""
-        source = (
-            f"seeds 0 to {arguments.seeds - 1} of stream 0; commit {commit()}; {machine('cpu')}; {versions('torch')}"
-        )
         text = f"# {title}\n\n{part.text}\n\n{part.table}{picture}\n\n"
         text += f"`bash scripts/study.sh tabular --only {name} --seeds {arguments.seeds}`; {source}.\n"
         (arguments.out / f"{name}.md").write_text(text)
