@@ -51,22 +51,15 @@ def _stuck_weight(run: LoggedRun, objective: str) -> list[str]:
     if len(run.history.objectives) < 2:
         return []
     weights = run.history.of(objective, "weight")
-    found = []
-    for is_stuck, where in ((lambda w: w <= LOW, "0"), (lambda w: w >= HIGH, "1")):
-        length, end = _longest([is_stuck(weight) for weight in weights])
-        if length >= ROW:
-            first, last = run.history.steps[end - length], run.history.steps[end - 1]
-            found.append(f"the weight of {objective} is at {where} for {length} steps in a row ({first} to {last})")
-    return found
+    at = {"0": [weight <= LOW for weight in weights], "1": [weight >= HIGH for weight in weights]}
+    rows = {where: _row_of_steps(run, flags) for where, flags in at.items()}
+    return [f"the weight of {objective} is at {where} for {row}" for where, row in rows.items() if row]
 
 
 def _no_spread(run: LoggedRun, objective: str) -> list[str]:
     shares = run.history.columns.get(f"saw/{objective}/zero_spread", ())
-    length, end = _longest([share == 1.0 for share in shares])
-    if length < ROW:
-        return []
-    first, last = run.history.steps[end - length], run.history.steps[end - 1]
-    return [f"no group had spread in {objective} for {length} steps in a row ({first} to {last}): it teaches nothing"]
+    row = _row_of_steps(run, [share == 1.0 for share in shares])
+    return [f"no group had spread in {objective} for {row}: it teaches nothing"] if row else []
 
 
 def _missing(run: LoggedRun, objective: str) -> list[str]:
@@ -107,6 +100,14 @@ def _outside(run: LoggedRun, objective: str) -> list[str]:
         if len(beyond):
             found.append(f"{objective} was {side} {bound:g}, first at step {run.history.steps[beyond[0]]}")
     return found
+
+
+def _row_of_steps(run: LoggedRun, flags: Sequence[bool]) -> str:
+    """The longest stretch of flagged steps, in words; empty if it is shorter than :data:`ROW`."""
+    length, end = _longest(flags)
+    if length < ROW:
+        return ""
+    return f"{length} steps in a row ({run.history.steps[end - length]} to {run.history.steps[end - 1]})"
 
 
 def _longest(flags: Sequence[bool]) -> tuple[int, int]:
