@@ -3,10 +3,14 @@
 The method is pure torch and imports neither verl nor ray; :mod:`saw.verl` plugs it into verl.
 """
 
-from saw.advantage import Advantage, compute_advantage, objective_advantages
-from saw.methods import METHODS, Method
-from saw.options import GradientOptions, Options
-from saw.statistics import ObjectiveStatistics
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from saw.advantage import Advantage, compute_advantage, objective_advantages
+    from saw.methods import METHODS, Method
+    from saw.options import GradientOptions, Options
+    from saw.statistics import ObjectiveStatistics
 
 __version__ = "0.1.0"
 __all__ = [
@@ -19,3 +23,20 @@ __all__ = [
     "compute_advantage",
     "objective_advantages",
 ]
+#: Where each name is. They are loaded on first use: what follows a run, say, needs no torch.
+_MODULES = {
+    **dict.fromkeys(("Advantage", "compute_advantage", "objective_advantages"), "saw.advantage"),
+    **dict.fromkeys(("METHODS", "Method"), "saw.methods"),
+    **dict.fromkeys(("GradientOptions", "Options"), "saw.options"),
+    "ObjectiveStatistics": "saw.statistics",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

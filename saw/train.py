@@ -58,6 +58,17 @@ def _pass_to_workers(config: DictConfig) -> None:
             OmegaConf.update(config, key, os.environ[name], force_add=True)
 
 
+def _fork_workers(config: DictConfig) -> None:
+    """On a CPU, and in a Ray of this process's own, have one process import for all workers."""
+    key = "ray_kwargs.ray_init.runtime_env.py_executable"
+    ray_is_elsewhere = "RAY_ADDRESS" in os.environ or OmegaConf.select(config, "ray_kwargs.ray_init.address")
+    if os.environ.get("VERL_PLATFORM") != "cpu" or ray_is_elsewhere or OmegaConf.select(config, key):
+        return
+    from saw.verl.forked_workers import py_executable
+
+    OmegaConf.update(config, key, py_executable(), force_add=True)
+
+
 @hydra.main(config_path="../configs", config_name="train", version_base=None)
 def main(config: DictConfig) -> None:
     """Run verl's own entry point on a composed configuration."""
@@ -65,6 +76,7 @@ def main(config: DictConfig) -> None:
 
     _keep_earlier_metrics(config)
     _pass_to_workers(config)
+    _fork_workers(config)
     verl_main(config)
 
 

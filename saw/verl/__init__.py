@@ -6,27 +6,68 @@ verl imports it in every process: by the entry point ``verl.plugins`` once this 
 - a trainer, ``trainer.v1.trainer_mode=saw`` (:mod:`saw.verl.trainer`),
 - an advantage estimator, ``algorithm.adv_estimator=saw`` (:mod:`saw.verl.estimator`),
 - a reward manager, ``reward.reward_manager.name=saw`` (:mod:`saw.verl.reward_manager`),
-- a rollout that shares a machine with others (:mod:`saw.verl.rollout`),
-- a check of the configuration before Ray starts (:mod:`saw.verl.settings`),
+- a check of the configuration before Ray starts (:mod:`saw.verl.early_check`),
+- for a training that uses them, a rollout that shares a machine with others (:mod:`saw.verl.rollout`),
 
 all set by one configuration section, ``saw``, which is :class:`saw.verl.settings.Settings`.
+
+Next to nothing is loaded here. Each registration waits until verl's registry is imported, and what is registered is
+loaded on first use: the trainer in the task runner, the reward manager in the reward workers.
 """
 
-import importlib
 import os
+from typing import Any
+
+from wrapt import lazy_import, when_imported
 
 from saw.verl.version import check_version
+
+#: The name under which the trainer, the estimator and the reward manager are registered.
+NAME = "saw"
+#: Set to 1 for all processes of a training that uses SAW, by the check of its configuration.
+ACTIVE = "SAW_ACTIVE"
 
 check_version()
 
 if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
-    # Before anything of verl asks which platform it is on, or imports what the CPU has to bend.
-    from saw.verl import cpu  # noqa: F401
+    from saw.verl import cpu  # noqa: F401  before verl asks which platform it is on
 
-from verl.workers.rollout import base, replica  # noqa: E402
 
-from saw.verl import early_check, estimator, logs, reward_manager, trainer  # noqa: E402, F401
+@when_imported("verl.trainer.ppo.v1.trainer_base")
+def _register_trainer(trainer_base: Any) -> None:
+    trainer_base.TRAINER_REGISTRY[NAME] = lazy_import("saw.verl.trainer", "SAWTrainer")
 
-# By name, and loaded when asked for: vLLM takes seconds to import, and most processes do without it.
-base._ROLLOUT_REGISTRY["vllm", "async"] = "saw.verl.rollout.ServerAdapter"
-replica.RolloutReplicaRegistry.register("vllm", lambda: importlib.import_module("saw.verl.rollout").Replica)
+
+@when_imported("verl.trainer.ppo.core_algos")
+def _register_estimator(core_algos: Any) -> None:
+    core_algos.register_adv_est(NAME)(lazy_import("saw.verl.estimator", "estimate"))
+
+
+@when_imported("verl.experimental.reward_loop.reward_manager.registry")
+def _register_reward_manager(registry: Any) -> None:
+    registry.register(NAME)(lazy_import("saw.verl.reward_manager", "MultiRewardManager"))
+
+
+@when_imported("verl.utils.config")
+def _check_early(config: Any) -> None:
+    from saw.verl import early_check
+
+    early_check.wrap(config)
+
+
+@when_imported("verl.workers.rollout.base")
+def _register_rollout(base: Any) -> None:
+    if os.environ.get(ACTIVE) == "1":
+        base._ROLLOUT_REGISTRY["vllm", "async"] = "saw.verl.rollout.ServerAdapter"
+
+
+@when_imported("verl.workers.rollout.replica")
+def _register_replica(replica: Any) -> None:
+    if os.environ.get(ACTIVE) == "1":
+        replica.RolloutReplicaRegistry.register("vllm", _replica)
+
+
+def _replica() -> type:
+    from saw.verl.rollout import Replica
+
+    return Replica

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from verl.plugin.platform.platform_base import PlatformBase
 from verl.plugin.platform.platform_manager import PlatformRegistry
-from verl.utils import distributed, fsdp_utils
+from wrapt import when_imported
 
 # verl picks its FSDP engine by device name, and registers it for "cuda" and "npu" only.
 os.environ.setdefault("VERL_ENGINE_DEVICE", "cuda")
@@ -126,11 +126,16 @@ class PlatformCPU(PlatformBase):
         return None
 
 
-# verl asks for the process group "cpu:gloo,<device>:<backend>", which names the CPU twice; torch refuses that.
-distributed.initialize_global_process_group_ray = functools.partial(
-    distributed.initialize_global_process_group_ray, backend="cpu:gloo"
-)
+@when_imported("verl.utils.distributed")
+def _name_the_cpu_once(distributed: Any) -> None:
+    # verl asks for the process group "cpu:gloo,<device>:<backend>", which names the CPU twice; torch refuses that.
+    distributed.initialize_global_process_group_ray = functools.partial(
+        distributed.initialize_global_process_group_ray, backend="cpu:gloo"
+    )
 
-# A reference model under fsdp2 is offloaded to pinned memory, which a CPU build of torch refuses.
-_CPUOffloadPolicy = fsdp_utils.CPUOffloadPolicy
-fsdp_utils.CPUOffloadPolicy = lambda pin_memory=False: _CPUOffloadPolicy(pin_memory=False)  # type: ignore
+
+@when_imported("verl.utils.fsdp_utils")
+def _offload_unpinned(fsdp_utils: Any) -> None:
+    # A reference model under fsdp2 is offloaded to pinned memory, which a CPU build of torch refuses.
+    stock = fsdp_utils.CPUOffloadPolicy
+    fsdp_utils.CPUOffloadPolicy = lambda pin_memory=False: stock(pin_memory=False)

@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from verl.trainer.ppo.core_algos import register_adv_est
 
 from saw.advantage import Advantage, compute_advantage
 from saw.verl.rows import of_all_rows
-from saw.verl.settings import NAME, Settings
+from saw.verl.settings import Settings
 
 
 @dataclass
@@ -67,7 +66,6 @@ def rewards_of_step(step: StepRewards) -> Iterator[StepRewards]:
         _step.reset(token)
 
 
-@register_adv_est(NAME)
 def estimate(
     token_level_rewards: Tensor, response_mask: Tensor, config: Any = None, index: Any = None, **_: Any
 ) -> tuple[Tensor, Tensor]:

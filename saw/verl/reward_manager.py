@@ -10,13 +10,11 @@ from typing import Any
 
 import numpy as np
 from verl import DataProto
-from verl.experimental.reward_loop.reward_manager import register
 from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
 
-from saw.verl.settings import NAME, Settings
+from saw.verl.settings import Settings
 
 
-@register(NAME)
 class MultiRewardManager(NaiveRewardManager):
     """Calls the reward function and keeps the scalar that verl logs and filters by finite.
 

@@ -15,9 +15,8 @@ from verl.utils.import_utils import load_extern_object
 
 from saw.methods import check_combination, get_method
 from saw.options import Options
+from saw.verl import NAME
 
-#: The name under which the trainer, the estimator and the reward manager are registered.
-NAME = "saw"
 #: Keys of a reward function's dict that are no objectives: verl reads ``score`` and adds ``reward``.
 RESERVED_NAMES = ("score", "reward")
 

@@ -14,12 +14,11 @@ from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
-from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from saw.advantage import objective_advantages
+from saw.verl import logs, record, samples  # noqa: F401  logs: before verl imports vLLM
 from saw.verl import metrics as objective_metrics
-from saw.verl import record, samples
 from saw.verl.estimator import StepRewards, rewards_of_step
 from saw.verl.replay_buffer import MultiRewardReplayBuffer
 from saw.verl.rows import checked_objective_matrix, of_all_rows, prompt_of, reward_infos, scored_rows
@@ -33,7 +32,6 @@ class TooManyMissing(RuntimeError):
     """More of a step's rewards are missing than ``saw.max_missing`` allows."""
 
 
-@register_trainer(NAME)
 class SAWTrainer(PPOTrainerSync):
     """Takes each objective's rewards out of TransferQueue, hands them to the estimator, and logs them."""
 

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import os
 import re
 import sys
 from importlib.metadata import entry_points, requires, version
@@ -25,7 +26,7 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 import saw.verl.version
-from saw.verl import early_check, estimator, logs
+from saw.verl import ACTIVE, estimator, logs
 from saw.verl.replay_buffer import MultiRewardReplayBuffer
 from saw.verl.reward_manager import MultiRewardManager
 from saw.verl.rows import objective_matrix
@@ -62,17 +63,30 @@ def test_entry_points():
 
 
 def test_registered_names():
-    assert get_trainer_cls("saw") is SAWTrainer
-    assert get_adv_estimator_fn("saw") is estimator.estimate
-    assert get_reward_manager_cls("saw") is MultiRewardManager
+    # each is loaded on first use: what verl's registry holds is a proxy
+    assert get_trainer_cls("saw").__wrapped__ is SAWTrainer
+    assert get_adv_estimator_fn("saw").__wrapped__ is estimator.estimate
+    assert get_reward_manager_cls("saw").__wrapped__ is MultiRewardManager
 
 
-def test_main_ppo_calls_the_wrapped_validate_config():
-    assert main_ppo.validate_config is early_check.validate_config
+def test_main_ppo_calls_the_wrapped_validate_config(monkeypatch):
+    monkeypatch.setenv(ACTIVE, "")  # so that it is unset again
     source = inspect.getsource(main_ppo.main)
     assert source.index("validate_config(") < source.index("run_ppo(")
     with pytest.raises(ConfigError, match="method"):
         main_ppo.validate_config(config=compose("saw.method=nope"), use_reference_policy=False, use_critic=False)
+    assert os.environ[ACTIVE] == ""
+
+
+@pytest.mark.parametrize("uses_saw", [True, False])
+def test_only_a_training_that_uses_saw_is_checked_and_marked(monkeypatch, uses_saw):
+    config = compose("experiment=quickstart")
+    if not uses_saw:
+        config.trainer.v1.trainer_mode, config.algorithm.adv_estimator = "sync", "grpo"
+        config.saw.method = "nope"
+    monkeypatch.setenv(ACTIVE, "")
+    main_ppo.validate_config(config=config, use_reference_policy=False, use_critic=False)
+    assert (os.environ[ACTIVE] == "1") == uses_saw
 
 
 # ---------------------------------------------------------------- the trainer

@@ -6,11 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import ray
+from verl.workers.rollout import base
+from verl.workers.rollout import replica as verl_replica
 from verl.workers.rollout.base import get_rollout_class
-from verl.workers.rollout.replica import get_rollout_replica_class
+from verl.workers.rollout.replica import RolloutReplicaRegistry, get_rollout_replica_class
 from verl.workers.rollout.vllm_rollout import vllm_async_server, vllm_rollout
 from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 
+import saw.verl
 from saw.verl import rollout
 
 JOB = "01000000"  # of the first job of every cluster
@@ -58,7 +61,14 @@ def test_prefill_apart_from_decoding_is_left_to_verl(on_node):
     assert trainer == vllm
 
 
-def test_verl_takes_them_from_its_registries():
+def test_verl_takes_them_from_its_registries_in_a_training_that_uses_saw(monkeypatch):
+    stock = vllm_rollout.ServerAdapter, vllm_async_server.vLLMReplica
+    monkeypatch.setattr(base, "_ROLLOUT_REGISTRY", dict(base._ROLLOUT_REGISTRY))
+    monkeypatch.setattr(RolloutReplicaRegistry, "_registry", dict(RolloutReplicaRegistry._registry))
+    assert (get_rollout_class("vllm"), get_rollout_replica_class("vllm")) == stock
+    monkeypatch.setenv(saw.verl.ACTIVE, "1")
+    saw.verl._register_rollout(base)
+    saw.verl._register_replica(verl_replica)
     assert get_rollout_class("vllm") is rollout.ServerAdapter
     replica = get_rollout_replica_class("vllm")
     assert replica is rollout.Replica
