@@ -245,7 +245,7 @@ def test_any_order_of_tags_parses_as_in_the_released_code(pieces):
     try:
         expected = [json.loads(line) for line in released_block(turn).split("\n")]
     except (AssertionError, IndexError, ValueError):
-        with pytest.raises(ValueError, match="tool_call|JSON|Expecting|Extra data"):
+        with pytest.raises(ValueError, match=r"tool_call|JSON|Expecting|Extra data"):
             toolrl.parse_tool_calls(turn)
     else:
         assert toolrl.parse_tool_calls(turn) == expected
