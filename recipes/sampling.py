@@ -1,8 +1,8 @@
 """How an evaluation draws its replies: every parameter is sent with every request.
 
 A server fills in what a request leaves out, vLLM by default with what the model's ``generation_config.json`` says
-(Qwen2.5: repetition penalty 1.1, top-p 0.8, top-k 20). Only the standard library is imported: BFCL's environment uses
-this module too.
+(Qwen2.5-1.5B-Instruct: repetition penalty 1.1, top-p 0.8, top-k 20). Only the standard library is imported: BFCL's
+environment uses this module too.
 """
 
 from __future__ import annotations
