@@ -38,16 +38,9 @@ def server(model: str, folder: Path, gpus: int, arguments: Sequence[str] = ()) -
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model, "--served-model-name", SERVED]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
-    environment = {}
-    if gpus > 1:
-        command += ["--data-parallel-size", str(gpus)]
-    if gpus == 0:
-        environment = {"TORCHDYNAMO_DISABLE": "1"}  # compiling costs more than it saves
-        command += ["--dtype", "float32", "--enforce-eager"]
-        command += ["--gpu-memory-utilization", "0.3", "--kv-cache-memory-bytes", str(2**30)]  # of the machine's memory
-    job = Job([*command, *arguments], folder, SERVER_LIMIT, environment, name="server")
+    environment = {"TORCHDYNAMO_DISABLE": "1"} if gpus == 0 else {}  # compiling costs more than it saves
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", *serve_arguments(model, port, gpus, arguments)]
+    job = Job(command, folder, SERVER_LIMIT, environment, name="server")
     with job.running() as process:
         address = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + SERVER_LIMIT
@@ -58,6 +51,23 @@ def server(model: str, folder: Path, gpus: int, arguments: Sequence[str] = ()) -
                 raise RunFailed(f"the vLLM server was not ready after {SERVER_LIMIT} s; {job.log_end()}")
             time.sleep(1)
         yield f"{address}/v1"
+
+
+def serve_arguments(model: str, port: int, gpus: int, arguments: Sequence[str]) -> list[str]:
+    """What follows ``vllm``; the caller's own options come last and overrule the others.
+
+    By default vLLM takes sampling parameters that a request leaves out from the model's ``generation_config.json``,
+    which is the model's own choice and differs between checkpoints and base models. Its tokens that end a reply count
+    in any case.
+    """
+    command = ["serve", model, "--served-model-name", SERVED, "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--generation-config", "vllm"]
+    if gpus > 1:
+        command += ["--data-parallel-size", str(gpus)]
+    if gpus == 0:
+        command += ["--dtype", "float32", "--enforce-eager"]
+        command += ["--gpu-memory-utilization", "0.3", "--kv-cache-memory-bytes", str(2**30)]  # of the machine's memory
+    return [*command, *arguments]
 
 
 def _healthy(address: str) -> bool:

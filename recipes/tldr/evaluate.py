@@ -28,7 +28,9 @@ from rouge_score import rouge_scorer
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
+from recipes import sampling
 from recipes.compose import compose
+from recipes.files import claim, read_lines, write_whole
 from recipes.serve import SERVED, server
 from saw.judge import Judge, JudgeOptions, Verdict
 from saw.judge.options import JudgeError
@@ -67,9 +69,7 @@ async def summarise(rows: list[dict[str, Any]], address: str, arguments: argpars
             response = await client.chat.completions.create(
                 model=SERVED,
                 messages=row["prompt"],
-                temperature=arguments.temperature,
-                max_tokens=arguments.max_tokens,
-                seed=seed,
+                **arguments.sampling.request(seed),
             )
         return response.choices[0].message.content or ""
 
@@ -167,26 +167,32 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         Judge(judge)  # a key that is absent is found before the model is loaded
 
     written = [out / f"run{number}.jsonl" for number in range(1, arguments.runs + 1)]
+    summarising = {
+        "model": str(arguments.model),
+        "limit": arguments.limit,
+        "sampling": arguments.sampling.as_dict(),
+        "seeds": "the run's number less 1",
+    }
+    if not (out / "settings.json").exists() and any(path.exists() for path in written):
+        raise SystemExit(f"{out} holds summaries, and no settings.json says how they were written; remove it")
+    claim(out, summarising)
     left = [path for path in written if not path.exists()]
     if left:
         with server(str(arguments.model), out, arguments.gpus, arguments.vllm) as address:
             for path in left:
                 summaries = asyncio.run(summarise(rows, address, arguments, seed=written.index(path)))
-                unfinished = path.with_suffix(".unfinished")
-                lines = [
+                new = [
                     json.dumps({"id": row["extra_info"]["id"], "summary": summary}) + "\n"
                     for row, summary in zip(rows, summaries, strict=True)
                 ]
-                unfinished.write_text("".join(lines))
-                unfinished.replace(path)
+                write_whole(path, "".join(new))
                 print(f"{path.name}: {len(rows)} summaries", flush=True)
     runs = []
     for variant, path in enumerate(written):
-        summaries = [json.loads(line)["summary"] for line in path.read_text().splitlines()]
-        if len(summaries) != len(rows):
-            raise SystemExit(
-                f"{path} has {len(summaries)} summaries, and {arguments.data} {len(rows)} rows; remove {out}"
-            )
+        lines = read_lines(path)
+        if [line["id"] for line in lines] != [row["extra_info"]["id"] for row in rows]:
+            raise SystemExit(f"{path} has {len(lines)} summaries of other posts than {arguments.data}; remove {out}")
+        summaries = [line["summary"] for line in lines]
         verdicts = {
             name: asyncio.run(judge_all(Judge(judge), rows, summaries, variant)) for name, judge in options.items()
         }
@@ -204,15 +210,13 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         runs.append(run)
     result = {
         "settings": {
-            "model": str(arguments.model),
+            **summarising,
             "judge": {
                 name: {"model": judge.model, "temperature": judge.temperature} for name, judge in options.items()
             },
             "first_judge": arguments.judge,
             "second_judge": arguments.second_judge,
             "rows": len(rows),
-            "limit": arguments.limit,
-            "temperature": arguments.temperature,
         },
         "runs": runs,
         "provenance": {
@@ -222,7 +226,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
             "versions": versions("vllm", "torch", "transformers", "rouge-score"),
         },
     }
-    (out / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_whole(out / "evaluation.json", json.dumps(result, indent=2) + "\n")
     return result
 
 
@@ -235,14 +239,14 @@ def main() -> None:
     parser.add_argument("--judge", default="gemini", help="a file of configs/judge (gemini)")
     parser.add_argument("--second-judge", help="another one, to see how far the two agree")
     parser.add_argument("--runs", type=int, default=4, help="times that every post is summarised and judged (4)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="of the summaries (1.0, as in training)")
-    parser.add_argument("--max-tokens", type=int, default=512, help="of a summary (512, as in training)")
+    sampling.add_options(parser, temperature=1.0, max_tokens=512, why="as in training")
     parser.add_argument("--limit", type=int, help="only the first rows; for rehearsals")
     parser.add_argument("--threads", type=int, default=64, help="requests in flight to the checkpoint's server (64)")
     parser.add_argument("--gpus", type=int, default=1, help="copies of the model, a GPU each; 0: on the CPU")
     parser.add_argument("--vllm", nargs="*", default=[], help="options for `vllm serve`")
     parser.add_argument("--overrides", nargs="*", default=[], metavar="KEY=VALUE", help="Hydra overrides of the judge")
     arguments = parser.parse_args()
+    arguments.sampling = sampling.from_options(parser, arguments)
     try:
         result = evaluate(arguments)
     except (RunFailed, JudgeError) as failure:

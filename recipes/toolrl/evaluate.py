@@ -3,8 +3,10 @@
     python -m recipes.toolrl.evaluate --model runs/toolrl/CELL/hf --out runs/toolrl/CELL/bfcl
 
 Needs ``bash scripts/setup.sh --bfcl``. What is answered is not asked again: a run that was killed goes on where it
-stopped. ``evaluation.json`` holds, for each run, right answers a category, BFCL's own overall accuracy, and how many
-replies have the format that the model was trained to.
+stopped. ``evaluation.json`` holds, for each run, right answers a category, BFCL's own overall accuracy, how many
+replies have the format that the model was trained to, and how many items the server refused (HTTP 400, mostly as too
+long for the model): BFCL counts these as wrong answers. If the server refuses more than ``--max-refused`` of a run's
+items with their first request, or all of a category, the evaluation stops with the server's message.
 """
 
 from __future__ import annotations
@@ -20,7 +22,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from recipes import sampling
+from recipes.files import claim, write_whole
 from recipes.serve import SERVED, server
+from recipes.toolrl.bfcl import results
 from recipes.toolrl.scores import CATEGORIES, scores
 from saw.launch import Job, RunFailed
 from saw.provenance import commit, machine, versions
@@ -46,27 +51,20 @@ def bfcl_python() -> Path:
 def bfcl(what: str, folder: Path, arguments: list[str], time_limit: float) -> None:
     """Generate or score one run in BFCL's environment."""
     command = [str(bfcl_python()), "-m", "recipes.toolrl.bfcl", what, *arguments]
-    environment = {"BFCL_PROJECT_ROOT": str(folder.resolve()), "PYTHONPATH": str(ROOT)}
+    environment = {"BFCL_PROJECT_ROOT": str(folder.resolve()), "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
     Job(command, folder, time_limit, environment, name=what).finish()
 
 
 def format_counts(folder: Path) -> dict[str, int]:
-    """How many of a run's replies have the trained format: a thought, then calls, a response, or both; nothing else."""
+    """How many of a run's replies have the trained format: a thought, then calls, a response, or both; nothing else.
+
+    Items that the server refused have no reply.
+    """
     counts = {"correct": 0, "replies": 0}
-    for path in folder.rglob("*_result.json"):
-        for line in path.read_text().splitlines():
-            for reply in _replies(json.loads(line)["result"]):
-                counts["replies"] += 1
-                counts["correct"] += is_format_correct(reply)
+    for reply in results.replies(folder):
+        counts["replies"] += 1
+        counts["correct"] += is_format_correct(reply)
     return counts
-
-
-def _replies(result: Any) -> Iterator[str]:
-    if isinstance(result, list):
-        for part in result:
-            yield from _replies(part)
-    else:
-        yield result
 
 
 def is_format_correct(reply: str) -> bool:
@@ -81,12 +79,14 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     settings = {
         "model": str(arguments.model),
         "runs": arguments.runs,
-        "temperature": arguments.temperature,
-        "max_tokens": arguments.max_tokens,
+        "sampling": arguments.sampling.as_dict(),
+        "seeds": "the run's number",
+        "multi_turn_sentence": arguments.multi_turn_sentence,
+        "max_refused": arguments.max_refused,
         "categories": arguments.categories,
         "limit": arguments.limit,
     }
-    _claim(out, settings)
+    claim(out, settings, free=("runs", "max_refused"))
     python = bfcl_python()
     folders = [out / f"run{number}" for number in range(1, arguments.runs + 1)]
     which = ["--categories", *arguments.categories]
@@ -96,17 +96,20 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         print(f"asking in {python.parents[1]}, {len(open_runs)} of {arguments.runs} runs to do", flush=True)
         with _server_of(arguments) as (address, model):
             asking = ["--server", address, "--model", model, "--threads", str(arguments.threads)]
-            asking += ["--temperature", str(arguments.temperature), "--max-tokens", str(arguments.max_tokens)]
+            asking += [*arguments.sampling.options(), "--max-refused", str(arguments.max_refused)]
+            asking += ["--multi-turn-sentence"] if arguments.multi_turn_sentence else []
             for folder in open_runs:
                 started = time.monotonic()
-                bfcl("generate", folder, [*asking, *which], ASKING_LIMIT)
+                seed = ["--seed", str(folders.index(folder) + 1)]
+                bfcl("generate", folder, [*asking, *seed, *which], ASKING_LIMIT)
                 print(f"{folder.name}: asked in {time.monotonic() - started:.0f} s", flush=True)
     for folder in open_runs:
         bfcl("score", folder, which, SCORING_LIMIT)
     runs = []
     for folder in folders:
         run = json.loads((folder / "scores.json").read_text())
-        runs.append({**run, "format": format_counts(folder / "result")})
+        answers = folder / "result"
+        runs.append({**run, "format": format_counts(answers), "refused": results.refusals(answers)})
     result = {
         "settings": settings,
         "runs": runs,
@@ -117,7 +120,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
             "versions": f"{runs[0]['package']}, {versions('vllm', 'torch', 'transformers')}",
         },
     }
-    (out / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_whole(out / "evaluation.json", json.dumps(result, indent=2) + "\n")
     return result
 
 
@@ -130,42 +133,44 @@ def _server_of(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
             yield address, SERVED
 
 
-def _claim(out: Path, settings: dict[str, Any]) -> None:
-    """Write down what the folder is for.
-
-    Raises:
-        SystemExit: if it is for something else.
-    """
-    path = out / "settings.json"
-    if path.exists():
-        stands = json.loads(path.read_text())
-        for key, value in settings.items():
-            if key != "runs" and stands.get(key) != value:
-                there = f"{out} holds an evaluation with {key} {stands.get(key)}, not {value}"
-                raise SystemExit(f"{there}; remove it, or choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings, indent=2) + "\n")
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a Hugging Face folder or name")
     parser.add_argument("--out", type=Path, required=True, help="folder for replies and scores")
     parser.add_argument("--runs", type=int, default=4, help="times that every item is asked (4, as in the paper)")
-    parser.add_argument("--temperature", type=float, default=0.001, help="of the replies (0.001, BFCL's own)")
-    parser.add_argument("--max-tokens", type=int, default=4096, help="of a reply (4096, BFCL's own)")
+    sampling.add_options(parser, temperature=0.001, max_tokens=4096, why="BFCL's own")
+    parser.add_argument(
+        "--multi-turn-sentence",
+        action="store_true",
+        help="in items of several turns, add ToolRL's sentence for these to the user's words; its released handler "
+        "adds the one for a single turn there too, since the stock package does not tell it of which kind an item is",
+    )
+    parser.add_argument(
+        "--max-refused",
+        type=float,
+        default=0.1,
+        help="share of a run's items that the server may refuse with the first request (0.1); above it, or if it "
+        "refuses all items of a category, the evaluation stops; 1 lets everything pass but a run without any reply",
+    )
     parser.add_argument("--categories", nargs="+", default=list(CATEGORIES), choices=CATEGORIES, metavar="CATEGORY")
     parser.add_argument("--limit", type=int, help="only the first items of each category; for rehearsals")
     parser.add_argument("--threads", type=int, default=100, help="requests in flight (100)")
     parser.add_argument("--gpus", type=int, default=1, help="copies of the model, a GPU each; 0: on the CPU")
-    parser.add_argument("--server", help="an OpenAI-compatible server that runs already, http://HOST:PORT/v1")
+    parser.add_argument(
+        "--server",
+        help="a server that runs already, http://HOST:PORT/v1; it has to know vLLM's top_k, min_p and "
+        "repetition_penalty beside OpenAI's parameters",
+    )
     parser.add_argument("--served-model", default=SERVED, help="the model's name there")
     parser.add_argument("--vllm", nargs=argparse.REMAINDER, default=[], help="last: options for `vllm serve`")
     arguments = parser.parse_args()
-    for key in ("runs", "max_tokens", "threads"):
+    arguments.sampling = sampling.from_options(parser, arguments)
+    for key in ("runs", "threads"):
         if getattr(arguments, key) < 1:
-            parser.error(f"--{key.replace('_', '-')} is {getattr(arguments, key)}; expected at least 1")
+            parser.error(f"--{key} is {getattr(arguments, key)}; expected at least 1")
+    if not 0 <= arguments.max_refused <= 1:
+        parser.error(f"--max-refused is {arguments.max_refused}; expected a share between 0 and 1")
     try:
         result = evaluate(arguments)
     except RunFailed as failure:
@@ -174,6 +179,10 @@ def main() -> None:
         for number, run in enumerate(result["runs"], start=1):
             parts = "  ".join(f"{name} {value:.2f}" for name, value in scores(run["categories"]).items())
             print(f"run {number}: {parts}")
+    for number, run in enumerate(result["runs"], start=1):
+        if refused := run["refused"]["items"]:
+            total = sum(count["total"] for count in run["categories"].values())
+            print(f"run {number}: the server refused {refused} of {total} items, which count as wrong")
     print(f"{arguments.out / 'evaluation.json'}")
 
 

@@ -69,7 +69,7 @@ def evaluation(arguments: argparse.Namespace, folder: Path) -> Stage:
     command = (
         *("-m", "recipes.toolrl.evaluate", "--model", str(folder / "hf"), "--out", str(folder / "bfcl")),
         *("--runs", str(arguments.evaluations), "--gpus", str(0 if arguments.rehearse else arguments.gpus)),
-        *(("--limit", "1", "--max-tokens", "64") if arguments.rehearse else ()),
+        *(("--limit", "1", "--max-tokens", "64", "--max-refused", "1") if arguments.rehearse else ()),
     )
     return Stage("evaluate", folder, command, 1.0 if arguments.rehearse else arguments.hours)
 

@@ -1,8 +1,8 @@
 """ToolRL's rule-based rewards for one assistant turn: format, correctness and, if wanted, length.
 
 The rules and every variant are those of the released scoring code, on whose numbers they are tested
-(``golden/toolrl_rewards.json``). They are plain functions of two strings and a step, take time linear in the length of
-the response, and never raise on a model's output.
+(``golden/toolrl_rewards.json``, ``golden/toolrl_tags.json``). They are plain functions of two strings and a step, take
+time linear in the length of the response, and never raise on a model's output.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ _FORMATS = {  # (the answer has a response, the answer has tool calls) -> what t
     (False, False): r"^<think>.*?</think>$",
 }
 _TAGS = ("<response>", "</response>"), ("<tool_call>", "</tool_call>")
+_CALL_TAG = re.compile("</?tool_call>")
 
 
 class Options(BaseModel):
@@ -126,7 +127,7 @@ def score(
 
     Args:
         response (str): the assistant turn; surrounding white space does not count.
-        ground_truth (str): the reference turn.
+        ground_truth (str): the reference turn, text with tags like the response.
         options (Options | Mapping | None): the variant.
         step (int): the training step, for the schedules.
 
@@ -134,7 +135,8 @@ def score(
         dict[str, float]: ``format``, ``correctness``, ``length`` (0 where it is off) and their sum, ``score``.
 
     Raises:
-        ValueError: if the reference's tool calls cannot be read: an error in the data, see ``data_prep``.
+        ValueError: if the reference is not text with tags, or its tool calls cannot be read: an error in the data, see
+            ``data_prep``.
     """
     options = Options.of(options)
     response = response.strip()
@@ -147,7 +149,12 @@ def score(
 
 
 def format_reward(response: str, ground_truth: str, bound: tuple[float, float] = (0.0, 1.0)) -> float:
-    """The maximum if the turn has just the reference's parts, in order and each tag once; else the minimum."""
+    """The maximum if the turn has just the reference's parts, in order and each tag once; else the minimum.
+
+    Raises:
+        ValueError: if the reference is not text with tags.
+    """
+    _check_reference(ground_truth)
     low, high = bound
     has = ("<response>" in ground_truth, "<tool_call>" in ground_truth)
     required = [tag for tags, wanted in zip(_TAGS, has, strict=True) if wanted for tag in tags]
@@ -160,11 +167,16 @@ def format_reward(response: str, ground_truth: str, bound: tuple[float, float] =
 def correctness_reward(
     response: str, ground_truth: str, options: Options = _DEFAULT, bound: tuple[float, float] = (-3.0, 3.0)
 ) -> float:
-    """How well the tool calls match the reference's, within the bounds; 0 where the reference has none."""
+    """How well the tool calls match the reference's, within the bounds; 0 where the reference has none.
+
+    Raises:
+        ValueError: if the reference is not text with tags, or its tool calls cannot be read.
+    """
+    _check_reference(ground_truth)
     if "<tool_call>" not in ground_truth:
         return 0.0
     low, high = bound
-    true_calls = parse_tool_calls(ground_truth)
+    true_calls = _reference_calls(ground_truth)
     try:
         calls = parse_tool_calls(response)
         if calls == true_calls:
@@ -184,17 +196,60 @@ def length_reward(response: str, options: Options = _DEFAULT, step: int = 0) -> 
     return min(round(len(thought.split()) / wanted, 2), 1.0)
 
 
-def parse_tool_calls(turn: str) -> list[dict[str, Any]]:
-    """Parse the JSON object on each line between the first ``<tool_call>`` and the next ``</tool_call>``.
+def parse_tool_calls(turn: str) -> list[Any]:
+    """Parse the JSON value on each line of a turn's first block of tool calls.
+
+    As in the released code, the block begins at the first ``<tool_call>`` and ends at the next ``<tool_call>`` or
+    ``</tool_call>``, whichever comes first, and the turn only has to have a ``</tool_call>`` somewhere, even before it.
 
     Raises:
         ValueError: if there is no such block, or a line is not JSON.
     """
-    _, opening, rest = turn.partition("<tool_call>")
-    block, closing, _ = rest.partition("</tool_call>")
-    if not opening or not closing:
+    opening = turn.find("<tool_call>")
+    if opening < 0 or "</tool_call>" not in turn:
         raise ValueError("no <tool_call> ... </tool_call> block")
+    begin = opening + len("<tool_call>")
+    following = _CALL_TAG.search(turn, begin)
+    block = turn[begin : following.start() if following else None]
     return [json.loads(line) for line in block.strip().split("\n")]
+
+
+def _check_reference(ground_truth: Any) -> None:
+    """Refuse what would otherwise give every answer the same reward.
+
+    Raises:
+        ValueError: if it is not text with at least one tag.
+    """
+    expected = "expected the reference turn as text with <think>, <tool_call> or <response>"
+    if not isinstance(ground_truth, str):
+        raise ValueError(f"ground_truth is of type {type(ground_truth).__name__}: {_short(ground_truth)}; {expected}")
+    if not any(tag in ground_truth for tag in ("<think>", "<tool_call>", "<response>")):
+        raise ValueError(f"ground_truth has none of the tags: {_short(ground_truth)}; {expected}")
+
+
+def _reference_calls(ground_truth: str) -> list[dict[str, Any]]:
+    """The reference's tool calls.
+
+    Raises:
+        ValueError: if they cannot be read, or one is not a name with a dictionary of parameters.
+    """
+    try:
+        calls = parse_tool_calls(ground_truth)
+    except (ValueError, RecursionError) as fault:
+        raise ValueError(f"the tool calls of ground_truth cannot be read ({fault}): {_short(ground_truth)}") from fault
+    for call in calls:
+        named = isinstance(call, dict) and isinstance(call.get("name"), str)
+        if not named or not isinstance(call.get("parameters"), dict):
+            raise ValueError(
+                f"a tool call of ground_truth is {_short(call)}; expected a name and a dictionary of parameters"
+            )
+    return calls
+
+
+def _short(value: Any) -> str:
+    """A value as a message shows it."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _match(calls: list[dict[str, Any]], true_calls: list[dict[str, Any]], options: Options) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 
 from bfcl_eval.utils import get_directory_structure_by_category, load_dataset_entry, load_ground_truth_entry
 
-from recipes.toolrl.bfcl.dialogue import system_prompt
+from recipes.toolrl.bfcl.dialogue import SINGLE_TURN, system_prompt
 from recipes.toolrl.bfcl.handler import NAME
 
 
@@ -141,16 +141,26 @@ def write(kind: str, categories: list[str]) -> None:
 
 
 class Oracle(BaseHTTPRequestHandler):
-    """An OpenAI-compatible server that knows the answers to the first two items of each category."""
+    """An OpenAI-compatible server that knows the answers to the first two items of each category.
+
+    It fails on items of one name, refuses an item (or all, ``*``), as vLLM refuses a prompt that is too long, and
+    another one only with ``max_tokens``, as vLLM does where the context ends before these.
+    """
 
     items: list[
         tuple[str, str, list[str], list[tuple[int, str]]]
     ]  # id, system prompt, questions, (turn, reply) in order
     failing = refused = "-"
+    tight = "parallel_1"
+    #: What vLLM would take from a model's folder.
+    parameters = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
 
     def do_POST(self) -> None:
-        system, user = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"]
-        said = user["content"].count("<think> I call. </think>") + user["content"].count("<think> Done. </think>")
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        system, user = request["messages"]
+        said = user["content"].count("<think> I call.") + user["content"].count("<think> Done. </think>")
+        if not all(name in request for name in self.parameters) or user["content"].count(SINGLE_TURN) == 0:
+            return self.answer(500, {"error": f"sampling, or the sentence, is left out: {request}"})
         name, reply = next(
             (name, replies[said][1])
             for name, prompt, questions, replies in self.items
@@ -160,8 +170,9 @@ class Oracle(BaseHTTPRequestHandler):
         )
         if name.startswith(self.failing):
             return self.answer(500, {"error": "out of order"})
-        if name == self.refused:
-            return self.answer(400, {"error": "too long"})
+        if self.refused in (name, "*") or (name == self.tight and "max_tokens" in request):
+            return self.answer(400, {"error": {"message": "too long", "type": "BadRequestError", "code": 400}})
+        reply = reply.replace("I call.", "I call.\u2028\x85\ud800")  # line breaks to some, and half of a character
         usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": reply}}
         content = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}

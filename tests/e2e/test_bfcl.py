@@ -89,19 +89,22 @@ def oracle(root: Path, failing: str, refused: str) -> Iterator[str]:
         server.wait()
 
 
-def evaluate(out: Path, address: str) -> subprocess.CompletedProcess:
+def evaluate(out: Path, address: str, *arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "recipes.toolrl.evaluate", "--model", "oracle", "--server", address]
-    command += ["--out", str(out), "--runs", "1", "--limit", "2", "--threads", "4"]
+    command += ["--out", str(out), "--runs", "1", "--limit", "2", "--threads", "4", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
 def test_questions_are_asked_in_turns_and_failed_ones_again(tmp_path):
-    """The handler end to end: several turns, tools that run, a server that fails, an item that is refused."""
+    """The handler end to end: several turns, tools that run, replies with any characters, a server that fails, an item
+    that is refused, one whose reply has little room, and a result file that a kill has cut."""
     with oracle(tmp_path / "oracle", failing="parallel_0", refused="multiple_1") as address:
         failed = evaluate(tmp_path / "out", address)
     assert failed.returncode != 0
     assert "1 items failed and stay open; the first: parallel_0" in failed.stderr
     assert not (tmp_path / "out" / "evaluation.json").exists()
+    (cut,) = (tmp_path / "out").rglob("BFCL_v4_simple_java_result.json")
+    cut.write_bytes(cut.read_bytes()[:-20])
 
     with oracle(tmp_path / "oracle", failing="-", refused="multiple_1") as address:
         result = evaluate(tmp_path / "out", address)
@@ -111,7 +114,9 @@ def test_questions_are_asked_in_turns_and_failed_ones_again(tmp_path):
     assert {name: (count["correct"], count["total"]) for name, count in run["categories"].items()} == {
         name: (1 if name == "multiple" else 2, 2) for name in CATEGORIES
     }
-    assert run["format"]["replies"] - run["format"]["correct"] == 1  # the refused item
+    assert run["format"]["replies"] == run["format"]["correct"] > 27
+    assert run["refused"] == {"items": 1, "at_once": 1, "categories": {"multiple": 1}}
+    assert "run 1: the server refused 1 of 28 items" in result.stdout
     (path,) = (tmp_path / "out" / "run1" / "result").rglob("BFCL_v4_multi_turn_base_result.json")
     log = json.dumps(json.loads(path.read_text().splitlines()[0])["inference_log"])
     assert '"role": "tool"' in log
@@ -136,3 +141,19 @@ def test_questions_are_asked_in_turns_and_failed_ones_again(tmp_path):
         timeout=100,
     )
     assert "holds an evaluation with model oracle, not other" in other.stderr
+
+
+def test_a_server_that_refuses_everything_ends_the_evaluation(tmp_path):
+    """Else every item is a wrong answer, and the result 0 per cent."""
+    categories = ("--categories", "multiple", "live_simple")
+    with oracle(tmp_path / "oracle", failing="-", refused="*") as address:
+        refused = evaluate(tmp_path / "out", address, *categories)
+    assert refused.returncode != 0
+    assert "the server refused 4 of 4 items (HTTP 400): 2 of 2 of live_simple, 2 of 2 of multiple" in refused.stderr
+    assert "too long" in refused.stderr
+    with oracle(tmp_path / "oracle", failing="-", refused="-") as address:
+        result = evaluate(tmp_path / "out", address, *categories)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (run,) = json.loads((tmp_path / "out" / "evaluation.json").read_text())["runs"]
+    assert all(count == {"correct": 2, "total": 2} for count in run["categories"].values())
+    assert run["refused"]["items"] == 0

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -189,3 +190,113 @@ def test_values_that_json_has_not_are_values_like_others():
 def test_a_broken_reference_is_an_error_of_the_data():
     with pytest.raises(ValueError, match="tool_call"):
         toolrl.score(TRUTH, "<think> t </think>\n<tool_call>\n" + CALL)
+
+
+def released_block(turn: str) -> str:
+    """The first block of tool calls as the released parser finds it: by splitting."""
+    assert "</tool_call>" in turn
+    return turn.split("<tool_call>")[1].split("</tool_call>")[0].strip()
+
+
+def test_golden_tags(shared):
+    """Tags out of order, doubled, missing or on one line score as in the released code."""
+    golden = json.loads((shared / "golden" / "toolrl_tags.json").read_text())
+    assert len(golden["cases"]) > 50
+    for name, setting in golden["settings"].items():
+        options = toolrl.from_released_switches(setting["switches"])
+        for case in golden["cases"]:
+            ours = toolrl.score(case["response"], case["ground_truth"], options, setting["step"])
+            reference = case["scores"][name]
+            expected = {key: reference[key] for key in ("format", "correctness", "length")}
+            assert ours == pytest.approx({**expected, "score": reference["total"]}, abs=1e-9), case["response"]
+
+
+@pytest.mark.parametrize(
+    ("response", "correctness"),
+    [
+        (f"<tool_call>\n{CALL}\n<tool_call>\nno json\n</tool_call>", 3.0),  # a second opening tag ends the block
+        (f"</tool_call> <tool_call>\n{CALL}\n", 3.0),  # the closing tag may stand before it
+        (f"</tool_call><tool_call>{CALL}<tool_call>", 3.0),
+        (f"<tool_call>{CALL}</tool_call>", 3.0),  # on one line
+        (f"<tool_call>\n{CALL}\n</tool_call>\n</tool_call>", 3.0),
+        (f"<tool_call></tool_call>\n<tool_call>\n{CALL}\n</tool_call>", -3.0),  # the first block counts, and is empty
+        (f"<tool_call>\n<tool_call>\n{CALL}\n</tool_call>", -3.0),
+        (f"<think> <tool_call> </think>\n<tool_call>\n{CALL}\n</tool_call>", -3.0),
+        (f"<tool_call>\n{CALL}\n<tool_call>", -3.0),  # no closing tag anywhere
+        (f"{CALL}\n</tool_call>", -3.0),  # no opening one
+        ("</tool_call><tool_call>", -3.0),
+    ],
+)
+def test_where_the_block_of_tool_calls_ends(response, correctness):
+    """Tags in any order: the first block ends at the next tag of either kind, and a closing tag is somewhere."""
+    assert toolrl.score(response, TRUTH)["correctness"] == correctness
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(["<tool_call>", "</tool_call>", "\n", CALL, '{"name": "g", "parameters": {}}', " ", "<think>"]),
+        max_size=12,
+    )
+)
+def test_any_order_of_tags_parses_as_in_the_released_code(pieces):
+    """Tags in any order, against an independent reading of the released parser."""
+    turn = "".join(pieces)
+    try:
+        expected = [json.loads(line) for line in released_block(turn).split("\n")]
+    except (AssertionError, IndexError, ValueError):
+        with pytest.raises(ValueError, match=r"tool_call|JSON|Expecting|Extra data"):
+            toolrl.parse_tool_calls(turn)
+    else:
+        assert toolrl.parse_tool_calls(turn) == expected
+
+
+CALLS = [{"name": "f", "parameters": {"a": 1, "b": "x"}}]
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        (CALLS[0], "ground_truth is of type dict"),
+        (CALLS, "ground_truth is of type list"),
+        (np.array([CALL], dtype=object), "ground_truth is of type ndarray"),
+        (np.array(TRUTH), "ground_truth is of type ndarray"),
+        (None, "ground_truth is of type NoneType"),
+        (float("nan"), "ground_truth is of type float"),
+        (TRUTH.encode(), "ground_truth is of type bytes"),
+        ([TRUTH], "ground_truth is of type list"),  # a list of turns: "in" would find no tag, and raise nothing
+        ({"<tool_call>": TRUTH, "<response>": ""}, "ground_truth is of type dict"),  # nor here
+        (json.dumps(CALLS), "ground_truth has none of the tags"),
+        (CALL, "ground_truth has none of the tags"),
+        ("The weather is fine.", "ground_truth has none of the tags"),
+        ("", "ground_truth has none of the tags"),
+        ("</think></tool_call>", "ground_truth has none of the tags"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_reference_that_is_no_text_with_tags_is_an_error(reference, message):
+    """A reference in a form that the reward cannot read is an error, not the same reward for every answer."""
+    for reward in (toolrl.score, toolrl.format_reward, toolrl.correctness_reward):
+        with pytest.raises(ValueError, match=message):
+            reward(TRUTH, reference)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("[]", "3", "null", '{"name": "f"}', '{"parameters": {}}', '{"name": 3, "parameters": {}}'),
+        *('{"name": "f", "parameters": [1]}', '{"name": "f", "parameters": null}', f"[{CALL}]", "[" * 100_000),
+        '{"name": "f", "arguments": {"a": 1}}',
+    ],
+    ids=lambda line: line[:40],
+)
+def test_a_reference_whose_calls_no_answer_can_match_is_an_error(line):
+    """References that parse, and by which every answer would score the minimum."""
+    for options in ({}, {"coarse": True}, {"intermediate": True}):
+        with pytest.raises(ValueError, match=r"tool calls? of ground_truth"):
+            toolrl.score(TRUTH, turn(CALL, line), options)
+
+
+def test_a_reference_of_a_thought_alone_is_one():
+    thought = "<think> t </think>"
+    assert toolrl.score(thought, thought) == {"format": 1.0, "correctness": 0.0, "length": 0.0, "score": 1.0}

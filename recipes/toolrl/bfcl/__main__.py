@@ -13,29 +13,36 @@ import json
 import os
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-#: Why a reply is missing: the request was wrong (too long for the model), and would be so again.
-REFUSED = "BadRequestError"
-#: What BFCL writes instead of a reply when a request fails, whatever the reason.
-FAILED = "Error during inference"
+from recipes import sampling
+from recipes.files import write_whole
+from recipes.toolrl.bfcl import results
 
 
 def generate(arguments: argparse.Namespace, root: Path) -> None:
     """Ask for every item that has no reply.
 
     Raises:
-        SystemExit: if requests failed for another reason than the item; those items stay open, and a repeated command
-            asks them again.
+        SystemExit: if requests failed for another reason than the item, if the server refused too many items, or if
+            an item has no entry; those items stay open, and a repeated command asks them again.
     """
     from bfcl_eval._llm_response_generation import main
 
     from recipes.toolrl.bfcl.handler import NAME, register
 
-    register(arguments.server, arguments.model, arguments.max_tokens)
-    _forget_failures(root, NAME)
+    register(
+        arguments.server,
+        arguments.model,
+        arguments.sampling,
+        seed=arguments.seed,
+        multi_turn_sentence=arguments.multi_turn_sentence,
+    )
+    folder = root / "result" / NAME
+    for fault in results.forget(folder):
+        print(f"asked again: {fault}", flush=True)
+    wanted = _ids(arguments.categories, arguments.limit)
     if arguments.limit is not None:
-        (root / "test_case_ids_to_generate.json").write_text(json.dumps(_first(arguments.categories, arguments.limit)))
+        (root / "test_case_ids_to_generate.json").write_text(json.dumps(wanted))
     main(
         argparse.Namespace(
             model=[NAME],
@@ -57,9 +64,14 @@ def generate(arguments: argparse.Namespace, root: Path) -> None:
             max_lora_rank=None,
         )
     )
-    failures = _forget_failures(root, NAME)
+    failures = results.forget(folder)
     if failures:
         raise SystemExit(f"{len(failures)} items failed and stay open; the first: {failures[0]}")
+    if fault := results.fault_of_refusals(folder, arguments.max_refused):
+        results.forget(folder, at_once=True)
+        raise SystemExit(f"{fault}\nmore than --max-refused {arguments.max_refused} allows; these items stay open")
+    if absent := results.absent(folder, wanted):
+        raise SystemExit(f"{len(absent)} items have no reply and stay open; the first: {absent[0]}")
 
 
 def score(arguments: argparse.Namespace, root: Path) -> None:
@@ -83,37 +95,14 @@ def score(arguments: argparse.Namespace, root: Path) -> None:
         "categories": scores,
         "package_overall": _package_overall(root / "score" / "data_overall.csv"),
     }
-    (root / "scores.json").write_text(json.dumps(content, indent=2) + "\n")
+    write_whole(root / "scores.json", json.dumps(content, indent=2) + "\n")
 
 
-def _first(categories: list[str], limit: int) -> dict[str, list[str]]:
-    """Ids of the first items of each category."""
+def _ids(categories: list[str], limit: int | None) -> dict[str, list[str]]:
+    """Ids of the items of each category, or of its first ones."""
     from bfcl_eval.utils import load_dataset_entry
 
     return {category: [entry["id"] for entry in load_dataset_entry(category)[:limit]] for category in categories}
-
-
-def _forget_failures(root: Path, name: str) -> list[str]:
-    """Take the items out of the result files of which BFCL wrote down an error that was not the item's own fault."""
-    failures = []
-    for path in sorted((root / "result" / name).rglob("*_result.json")):
-        lines = path.read_text().splitlines()
-        kept = []
-        for line in lines:
-            entry = json.loads(line)
-            if _failed(entry) and REFUSED not in entry.get("traceback", ""):
-                failures.append(f"{entry['id']}: {entry['result']}")
-            else:
-                kept.append(line)
-        if len(kept) < len(lines):
-            unfinished = path.with_name(path.name + ".unfinished")
-            unfinished.write_text("".join(f"{line}\n" for line in kept))
-            unfinished.replace(path)
-    return failures
-
-
-def _failed(entry: dict[str, Any]) -> bool:
-    return isinstance(entry["result"], str) and entry["result"].startswith(FAILED) and "traceback" in entry
 
 
 def _package_overall(path: Path) -> float:
@@ -131,15 +120,19 @@ def main() -> None:
     asking.set_defaults(do=generate)
     asking.add_argument("--server", required=True)
     asking.add_argument("--model", required=True, help="its name at the server")
-    asking.add_argument("--temperature", type=float, required=True)
-    asking.add_argument("--max-tokens", type=int, required=True)
-    asking.add_argument("--threads", type=int, required=True, help="requests in flight")
+    sampling.add_options(asking, temperature=0.001, max_tokens=4096, why="BFCL's own")
+    asking.add_argument("--seed", type=int, default=0, help="of the sampling (0)")
+    asking.add_argument("--multi-turn-sentence", action="store_true", help="see recipes.toolrl.evaluate")
+    asking.add_argument("--max-refused", type=float, default=0.1, help="see recipes.toolrl.evaluate (0.1)")
+    asking.add_argument("--threads", type=int, default=100, help="requests in flight (100)")
     scoring = commands.add_parser("score")
     scoring.set_defaults(do=score)
     for command in (asking, scoring):
         command.add_argument("--categories", nargs="+", required=True)
         command.add_argument("--limit", type=int, help="only the first items of each category")
     arguments = parser.parse_args()
+    if arguments.do is generate:
+        arguments.sampling = sampling.from_options(parser, arguments)
     if "BFCL_PROJECT_ROOT" not in os.environ:
         parser.error("BFCL_PROJECT_ROOT must name the folder for results and scores; else BFCL writes beside itself")
     root = Path(os.environ["BFCL_PROJECT_ROOT"])

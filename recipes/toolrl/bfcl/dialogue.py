@@ -1,8 +1,8 @@
 """A BFCL item as a prompt of ToolRL's form, and a model's reply as tool calls.
 
 The form is that of the training rows: their system prompt with the tools listed in it (``system_prompt.txt``), and one
-user message that holds the whole dialogue. How a BFCL item is put into it follows ToolRL's own handler; the three
-sentences below have its meaning in our words.
+user message that holds the whole dialogue. How a BFCL item is put into it, and how a reply is read, follows ToolRL's
+own handler; the three sentences below have its meaning in our words.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from typing import Any
 
 _SYSTEM_PROMPT = Path(__file__).with_name("system_prompt.txt").read_text().rstrip("\n")
 
-#: Follows the user's words in a single-turn item.
+#: Follows the user's words. In items of several turns as well: the stock package does not tell ToolRL's handler of
+#: which kind an item is, and its sentence for several turns is never used.
 SINGLE_TURN = (
     "If none of the tools fits, or a required parameter is missing, tell me so in your response without any tool call, "
     "or call a tool named 'None'. Otherwise use one or more tool calls to complete the task in this turn."
 )
-#: Follows the user's words in a multi-turn item.
+#: Follows the user's words in an item of several turns if that is asked for (``--multi-turn-sentence``).
 MULTI_TURN = (
     "Use the tool calls that are needed to complete the task. You may call tools over several rounds, so that you can "
     "try and correct yourself: plan how to reach the goal step by step, and begin. If no tool applies, or a required "
@@ -47,19 +48,19 @@ def system_prompt(functions: Sequence[dict[str, Any]]) -> str:
     return _SYSTEM_PROMPT.replace("{tools}", tools, 1)
 
 
-def user_message(messages: Sequence[dict[str, str]], multi_turn: bool) -> str:
+def user_message(messages: Sequence[dict[str, str]], sentence: str = SINGLE_TURN) -> str:
     """The dialogue so far as the one user message of the training rows.
 
     Args:
         messages (Sequence[dict]): ``role`` (user, assistant, tool; system messages are left out, as in ToolRL's
             handler) and ``content`` of each; a tool's also has its ``name``.
-        multi_turn (bool): which sentence follows the user's words.
+        sentence (str): what follows the user's words.
     """
     parts = ["**Dialogue Records History**\n"]
     for message in messages:
         content = message["content"].strip()
         if message["role"] == "user":
-            parts.append(f"<user> {content}\n{MULTI_TURN if multi_turn else SINGLE_TURN} </user>\n")
+            parts.append(f"<user> {content}\n{sentence} </user>\n")
         elif message["role"] == "assistant":
             parts.append(f"\n{content}\n")
         elif message["role"] == "tool":
@@ -70,29 +71,55 @@ def user_message(messages: Sequence[dict[str, str]], multi_turn: bool) -> str:
     return "".join(parts).strip()
 
 
-def tool_calls(reply: str) -> list[tuple[str, dict[str, Any]]]:
-    """Name and parameters of each tool call of a reply.
+def tool_calls(reply: str) -> list[tuple[str, Any]]:
+    """Name and parameters of each tool call of a reply, for the syntax checker. Never raises.
 
-    One JSON object a line after the last ``<tool_call>``. A line that is no call is skipped, and so is a call of
-    'None', which is how a model says that no tool fits. Never raises.
+    A line that is no call is skipped, and so is a call of 'None', which is how a model says that no tool fits.
     """
-    _, opening, block = reply.rpartition("<tool_call>")
-    if not opening:
-        return []
-    calls = []
-    for line in block.split("\n"):
+    return [
+        (call["name"], call["parameters"])
+        for call in _objects(reply)
+        if isinstance(call.get("name"), str) and "parameters" in call and not _is_none(call["name"])
+    ]
+
+
+def executable_calls(reply: str) -> list[str]:
+    """The tool calls of a reply as Python source, for BFCL's simulated tools.
+
+    As in ToolRL's handler, a call without parameters runs, as ``name()``, and one without a name does not parse there.
+
+    Raises:
+        ValueError: for a name that is no string, or parameters that are no dictionary. BFCL then runs none of the
+            reply's calls and goes on with the next turn.
+    """
+    sources = []
+    for call in _objects(reply):
+        name, parameters = call.get("name", ""), call.get("parameters", {})
+        if not isinstance(name, str) or not isinstance(parameters, dict):
+            raise ValueError(f"the call {str(call)[:200]} has no name or no dictionary of parameters")
+        if not _is_none(name):
+            sources.append(as_python(name, parameters))
+    return sources
+
+
+def _objects(reply: str) -> list[dict[str, Any]]:
+    """The JSON objects, one a line, between the last ``<tool_call>`` and the next ``</tool_call>``, if there is one."""
+    _, opening, rest = reply.rpartition("<tool_call>")
+    found = []
+    for line in rest.partition("</tool_call>")[0].split("\n") if opening else []:
         try:
-            call = json.loads(line)
+            value = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if not isinstance(call, dict):
-            continue
-        name, parameters = call.get("name"), call.get("parameters")
-        if isinstance(name, str) and isinstance(parameters, dict) and name.strip().lower() != "none":
-            calls.append((name, parameters))
-    return calls
+        if isinstance(value, dict):
+            found.append(value)
+    return found
+
+
+def _is_none(name: str) -> bool:
+    return name.strip().lower() == "none"
 
 
 def as_python(name: str, parameters: dict[str, Any]) -> str:
-    """A call as Python source, for BFCL's simulated tools."""
+    """A call as Python source."""
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in parameters.items())})"

@@ -15,9 +15,18 @@ from bfcl_eval.constants.enums import ModelStyle
 from bfcl_eval.constants.model_config import MODEL_CONFIG_MAPPING, ModelConfig
 from bfcl_eval.model_handler.base_handler import BaseHandler
 from bfcl_eval.utils import contain_multi_turn_interaction
-from openai import OpenAI
+from openai import BadRequestError, OpenAI
 
-from recipes.toolrl.bfcl.dialogue import as_python, system_prompt, tool_calls, user_message
+from recipes.sampling import Sampling
+from recipes.toolrl.bfcl.dialogue import (
+    MULTI_TURN,
+    SINGLE_TURN,
+    executable_calls,
+    system_prompt,
+    tool_calls,
+    user_message,
+)
+from recipes.toolrl.bfcl.results import RefusedAtOnce
 
 #: Our entry in BFCL's list. No underscore: its evaluation takes that for a slash.
 NAME = "saw"
@@ -28,7 +37,8 @@ class ToolRLHandler(BaseHandler):
 
     #: Set by :func:`register`; BFCL makes the handlers, of which it knows no such arguments.
     served_model = ""
-    max_tokens = 4096
+    request: dict[str, Any] = {}  # noqa: RUF012
+    multi_turn_sentence = False
     client_arguments: dict[str, Any] = {}  # noqa: RUF012
 
     def __init__(self, model_name: str, temperature: float, registry_name: str, is_fc_model: bool, **kwargs: Any):
@@ -42,11 +52,12 @@ class ToolRLHandler(BaseHandler):
 
     def decode_execute(self, result: str, has_tool_call_tag: bool) -> list[str]:
         """For the simulated tools: ``["name(key=value)", ...]``."""
-        return [as_python(name, parameters) for name, parameters in tool_calls(result)]
+        return executable_calls(result)
 
     def _pre_query_processing_prompting(self, test_entry: dict) -> dict:
-        multi_turn = contain_multi_turn_interaction(test_entry["id"])
-        return {"message": [], "function": test_entry["function"], "multi_turn": multi_turn}
+        several = self.multi_turn_sentence and contain_multi_turn_interaction(test_entry["id"])
+        sentence = MULTI_TURN if several else SINGLE_TURN
+        return {"message": [], "function": test_entry["function"], "sentence": sentence}
 
     def add_first_turn_message_prompting(self, inference_data: dict, first_turn_message: list[dict]) -> dict:
         inference_data["message"].extend(first_turn_message)
@@ -71,39 +82,67 @@ class ToolRLHandler(BaseHandler):
     def _query_prompting(self, inference_data: dict) -> tuple[Any, float]:
         messages: list[Any] = [
             {"role": "system", "content": system_prompt(inference_data["function"])},
-            {"role": "user", "content": user_message(inference_data["message"], inference_data["multi_turn"])},
+            {"role": "user", "content": user_message(inference_data["message"], inference_data["sentence"])},
         ]
         inference_data["inference_input_log"] = {"messages": messages}
         started = time.monotonic()
+        try:
+            response = self._ask(messages)
+        except BadRequestError as refused:
+            if any(message["role"] == "assistant" for message in inference_data["message"]):
+                raise
+            raise RefusedAtOnce(str(refused)) from refused
+        return response, time.monotonic() - started
+
+    def _ask(self, messages: list[Any]) -> Any:
         if self.client is None:
             raise RuntimeError("this handler was registered without a server: it can only decode")
-        response = self.client.chat.completions.create(
-            model=self.served_model, messages=messages, temperature=self.temperature, max_tokens=self.max_tokens
-        )
-        return response, time.monotonic() - started
+        create = self.client.chat.completions.create
+        request = {"model": self.served_model, "messages": messages, **self.request}
+        try:
+            return create(**request)
+        except BadRequestError:
+            # vLLM refuses a prompt that is within the context but leaves less of it than max_tokens. Without that
+            # parameter the rest of the context is the limit, as in BFCL's own handlers; what is too long stays so.
+            request.pop("max_tokens")
+            return create(**request)
 
     def _parse_query_response_prompting(self, api_response: Any) -> dict:
         return {
-            "model_responses": api_response.choices[0].message.content or "",
+            "model_responses": _without_surrogates(api_response.choices[0].message.content or ""),
             "input_token": api_response.usage.prompt_tokens,
             "output_token": api_response.usage.completion_tokens,
         }
 
 
+def _without_surrogates(text: str) -> str:
+    """Half of a character, which JSON can hold and a file cannot, as a question mark."""
+    return text.encode(errors="replace").decode()
+
+
 def register(
-    base_url: str | None = None, served_model: str = "", max_tokens: int = 4096, time_limit: float = 600.0
+    base_url: str | None = None,
+    served_model: str = "",
+    sampling: Sampling | None = None,
+    *,
+    seed: int = 0,
+    multi_turn_sentence: bool = False,
+    time_limit: float = 600.0,
 ) -> None:
     """Enter our handler into BFCL's list of models.
 
     Args:
         base_url (str | None): the server, ``http://host:port/v1``; None to decode and score only.
         served_model (str): the model's name there.
-        max_tokens (int): most tokens of a reply; the server takes less where the context ends.
+        sampling (Sampling | None): how replies are drawn; needed with a server.
+        seed (int): of the drawing.
+        multi_turn_sentence (bool): in items of several turns, ToolRL's sentence for these follows the user's words.
         time_limit (float): seconds for a request.
     """
-    ToolRLHandler.served_model = served_model
-    ToolRLHandler.max_tokens = max_tokens
-    if base_url is not None:
+    ToolRLHandler.multi_turn_sentence = multi_turn_sentence
+    if base_url is not None and sampling is not None:
+        ToolRLHandler.served_model = served_model
+        ToolRLHandler.request = sampling.request(seed)
         arguments = {"base_url": base_url, "timeout": time_limit, "max_retries": 3}
         ToolRLHandler.client_arguments = {**arguments, "api_key": os.environ.get("OPENAI_API_KEY", "none")}
     MODEL_CONFIG_MAPPING[NAME] = ModelConfig(
