@@ -15,11 +15,23 @@ SHARED = Path(os.environ.get("SAW_SHARED", ROOT.parent / "shared"))
 os.environ.setdefault("VERL_PLATFORM", "cpu")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test by the folder that it is in."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How much is run; see ``scripts/test.sh``."""
+    parser.addoption("--fast", action="store_true", help="without the real pipeline and what takes as long")
+    parser.addoption("--full", action="store_true", help="with what only needs to run before a release")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark each test by the folder that it is in, and leave out what was not asked for."""
     for item in items:
-        kind = item.path.relative_to(ROOT / "tests").parts[0]
-        item.add_marker(kind)
+        item.add_marker(item.path.relative_to(ROOT / "tests").parts[0])
+    left_out = set() if config.option.full else {"full"}
+    if config.option.fast:
+        left_out |= {"e2e", "full", "slow"}
+    unwanted = [item for item in items if any(item.get_closest_marker(name) for name in left_out)]
+    if unwanted:
+        config.hook.pytest_deselected(items=unwanted)
+        items[:] = [item for item in items if item not in unwanted]
 
 
 @pytest.fixture(scope="session")

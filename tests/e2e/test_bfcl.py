@@ -39,6 +39,7 @@ def python(root: Path, *arguments: object) -> None:
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["right", "broken"])
 def test_right_answers_score_full_and_broken_ones_nothing(kind, tmp_path):
     root = tmp_path / "bfcl"

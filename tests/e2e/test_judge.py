@@ -151,6 +151,7 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
+@pytest.mark.full
 def test_a_judge_that_verl_serves(tmp_path, data, writer):
     """A second vLLM in the cluster behind verl's router; a small model, whose replies are garbage half of the time."""
     judge = make_judge(tmp_path)
@@ -173,6 +174,7 @@ def test_a_judge_that_verl_serves(tmp_path, data, writer):
     assert (run.folder / "checkpoints" / "judge_faults.jsonl").exists()
 
 
+@pytest.mark.full
 def test_table_2_is_rehearsed_from_posts_to_table(tmp_path):
     """The same stages and commands as at full size, with a stand-in judge that fails now and then."""
 

@@ -6,6 +6,8 @@ import json
 import math
 import sys
 
+import pytest
+
 from saw.launch import Run
 from saw.methods import METHODS
 from saw.report import read_history
@@ -31,6 +33,7 @@ PLANS: list[tuple[str, dict]] = [
 ]
 
 
+@pytest.mark.full
 def test_every_method_trains(tmp_path, toy_data, warm_model):
     assert {method for method, _ in PLANS} == set(METHODS)
     steps = 2 * len(PLANS)

@@ -1,4 +1,7 @@
-"""The real pipeline on a CPU: Ray, TransferQueue, FSDP2, vLLM, reward workers. Minutes; every run has a time limit."""
+"""The real pipeline on a CPU: Ray, TransferQueue, FSDP2, vLLM, reward workers. Minutes; every run has a time limit.
+
+A start costs most of the time, so each training shows as much as it can.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
-import psutil
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
@@ -21,18 +24,71 @@ from saw.report import History, read_history
 from tests.configs import CONFIGS
 from tests.conftest import ROOT
 
-LIMIT = 420  # seconds for one run of a few steps; it takes about 100
+LIMIT = 420  # seconds for one run of a few steps; it takes about 60
+STEPS = 4
 SMALL = [
     "data.train_batch_size=8",
     "actor_rollout_ref.actor.ppo_mini_batch_size=8",
     "trainer.test_freq=2",
 ]
+#: Keeps a checkpoint and the rollouts of every step.
+KEPT = ["trainer.save_freq=1", "trainer.rollout_data_dir=${trainer.default_local_dir}/rollouts"]
 
 
 def quickstart(out: Path, *arguments: str, timeout: float) -> subprocess.CompletedProcess:
     """Run the quickstart's Python part, as scripts/quickstart.sh does after the set-up."""
     command = [sys.executable, "-m", "recipes.quickstart.run", "--out", str(out), *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+
+
+def arguments_of(out: Path, data: tuple[Path, Path], model: Path) -> list[str]:
+    """A quickstart of a few small steps, whose data is there already."""
+    (out / "data").mkdir(parents=True)
+    for file in data:
+        (out / "data" / file.name).symlink_to(file)
+    return ["--model", str(model), "--steps", str(STEPS), *SMALL, *KEPT]
+
+
+def only_run(out: Path, method: str) -> Path:
+    """The folder of a method's one run."""
+    (folder,) = out.glob(f"{method}-*")
+    return folder
+
+
+def prompts(folder: Path) -> dict[int, Counter]:
+    """The prompts of each step, in no order: they come back as the rollouts end."""
+    return {
+        int(path.stem): Counter(json.loads(line)["input"] for line in path.read_bytes().split(b"\n") if line)
+        for path in (folder / "rollouts").glob("*.jsonl")
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, toy_data, warm_model) -> tuple[Path, list[str], subprocess.CompletedProcess]:
+    """A quickstart of both methods that ran to its end: its folder, arguments and output."""
+    out = tmp_path_factory.mktemp("quickstart")
+    arguments = arguments_of(out, toy_data, warm_model)
+    return out, arguments, quickstart(out, *arguments, timeout=len(DEFAULT_METHODS) * LIMIT)
+
+
+def test_the_quickstart_trains_both_methods(whole):
+    out, arguments, result = whole
+    assert result.returncode == 0, result.stdout + result.stderr
+    for method in DEFAULT_METHODS:
+        folder = only_run(out, method)
+        history = read_history(folder / "metrics.jsonl")
+        assert history.steps == tuple(range(1, STEPS + 1))
+        check_metrics(history, method)
+        assert math.isfinite(history.columns["saw-val/format/mean"][1])
+        assert Run([], folder, 0).faults() == []
+        for objective in history.objectives:
+            assert f"| {method} | {objective} |" in result.stdout
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "peak memory of a run:" in result.stdout
+
+    again = quickstart(out, *arguments, timeout=120)
+    assert again.returncode == 0
+    assert again.stdout.count("stands from before") == len(DEFAULT_METHODS)
 
 
 def check_metrics(history: History, method: str) -> None:
@@ -57,71 +113,49 @@ def check_metrics(history: History, method: str) -> None:
     assert max(history.columns["training/rollout_probs_diff_max"]) < 1e-3
 
 
-def only_run(out: Path, method: str) -> Path:
-    (folder,) = out.glob(f"{method}-*")
-    return folder
+def test_a_killed_run_leaves_nothing_and_resumes_with_the_data_it_would_have_seen(
+    tmp_path, toy_data, warm_model, whole
+):
+    arguments = [*arguments_of(tmp_path, toy_data, warm_model), "--method", "saw_gdpo"]
+    run_id = _kill_after_two_steps(tmp_path, arguments)
+    deadline = time.monotonic() + 60
+    while left := processes_of(run_id):
+        assert time.monotonic() < deadline, f"left behind: {left}"
+        time.sleep(0.5)
+    folder = only_run(tmp_path, "saw_gdpo")
+    saved = int((folder / "latest_checkpointed_iteration.txt").read_text())
+    assert 1 <= saved < STEPS
+
+    command = [
+        *(sys.executable, "-m", "saw.train", "experiment=quickstart", "saw.method=saw_gdpo", *SMALL, *KEPT),
+        *(f"data.train_files={toy_data[0]}", f"data.val_files={toy_data[1]}"),
+        *(f"actor_rollout_ref.model.path={warm_model}", f"trainer.total_training_steps={STEPS}"),
+        *(f"trainer.default_local_dir={folder}", "trainer.resume_mode=auto"),
+    ]
+    resumed = Run(command, folder, LIMIT, resume=True)
+    resumed.follow(lambda step, metrics: None)
+    assert read_history(resumed.metrics).steps == tuple(range(1, STEPS + 1))
+    assert prompts(folder) == prompts(only_run(whole[0], "saw_gdpo"))
+    assert resumed.faults() == []
 
 
-def test_a_killed_quickstart_leaves_nothing_and_its_methods_then_train(tmp_path, toy_data, warm_model):
-    arguments = ["--model", str(warm_model), "--steps", "2", *SMALL]
-    arguments += [f"data.train_files={toy_data[0]}", f"data.val_files={toy_data[1]}"]
-    out = tmp_path / "out"
-    (out / "data").mkdir(parents=True)
-    for file in toy_data:
-        (out / "data" / file.name).symlink_to(file)
-
-    run_id = _kill_while_running(out, arguments)
-    assert processes_of(run_id) == []
-
-    result = quickstart(out, *arguments, timeout=len(DEFAULT_METHODS) * LIMIT)
-    assert result.returncode == 0, result.stdout + result.stderr
-    for method in DEFAULT_METHODS:
-        folder = only_run(out, method)
-        history = read_history(folder / "metrics.jsonl")
-        assert history.steps == (1, 2)
-        check_metrics(history, method)
-        assert math.isfinite(history.columns["saw-val/format/mean"][1])
-        assert Run([], folder, 0).faults() == []
-        for objective in history.objectives:
-            assert f"| {method} | {objective} |" in result.stdout
-    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert "peak memory of a run:" in result.stdout
-
-    again = quickstart(out, *arguments, timeout=120)  # what stands is reused
-    assert again.returncode == 0
-    assert again.stdout.count("stands from before") == len(DEFAULT_METHODS)
-
-
-def _kill_while_running(out: Path, arguments: list[str]) -> str:
-    """Start the quickstart, kill it without mercy once vLLM is up, and wait for the run's processes to go."""
+def _kill_after_two_steps(out: Path, arguments: list[str]) -> str:
+    """Start the quickstart, kill it without mercy once two steps are logged, and return the id of its run."""
     command = [sys.executable, "-m", "recipes.quickstart.run", "--out", str(out), *arguments]
     runner = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + LIMIT
-    run_id = ""
-    while True:
-        assert time.monotonic() < deadline, "vLLM did not start"
+    while sum(path.read_bytes().count(b"\n") for path in out.glob("*/metrics.jsonl")) < 3:  # one is the validation's
+        assert time.monotonic() < deadline, "no two steps were logged"
         assert runner.poll() is None, "the quickstart ended by itself"
-        for owner in out.glob("*/running.json"):
-            run_id = json.loads(owner.read_text() or "{}").get("run_id", "")
-        if run_id and any("EngineCore" in _name(process) for process in processes_of(run_id)):
-            break
-        time.sleep(1)
+        time.sleep(0.1)
+    run_id = json.loads((only_run(out, "saw_gdpo") / "running.json").read_text())["run_id"]
+    assert processes_of(run_id)
     os.kill(runner.pid, signal.SIGKILL)
     runner.wait()
-    deadline = time.monotonic() + 60
-    while processes_of(run_id):
-        assert time.monotonic() < deadline, "processes were left behind"
-        time.sleep(0.5)
     return run_id
 
 
-def _name(process) -> str:
-    try:
-        return " ".join([process.name(), *process.cmdline()])
-    except psutil.Error:
-        return ""
-
-
+@pytest.mark.full
 def test_real_toolrl_rows(tmp_path, shared, warm_model):
     rows = shared / "data" / "toolrl" / "test.parquet"
     result = quickstart(

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from recipes.toolrl.scores import CATEGORIES
 from saw.report import read_history
 from tests.conftest import ROOT
@@ -20,6 +22,7 @@ def rehearse(out: Path, *options: str, timeout: float = LIMIT) -> subprocess.Com
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
 
 
+@pytest.mark.full
 def test_table_1_is_rehearsed_from_data_to_table(tmp_path):
     dry = rehearse(tmp_path, "--dry-run", timeout=60)
     assert dry.returncode == 0, dry.stderr
