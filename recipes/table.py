@@ -12,7 +12,6 @@ from typing import Any
 import yaml
 
 from recipes.compose import CONFIGS
-from recipes.reproduce import READINGS
 from saw.report.tables import latex_of, write_csv
 
 NOT_RUN = "not run"
@@ -82,15 +81,15 @@ def paper_notes(paper: Mapping[str, Any]) -> list[str]:
     Args:
         paper (Mapping[str, Any]): the table's part of ``results/paper.yaml``.
     """
-    first, second = (
-        dict(_flat(yaml.safe_load((CONFIGS / "reading" / f"{name}.yaml").read_text()))) for name in READINGS
+    ours, theirs = (
+        dict(_flat(yaml.safe_load((CONFIGS / "reading" / f"{name}.yaml").read_text())))
+        for name in ("controlled", "as_released")
     )
-    keys = [key for key in {**first, **second} if first.get(key) != second.get(key)]
+    keys = [f"`{key}`" for key, value in theirs.items() if ours.get(key) != value]
     return [
         f"Paper: {paper['source']}. Its numbers are taken to be of the reading `{paper['reading']}` (A): there is a "
         "difference only where ours are of the same, and nothing else is known to differ.",
-        f"The readings {' and '.join(f'`{name}`' for name in READINGS)} (configs/reading) differ in "
-        f"{', '.join(f'`{key}`' for key in keys)}.",
+        f"The reading `as_released` (configs/reading) sets otherwise than `controlled`: {', '.join(keys)}.",
         "\n".join(["The paper also says:", "", *(f"- {fact}" for fact in paper["also"])]),
     ]
 
