@@ -283,7 +283,7 @@ def batch_size(seeds: int, out: Path) -> Part:
 
 
 def released_rule(method: str, feels_penalty: bool) -> Rule:
-    """A method with the released code's constants: rewards are added up, not averaged, before the penalty is taken off."""
+    """A method with the released code's constants: the penalty is taken off the rewards' sum, not their mean."""
     return Rule(method, {"profile": "released"}, feels_penalty)
 
 
