@@ -109,13 +109,13 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _combination(self) -> Settings:
-        check_combination(self.method, self.options, len(self.objectives))
         if self.kl_in_reward == "grpo_only" and self.options.profile != "released":
             raise ValueError(
                 f"kl_in_reward is 'grpo_only', as in the released code, and options.profile is "
                 f"{self.options.profile!r}, in which grpo takes the penalty off the mean of the rewards instead of "
                 "their sum; set both by reading=as_released, or options.profile to 'released'"
             )
+        check_combination(self.method, self.options, len(self.objectives))
         return self
 
     @property
