@@ -46,7 +46,8 @@ def measurements(evaluations: list[dict[str, Any]]) -> dict[str, Measurement]:
 def read(runs: Path) -> tuple[dict[Cell, dict[int, dict[str, Any]]], list[str]]:
     """Evaluations by row and seed, and what a reader must be told of them."""
     found: dict[Cell, dict[int, dict[str, Any]]] = {}
-    notes, paper = [], paper_of("table2")
+    notes = []
+    paper = paper_of("table2")
     for path in sorted(runs.glob("*/cell.json")):
         cell, evaluation = json.loads(path.read_text()), path.parent / "judged" / "evaluation.json"
         if not evaluation.exists():

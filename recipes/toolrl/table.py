@@ -64,7 +64,8 @@ def _run(run: dict[str, Any]) -> dict[str, float]:
 def read(runs: Path) -> tuple[dict[Cell, dict[int, dict[str, Any]]], list[str]]:
     """Evaluations by cell and seed, and what a reader must be told of them."""
     found: dict[Cell, dict[int, dict[str, Any]]] = {}
-    warnings, paper = [], paper_of("table1")
+    warnings = []
+    paper = paper_of("table1")
     for path in sorted(runs.glob("*/cell.json")):
         cell = json.loads(path.read_text())
         evaluation = path.parent / "bfcl" / "evaluation.json"
