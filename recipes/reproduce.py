@@ -13,7 +13,8 @@ from typing import Any
 from recipes.stages import Stage, check_marks, free_bytes, gpus_of_a_node, gpus_of_the_cluster, run_all, show
 
 METHODS = ("grpo", "gradient_grpo", "saw_grpo", "gdpo", "gradient_gdpo", "saw_gdpo")
-KLS = ("controlled", "as_released")
+#: Reading of the sources (configs/reading) -> GPUs of a node in it.
+READINGS = {"controlled": 4, "as_released": 8}
 #: Parameters of the models, for the disk space of a checkpoint: 4 bytes each, and 8 of the optimiser.
 PARAMETERS = {"1.5b": 1.54e9, "3b": 3.09e9}
 CHECKPOINT_BYTES, MERGED_BYTES = 12, 4
@@ -32,9 +33,9 @@ def parser(description: str | None, name: str, default_rehearsal_method: str = "
     options.set_defaults(table=name, default_rehearsal_method=default_rehearsal_method)
     options.add_argument("--method", action="append", choices=METHODS, help="may be repeated; all if absent")
     options.add_argument("--seeds", type=seed_list, default=[1], metavar="1,2,3", help="one training each (1)")
-    options.add_argument("--kl", choices=KLS, default="controlled", help="treatment of the KL term (controlled)")
+    options.add_argument("--reading", choices=READINGS, default="controlled", help="in configs/reading (controlled)")
     options.add_argument("--evaluations", type=int, help="of each checkpoint (4; in a rehearsal 2)")
-    options.add_argument("--gpus", type=int, default=4, help="of a node (4)")
+    options.add_argument("--gpus", type=int, help="of a node (the reading's: 4, as released 8)")
     options.add_argument("--nodes", type=int, default=1, help="nodes of the Ray cluster at RAY_ADDRESS (1)")
     options.add_argument(
         "--hours", type=float, default=72, help="after which a training or an evaluation is stopped (72)"
@@ -52,6 +53,8 @@ def parse(options: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpa
     for override in arguments.overrides:
         if "=" not in override:
             options.error(f"{override!r} is no Hydra override; expected KEY=VALUE")
+        if override.lstrip("+").startswith("reading="):
+            options.error(f"{override!r}: the rows of the table are told apart by their reading; use --reading")
     for name in ("evaluations", "gpus", "nodes"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             options.error(f"--{name} is {getattr(arguments, name)}; expected at least 1")
@@ -59,6 +62,7 @@ def parse(options: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpa
         arguments.method = [arguments.default_rehearsal_method]
     arguments.method = list(dict.fromkeys(arguments.method or METHODS))
     arguments.evaluations = arguments.evaluations or (2 if arguments.rehearse else 4)
+    arguments.gpus = arguments.gpus or READINGS[arguments.reading]
     runs = Path(os.environ.get("SAW_RUNS", "runs"))
     default = runs / "rehearsal" / arguments.table if arguments.rehearse else runs / arguments.table
     arguments.out = (arguments.out or default).resolve()
@@ -101,7 +105,7 @@ def training(
         () if arguments.rehearse else (f"trainer.n_gpus_per_node={arguments.gpus}", f"trainer.nnodes={arguments.nodes}")
     )
     train = (
-        *("-m", "saw.train", f"experiment={experiment}", f"kl={arguments.kl}", f"data.seed={seed}"),
+        *("-m", "saw.train", f"experiment={experiment}", f"reading={arguments.reading}", f"data.seed={seed}"),
         *(f"data.train_files={data / 'train.parquet'}", f"data.val_files={data / 'test.parquet'}"),
         *(f"trainer.default_local_dir={folder}", f"trainer.experiment_name={folder.name}"),
         *size,

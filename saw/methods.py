@@ -9,7 +9,7 @@ from torch import Tensor
 
 from saw import aggregation, informativeness, weighting
 from saw.batch import RewardBatch
-from saw.options import GradientOptions, Options, Profile
+from saw.options import RELEASED_GRADIENT, GradientOptions, Options, Profile
 from saw.weighting import Context
 
 Weighting = Callable[[Context], Tensor]
@@ -102,8 +102,9 @@ def check_combination(name: str, options: Options, objectives: int) -> None:
             if option in given and getattr(options, option) != Options.model_fields[option].default:
                 raise ValueError(f"options.{option} is {getattr(options, option)!r}, and {name} does not measure it")
     for field, value in options.gradient:
-        used = method.ascends or (field == "layers" and method.needs_gradients(options))
-        if not used and value != GradientOptions.model_fields[field].default:
+        used = method.ascends or (field in ("layers", "reduction") and method.needs_gradients(options))
+        of_the_reading = options.profile == "released" and value == getattr(RELEASED_GRADIENT, field)
+        if not used and not of_the_reading and value != GradientOptions.model_fields[field].default:
             raise ValueError(f"options.gradient.{field} is {value!r}, and {name} does not use it")
     if method.needs_gradients(options) and options.over == "group":
         raise ValueError("options.over is 'group', and a policy gradient belongs to the whole batch")

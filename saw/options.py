@@ -59,6 +59,12 @@ class GradientOptions(BaseModel):
         accumulate (int): steps over which the influence is averaged before the weights move.
         layers (tuple[int, ...] | None): the decoder layers whose gradients are compared; None compares all parameters.
             The backward passes end at the lowest of them. That paper's script takes 10 to 25 of 36.
+        reduction (Literal["mean", "sum"]): what a gradient is of. ``mean``: of the loss over the whole batch, as verl
+            aggregates it for the update. ``sum``: of the micro-batches' own losses, each divided by its own tokens (or
+            samples), added up on a rank and averaged over the ranks, as in the code of SAW's authors and of that paper;
+            it grows with the number of micro-batches.
+        clip (float | None): the largest norm that an objective's gradient keeps before the inner products; None leaves
+            all as they are. 1 in the code of SAW's authors and of that paper. Of the gradient methods alone.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -67,6 +73,12 @@ class GradientOptions(BaseModel):
     mu: float = Field(default=1e-5, gt=0.0)
     accumulate: int = Field(default=1, ge=1)
     layers: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(default=None, min_length=1)
+    reduction: Literal["mean", "sum"] = "mean"
+    clip: float | None = Field(default=None, gt=0.0)
+
+
+#: What the profile ``released`` goes with (configs/reading/as_released.yaml); every method may carry it.
+RELEASED_GRADIENT = GradientOptions(reduction="sum", clip=1.0)
 
 
 class Options(BaseModel):

@@ -109,7 +109,8 @@ def gradient(context: Context) -> Tensor:
               w_t = \mathrm{softmax}(\log w_{t-1} + \tfrac{\eta}{\mu} I)
 
     The sum includes l = k, as in that paper's code, and the first weights are equal. With ``gradient.accumulate`` above
-    1, the weights stand still in between, and the Gram matrix is the mean since they moved.
+    1, the weights stand still in between, and the Gram matrix is the mean since they moved. With ``gradient.clip``, the
+    gradients are those of :func:`clip_norms`.
     """
     options, start = context.options.gradient, context.previous
     if start is None:
@@ -118,6 +119,27 @@ def gradient(context: Context) -> Tensor:
         return start
     assert context.gram is not None
     assert options.lr is not None
-    influence = context.gram.to(start).sum(dim=1)
+    influence = clip_norms(context.gram.to(start), options.clip).sum(dim=1)
     # A weight that has run out of float64 stays 0: log 0 is minus infinity, which softmax takes.
     return torch.softmax(start.log() + options.lr / options.mu * influence, dim=0)
+
+
+def clip_norms(gram: Tensor, limit: float | None) -> Tensor:
+    r"""Inner products of gradients after each has been clipped to a norm, :math:`g_k \min(1, c / |g_k|)`.
+
+    Clipping twice changes nothing, and neither does clipping a mean of clipped ones: where the Gram matrix is averaged
+    over steps, each step's has to be clipped before.
+
+    With two objectives :math:`I_1 - I_2 = |g_1|^2 - |g_2|^2`: if both reach the limit, both have the same influence.
+
+    Args:
+        gram (Tensor): shape ``(K, K)``, of the gradients as they are.
+        limit (float | None): c, above 0; None clips nothing.
+
+    Returns:
+        Tensor: shape ``(K, K)``.
+    """
+    if limit is None:
+        return gram
+    kept = limit / gram.diagonal().clamp(min=0.0).sqrt().clamp(min=limit)
+    return gram * kept[:, None] * kept

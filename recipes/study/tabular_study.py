@@ -282,13 +282,18 @@ def batch_size(seeds: int, out: Path) -> Part:
 # ---------------------------------------------------------------- 5. the KL confound
 
 
+def released_rule(method: str, feels_penalty: bool) -> Rule:
+    """A method with the released code's constants: the penalty is taken off the rewards' sum, not their mean."""
+    return Rule(method, {"profile": "released"}, feels_penalty)
+
+
 def kl(seeds: int, out: Path) -> Part:
     """Plain GRPO and SAW-GRPO, each with and without the penalty: what the released comparison mixes."""
     rows, lines = [], []
     for penalty in (0.05, 0.2):
         world = replace(BASE, penalty=penalty)
         found = {
-            (method, feels): learn(world, Rule(method, feels_penalty=feels), seeds)
+            (method, feels): learn(world, released_rule(method, feels), seeds)
             for method in ("grpo", "saw_grpo")
             for feels in (True, False)
         }
@@ -309,7 +314,10 @@ def kl(seeds: int, out: Path) -> Part:
             rows.append(row)
             lines.append([f"{penalty:g}", label, *cells])
     header = ["penalty", "comparison", "early: steps", "early: final P(right)", "late: steps", "late: final P(right)"]
-    text = "Differences, first less second, paired by seed."
+    text = (
+        "Differences, first less second, paired by seed. The constants are the released code's: the penalty is taken "
+        "off the sum of the rewards (SAW: off a weighted sum with weights that add up to 2)."
+    )
     return Part(rows, markdown(header, lines, left=2), text)
 
 

@@ -56,7 +56,7 @@ def cells(arguments: argparse.Namespace) -> Iterator[tuple[Cell, int]]:
     """The rows of the table that are asked for, with each seed."""
     for method in arguments.method:
         for seed in arguments.seeds:
-            yield Cell(method, arguments.kl), seed
+            yield Cell(method, arguments.reading), seed
 
 
 def plan(arguments: argparse.Namespace, environment: dict[str, str]) -> tuple[list[Stage], dict[str, list[Stage]]]:
@@ -162,7 +162,8 @@ def main() -> None:
 
         def write_cells() -> None:
             for cell, seed in cells(arguments):
-                reproduce.write_cell(arguments, cell.folder(seed), method=cell.method, kl=cell.kl, seed=seed)
+                what = {"method": cell.method, "reading": cell.reading, "seed": seed}
+                reproduce.write_cell(arguments, cell.folder(seed), **what)
 
         reproduce.go(
             arguments,

@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from recipes.reproduce import KLS, METHODS
-from recipes.table import NOT_RUN, Measurement, command_line, write
+from recipes.reproduce import METHODS, READINGS
+from recipes.table import NOT_COMPARED, NOT_RUN, Measurement, command_line, departures, paper_notes, paper_of, write
 from saw.report.tables import markdown
 
-PAPER = Path(__file__).resolve().parents[2] / "results" / "paper.yaml"
+READING_ORDER = tuple(READINGS)
 SCORES = ("quality", "conciseness", "total")
 COLUMNS = (*SCORES, "missing", "words_mean", "rougeL")
 NOTE = """Ours: mean ± standard deviation over seeds (in brackets: over evaluations of one checkpoint); n is seeds x
@@ -26,14 +24,14 @@ verdict, which are in no mean. The difference is ours less the paper's total."""
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of the table: a method and a treatment of the KL term."""
+    """One row of the table: a method and a reading."""
 
     method: str
-    kl: str
+    reading: str
 
     def folder(self, seed: int) -> str:
         """Name of the folder of one of its trainings."""
-        return f"{self.method}_{self.kl}_seed{seed}"
+        return f"{self.method}_{self.reading}_seed{seed}"
 
 
 def measurements(evaluations: list[dict[str, Any]]) -> dict[str, Measurement]:
@@ -49,11 +47,15 @@ def read(runs: Path) -> tuple[dict[Cell, dict[int, dict[str, Any]]], list[str]]:
     """Evaluations by row and seed, and what a reader must be told of them."""
     found: dict[Cell, dict[int, dict[str, Any]]] = {}
     notes = []
+    paper = paper_of("table2")
     for path in sorted(runs.glob("*/cell.json")):
         cell, evaluation = json.loads(path.read_text()), path.parent / "judged" / "evaluation.json"
         if not evaluation.exists():
             continue
         content = json.loads(evaluation.read_text())
+        if "reading" not in cell:
+            notes.append(f"{path.parent.name} left out: its cell.json does not say which reading it was trained in")
+            continue
         settings, name = content["settings"], path.parent.name
         if cell["size_override"] is not None:
             notes.append(f"**{name} is a rehearsal with a toy model and a stand-in judge: its numbers mean nothing.**")
@@ -63,7 +65,8 @@ def read(runs: Path) -> tuple[dict[Cell, dict[int, dict[str, Any]]], list[str]]:
             notes.append(f"**{name} was trained with {' '.join(cell['overrides'])}.**")
         if settings["second_judge"]:
             notes += [f"{name}, run {i}: {_agreement(run)}" for i, run in enumerate(content["runs"], start=1)]
-        found.setdefault(Cell(cell["method"], cell["kl"]), {})[cell["seed"]] = content
+        content["departures"] = departures(cell, settings, paper)
+        found.setdefault(Cell(cell["method"], cell["reading"]), {})[cell["seed"]] = content
     return found, notes
 
 
@@ -83,16 +86,16 @@ def make_table(runs: Path) -> tuple[str, list[dict[str, object]]]:
         runs (Path): the folder that the reproduction wrote.
     """
     found, notes = read(runs)
-    reported = yaml.safe_load(PAPER.read_text())["table2"]
+    reported = paper_of("table2")
     cells = {Cell(method, "controlled") for method in METHODS} | set(found)
     lines, rows = [], []
-    for cell in sorted(cells, key=lambda cell: (METHODS.index(cell.method), KLS.index(cell.kl))):
+    for cell in sorted(cells, key=lambda cell: (METHODS.index(cell.method), READING_ORDER.index(cell.reading))):
         evaluations = found.get(cell, {})
         ours = measurements([evaluations[seed] for seed in sorted(evaluations)]) if evaluations else {}
         number = len(next(iter(evaluations.values()))["runs"]) if evaluations else 0
         row: dict[str, object] = {
             "method": cell.method,
-            "kl": cell.kl,
+            "reading": cell.reading,
             "seeds": len(evaluations),
             "evaluations": number,
         }
@@ -102,15 +105,19 @@ def make_table(runs: Path) -> tuple[str, list[dict[str, object]]]:
             row[f"{name}_sd_seeds"] = value and value.sd_seeds
             row[f"{name}_sd_evaluations"] = value and value.sd_runs
         paper = {name: reported[name].get(cell.method) for name in SCORES}
-        difference = ours["total"].mean - paper["total"] if ours and paper["total"] is not None else None
-        rows.append({**row, **{f"paper_{name}": value for name, value in paper.items()}, "difference": difference})
+        reasons = "; ".join(dict.fromkeys(what for content in evaluations.values() for what in content["departures"]))
+        is_compared = bool(ours) and paper["total"] is not None and not reasons
+        difference = ours["total"].mean - paper["total"] if is_compared else None
+        last = {"difference": difference, "not_compared_for": reasons}
+        rows.append({**row, **{f"paper_{name}": value for name, value in paper.items()}, **last})
         theirs = [f"{value:.2f}" if value is not None else "" for value in paper.values()]
         n = f"{len(evaluations)} x {number}" if ours else NOT_RUN
         measured = [str(ours[name]) if ours else "" for name in COLUMNS]
-        lines.append([cell.method, cell.kl, n, *measured, *theirs, "" if difference is None else f"{difference:+.2f}"])
-    header = ["method", "KL", "n", *SCORES, "missing", "words", "ROUGE-L", *(f"paper's {name}" for name in SCORES)]
-    text = ["# Table 2: summaries of Reddit posts", markdown([*header, "difference"], lines, left=3), NOTE]
-    text += [f"Paper: {reported['source']}.", *notes]
+        gap = "" if difference is None else f"{difference:+.2f}"
+        lines.append([cell.method, cell.reading, n, *measured, *theirs, gap, reasons])
+    header = ["method", "reading", "n", *SCORES, "missing", "words", "ROUGE-L", *(f"paper's {name}" for name in SCORES)]
+    table = markdown([*header, "difference", NOT_COMPARED], lines, left=3)
+    text = ["# Table 2: summaries of Reddit posts", table, NOTE, *paper_notes(reported), *notes]
     for cell, evaluations in found.items():
         for seed, content in sorted(evaluations.items()):
             source = content["provenance"]

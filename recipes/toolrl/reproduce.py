@@ -39,7 +39,7 @@ def cells(arguments: argparse.Namespace) -> Iterator[tuple[Cell, int]]:
     for size in arguments.model:
         for method in arguments.method:
             for seed in arguments.seeds:
-                yield Cell(size, method, arguments.kl), seed
+                yield Cell(size, method, arguments.reading), seed
 
 
 def plan(arguments: argparse.Namespace) -> tuple[list[Stage], dict[str, list[Stage]]]:
@@ -98,7 +98,7 @@ def main() -> None:
 
     def write_cells() -> None:
         for cell, seed in cells(arguments):
-            what = {"size": cell.size, "method": cell.method, "kl": cell.kl, "seed": seed}
+            what = {"size": cell.size, "method": cell.method, "reading": cell.reading, "seed": seed}
             reproduce.write_cell(arguments, cell.folder(seed), **what)
 
     reproduce.go(arguments, missing, plan(arguments), write_cells, lambda: write_table(arguments.out, arguments.out))

@@ -10,15 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from recipes.reproduce import KLS, METHODS
-from recipes.table import NOT_RUN, Measurement, command_line, write
+from recipes.reproduce import METHODS, READINGS
+from recipes.table import NOT_COMPARED, NOT_RUN, Measurement, command_line, departures, paper_notes, paper_of, write
 from recipes.toolrl.scores import CATEGORIES, scores
 from saw.report.tables import markdown
 
 SIZES = ("1.5b", "3b")
-PAPER = Path(__file__).resolve().parents[2] / "results" / "paper.yaml"
+READING_ORDER = tuple(READINGS)
 #: Column -> its heading.
 COLUMNS = {
     "non_live": "Non-Live",
@@ -36,15 +34,15 @@ overall counts the categories that the table leaves out as 0."""
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """One row of the table: a model, a method and a treatment of the KL term."""
+    """One row of the table: a model, a method and a reading."""
 
     size: str
     method: str
-    kl: str
+    reading: str
 
     def folder(self, seed: int) -> str:
         """Name of the folder of one of its trainings."""
-        return f"{self.size}_{self.method}_{self.kl}_seed{seed}"
+        return f"{self.size}_{self.method}_{self.reading}_seed{seed}"
 
 
 def measurements(evaluations: list[dict[str, Any]]) -> dict[str, Measurement]:
@@ -67,12 +65,16 @@ def read(runs: Path) -> tuple[dict[Cell, dict[int, dict[str, Any]]], list[str]]:
     """Evaluations by cell and seed, and what a reader must be told of them."""
     found: dict[Cell, dict[int, dict[str, Any]]] = {}
     warnings = []
+    paper = paper_of("table1")
     for path in sorted(runs.glob("*/cell.json")):
         cell = json.loads(path.read_text())
         evaluation = path.parent / "bfcl" / "evaluation.json"
         if not evaluation.exists():
             continue
         content = json.loads(evaluation.read_text())
+        if "reading" not in cell:
+            warnings.append(f"{path.parent.name} left out: its cell.json does not say which reading it was trained in")
+            continue
         settings = content["settings"]
         if set(settings["categories"]) != set(CATEGORIES):
             warnings.append(f"{path.parent.name} left out: it was evaluated on some of the categories only")
@@ -83,7 +85,8 @@ def read(runs: Path) -> tuple[dict[Cell, dict[int, dict[str, Any]]], list[str]]:
             warnings.append(f"{path.parent.name} was asked the first {settings['limit']} of each category only")
         if cell["overrides"]:
             warnings.append(f"{path.parent.name} was trained with {' '.join(cell['overrides'])}")
-        found.setdefault(Cell(cell["size"], cell["method"], cell["kl"]), {})[cell["seed"]] = content
+        content["departures"] = departures(cell, settings, paper)
+        found.setdefault(Cell(cell["size"], cell["method"], cell["reading"]), {})[cell["seed"]] = content
     return found, warnings
 
 
@@ -94,14 +97,17 @@ def make_table(runs: Path) -> tuple[str, list[dict[str, object]]]:
         runs (Path): the folder that the reproduction wrote.
     """
     found, warnings = read(runs)
-    reported = yaml.safe_load(PAPER.read_text())["table1"]
+    reported = paper_of("table1")
     cells = {Cell(size, method, "controlled") for size in SIZES for method in METHODS} | set(found)
-    order = sorted(cells, key=lambda cell: (SIZES.index(cell.size), METHODS.index(cell.method), KLS.index(cell.kl)))
+    order = sorted(
+        cells, key=lambda cell: (SIZES.index(cell.size), METHODS.index(cell.method), READING_ORDER.index(cell.reading))
+    )
     lines, rows = [], []
     for cell in order:
         evaluations = found.get(cell, {})
         paper = reported["overall"][cell.size].get(cell.method)
-        row: dict[str, object] = {"model": cell.size, "method": cell.method, "kl": cell.kl, "seeds": len(evaluations)}
+        row: dict[str, object] = {"model": cell.size, "method": cell.method, "reading": cell.reading}
+        row["seeds"] = len(evaluations)
         row["evaluations"] = len(next(iter(evaluations.values()))["runs"]) if evaluations else 0
         ours = measurements([evaluations[seed] for seed in sorted(evaluations)]) if evaluations else {}
         for name in COLUMNS:
@@ -111,18 +117,18 @@ def make_table(runs: Path) -> tuple[str, list[dict[str, object]]]:
                 f"{name}_sd_seeds": value and value.sd_seeds,
                 f"{name}_sd_evaluations": value and value.sd_runs,
             }
-        difference = ours["mean_of_parts"].mean - paper if ours and paper is not None else None
-        row |= {"paper_overall": paper, "difference": difference}
+        reasons = "; ".join(dict.fromkeys(what for content in evaluations.values() for what in content["departures"]))
+        is_compared = bool(ours) and paper is not None and not reasons
+        difference = ours["mean_of_parts"].mean - paper if is_compared else None
+        row |= {"paper_overall": paper, "difference": difference, "not_compared_for": reasons}
         rows.append(row)
         number = f"{row['seeds']} x {row['evaluations']}" if ours else NOT_RUN
         measured = [str(ours[name]) if ours else "" for name in COLUMNS]
-        last = f"{difference:+.2f}" if difference is not None else ""
-        lines.append(
-            [cell.size, cell.method, cell.kl, number, *measured, "" if paper is None else f"{paper:.2f}", last]
-        )
-    header = ["model", "method", "KL", "n", *COLUMNS.values(), "paper's Overall", "difference"]
+        last = ["" if paper is None else f"{paper:.2f}", f"{difference:+.2f}" if difference is not None else ""]
+        lines.append([cell.size, cell.method, cell.reading, number, *measured, *last, reasons])
+    header = ["model", "method", "reading", "n", *COLUMNS.values(), "paper's Overall", "difference", NOT_COMPARED]
     table = markdown(header, lines, left=4)
-    notes = [NOTE, f"Paper: {reported['source']}.", *(f"**{warning}.**" for warning in warnings)]
+    notes = [NOTE, *paper_notes(reported), *(f"**{warning}.**" for warning in warnings)]
     notes += [f"`{line}`" for line in _provenance(found)]
     return "\n\n".join(["# Table 1: BFCL v4", table, *notes]) + "\n", rows
 

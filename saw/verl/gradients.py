@@ -33,6 +33,8 @@ from verl.workers.utils.padding import no_padding_2_padding
 ADVANTAGES = "saw_objective_advantages"
 #: The batch's mark that gradients are wanted; its value is a tuple of layers, empty for all.
 LAYERS = "saw_gradient_layers"
+#: What a gradient is of, ``mean`` or ``sum`` (:class:`saw.options.GradientOptions`).
+REDUCTION = "saw_gradient_reduction"
 
 Gradients = dict[nn.Parameter, Tensor]
 
@@ -63,7 +65,8 @@ class GradientWorker(ActorRolloutRefWorker):
             return super().compute_log_prob(data)
         assert self.actor is not None
         actor = self.config.actor
-        losses = ObjectiveLosses(actor.loss_agg_mode, actor.loss_scale_factor)
+        reduction = tu.get_non_tensor_data(data, REDUCTION, "mean")
+        losses = ObjectiveLosses(actor.loss_agg_mode, actor.loss_scale_factor, reduction)
         output, self._gradients = log_probs_and_gradients(self.actor, data, losses)
         return output.cpu() if output is not None else None
 
@@ -81,10 +84,13 @@ class ObjectiveLosses:
     Args:
         loss_agg_mode (str): verl's ``actor.loss_agg_mode``.
         loss_scale_factor (int | None): verl's ``actor.loss_scale_factor``.
+        reduction (str): ``mean`` divides by what the whole batch has, so that the micro-batches add up to its loss;
+            ``sum`` by what the micro-batch has.
     """
 
-    def __init__(self, loss_agg_mode: str, loss_scale_factor: int | None = None):
+    def __init__(self, loss_agg_mode: str, loss_scale_factor: int | None = None, reduction: str = "mean"):
         self._loss_agg_mode, self._loss_scale_factor = loss_agg_mode, loss_scale_factor
+        self._reduction = reduction
         self._losses: list[Tensor] = []
 
     def __call__(self, model_output: Mapping[str, Tensor], data: TensorDict, dp_group: object = None):
@@ -96,14 +102,23 @@ class ObjectiveLosses:
                 loss_mat=-advantages[:, None] * log_probs,
                 loss_mask=mask,
                 loss_agg_mode=self._loss_agg_mode,
-                dp_size=data["dp_size"],
-                batch_num_tokens=data["batch_num_tokens"],
-                global_batch_size=data["global_batch_size"],
+                **self._divisors(mask, data),
                 loss_scale_factor=self._loss_scale_factor,
             )
             for advantages in dense(data[ADVANTAGES]).to(log_probs).unbind(dim=1)
         ]
         return torch.stack(self._losses).detach().sum(), {}
+
+    def _divisors(self, mask: Tensor, data: TensorDict) -> dict[str, Any]:
+        """What ``agg_loss`` divides by. FSDP averages over the ranks, which ``dp_size`` makes up for."""
+        if self._reduction == "mean":
+            return {name: data[name] for name in ("dp_size", "batch_num_tokens", "global_batch_size")}
+        said = mask.sum(dim=1)
+        return {
+            "dp_size": 1,
+            "batch_num_tokens": said.sum().clamp(min=1),
+            "global_batch_size": (said > 0).sum().clamp(min=1),
+        }
 
     def take(self) -> list[Tensor]:
         """The K losses of the last call, given away so that their graph can be freed."""
@@ -129,7 +144,10 @@ def log_probs_and_gradients(
     engine: Any = worker.engine  # verl's base class does not declare what its FSDP engine has
     config = worker.engine_config
     if getattr(engine, "scaler", None) is not None:
-        raise ValueError("the objectives' gradients know no loss scaling; use bfloat16 or float32 instead of float16")
+        raise ValueError(
+            "actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype is float16, which needs loss scaling, and "
+            "the objectives' policy gradients know none: set it to bfloat16 or float32"
+        )
     maybe_fix_3d_position_ids(data)
     layers = tu.get_non_tensor_data(data, LAYERS, ())
     tokens = data["loss_mask"].sum().to(worker.device_name)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import Tensor
 
 from saw.advantage import Advantage
 
@@ -40,9 +41,15 @@ def training_metrics(advantage: Advantage, names: Sequence[str]) -> dict[str, fl
     }
 
 
-def gradient_metrics(found: ObjectiveGradients, names: Sequence[str]) -> dict[str, float]:
-    """Each objective's ``gradient_norm`` and ``influence`` (:func:`saw.weighting.gradient`), and what they cost."""
-    norms, influence = found.gram.diagonal().clamp(min=0.0).sqrt(), found.gram.sum(dim=1)
+def gradient_metrics(found: ObjectiveGradients, compared: Tensor, names: Sequence[str]) -> dict[str, float]:
+    """Each objective's ``gradient_norm`` and ``influence`` (:func:`saw.weighting.gradient`), and what they cost.
+
+    Args:
+        found (ObjectiveGradients): what the workers say; the norms are of these gradients, before a clip.
+        compared (Tensor): shape ``(K, K)``, the inner products that count, after it.
+        names (Sequence[str]): of the objectives.
+    """
+    norms, influence = found.gram.diagonal().clamp(min=0.0).sqrt(), compared.sum(dim=1)
     return {
         **{f"saw/{name}/gradient_norm": value for name, value in zip(names, norms.tolist(), strict=True)},
         **{f"saw/{name}/influence": value for name, value in zip(names, influence.tolist(), strict=True)},

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from verl.utils.import_utils import load_extern_object
+from verl.utils.torch_dtypes import PrecisionType
 
 from saw.methods import check_combination, get_method
 from saw.options import Options
@@ -67,7 +68,7 @@ class Settings(BaseModel):
         options (Options): see :class:`saw.Options`.
         kl_in_reward (Literal["combined", "grpo_only"]): who feels verl's ``algorithm.use_kl_in_reward``. Combined: the
             penalty is taken off the combined reward; for the methods that have one. grpo_only: as in the released
-            code, where plain ``grpo`` feels it and the other methods do not.
+            code, where plain ``grpo`` feels it and the other methods do not; with its profile only.
         max_missing (float): largest share of a step's samples that may lack a reward; above it the training stops, with
             a checkpoint of the step before.
         poll_interval (float): seconds between two looks for finished rollouts; verl's own is 2.0, which adds a
@@ -107,6 +108,12 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _combination(self) -> Settings:
+        if self.kl_in_reward == "grpo_only" and self.options.profile != "released":
+            raise ValueError(
+                f"kl_in_reward is 'grpo_only', as in the released code, and options.profile is "
+                f"{self.options.profile!r}, in which grpo takes the penalty off the mean of the rewards instead of "
+                "their sum; set both by reading=as_released, or options.profile to 'released'"
+            )
         check_combination(self.method, self.options, len(self.objectives))
         return self
 
@@ -119,6 +126,11 @@ class Settings(BaseModel):
     def feels_kl_in_reward(self) -> bool:
         """Whether the method reads the penalty where verl takes one off the rewards."""
         return self.kl_in_reward == "combined" or self.method == "grpo"
+
+    @property
+    def gradient_clip(self) -> float | None:
+        """The norm to which each step's gradients are clipped before they are compared; None where they are not."""
+        return self.options.gradient.clip if get_method(self.method).ascends else None
 
     @property
     def needs_gradients(self) -> bool:
@@ -224,6 +236,7 @@ def _check_rest(config: DictConfig, settings: Settings) -> None:
                 "algorithm.rollout_correction.bypass_mode is True, and the objectives' policy gradients are computed "
                 "along with the old log-probabilities, which it leaves out: set it to False"
             )
+        wrong += _no_gradients_under(config)
     model = config.reward.reward_model
     if model.enable and not model.enable_resource_pool:
         wrong.append(
@@ -232,6 +245,26 @@ def _check_rest(config: DictConfig, settings: Settings) -> None:
         )
     if wrong:
         raise ConfigError("\n".join(wrong))
+
+
+def _no_gradients_under(config: DictConfig) -> list[str]:
+    """What changes the update's gradient and not the objectives', which then would not be parts of it."""
+    wrong = []
+    correction = config.algorithm.get("rollout_correction") or {}
+    for name, what in (("rollout_is", "weights the tokens"), ("rollout_rs", "masks tokens out")):
+        if (value := correction.get(name)) is not None:
+            wrong.append(
+                f"algorithm.rollout_correction.{name} is {value!r}, which {what} after the objectives' policy "
+                "gradients have been computed: set it to null"
+            )
+    key = "actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype"
+    precision = OmegaConf.select(config, key, default=None)
+    if precision is not None and PrecisionType.is_fp16(precision):
+        wrong.append(
+            f"{key} is {precision!r}, which needs loss scaling, and the objectives' policy gradients know none: "
+            "set it to bf16 or fp32"
+        )
+    return wrong
 
 
 def ranges_at(config: DictConfig, settings: Settings, step: int) -> list[tuple[float, float]]:

@@ -24,6 +24,7 @@ from saw.verl.replay_buffer import MultiRewardReplayBuffer
 from saw.verl.rows import checked_objective_matrix, of_all_rows, prompt_of, reward_infos, scored_rows
 from saw.verl.settings import NAME, ConfigError, check_config, ranges_at
 from saw.verl.state import State
+from saw.weighting import clip_norms
 
 logger = logging.getLogger(__name__)
 
@@ -92,21 +93,24 @@ class SAWTrainer(PPOTrainerSync):
         return super()._compute_old_log_prob(batch, metrics)
 
     def _compute_old_log_prob_and_gradients(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        from saw.verl.gradients import ADVANTAGES, LAYERS
+        from saw.verl.gradients import ADVANTAGES, LAYERS, REDUCTION
 
         step = self._step
         groups = [prompt_of(batch.keys[row]) for row in step.scored.tolist()]
         advantages = objective_advantages(step.rewards[step.scored], groups, options=self.settings.options)
         fields = TensorDict({ADVANTAGES: of_all_rows(advantages, step.scored_of_row).float()}, batch_size=len(batch))
         tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
-        layers = self.settings.options.gradient.layers
-        batch.extra_info[LAYERS] = layers or ()
+        options = self.settings.options.gradient
+        wanted = {LAYERS: options.layers or (), REDUCTION: options.reduction}
+        batch.extra_info.update(wanted)
         done = super()._compute_old_log_prob(batch, metrics)
         for meta in (batch, done):
-            meta.extra_info.pop(LAYERS, None)
+            for name in wanted:
+                meta.extra_info.pop(name, None)
         found = self.actor_rollout_wg.objective_gradients()[0]
-        step.gram = self.state.accumulate(found.gram, self.settings.options.gradient.accumulate, step.step)
-        metrics.update(objective_metrics.gradient_metrics(found, self.settings.names))
+        compared = clip_norms(found.gram, self.settings.gradient_clip)
+        step.gram = self.state.accumulate(compared, options.accumulate, step.step)
+        metrics.update(objective_metrics.gradient_metrics(found, compared, self.settings.names))
         return done
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:

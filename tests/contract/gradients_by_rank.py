@@ -80,12 +80,14 @@ def make_worker(model: str, micro_batch: int, checkpointing: bool) -> TrainingWo
     return worker
 
 
-def find(worker: TrainingWorker, rows: list[dict], layers: list[int]) -> dict:
+def find(worker: TrainingWorker, rows: list[dict], layers: list[int], reduction: str) -> dict:
     """What the worker says of this rank's rows."""
     mine = batch_of(rows[worker.rank :: worker.world_size])
     tu.assign_non_tensor(mine, **{gradients.LAYERS: tuple(layers)})
     plain = worker.infer_batch(mine.copy())
-    output, found = gradients.log_probs_and_gradients(worker, mine, gradients.ObjectiveLosses("token-mean"))
+    output, found = gradients.log_probs_and_gradients(
+        worker, mine, gradients.ObjectiveLosses("token-mean", reduction=reduction)
+    )
     drift = (output["log_probs"].values() - plain["log_probs"].values()).abs().max().item()
     left = [name for name, parameter in worker.engine.module.named_parameters() if parameter.grad is not None]
     return {"gram": found.gram.tolist(), "drift": drift, "left": left}
@@ -97,7 +99,7 @@ def main() -> None:
     rows, cases = json.loads(Path(rows_file).read_text()), json.loads(Path(cases_file).read_text())
     for case in cases:
         worker = make_worker(model, case["micro_batch"], case["checkpointing"])
-        case["found"] = find(worker, rows, case["layers"])
+        case["found"] = find(worker, rows, case["layers"], case["reduction"])
     Path(results, f"rank{worker.rank}.json").write_text(json.dumps(cases))
 
 

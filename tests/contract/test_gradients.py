@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from saw.verl.gradients import chosen_parameters, gram_matrix
+from saw.weighting import clip_norms
 from tests.conftest import ROOT
 
 TEMPERATURE = 0.7
@@ -43,33 +44,56 @@ def model(tmp_path_factory) -> Path:
     return path
 
 
-def by_autograd(path: Path, layers: list[int]) -> torch.Tensor:
-    """The plain computation: one sequence at a time, no padding, no parallelism."""
+def tokens_of(rows: list[dict]) -> int:
+    return sum(len(row["response"]) for row in rows)
+
+
+def divisors(case: dict, ranks: int) -> list[int]:
+    """What each row's loss is divided by: all tokens, or those of its micro-batch times the ranks that average."""
+    if case["reduction"] == "mean":
+        return [tokens_of(ROWS)] * len(ROWS)
+    found = [0] * len(ROWS)
+    for rank in range(ranks):
+        places, size = list(range(rank, len(ROWS), ranks)), case["micro_batch"]
+        for start in range(0, len(places), size):
+            micro = places[start : start + size]
+            for place in micro:
+                found[place] = tokens_of([ROWS[row] for row in micro]) * ranks
+    return found
+
+
+def by_autograd(path: Path, case: dict, ranks: int) -> torch.Tensor:
+    """The plain computation: one sequence at a time, no padding, no parallelism; torch's own clip."""
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64)
-    tokens = sum(len(row["response"]) for row in ROWS)
     losses = [torch.zeros((), dtype=torch.float64) for _ in range(3)]
-    for row in ROWS:
+    for row, tokens in zip(ROWS, divisors(case, ranks), strict=True):
         ids = torch.tensor([row["prompt"] + row["response"]])
         log_probs = (model(ids).logits / TEMPERATURE).log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])[:, 0]
         said = log_probs[len(row["prompt"]) - 1 :].sum()
         losses = [loss - a * said / tokens for loss, a in zip(losses, row["advantages"], strict=True)]
-    chosen = chosen_parameters(model, layers)
-    flat = torch.stack(
-        [
-            torch.cat([g.flatten() for g in torch.autograd.grad(loss, chosen, retain_graph=True, allow_unused=True)])
-            for loss in losses
-        ]
-    )
-    return flat @ flat.T
+    chosen = chosen_parameters(model, case["layers"])
+    flat = []
+    for loss in losses:
+        model.zero_grad()
+        loss.backward(retain_graph=True)
+        if case["clip"] is not None:
+            torch.nn.utils.clip_grad_norm_(chosen, case["clip"])
+        flat.append(torch.cat([parameter.grad.flatten() for parameter in chosen]))
+    return torch.stack(flat) @ torch.stack(flat).T
 
 
+NAMES = ("layers", "micro_batch", "checkpointing", "reduction", "clip")
+#: Clips of 6 and 10 lie between the norms, so that some gradients reach them and some do not; 1 is below all.
 CASES = [
-    {"layers": layers, "micro_batch": micro_batch, "checkpointing": checkpointing}
-    for layers, micro_batch, checkpointing in (
-        ([], 2, False),
-        ([], 1, True),
-        ([1], 1, False),
-        ([0, 2], 2, True),
+    dict(zip(NAMES, case, strict=True))
+    for case in (
+        ([], 2, False, "mean", None),
+        ([], 1, True, "mean", 6.0),
+        ([1], 1, False, "mean", None),
+        ([0, 2], 2, True, "mean", None),
+        ([], 1, False, "sum", None),
+        ([], 2, False, "sum", 10.0),
+        ([0, 2], 1, True, "sum", 1.0),
     )
 ]
 
@@ -88,9 +112,11 @@ def test_gram_matrix_is_that_of_plain_autograd(tmp_path, model, ranks):
     assert done.returncode == 0, done.stderr[-5000:]
     for rank in range(ranks):
         for case in json.loads((tmp_path / f"rank{rank}.json").read_text()):
-            found, expected = case["found"], by_autograd(model, case["layers"])
+            found, expected = case["found"], by_autograd(model, case, ranks)
             gram = torch.tensor(found["gram"], dtype=torch.float64)
-            assert (gram - expected).abs().max() < 1e-4 * expected.abs().min(), (case, expected)
+            gram = clip_norms(gram, case["clip"])
+            norms = expected.diagonal().sqrt()
+            assert ((gram - expected).abs() <= 1e-5 * norms[:, None] * norms).all(), (case, gram, expected)
             assert found["drift"] < 1e-5  # the log-probabilities are verl's own
             assert found["left"] == []  # nothing for the update to stumble over
 

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import saw
-from saw.methods import check_combination
+from saw.methods import METHODS, check_combination
 from saw.options import Options
 from saw.stability import steady
+from saw.weighting import clip_norms
 
 REWARDS = [[0.0, 0.0], [1.0, 0.0], [2.0, 3.0], [1.0, 1.0]]  # deviations -1,0,1,0 and -1,-1,2,0
 STD = np.sqrt([2 / 3, 2.0])
@@ -187,6 +188,42 @@ def test_gradient_weights_survive_any_influence():
     assert again.weights.tolist() == [1.0, 0.0]
 
 
+def test_clipped_gradients_by_hand():
+    """Norms 2 and sqrt 2, product -1: clipped to 1 the product is the cosine; both norms below the limit stay."""
+    cosine = -1 / math.sqrt(8)
+    np.testing.assert_allclose(clip_norms(GRAM, 1.0), [[1, cosine], [cosine, 1]], rtol=1e-6)
+    np.testing.assert_allclose(clip_norms(GRAM, 1.5), [[2.25, -0.75], [-0.75, 2]], rtol=1e-6)  # the first alone
+    assert clip_norms(GRAM, 2.0).tolist() == clip_norms(GRAM, None).tolist() == GRAM.tolist()
+    assert clip_norms(torch.zeros(2, 2), 1.0).tolist() == [[0, 0], [0, 0]]
+    options = {"gradient": {"lr": 1e-6, "clip": 1.5}}
+    weights = advantage("gradient_grpo", gram=GRAM, options=options).weights
+    np.testing.assert_allclose(weights, np.exp([0.15, 0.125]) / np.exp([0.15, 0.125]).sum(), rtol=1e-6)
+
+
+def test_two_objectives_that_are_both_clipped_are_weighed_alike():
+    """The influences differ by the squared norms alone, so with both clipped nothing moves: gradient_grpo is grpo."""
+    options = {"gradient": {"lr": 1e-3, "clip": 1.0}, "profile": "released"}
+    found = advantage("gradient_grpo", gram=GRAM, options=options)
+    np.testing.assert_allclose(found.weights, [0.5, 0.5], atol=1e-5)
+    plain = advantage("grpo", options={"profile": "released"})
+    np.testing.assert_allclose(found.samples, plain.samples, atol=1e-4)
+    free = advantage("gradient_grpo", gram=GRAM, options={"gradient": {"lr": 1e-3}})
+    assert free.weights[0].item() > 0.99
+
+
+@given(
+    vectors=st.lists(st.lists(st.floats(-1e3, 1e3), min_size=3, max_size=3), min_size=1, max_size=4),
+    limit=st.floats(1e-3, 1e3),
+)
+def test_clipping_the_gram_matrix_is_clipping_the_gradients(vectors, limit):
+    gradients = torch.tensor(vectors, dtype=torch.float64)
+    norms = gradients.norm(dim=1, keepdim=True)
+    clipped = torch.where(norms > limit, gradients * (limit / norms), gradients)
+    found = clip_norms(gradients @ gradients.T, limit)
+    torch.testing.assert_close(found, clipped @ clipped.T, atol=1e-9 * limit**2, rtol=1e-9)
+    torch.testing.assert_close(clip_norms(found, limit), found)  # each step's is clipped before they are averaged
+
+
 def test_gradient_norm_as_informativeness():
     result = advantage("saw_gdpo", gram=GRAM, options={"informativeness": "gradient_norm"})
     np.testing.assert_allclose(result.weights, np.array([2, math.sqrt(2)]) / (2 + math.sqrt(2)), rtol=1e-12)
@@ -211,6 +248,31 @@ def test_each_objective_s_own_advantages():
 def test_gradients_that_are_not_there_are_named(gram, options, message):
     with pytest.raises(ValueError, match=message):
         advantage("gradient_grpo", gram=gram, options=options)
+
+
+def test_the_reading_s_gradient_options_go_with_every_method():
+    """A reading sets them once for all methods; anything else that a method would ignore stays refused."""
+    released = {"profile": "released", "gradient": {"clip": 1.0, "reduction": "sum"}}
+    for method in METHODS:
+        own = {"static_weights": (1.0, 2.0)} if method.startswith("static") else {}
+        check_combination(method, Options(**released, **own), 2)
+    measured = advantage("saw_gdpo", gram=GRAM, options={**released, "informativeness": "gradient_norm"})
+    assert measured.weights[0].item() == pytest.approx(2 / (2 + math.sqrt(2)))  # the norms, not the clipped ones
+    for options in (
+        {"gradient": {"clip": 1.0}},
+        {"gradient": {"reduction": "sum"}},
+        {"profile": "released", "gradient": {"clip": 0.5}},
+        {"gradient": {"clip": 1.0}, "informativeness": "gradient_norm"},
+    ):
+        with pytest.raises(ValueError, match=r"options\.gradient\.(clip|reduction) is .* does not use it"):
+            check_combination("saw_gdpo", Options(**options), 2)
+    check_combination("saw_gdpo", Options(informativeness="gradient_norm", gradient={"reduction": "sum"}), 2)
+
+
+@pytest.mark.parametrize("wrong", [{"clip": 0.0}, {"clip": -1.0}, {"clip": math.inf}, {"reduction": "total"}])
+def test_gradient_options_out_of_range_are_refused(wrong):
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        Options(gradient=wrong)
 
 
 def test_gradient_options_without_gradients_are_refused():

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import saw
+from saw.verl.settings import check_config
+from tests.configs import compose
 
 #: The released code's names and ours.
 METHODS = {"grpo": "grpo", "gdpo": "gdpo", "grpo-h": "saw_grpo", "gdpo-h": "saw_gdpo"}
@@ -15,6 +17,8 @@ METHODS = {"grpo": "grpo", "gdpo": "gdpo", "grpo-h": "saw_grpo", "gdpo-h": "saw_
 def test_golden(shared, released_name):
     cases = json.loads((shared / "golden" / "advantages.json").read_text())["cases"]
     assert cases
+    row = ["experiment=toolrl/1.5b_grpo", "reading=as_released", f"saw.method={METHODS[released_name]}"]
+    options = check_config(compose(*row)).options  # those of a training, and no others
     for case in cases:
         lengths = torch.tensor(case["response_lengths"])
         mask = torch.arange(case["max_response_length"]) < lengths[:, None]
@@ -24,7 +28,7 @@ def test_golden(shared, released_name):
             mask,
             method=METHODS[released_name],
             minima=[-3.0, 0.0],
-            options={"profile": "released"},
+            options=options,
         ).tokens
         expected = torch.tensor([value for row in case["advantages"][released_name] for value in row])
         torch.testing.assert_close(tokens[mask], expected, atol=1e-5, rtol=0, msg=lambda m, c=case: f"{c['name']}: {m}")

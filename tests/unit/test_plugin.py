@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from saw.verl.metrics import training_metrics, validation_metrics
 from saw.verl.replay_buffer import has_spread
 from saw.verl.reward_manager import MultiRewardManager, finite_score, with_finite_score
 from saw.verl.rows import checked_objective_matrix, objective_matrix, reward_infos, scored_rows
-from saw.verl.settings import ConfigError, Settings
+from saw.verl.settings import ConfigError, Settings, check_config
 from tests.configs import compose
 
 NAN = math.nan
@@ -126,6 +127,56 @@ def test_kl_penalty_in_the_reward_reaches_grpo():
         torch.tensor(REWARDS), ["p"] * 4, mask, method="grpo", priorities=[1, 2], penalty=torch.tensor([0, 0, 0, 1.5])
     ).tokens
     torch.testing.assert_close(tokens.float(), reference)
+
+
+PENALTY = torch.tensor([0.5, 0.25, 0.0, 2.0], dtype=torch.float64)  # KL of each sample, times its coefficient
+
+
+def under(reading, method):
+    """The samples' advantages by the settings of a table's row in a reading, as the trainer would hand them over."""
+    config = compose("experiment=toolrl/1.5b_grpo", f"reading={reading}", f"saw.method={method}")
+    settings = check_config(config)
+    keys, mask = [f"p_{i}_0" for i in range(4)], torch.ones(4, 2, dtype=torch.int64)
+    scores = torch.tensor(REWARDS, dtype=torch.float64).sum(dim=1)
+    feels = config.algorithm.use_kl_in_reward and settings.feels_kl_in_reward
+    step = replace(step_of(REWARDS, keys, [{}] * 4, scores if feels else None), settings=settings)
+    rewards = torch.zeros(4, 2, dtype=torch.float64)
+    rewards[:, 1] = scores - (PENALTY if config.algorithm.use_kl_in_reward else 0.0)
+    with rewards_of_step(step):
+        estimate(rewards, mask, config={}, index=np.array(["p"] * 4, dtype=object))
+    return step.advantage.samples.numpy()
+
+
+def normalised(values):
+    """The released code's group normalisation."""
+    return (values - values.mean()) / (values.std(ddof=1) + 1e-6)
+
+
+def test_grpo_as_released_takes_the_penalty_off_the_sum_of_the_rewards():
+    """A reading that is set in part: with the paper's profile it would be taken off the mean, twice as much of it."""
+    summed = np.array(REWARDS).sum(axis=1)
+    np.testing.assert_allclose(under("as_released", "grpo"), normalised(summed - PENALTY.numpy()), atol=1e-9)
+    half = normalised(summed / 2 - PENALTY.numpy())
+    assert np.abs(under("as_released", "grpo") - half).max() > 0.1  # the two are far apart here
+    np.testing.assert_allclose(under("controlled", "grpo"), normalised(summed), atol=1e-5)  # no penalty at all
+
+
+@pytest.mark.parametrize("method", ["saw_grpo", "gdpo", "saw_gdpo", "mo_grpo", "random_grpo", "dvao"])
+def test_no_other_method_feels_the_penalty_as_released(method):
+    plain = saw.compute_advantage(
+        torch.tensor(REWARDS), ["p"] * 4, torch.ones(4, 2), method=method, minima=[0, -3], step=1,
+        options={"profile": "released", "seed": 1},
+    )  # fmt: skip
+    np.testing.assert_allclose(under("as_released", method), plain.samples, atol=1e-12)
+
+
+def test_a_released_group_of_one_keeps_its_own_score_less_the_penalty():
+    """Golden values have no penalty: a lone sample's advantage is its score, and the score has the penalty off."""
+    found = saw.compute_advantage(
+        torch.tensor([[1.0, 2.0]]), ["p"], torch.ones(1, 1), method="grpo", options={"profile": "released"},
+        penalty=torch.tensor([0.5]),
+    )  # fmt: skip
+    assert found.samples.item() == pytest.approx(2.5, abs=1e-5)
 
 
 def test_estimator_needs_the_trainer():

@@ -41,7 +41,7 @@ def test_a_training_command_composes_with_what_was_asked_for(ready):
         "gdpo",
         "--seeds",
         "2",
-        "--kl",
+        "--reading",
         "as_released",
         "--gpus",
         "8",

@@ -72,6 +72,54 @@ def test_bad_configuration(override, words):
         assert word in str(error.value)
 
 
+def test_the_released_kl_goes_with_the_released_profile():
+    """A penalty that means something else: half of a reading, on the command line or in a file of one's own."""
+    released = {"profile": "released"}
+    assert settings(method="grpo", kl_in_reward="grpo_only", options=released).feels_kl_in_reward
+    for options in ({}, {"profile": "paper"}):
+        with pytest.raises(ConfigError, match=r"kl_in_reward is 'grpo_only'.*options\.profile is 'paper'.*reading="):
+            settings(method="grpo", kl_in_reward="grpo_only", options=options)
+    with pytest.raises(ConfigError, match=r"options\.profile is 'paper'"):
+        check_config(compose("experiment=quickstart", "reading=as_released", "saw.options.profile=paper"))
+
+
+def test_the_clip_is_that_of_the_gradient_methods():
+    gradient = {"profile": "released", "gradient": {"clip": 1.0, "reduction": "sum"}}
+    assert settings(method="gradient_gdpo", options=gradient).gradient_clip == 1.0
+    assert settings(method="gradient_gdpo").gradient_clip is None
+    assert settings(options={**gradient, "informativeness": "gradient_norm"}).gradient_clip is None
+
+
+PRECISION = "actor_rollout_ref.actor.fsdp_config.mixed_precision"
+CORRECTION = "algorithm.rollout_correction"
+
+
+@pytest.mark.parametrize("method", [["saw.method=gradient_grpo"], ["informativeness=gradient_norm"]])
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (f"{CORRECTION}.rollout_is=token", [f"{CORRECTION}.rollout_is is 'token'", "set it to null"]),
+        (f"{CORRECTION}.rollout_is=sequence", [f"{CORRECTION}.rollout_is is 'sequence'"]),
+        (f"{CORRECTION}.rollout_rs=seq_mean_k3", [f"{CORRECTION}.rollout_rs is 'seq_mean_k3'", "masks tokens out"]),
+        (f"++{PRECISION}={{param_dtype: fp16}}", [f"{PRECISION}.param_dtype is 'fp16'", "bf16 or fp32"]),
+        (f"++{PRECISION}={{param_dtype: float16}}", ["loss scaling"]),
+        (f"++{PRECISION}={{param_dtype: 16}}", [f"{PRECISION}.param_dtype is 16"]),
+    ],
+)
+def test_what_the_objectives_gradients_would_not_see_is_refused(method, override, words):
+    """What changes the update's gradient after, or otherwise than, the objectives', which are then not its parts."""
+    with pytest.raises(ConfigError) as error:
+        check_config(compose(*method, override))
+    for word in words:
+        assert word in str(error.value)
+    assert check_config(compose("saw.method=saw_gdpo", override)) is not None  # no gradients, no objection
+
+
+@pytest.mark.parametrize("precision", ["null", "{param_dtype: bf16}", "{reduce_dtype: fp32}"])
+def test_precisions_without_loss_scaling_are_allowed(precision):
+    assert check_config(compose("saw.method=gradient_grpo", f"++{PRECISION}={precision}")) is not None
+
+
 def test_kl_in_the_reward_is_allowed_where_rewards_are_summed():
     assert check_config(compose("algorithm.use_kl_in_reward=true", "saw.method=saw_grpo")) is not None
 

@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from omegaconf import OmegaConf
+from transfer_queue import KVBatchMeta
 
 from saw.verl import trainer as trainer_module
+from saw.verl.gradients import LAYERS, REDUCTION, ObjectiveGradients
 from saw.verl.settings import ConfigError, Settings, check_config, ranges_at
 from saw.verl.state import State
 from saw.verl.trainer import SAWTrainer
@@ -60,6 +62,39 @@ def test_the_learning_rate_of_the_weights_is_the_actor_s():
     assert check_config(config).options.gradient.lr == config.actor_rollout_ref.actor.optim.lr
     config = compose("experiment=quickstart", "saw.method=gradient_grpo", "saw.options.gradient.lr=0.5")
     assert check_config(config).options.gradient.lr == 0.5
+
+
+def test_the_workers_are_told_the_reduction_and_each_step_s_gradients_are_clipped(monkeypatch):
+    """An option that does not arrive; an average over steps of gradients of which only the average was clipped."""
+    options = {"gradient": {"lr": 1.0, "accumulate": 2, "reduction": "sum", "clip": 1.0, "layers": [3]}}
+    section = Settings.model_validate(
+        {"method": "gradient_grpo", "objectives": {"a": {"minimum": 0}, "b": {"minimum": 0}}, "options": options}
+    )
+    told = []
+
+    def compute(self, batch, metrics):
+        told.append(dict(batch.extra_info))
+        return batch
+
+    monkeypatch.setattr(trainer_module.PPOTrainerSync, "_compute_old_log_prob", compute)
+    monkeypatch.setattr(trainer_module.tq, "kv_batch_put", lambda **_: None)
+    made = SAWTrainer.__new__(SAWTrainer)
+    made.settings, made.state = section, State()
+    grams = [[[16.0, 0.0], [0.0, 0.25]], [[0.25, 0.0], [0.0, 4.0]]]
+    for step, gram in enumerate(grams, start=1):
+        found = ObjectiveGradients(torch.tensor(gram, dtype=torch.float64), 0.0, 0.0)
+        made.actor_rollout_wg = SimpleNamespace(objective_gradients=lambda found=found: [found])
+        rewards = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+        rows = torch.arange(2)
+        made._step = SimpleNamespace(rewards=rewards, scored=rows, scored_of_row=rows, step=step, gram=None)
+        batch = KVBatchMeta(keys=["p_0_0", "p_1_0"], tags=[{}, {}], partition_id="p", extra_info={"kept": 1})
+        metrics: dict[str, float] = {}
+        made._compute_old_log_prob_and_gradients(batch, metrics)
+        assert batch.extra_info == {"kept": 1}
+    assert told == [{"kept": 1, LAYERS: (3,), REDUCTION: "sum"}] * 2
+    assert metrics["saw/b/gradient_norm"] == 2.0  # as it was
+    assert metrics["saw/b/influence"] == 1.0  # as it counts
+    assert made._step.gram.tolist() == [[0.625, 0.0], [0.0, 0.625]]  # the mean of 1 and 0.25, both ways
 
 
 def make_trainer(config, monkeypatch, steps) -> SAWTrainer:

@@ -15,6 +15,7 @@ from saw.verl.settings import check_config
 from tests.configs import compose
 
 NAMES = ("quality", "conciseness")
+PAPERS_JUDGE = "gemini-3-flash-preview"
 
 
 def verdict(quality, conciseness=5.0, **more) -> Verdict:
@@ -50,10 +51,12 @@ def test_lengths_and_rouge_by_hand():
     assert result["rouge1"] == result["rougeL"] == 0.5
 
 
-def write_evaluation(runs, method, seed, quality, *, rehearsal=False, second=False):
-    folder = runs / f"{method}_controlled_seed{seed}"
+def write_evaluation(
+    runs, method, seed, quality, *, rehearsal=False, second=False, reading="as_released", model=PAPERS_JUDGE
+):
+    folder = runs / f"{method}_{reading}_seed{seed}"
     (folder / "judged").mkdir(parents=True)
-    cell = {"method": method, "kl": "controlled", "seed": seed, "overrides": []}
+    cell = {"method": method, "reading": reading, "seed": seed, "overrides": []}
     (folder / "cell.json").write_text(json.dumps({**cell, "size_override": "toy" if rehearsal else None}))
     agreed = {name: dict.fromkeys(("n", "equal", "within_one", "spearman", "mean_difference"), 0.5) for name in NAMES}
     evaluations = [
@@ -65,7 +68,7 @@ def write_evaluation(runs, method, seed, quality, *, rehearsal=False, second=Fal
         for i in (0, 1)
     ]
     settings = {"first_judge": "gemini", "second_judge": "openai" if second else None, "limit": None, "rows": 256}
-    judges = {"gemini": {"model": "g", "temperature": 0.1}}
+    judges = {"gemini": {"model": model, "temperature": 0.1}}
     source = {"commit": "abc", "machine": "m", "versions": "v", "command": "c"}
     content = {"settings": {**settings, "judge": judges}, "runs": evaluations, "provenance": source}
     (folder / "judged" / "evaluation.json").write_text(json.dumps(content))
@@ -75,16 +78,33 @@ def test_table_holds_ours_the_papers_and_what_was_not_run(tmp_path):
     write_evaluation(tmp_path, "saw_gdpo", 1, 8.0)
     write_evaluation(tmp_path, "saw_gdpo", 2, 9.0, second=True)
     text, rows = make_table(tmp_path)
-    assert len(rows) == 6
+    assert len(rows) == 7
     row = rows[-1]
     assert (row["method"], row["quality"], row["total"], row["seeds"], row["evaluations"]) == ("saw_gdpo", 9, 18, 2, 2)
     assert row["total_sd_seeds"] == pytest.approx(0.5**0.5)
     assert (row["paper_total"], row["paper_quality"]) == (19.07, 9.35)
     assert row["difference"] == pytest.approx(18 - 19.07)
     assert rows[0]["paper_quality"] is None
-    assert text.count("| not run |") == 5
+    assert text.count("| not run |") == 6
     assert "seed2, run 1: agreement of the two judges: quality: equal 0.50" in text
-    assert "judged by gemini (g); commit abc" in text
+    assert f"judged by gemini ({PAPERS_JUDGE}); commit abc" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"reading": "controlled"}, "reading"),
+        ({"model": "another"}, "judge"),
+        ({"rehearsal": True, "reading": "controlled"}, "reading; toy model"),
+    ],
+)
+def test_what_was_not_measured_as_the_paper_did_has_no_difference(tmp_path, changes, reason):
+    """A difference from the paper that is one of the set-up: the reading, the judge, the model."""
+    write_evaluation(tmp_path, "saw_gdpo", 1, 8.0, **changes)
+    text, rows = make_table(tmp_path)
+    (row,) = [row for row in rows if row["seeds"]]
+    assert (row["difference"], row["not_compared_for"], row["paper_total"]) == (None, reason, 19.07)
+    assert f"| 19.07 |  | {reason} |" in text
 
 
 def test_a_rehearsal_says_so(tmp_path):

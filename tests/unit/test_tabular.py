@@ -8,7 +8,7 @@ import torch
 
 import saw
 from recipes.study.tabular import Objective, Rule, World, advantages, learn
-from recipes.study.tabular_study import BASE, PARTS, THRESHOLD, exact_weights, main
+from recipes.study.tabular_study import BASE, PARTS, THRESHOLD, exact_weights, main, released_rule
 from saw.report.comparison import bootstrap_mean
 from tests.conftest import ROOT
 
@@ -56,6 +56,20 @@ def test_a_penalty_reaches_only_who_feels_it():
     )
     plain = advantages(SMALL, Rule("grpo"))(rewards, penalty, zeros, zeros, True)[0]
     assert torch.equal(ignores(rewards, penalty, zeros, zeros, True)[0], plain)
+
+
+def test_the_kl_study_takes_the_penalty_off_the_sum_of_the_rewards():
+    """A penalty at the wrong scale: whatever divides the rewards and not the penalty, or the other way round."""
+    world = World(SMALL.objectives, prompts=1, penalty=0.5)
+    rewards = torch.tensor([[[1.0, 0.0], [0.0, 0.0], [1.0, 1.0], [0.0, 1.0]]], dtype=torch.float64)
+    penalty = torch.tensor([[0.5, 0.25, 0.0, -0.25]], dtype=torch.float64)
+    half = torch.full((1, 2), 0.5, dtype=torch.float64)
+    found, *_ = advantages(world, released_rule("grpo", True))(rewards, penalty, half, half, True)
+    total = np.array([0.5, -0.25, 2.0, 1.25])  # c + f - penalty
+    np.testing.assert_allclose(found[0], (total - total.mean()) / (total.std(ddof=1) + 1e-6), atol=1e-12)
+    ignores, *_ = advantages(world, released_rule("saw_grpo", False))(rewards, penalty, half, half, True)
+    total = rewards[0].numpy().sum(axis=1)  # both objectives vary alike: SAW's weights are 1 and 1 of 2
+    np.testing.assert_allclose(ignores[0], (total - total.mean()) / (total.std(ddof=1) + 1e-6), atol=1e-12)
 
 
 def test_first_policy_and_rewards_are_what_the_world_says():
