@@ -272,9 +272,8 @@ class Judge:
                 raise Refused(text) from error
             except (openai.APIError, OSError, ValueError) as error:
                 cause = f" ({error.__cause__})" if isinstance(error, openai.APIConnectionError) else ""
-                raise Unanswered(
-                    f"{type(error).__name__}: {_shortened(self._without_key(f'{error}{cause}'))}"
-                ) from error
+                text = _shortened(self._without_key(f"{error}{cause}"))
+                raise Unanswered(f"{type(error).__name__}: {text}") from error
 
     async def _send(self, messages: list[dict[str, str]]) -> _Reply:
         options = self.options

@@ -12,7 +12,7 @@ from saw.judge.options import JudgeError
 #: What a prompt for summaries may name; the last is what is judged, and must be there.
 SUMMARY_FIELDS = ("reddit_text", "human_summary", "model_summary")
 
-#: The beginning of anything that could be a tag or a model's special token: ``</post>``, ``< / POST a=1>``, ``<|im_end|>``.
+#: The beginning of what could be a tag or a model's special token: ``</post>``, ``< / POST a=1>``, ``<|im_end|>``.
 _TAG = re.compile(r"(?:[<＜﹤]|&lt;|&#0*60;|&#x0*3c;)(?=[\W_]{0,200}[^\W\d_])", re.I)
 _BRACES = {
     "❴": re.compile(r"[{｛﹛]|&lcub;|&lbrace;|&#0*123;|&#x0*7b;", re.I),

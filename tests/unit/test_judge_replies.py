@@ -90,7 +90,7 @@ def test_the_prompt_holds_the_papers_words_and_the_fields():
     assert "<post>A post.</post>" in text
     assert "<model_summary>Shorter.</model_summary>" in text
     for words in (
-        "Identify the 'Core Message' from the Human Summary.",
+        "1. Identify the “Core Message” from the Human Summary.",
         "Penalize hallucinations heavily.",
         '{ "quality": { "score": [Integer] }, "conciseness": { "score": [Integer] } }',
     ):
