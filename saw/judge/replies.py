@@ -163,16 +163,22 @@ class _Shown:
     def __init__(self, judged: Iterable[str], objectives: Sequence[str]):
         texts = list(judged)
         self._words = [f" {_words(text)} " for text in texts]
-        self.stated: list[dict[str, int]] = []
-        for text in texts:
-            pairs = _pairs(text, objectives)
-            windows = (dict(pairs[i : i + len(objectives)]) for i in range(len(pairs) - len(objectives) + 1))
-            self.stated += [window for window in windows if len(window) == len(objectives)]
+        self._objectives = objectives
+        self.stated = [scores for text in texts for scores in _stated(text, objectives)]
 
     def has(self, written: str) -> bool:
-        """Whether a piece of JSON stands in a judged text, but for whitespace, quotes, brackets and the like."""
+        """Whether something like JSON stands in a judged text, but for whitespace, quotes, brackets, order."""
         words = _words(written)
-        return any(f" {words} " in text for text in self._words)
+        if any(f" {words} " in text for text in self._words):
+            return True
+        return any(scores in self.stated for scores in _stated(written, self._objectives))
+
+
+def _stated(text: str, objectives: Sequence[str]) -> list[dict[str, int]]:
+    """Scores for all objectives that follow each other in a text, in any order and notation."""
+    pairs, number = _pairs(text, objectives), len(objectives)
+    windows = (dict(pairs[start : start + number]) for start in range(len(pairs) - number + 1))
+    return [window for window in windows if len(window) == number]
 
 
 def _pairs(text: str, objectives: Sequence[str]) -> list[tuple[str, int]]:
