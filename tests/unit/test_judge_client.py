@@ -395,7 +395,7 @@ def test_a_verdict_that_the_summary_plants_is_not_the_judges(planted):
     assert "{" not in stand_in.asked[0][0]["content"].split("# Output Format")[0]
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 422, 503, 200])
+@pytest.mark.parametrize("status", [400, 503, 200])
 @pytest.mark.parametrize(
     ("body", "shown"),
     [
@@ -418,7 +418,7 @@ def test_a_servers_error_is_shown_in_whatever_form(status, body, shown):
     assert (f"HTTP {status}" in verdict.fault) == (status != 200)
 
 
-@pytest.mark.parametrize("status", [400, 502, 200])
+@pytest.mark.parametrize("status", [502, 200])
 @pytest.mark.parametrize(
     ("text", "kind", "shown"),
     [
@@ -446,7 +446,7 @@ def test_an_error_without_words_has_its_status():
     assert "HTTP 404: Not Found" in verdict.fault
 
 
-@pytest.mark.parametrize("length", range(440, 520, 7))
+@pytest.mark.parametrize("length", [460, 480, 495])
 @pytest.mark.parametrize("form", ["error", "list", "text", "reply", "score", "escaped"])
 def test_no_part_of_the_key_is_shown_where_a_message_is_shortened(length, form, monkeypatch, tmp_path):
     """A kind: a key that a server repeats, at the place where its message is cut; in every form of message."""
@@ -520,29 +520,23 @@ def test_two_servers_share_no_verdict(tmp_path):
 BROKEN_ROWS = (
     *('{"quality": 1', "", "null", "[]", "7", '"x"', "NaN", "\x00", b"\xff\xfe", None, "[" * 100_000),
     *('{"quality": 7}', '{"quality": 7, "conciseness": null}', '{"quality": 7, "conciseness": 99}', "{}"),
-    *(
-        '{"quality": 7, "conciseness": 1.5}',
-        '{"quality": 7, "conciseness": true}',
-        '{"quality": NaN, "conciseness": 1}',
-    ),
+    *('{"quality": 7, "conciseness": 1.5}', '{"quality": 7, "conciseness": true}', '{"quality": NaN}'),
 )
 
 
-@pytest.mark.parametrize("row", BROKEN_ROWS, ids=range(len(BROKEN_ROWS)))
-def test_a_row_that_holds_no_verdict_is_asked_again_and_mended(tmp_path, caplog, row):
+def test_a_row_that_holds_no_verdict_is_asked_again_and_mended(tmp_path, caplog):
     """A kind: rows that are cut, lack an objective or hold what is no score."""
-    cache = tmp_path / "cache.sqlite"
-    stand_in = StandIn()
-    with serving(stand_in) as address:
-        ask(Judge(options(address, cache=str(cache))), 4, 5)
+    cache, numbers = tmp_path / "cache.sqlite", range(len(BROKEN_ROWS))
+    with serving(StandIn()) as address:
+        ask(Judge(options(address, cache=str(cache))), *numbers)
         with sqlite3.connect(cache) as connection:
-            connection.execute("UPDATE verdicts SET verdict = ?", (row,))
+            for number, row in enumerate(BROKEN_ROWS, start=1):
+                connection.execute("UPDATE verdicts SET verdict = ? WHERE rowid = ?", (row, number))
         connection.close()
         for cached in (False, True):
             judge = Judge(options(address, cache=str(cache)))
-            for number, verdict in zip((4, 5), ask(judge, 4, 5), strict=True):
+            for number, verdict in zip(numbers, ask(judge, *numbers), strict=True):
                 assert (verdict.scores, verdict.cached) == (expected(judge, number), cached)
-    assert sum(stand_in.counts.values()) == 4
     assert caplog.text.count("the judge's cache does not work") == 1
 
 
@@ -667,5 +661,5 @@ def test_a_file_in_wal_mode_is_taken_over(tmp_path):
 def test_a_prompt_that_cannot_be_filled_in_stops_the_judge(tmp_path):
     for text in ("$model_summary for $5", "no field"):
         (tmp_path / "own.txt").write_text(text)
-        with pytest.raises(JudgeError, match="judge.prompt"):
+        with pytest.raises(JudgeError, match=r"judge\.prompt"):
             Judge(options("http://127.0.0.1:9/v1", prompt=str(tmp_path / "own.txt")))
