@@ -10,7 +10,7 @@ import math
 import re
 import time
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +33,8 @@ LARGEST = 2**20
 QUESTIONS_A_SLOT = 4
 #: Faults that are written to the file; the metrics count all of them.
 FAULTS_KEPT = 200
+#: Characters of a key that is a secret; a shorter one ("EMPTY", "1") may stand in any reply.
+SECRET = 8
 #: Characters of a server's message that are shown.
 SHOWN = 500
 #: What ``finish_reason`` says of a reply that is complete; OpenAI's is "stop", the rest other servers have.
@@ -290,7 +292,10 @@ class Judge:
                 body += chunk
                 if len(body) > LARGEST:
                     raise ValueError(f"the response is larger than {LARGEST} bytes")
-        return _read(self._without_key(body.decode("utf-8", "replace")))
+        reply = _read(body.decode("utf-8", "replace"), self._without_key)
+        if reply.text and len(self._key or "") >= SECRET:  # before a fault shows the beginning of it
+            reply.text = self._without_key(reply.text)
+        return reply
 
     def _without_key(self, text: str) -> str:
         """A text that may be logged: a server may repeat the key in what it answers. Before the text is shortened."""
@@ -312,8 +317,12 @@ class Judge:
             file.write(self._without_key(line) + "\n")
 
 
-def _read(body: str) -> _Reply:
+def _read(body: str, hide: Callable[[str], str]) -> _Reply:
     """What a response says.
+
+    Args:
+        body (str): of the response.
+        hide (Callable): takes what is secret out of a text that is shown.
 
     Raises:
         ValueError: if it is no chat completion; the message shows it.
@@ -321,20 +330,20 @@ def _read(body: str) -> _Reply:
     try:
         completion = json.loads(body)
     except (ValueError, RecursionError):
-        raise ValueError(f"the response is no JSON: {_shortened(body)}") from None
+        raise ValueError(f"the response is no JSON: {_shortened(hide(body))}") from None
     try:
         choice = completion["choices"][0]
         text, refusal = choice["message"].get("content"), choice["message"].get("refusal")
         reason, usage = choice.get("finish_reason"), completion.get("usage")
     except (KeyError, IndexError, TypeError, AttributeError):
-        raise ValueError(f"the response is no chat completion: {_shortened(body)}") from None
+        raise ValueError(f"the response is no chat completion: {_shortened(hide(body))}") from None
     if text is not None and not isinstance(text, str):
-        raise ValueError(f"the response's content is no text: {_shortened(body)}")
+        raise ValueError(f"the response's content is no text: {_shortened(hide(body))}")
     counts = usage if isinstance(usage, Mapping) else {}
     return _Reply(
         text=text,
         finish_reason=str(reason or ""),
-        refusal=str(refusal) if refusal else None,
+        refusal=hide(str(refusal)) if refusal else None,
         input_tokens=_count(counts.get("prompt_tokens")),
         output_tokens=_count(counts.get("completion_tokens")),
     )

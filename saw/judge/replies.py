@@ -183,7 +183,9 @@ def _stated(text: str, objectives: Sequence[str]) -> list[dict[str, int]]:
 
 def _pairs(text: str, objectives: Sequence[str]) -> list[tuple[str, int]]:
     """The objectives with a number behind their name, in any notation: ``'quality': {"score": 7}``, ``quality=7``."""
-    names = {_words(name): name for name in objectives}
+    names = {words: name for name in objectives if (words := _words(name))}
+    if not names:
+        return []
     alternatives = "|".join(re.escape(words) for words in sorted(names, key=len, reverse=True))
     pattern = rf"(?<!\S)({alternatives})(?: score)? (-?\d{{1,9}})(?:\.0+)?(?!\S)"
     return [(names[match[1]], int(match[2])) for match in re.finditer(pattern, _words(text))]

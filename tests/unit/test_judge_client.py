@@ -447,7 +447,7 @@ def test_an_error_without_words_has_its_status():
 
 
 @pytest.mark.parametrize("length", [460, 480, 495])
-@pytest.mark.parametrize("form", ["error", "list", "text", "reply", "score", "escaped"])
+@pytest.mark.parametrize("form", ["error", "list", "text", "refusal", "reply", "score", "escaped"])
 def test_no_part_of_the_key_is_shown_where_a_message_is_shortened(length, form, monkeypatch, tmp_path):
     """A kind: a key that a server repeats, at the place where its message is cut; in every form of message."""
     from aiohttp import web
@@ -459,6 +459,7 @@ def test_no_part_of_the_key_is_shown_where_a_message_is_shortened(length, form, 
         "error": lambda: web.json_response({"error": {"message": text}}, status=401),
         "list": lambda: web.json_response([{"error": {"message": text}}], status=401),
         "text": lambda: web.Response(text=text, status=200),
+        "refusal": completion(None, refusal=text),
         "reply": completion("y" * 1_500 + text),
         "score": completion(json.dumps({"quality": "z" * (length - 420) + key, "conciseness": 1})),
         "escaped": lambda: web.Response(text="x" * length + "sk%2Fvery%2Bsecret-0123456789", status=401),
@@ -467,6 +468,14 @@ def test_no_part_of_the_key_is_shown_where_a_message_is_shortened(length, form, 
     verdict, _ = judged(bodies[form], api_key_env="JUDGE_KEY", faults=str(faults))
     for shown in (verdict.fault, faults.read_text()):
         assert not re.search("sk(/|%2F)v", shown)
+
+
+@pytest.mark.parametrize("key", ["1", "7", "EMPTY", "token", "quality", "12345678"])
+def test_a_key_that_is_no_secret_spoils_no_reply(key, monkeypatch):
+    """A kind: servers that want no key get any; what it consists of may stand in a reply."""
+    monkeypatch.setenv("JUDGE_KEY", key)
+    verdict, _ = judged({**completion(VERDICT), "created": 12345678}, api_key_env="JUDGE_KEY")
+    assert (verdict.scores, verdict.uncounted) == ({"quality": 7.0, "conciseness": 9.0}, 0)
 
 
 @pytest.mark.parametrize(
