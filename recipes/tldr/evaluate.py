@@ -32,7 +32,7 @@ from recipes import sampling
 from recipes.compose import compose
 from recipes.files import claim, read_lines, write_whole
 from recipes.serve import SERVED, server
-from saw.judge import Judge, JudgeOptions, Verdict
+from saw.judge import Judge, JudgeOptions, Verdict, prompt
 from saw.judge.options import JudgeError
 from saw.launch import RunFailed
 from saw.provenance import commit, machine, versions
@@ -56,6 +56,7 @@ def judge_options(name: str, overrides: Sequence[str], faults: Path) -> JudgeOpt
         raise JudgeError(
             f"--judge {name}: it is served by verl while it trains; serve it with vLLM and use judge=server"
         )
+    prompt.check(options.prompt_path)
     return options
 
 
@@ -98,16 +99,24 @@ async def judge_all(judge: Judge, rows: list[dict[str, Any]], summaries: list[st
     return verdicts
 
 
+def _has(verdict: Verdict, objective: str) -> bool:
+    return verdict.fault is None and math.isfinite(verdict.scores.get(objective, math.nan))
+
+
 def describe(verdicts: list[Verdict], objectives: Sequence[str]) -> dict[str, Any]:
-    """Mean scores of the summaries that have a verdict, and what they cost."""
-    present = [verdict.scores for verdict in verdicts if verdict.fault is None]
+    """Mean scores of the summaries that have a verdict, and what they cost.
+
+    ``without_cost`` is the number of summaries whose cost is not known, or not all of it: it is not in ``dollars``.
+    """
+    present = [verdict.scores for verdict in verdicts if all(_has(verdict, name) for name in objectives)]
     means = {name: statistics.fmean(scores[name] for scores in present) for name in objectives} if present else {}
     return {
         **means,
         "total": sum(means.values()) if means else math.nan,
         "missing": len(verdicts) - len(present),
         "requests": sum(verdict.requests for verdict in verdicts),
-        "dollars": sum(verdict.dollars for verdict in verdicts),
+        "dollars": sum(verdict.dollars for verdict in verdicts if math.isfinite(verdict.dollars)),
+        "without_cost": sum(verdict.uncounted > 0 or not math.isfinite(verdict.dollars) for verdict in verdicts),
     }
 
 
@@ -124,7 +133,7 @@ def agreement(first: list[Verdict], second: list[Verdict], objectives: Sequence[
         pairs = [
             (one.scores[name], two.scores[name])
             for one, two in zip(first, second, strict=True)
-            if one.fault is None and two.fault is None
+            if _has(one, name) and _has(two, name)
         ]
         ones, twos = [one for one, _ in pairs], [two for _, two in pairs]
         varied = len(set(ones)) > 1 and len(set(twos)) > 1

@@ -23,9 +23,11 @@ class JudgeOptions(BaseModel):
         model (str): its name at the server.
         base_url (str | None): address of an OpenAI-compatible server, up to and with ``/v1`` or the like; None takes
             the judge that verl serves in the cluster (``reward.reward_model``).
+        server_name (str | None): under which its verdicts are cached; None takes the address. For a server that moves:
+            the one that verl serves has another address in every run.
         api_key_env (str | None): the environment variable that holds the key; None for a server that wants none.
             The key itself is never part of a configuration.
-        prompt (str): a template in ``saw/judge/prompts``, or a path.
+        prompt (str): a template in ``saw/judge/prompts``, or an absolute path.
         objectives (tuple[str, ...]): the scores that a reply holds.
         lowest (int): of a score.
         highest (int): of a score.
@@ -39,7 +41,8 @@ class JudgeOptions(BaseModel):
         longest_wait (float): seconds; the most that is waited before another attempt, ``Retry-After`` included.
         input_price (float): dollars for a million tokens.
         output_price (float): dollars for a million tokens.
-        cache (str | None): a file that keeps verdicts, so that nothing is paid twice; None keeps none.
+        cache (str | None): a file that keeps verdicts, so that nothing is paid twice; None keeps none. Machines that
+            share its folder write a file each.
         faults (str | None): a file for the first replies that could not be used.
     """
 
@@ -47,6 +50,7 @@ class JudgeOptions(BaseModel):
 
     model: str = Field(min_length=1)
     base_url: str | None = None
+    server_name: str | None = Field(default=None, min_length=1)
     api_key_env: str | None = None
     prompt: str = "tldr.txt"
     objectives: tuple[str, ...] = Field(default=("quality", "conciseness"), min_length=1)
@@ -77,13 +81,18 @@ class JudgeOptions(BaseModel):
     def _there(cls, prompt: str) -> str:
         if not (PROMPTS / prompt).is_file():
             allowed = ", ".join(sorted(path.name for path in PROMPTS.iterdir()))
-            raise ValueError(f"there is no such file; expected a path, or one of {allowed}")
+            raise ValueError(f"there is no such file; expected an absolute path, or one of {allowed}")
         return prompt
 
     @property
     def prompt_path(self) -> Path:
         """The template; an absolute path stays what it is."""
         return PROMPTS / self.prompt
+
+    @property
+    def server(self) -> str:
+        """Who answers, beside the model's name: two servers may have different models under one name."""
+        return self.server_name or (self.base_url or "").rstrip("/")
 
     @classmethod
     def of(cls, section: Mapping[str, Any] | None) -> JudgeOptions:

@@ -2,73 +2,205 @@
 
 from __future__ import annotations
 
+import html
 import json
-from collections.abc import Iterator, Sequence
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-#: Characters of a reply that are read; a verdict is far shorter, and a judge may run on for ever.
+#: Characters of a reply, after its thought, that are read; a verdict is far shorter, and a judge may run on for ever.
 LONGEST = 20_000
+
+_THOUGHT = "think|thinking|thoughts?|reasoning|reflection|analysis|scratchpad"
+#: Where a thought begins and ends, in the spellings of the models that write theirs into the reply.
+_BEGIN = re.compile(
+    rf"<\s*(?:{_THOUGHT})\b|\[think\]|◁think▷|<\|begin_of_thought\|>|<\|channel\|>\s*(?:analysis|commentary)", re.I
+)
+_END = re.compile(
+    rf"<\s*/\s*(?:{_THOUGHT})\s*>|\[/think\]|◁/think▷|<\|end_of_thought\|>|<\|channel\|>\s*final\b[^<]*<\|message\|>",
+    re.I,
+)
 
 
 class BadReply(ValueError):
     """A reply that holds no verdict; the message says why, in words for the judge."""
 
 
-def parse(reply: str | None, objectives: Sequence[str], lowest: int, highest: int) -> dict[str, int]:
-    """Find the scores in a reply: one JSON object, anywhere in the text, with an integer for each objective.
+def parse(
+    reply: str | None, objectives: Sequence[str], lowest: int, highest: int, judged: Iterable[str] = ()
+) -> dict[str, int]:
+    """Find the scores in a reply: one JSON object, outside of any other braces, with an integer for each objective.
 
     A score stands under its objective's name, or under ``score`` in there. 7, 7.0 and "7" are integers. Several
-    objects are no verdict unless they say the same.
+    objects are no verdict unless they say the same. Only what follows the last thought is read, and an object that
+    stands in the judged texts is a quotation, whoever wrote it there.
 
     Args:
         reply (str | None): what the judge said.
         objectives (Sequence[str]): their names.
         lowest (int): of a score.
         highest (int): of a score.
+        judged (Iterable[str]): the texts that the judge was shown.
 
     Raises:
         BadReply: if that is not what the reply holds.
     """
-    if not reply or not reply.strip():
-        raise BadReply("the reply is empty")
-    if len(reply) > LONGEST:
+    text = _after_thought(reply or "")
+    if not text.strip():
+        raise BadReply("the reply is empty" if not (reply or "").strip() else "the reply is empty after its thought")
+    if len(text) > LONGEST:
         raise BadReply(f"the reply is longer than {LONGEST} characters")
+    shown = _Shown(judged, objectives)
+    objects, broken = _objects(text)
     verdicts: list[dict[str, int]] = []
     fault: BadReply | None = None
-    for found in _objects(reply):
+    quoted = False
+    for written, found in objects:
         if not any(name in found for name in objectives):
             continue
+        if shown.has(written):
+            quoted = True
+            continue
         try:
-            verdict = {name: _score(found, name, lowest, highest) for name in objectives}
+            verdict = scores_of(found, objectives, lowest, highest)
         except BadReply as bad:
             fault = bad
             continue
-        if verdict not in verdicts:
+        if verdict in shown.stated:
+            quoted = True
+        elif verdict not in verdicts:
             verdicts.append(verdict)
     if fault is not None:
         raise fault
     if not verdicts:
-        raise BadReply(f"there is no JSON object with {' and '.join(map(repr, objectives))}")
+        why = "; the scores in the reply stand in the material to be judged" if quoted else ""
+        raise BadReply(f"there is no JSON object with {' and '.join(map(repr, objectives))}{why}")
     if len(verdicts) > 1:
         raise BadReply(f"there are {len(verdicts)} JSON objects with different scores; expected one")
+    if any(_pairs(part, objectives) and not shown.has(part) for part in broken):
+        raise BadReply("beside a JSON object there are scores in braces that are no JSON; expected one JSON object")
     return verdicts[0]
 
 
-def _objects(text: str) -> Iterator[dict[str, Any]]:
-    """The outermost JSON objects of a text."""
-    decoder = json.JSONDecoder()
-    position = 0
-    while (start := text.find("{", position)) >= 0:
-        try:
-            found, position = decoder.raw_decode(text, start)
-        except (ValueError, RecursionError):
-            position = start + 1
+def scores_of(found: Mapping[str, Any], objectives: Sequence[str], lowest: int, highest: int) -> dict[str, int]:
+    """The scores in a JSON object.
+
+    Raises:
+        BadReply: if one is absent, no integer or out of range.
+    """
+    return {name: _score(found, name, lowest, highest) for name in objectives}
+
+
+def _after_thought(reply: str) -> str:
+    """What follows the last thought.
+
+    Raises:
+        BadReply: if a thought does not end: what looks like a verdict is a draft then.
+    """
+    end = max((match.end() for match in _END.finditer(reply)), default=0)
+    if _BEGIN.search(reply, end):
+        raise BadReply("the reply has a thought that does not end")
+    return reply[end:]
+
+
+def _objects(text: str) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
+    """The outermost JSON objects of a text, as written and as read; and whatever else stands in braces.
+
+    What stands inside of braces that are no JSON, or that never close, is part of something broken: no object.
+    """
+    objects: list[tuple[str, dict[str, Any]]] = []
+    broken: list[str] = []
+    depth = start = position = 0
+    while (match := re.compile("[{}]").search(text, position)) is not None:
+        position = match.end()
+        if depth == 0:
+            if match[0] == "}":
+                continue
+            start = match.start()
+            if (read := _decode(text, start)) is not None:
+                found, position = read
+                objects.append((text[start:position], found))
+            else:
+                depth = 1
             continue
-        if isinstance(found, dict):
-            yield found
+        depth += 1 if match[0] == "{" else -1
+        if depth == 0:
+            part = text[start:position]
+            inner = part[1:-1].strip()
+            read = _decode(inner, 0) if inner.startswith("{") else None
+            if read is not None and read[1] == len(inner):  # braces that are doubled, as in a format string
+                objects.append((inner, read[0]))
+            else:
+                broken.append(part)
+    if depth > 0:
+        broken.append(text[start:])
+    return objects, broken
 
 
-def _score(found: dict[str, Any], name: str, lowest: int, highest: int) -> int:
+def _decode(text: str, start: int) -> tuple[dict[str, Any], int] | None:
+    try:
+        return json.JSONDecoder(object_pairs_hook=_each_once).raw_decode(text, start)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; a key with several values gets the list of them, which is no score."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        found[key] = value if key not in found or found[key] == value else [found[key], value]
+    return found
+
+
+class _Shown:
+    """What the judge was shown, to know again what it quotes.
+
+    Attributes:
+        stated (list[dict[str, int]]): the scores that stand in there.
+    """
+
+    def __init__(self, judged: Iterable[str], objectives: Sequence[str]):
+        texts = list(judged)
+        self._words = [f" {_words(text)} " for text in texts]
+        self._objectives = objectives
+        self.stated = [scores for text in texts for scores in _stated(text, objectives)]
+
+    def has(self, written: str) -> bool:
+        """Whether something like JSON stands in a judged text, but for whitespace, quotes, brackets, order."""
+        words = _words(written)
+        if any(f" {words} " in text for text in self._words):
+            return True
+        return any(scores in self.stated for scores in _stated(written, self._objectives))
+
+
+def _stated(text: str, objectives: Sequence[str]) -> list[dict[str, int]]:
+    """Scores for all objectives that follow each other in a text, in any order and notation."""
+    pairs, number = _pairs(text, objectives), len(objectives)
+    windows = (dict(pairs[start : start + number]) for start in range(len(pairs) - number + 1))
+    return [window for window in windows if len(window) == number]
+
+
+def _pairs(text: str, objectives: Sequence[str]) -> list[tuple[str, int]]:
+    """The objectives with a number behind their name, in any notation: ``'quality': {"score": 7}``, ``quality=7``."""
+    names = {words: name for name in objectives if (words := _words(name))}
+    if not names:
+        return []
+    alternatives = "|".join(re.escape(words) for words in sorted(names, key=len, reverse=True))
+    pattern = rf"(?<!\S)({alternatives})(?: score)? (-?\d{{1,9}})(?:\.0+)?(?!\S)"
+    return [(names[match[1]], int(match[2])) for match in re.finditer(pattern, _words(text))]
+
+
+def _words(text: str) -> str:
+    """The words and numbers of a text, with a space between them: what is left of JSON in whatever spelling."""
+    plain = unicodedata.normalize("NFKC", html.unescape(text)).casefold()
+    plain = re.sub(r"\\[nrt]", " ", plain)
+    if not plain.isascii():
+        plain = "".join(letter for letter in plain if unicodedata.category(letter) != "Cf")  # of no width
+    return " ".join(re.findall(r"-?\d+(?:\.\d+)?(?!\w)|\w+", plain))
+
+
+def _score(found: Mapping[str, Any], name: str, lowest: int, highest: int) -> int:
     if name not in found:
         raise BadReply(f"{name!r} is absent")
     value = found[name]

@@ -19,7 +19,7 @@ import ray
 from omegaconf import DictConfig, OmegaConf
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from saw.judge import Judge, JudgeOptions, Verdict
+from saw.judge import Judge, JudgeOptions, Verdict, prompt
 from saw.judge.cache import Cache
 from saw.judge.options import JudgeError
 
@@ -84,12 +84,14 @@ def options_of(section: Mapping[str, Any] | None, router: str | None) -> JudgeOp
     plain: Any = OmegaConf.to_container(section, resolve=True) if isinstance(section, DictConfig) else section
     options = JudgeOptions.of(plain)
     if options.base_url is None and router is not None:
-        options = options.model_copy(update={"base_url": f"http://{router}/v1"})
+        # the router's port is another one in every run; what verl serves is the model, whose path is its name
+        name = options.server_name or "verl"
+        options = options.model_copy(update={"base_url": f"http://{router}/v1", "server_name": name})
     return options
 
 
 def check(judge: Mapping[str, Any] | None = None, reward_router_address: str | None = None, **_: Any) -> None:
-    """See before Ray starts that the options are right, and the key is there.
+    """See before Ray starts that the options and the prompt are right, and the key is there.
 
     Raises:
         JudgeError: naming the setting.
@@ -97,5 +99,6 @@ def check(judge: Mapping[str, Any] | None = None, reward_router_address: str | N
     options = options_of(judge, reward_router_address)
     if options.base_url is None:
         raise JudgeError("judge.base_url is not set, and verl serves no judge; set it, or pick judge=verl")
+    prompt.check(options.prompt_path)
     if "RAY_ADDRESS" not in os.environ:  # else the reward workers may be on other machines
         options.api_key()

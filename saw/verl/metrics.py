@@ -8,10 +8,13 @@ not exist (the mean of an objective that is missing for all samples) is NaN.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from saw.advantage import Advantage
@@ -82,20 +85,39 @@ _JUDGE_SUMS = ("requests", "input_tokens", "output_tokens", "dollars")
 def judge_metrics(infos: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """What the judge of one step cost: sums over the samples, the share that was known, and the latency.
 
+    Each is over the samples that have the value. ``judge/without_cost`` says how many samples lack a part of their
+    cost: the reward function says nothing of it, or the server did not count the tokens of a reply.
+
     Args:
         infos (Sequence[Mapping]): the reward function's dict of each sample.
 
     Returns:
-        dict[str, float]: empty if no judge was asked.
+        dict[str, float]: empty if no judge was asked; without ``judge/without_cost`` if every cost is known.
     """
-    if not infos or "judge_seconds" not in infos[0]:
+    if not any(key.startswith("judge_") for info in infos for key in info):
         return {}
-    columns = {name: np.array([info[f"judge_{name}"] for info in infos]) for name in (*_JUDGE_SUMS, "cached")}
-    seconds = np.array([info["judge_seconds"] for info in infos])
+    sums = {name: _present(infos, f"judge_{name}") for name in _JUDGE_SUMS}
+    cached, seconds = _present(infos, "judge_cached"), _present(infos, "judge_seconds")
+    without = sum(
+        any(_finite(info.get(f"judge_{name}")) is None for name in _JUDGE_SUMS)
+        or (_finite(info.get("judge_uncounted")) or 0.0) > 0.0
+        for info in infos
+    )
     return {
-        **{f"judge/{name}": float(columns[name].sum()) for name in _JUDGE_SUMS},
-        "judge/hit_rate": float(columns["cached"].mean()),
-        "judge/seconds/mean": float(seconds.mean()),
-        "judge/seconds/p95": float(np.quantile(seconds, 0.95)),
-        "judge/seconds/max": float(seconds.max()),
+        **{f"judge/{name}": float(values.sum()) if len(values) else math.nan for name, values in sums.items()},
+        "judge/hit_rate": float(cached.mean()) if len(cached) else math.nan,
+        "judge/seconds/mean": float(seconds.mean()) if len(seconds) else math.nan,
+        "judge/seconds/p95": float(np.quantile(seconds, 0.95)) if len(seconds) else math.nan,
+        "judge/seconds/max": float(seconds.max()) if len(seconds) else math.nan,
+        **({"judge/without_cost": float(without)} if without else {}),
     }
+
+
+def _present(infos: Sequence[Mapping[str, Any]], key: str) -> NDArray[np.float64]:
+    """The values of the samples that have one."""
+    values = (_finite(info.get(key)) for info in infos)
+    return np.array([value for value in values if value is not None], dtype=float)
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if isinstance(value, Real) and math.isfinite(value) else None

@@ -63,4 +63,5 @@ async def tldr(
         "judge_input_tokens": float(verdict.input_tokens),
         "judge_output_tokens": float(verdict.output_tokens),
         "judge_dollars": verdict.dollars,
+        "judge_uncounted": float(verdict.uncounted),
     }

@@ -170,3 +170,77 @@ def test_a_judge_whose_process_cannot_start_gives_no_verdict(small_ray, monkeypa
         verdict = asyncio.run(judge.ask(options, {"reddit_text": "", "human_summary": "", "model_summary": ""}))
         assert all(math.isnan(score) for score in verdict.scores.values())
         assert verdict.fault == "the judge's process ended"
+
+
+def judge_info(**values):
+    return info(1.0) | {f"judge_{key}": value for key, value in values.items()}
+
+
+PARTS = ("requests", "input_tokens", "output_tokens", "dollars", "cached")
+
+
+@pytest.mark.parametrize("absent", [{"quality": 1.0}, {}, {"judge_seconds": 2.0}])
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_costs_are_summed_over_the_samples_that_have_some(absent, position):
+    """A kind: samples of which the reward function says nothing, or not all; wherever they are in the batch."""
+    infos = [info(1.0), info(3.0, cached=1.0)]
+    infos.insert(position, absent)
+    result = metrics.judge_metrics(infos)
+    assert result["judge/dollars"] == 1.0
+    assert (result["judge/requests"], result["judge/input_tokens"], result["judge/output_tokens"]) == (2.0, 20.0, 4.0)
+    assert (result["judge/hit_rate"], result["judge/seconds/max"], result["judge/seconds/mean"]) == (0.5, 3.0, 2.0)
+    assert result["judge/without_cost"] == 1.0
+
+
+@pytest.mark.parametrize("nothing", [None, math.nan, math.inf, "?"])
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_of_the_cost_that_is_not_known_is_in_no_sum(part, nothing):
+    """A kind: one value of one sample is None, NaN or no number."""
+    result = metrics.judge_metrics([judge_info(**{part: nothing}), info(1.0)])
+    expected = {"requests": 2.0, "input_tokens": 20.0, "output_tokens": 4.0, "dollars": 1.0}
+    for name, value in expected.items():
+        assert result[f"judge/{name}"] == (value / 2 if name == part else value)
+    assert result["judge/hit_rate"] == 0.0
+    assert result.get("judge/without_cost", 0.0) == (0.0 if part == "cached" else 1.0)
+
+
+def test_what_nobody_knows_is_nan_and_what_is_known_is_not_said_to_be_unknown():
+    result = metrics.judge_metrics([{"judge_requests": 1.0}, {"quality": 1.0}])
+    assert (result["judge/requests"], result["judge/without_cost"]) == (1.0, 2.0)
+    assert all(math.isnan(result[f"judge/{name}"]) for name in ("dollars", "hit_rate", "seconds/mean", "seconds/p95"))
+    assert metrics.judge_metrics([judge_info(uncounted=1.0), info(1.0), {}])["judge/without_cost"] == 2.0
+    assert "judge/without_cost" not in metrics.judge_metrics([judge_info(uncounted=0.0)])
+    assert metrics.judge_metrics([]) == metrics.judge_metrics([{}]) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("$model_summary for $5", r"'\$5', which is no field"),
+        ("$model_summary $sumary", r"field \$sumary, .*expected \$reddit_text, \$human_summary, \$model_summary"),
+        ("Judge it.", "names no field"),
+        ("$human_summary", r"does not have \$model_summary"),
+    ],
+)
+def test_a_prompt_that_cannot_be_filled_in_stops_before_ray(tmp_path, text, fault):
+    """A kind: templates that would fail, or say nothing, at the first sample of the first step."""
+    path = tmp_path / "own.txt"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=f"{SECTION}.prompt: {path} .*{fault}"):
+        check_config(configuration(f"{SECTION}.prompt={path}"))
+
+
+def test_what_verl_serves_is_cached_by_its_model_and_not_by_its_router():
+    """A kind: the router's address is another one in every run, and one name may stand for several models."""
+
+    def served(model, router, *overrides):
+        config = configuration("judge=verl", f"reward.reward_model.model_path={model}", *overrides)
+        return judge.options_of(config.reward.custom_reward_function.reward_kwargs.judge, router=router)
+
+    first = served("m", "10.0.0.1:80")
+    assert (first.server, first.model) == (served("m", "10.0.0.2:81").server, "m")
+    alias = f"{SECTION}.model=judge"
+    assert served("m", "10.0.0.1:80", alias).server != served("other", "10.0.0.1:80", alias).server
+    assert first.server != judge.options_of({"model": "m", "base_url": "http://10.0.0.1:80/v1"}, None).server
+    plain = judge.options_of({"model": "m"}, "10.0.0.1:80")
+    assert plain.server == judge.options_of({"model": "m"}, "10.0.0.2:81").server

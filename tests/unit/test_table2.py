@@ -32,6 +32,31 @@ def test_missing_verdicts_are_in_no_mean():
     assert math.isnan(describe([MISSING], NAMES)["total"])
 
 
+def test_costs_that_are_not_known_are_counted_and_in_no_sum():
+    """A kind: verdicts without tokens, without dollars, without one of the scores."""
+    verdicts = [
+        verdict(8.0, dollars=0.5),
+        verdict(6.0, uncounted=1, dollars=0.25),
+        verdict(6.0, dollars=math.nan),
+        Verdict({"quality": 1.0}, dollars=1.0),
+        verdict(math.nan, dollars=1.0),
+    ]
+    described = describe(verdicts, NAMES)
+    assert (described["quality"], described["missing"]) == (pytest.approx(20 / 3), 2)
+    assert (described["dollars"], described["without_cost"]) == (2.75, 2)
+    agreed = agreement(verdicts, verdicts, NAMES)
+    assert (agreed["quality"]["n"], agreed["conciseness"]["n"]) == (4, 4)
+
+
+def test_a_prompt_of_ones_own_is_checked_before_anything_is_written(tmp_path):
+    """A kind: templates with a field that nobody fills in, on the evaluation's side."""
+    path = tmp_path / "own.txt"
+    path.write_text("$model_sumary")
+    override = f"reward.custom_reward_function.reward_kwargs.judge.prompt={path}"
+    with pytest.raises(JudgeError, match=r"judge.prompt: .*own.txt has the field \$model_sumary"):
+        judge_options("openai", [override], tmp_path / "faults.jsonl")
+
+
 def test_agreement_by_hand():
     first = [verdict(q) for q in (1.0, 2.0, 3.0, 4.0)] + [MISSING, verdict(9.0)]
     second = [verdict(q) for q in (1.0, 3.0, 5.0, 7.0)] + [verdict(1.0), MISSING]
