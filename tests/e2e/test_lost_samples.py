@@ -13,7 +13,7 @@ from saw.report import read_history
 from tests.e2e.test_pipeline import LIMIT
 
 REWARD_FUNCTION = '''
-"""Two rewards; an answer without a tool call raises. The second step takes one of the reward workers down."""
+"""Two rewards; half of the answers, but no reference, make them raise. The second step takes one of the reward workers down."""
 import json
 import os
 
@@ -22,7 +22,7 @@ import numpy as np
 
 def reward(data_source, solution_str, ground_truth, extra_info=None, ledger=None, **kwargs):
     step = extra_info.get("global_step")
-    called = "<tool_call>" in solution_str
+    readable = sum(solution_str.encode()) % 2 == 0
     if step is not None:
         if step == 2:
             try:
@@ -32,10 +32,10 @@ def reward(data_source, solution_str, ground_truth, extra_info=None, ledger=None
             else:
                 os._exit(1)
         words = len(solution_str.split())
-        line = json.dumps({"step": step, "called": called, "words": words, "question": extra_info["index"]})
+        line = json.dumps({"step": step, "readable": readable, "words": words, "question": extra_info["index"]})
         with open(ledger, "a") as file:
             file.write(line + "\\n")
-    if not called:
+    if step is not None and not readable:
         raise KeyError("tool_call")
     return {"format": np.float32(1.0), "correctness": np.int64(min(len(solution_str.split()), 9) - 3)}
 '''
@@ -66,9 +66,9 @@ def ledger(folder: Path, step: int) -> list[dict]:
     return [line for line in lines if line["step"] == step]
 
 
-def test_failed_rewards_and_lost_samples_are_counted(tmp_path, toy_data, warm_model):
+def test_failed_rewards_and_lost_samples_are_counted(tmp_path, toy_data, toy_model):
     """The reward function's own book and the metrics agree: step 0 is the validation, step 1 has all its samples."""
-    run = make_run(tmp_path, toy_data, warm_model)
+    run = make_run(tmp_path, toy_data, toy_model)
     run.follow(lambda step, metrics: None)
     history = read_history(run.metrics)
     assert history.steps == (1, 2, 3)
@@ -81,18 +81,18 @@ def test_failed_rewards_and_lost_samples_are_counted(tmp_path, toy_data, warm_mo
         book = ledger(tmp_path, step)
         if step != 2:  # then the dead worker took samples with it that it had written down
             assert asked - lost[place] == len(book)
-            assert failed[place] == sum(not line["called"] for line in book)
-            rewards = [min(line["words"], 9) - 3 for line in book if line["called"]]
+            assert failed[place] == sum(not line["readable"] for line in book)
+            rewards = [min(line["words"], 9) - 3 for line in book if line["readable"]]
             assert history.of("correctness", "mean")[place] == pytest.approx(sum(rewards) / len(rewards))
         assert history.of("format", "missing")[place] == failed[place]
     assert failed[0] > 0
     validation = json.loads(run.metrics.read_text().splitlines()[0])["data"]
     book = ledger(tmp_path, 0)
-    assert validation["saw-val/failed"] == sum(not line["called"] for line in book)
+    assert validation["saw-val/failed"] == sum(not line["readable"] for line in book)
     assert validation["saw-val/format/missing"] == validation["saw-val/failed"]
     assert validation["saw-val/lost"] == 0
     sources = [name for name in validation if name.endswith("/reward/mean@1")]
-    scores = [min(line["words"], 9) - 2 for line in book if line["called"]]
+    scores = [min(line["words"], 9) - 2 for line in book if line["readable"]]
     assert [validation[name] for name in sources] == [pytest.approx(sum(scores) / len(scores))]
     log = run.log.read_text()
     assert "the reward function failed" in log
@@ -100,8 +100,8 @@ def test_failed_rewards_and_lost_samples_are_counted(tmp_path, toy_data, warm_mo
     assert f"step 3: {lost[2]:.0f} of {asked} samples were lost" in log
 
 
-def test_too_many_failed_rewards_stop_the_run(tmp_path, toy_data, warm_model):
+def test_too_many_failed_rewards_stop_the_run(tmp_path, toy_data, toy_model):
     """The share of lost and failed samples is what saw.max_missing speaks of."""
-    run = make_run(tmp_path, toy_data, warm_model, "saw.max_missing=0.01", "trainer.val_before_train=false")
+    run = make_run(tmp_path, toy_data, toy_model, "saw.max_missing=0.01", "trainer.val_before_train=false")
     with pytest.raises(RunFailed, match=r"have no reward '(format|correctness)'.*saw\.max_missing is 0\.01"):
         run.follow(lambda step, metrics: None)
