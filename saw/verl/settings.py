@@ -84,7 +84,8 @@ class Settings(BaseModel):
             penalty is taken off the combined reward; for the methods that have one. grpo_only: as in the released
             code, where plain ``grpo`` feels it and the other methods do not.
         max_missing (float): largest share of a step's samples that may lack a reward; above it the training stops, with
-            a checkpoint of the step before.
+            a checkpoint of the step before. A sample whose reward function raised, or that was lost on the way, has
+            none. A step without any reward stops it whatever this is.
         poll_interval (float): seconds between two looks for finished rollouts; verl's own is 2.0, which adds a
             second to a step on average.
     """
@@ -439,7 +440,7 @@ def ranges_at(config: DictConfig, settings: Settings, step: int) -> list[tuple[f
         ranges.append((low, high))
     if get_method(settings.method).needs_maxima(settings.options):
         for objective, (low, high) in zip(settings.objectives, ranges, strict=True):
-            if math.isinf(high) or math.isinf(low):
+            if math.isinf(high) or math.isinf(low) or high == low:
                 raise ConfigError(
                     f"saw.options.informativeness is {settings.options.informativeness!r}, which needs the range of "
                     f"{objective.name!r}; set saw.objectives.{objective.name}.minimum and maximum"

@@ -13,7 +13,10 @@ from saw.report import read_history
 from tests.e2e.test_pipeline import LIMIT
 
 REWARD_FUNCTION = '''
-"""Two rewards; half of the answers, but no reference, make them raise. The second step takes one of the reward workers down."""
+"""Two rewards, which half of the answers make raise, but no reference.
+
+The second step takes one of the reward workers down.
+"""
 import json
 import os
 

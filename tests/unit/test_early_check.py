@@ -423,3 +423,12 @@ def test_a_judge_s_lowest_score_is_below_its_highest(monkeypatch, lowest):
 def test_the_mark_of_a_failed_reward_is_no_objective():
     with pytest.raises(ValueError, match="reserved"):
         Settings.model_validate({"method": "grpo", "objectives": {FAILED: {"minimum": 0}}})
+
+
+def test_a_measure_by_the_range_needs_one_that_is_not_a_point(tmp_path):
+    body = DECLARED.format(
+        declared=", bounds=lambda step: {'format': (1, 1), 'correctness': (-3, 3)}", kind="", parameters="**kwargs"
+    )
+    check_config(compose(*reward_file(tmp_path, body)))
+    message = refused(*reward_file(tmp_path, body), "saw.options.informativeness=range_std")
+    assert "needs the range of 'format'" in message
