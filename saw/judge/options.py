@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 PROMPTS = Path(__file__).with_name("prompts")
 
@@ -84,6 +84,13 @@ class JudgeOptions(BaseModel):
             raise ValueError(f"there is no such file; expected an absolute path, or one of {allowed}")
         return prompt
 
+    @field_validator("highest")
+    @classmethod
+    def _above_the_lowest(cls, highest: int, info: ValidationInfo) -> int:
+        if highest <= (lowest := info.data.get("lowest", highest - 1)):
+            raise ValueError(f"expected a number above judge.lowest, {lowest}")
+        return highest
+
     @property
     def prompt_path(self) -> Path:
         """The template; an absolute path stays what it is."""
@@ -110,6 +117,8 @@ class JudgeOptions(BaseModel):
             for fault in error.errors():
                 key = ".".join(("judge", *map(str, fault["loc"])))
                 message = fault["msg"].removeprefix("Value error, ")
+                if fault["type"] == "extra_forbidden":
+                    message = f"there is no such setting; allowed are {', '.join(cls.model_fields)}"
                 lines.append(f"{key}: {message}; it is {fault['input']!r}")
             raise JudgeError("\n".join(lines)) from None
 

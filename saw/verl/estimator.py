@@ -35,6 +35,7 @@ class StepRewards:
         rewards (Tensor): shape ``(R, K)``, NaN where missing.
         scored (Tensor): int64, the rows that count: no padding, and of several outputs of one session the last.
         scored_of_row (Tensor): shape ``(R,)``, int64, for each row its place in ``scored``; -1 for padding.
+        lost (int): samples that were asked for and left no row.
         scores (Tensor | None): shape ``(R,)``, the scalar rewards before a KL penalty; None if there is none.
         gram (Tensor | None): shape ``(K, K)``, of the objectives' policy gradients, where the method compares them.
         advantage (Advantage | None): the result, once the estimator has run.
@@ -48,9 +49,15 @@ class StepRewards:
     rewards: Tensor
     scored: Tensor
     scored_of_row: Tensor
+    lost: int = 0
     scores: Tensor | None = None
     gram: Tensor | None = None
     advantage: Advantage | None = None
+
+    def missing_shares(self) -> list[float]:
+        """For each objective the share of the samples without its reward; a lost sample has none."""
+        present = (~self.rewards[self.scored].isnan()).sum(dim=0)
+        return (1 - present.double() / max(len(self.scored) + self.lost, 1)).tolist()
 
 
 _step: ContextVar[StepRewards | None] = ContextVar("saw_step", default=None)

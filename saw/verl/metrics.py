@@ -2,8 +2,10 @@
 
 For each objective: ``saw/<objective>/{mean,std,min,max,cv,weight,proposed_weight,zero_spread,missing}`` in training
 (the proposed weight is the method's, the weight is what an option made of it), and
-``saw-val/<objective>/{mean,std,min,max,missing}`` in validation. What a judge cost is ``judge/...``. A value that does
-not exist (the mean of an objective that is missing for all samples) is NaN.
+``saw-val/<objective>/{mean,std,min,max,missing}`` in validation. ``saw/failed`` and ``saw-val/failed`` count samples
+whose reward function raised, all of whose rewards are missing; ``saw/lost`` and ``saw-val/lost`` those that were asked
+for and never came back. What a judge cost is ``judge/...``. A value that does not exist (the mean of an objective that
+is missing for all samples) is NaN.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from saw.advantage import Advantage
+from saw.verl.settings import FAILED
+from saw.verl.values import reward_value
 
 if TYPE_CHECKING:
     from saw.verl.gradients import ObjectiveGradients
@@ -65,7 +69,7 @@ def validation_metrics(infos: Mapping[str, Sequence[float | None]], names: Seque
     """Metrics of one validation from the reward function's values, None or NaN where missing."""
     metrics: dict[str, float] = {}
     for name in names:
-        values = np.array([np.nan if value is None else value for value in infos[name]], dtype=float)
+        values = np.array([reward_value(value) for value in infos[name]])
         present = values[~np.isnan(values)]
         some = len(present) > 0
         metrics |= {
@@ -82,6 +86,16 @@ def validation_metrics(infos: Mapping[str, Sequence[float | None]], names: Seque
 _JUDGE_SUMS = ("requests", "input_tokens", "output_tokens", "dollars")
 
 
+def failed_samples(infos: Sequence[Mapping[str, Any]]) -> int:
+    """How many samples have no rewards because the reward function raised; see :mod:`saw.verl.reward_manager`."""
+    return sum(info.get(FAILED) == 1.0 for info in infos)
+
+
+def sample_counts(failed: int, lost: int, prefix: str = "saw") -> dict[str, float]:
+    """Samples without any reward: those whose reward function raised, and those that never came back."""
+    return {f"{prefix}/failed": float(failed), f"{prefix}/lost": float(lost)}
+
+
 def judge_metrics(infos: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """What the judge of one step cost: sums over the samples, the share that was known, and the latency.
 
@@ -89,11 +103,12 @@ def judge_metrics(infos: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     cost: the reward function says nothing of it, or the server did not count the tokens of a reply.
 
     Args:
-        infos (Sequence[Mapping]): the reward function's dict of each sample.
+        infos (Sequence[Mapping]): the reward function's dict of each sample; one that failed does not count.
 
     Returns:
         dict[str, float]: empty if no judge was asked; without ``judge/without_cost`` if every cost is known.
     """
+    infos = [info for info in infos if not failed_samples([info])]
     if not any(key.startswith("judge_") for info in infos for key in info):
         return {}
     sums = {name: _present(infos, f"judge_{name}") for name in _JUDGE_SUMS}

@@ -8,17 +8,25 @@ import torch
 import transfer_queue as tq
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
-from saw.verl.rows import objective_matrix
+from saw.verl.rows import objective_matrix, prompt_of
+
+
+class AllLost(RuntimeError):
+    """Nothing is left of a step's samples."""
 
 
 class MultiRewardReplayBuffer(ReplayBuffer):
-    """Keeps a group while any of its objectives has spread.
+    """Keeps a group while any of its objectives has spread, or is missing for all of its samples.
 
     verl's ``algorithm.filter_groups`` drops a group whose scalar reward is constant. Two rewards that trade off
-    against each other have a constant sum, and just that is what the weighted methods learn from.
+    against each other have a constant sum, and just that is what the weighted methods learn from. And where a reward
+    fails for every sample, nobody knows the spread: dropped, such groups would be drawn again for ever, and none of
+    their missing rewards be counted.
     """
 
     names: tuple[str, ...]
+    #: The prompts of the last sample, also those of which no row is left; taken by :meth:`take_selected`.
+    selected: list[str]
 
     @classmethod
     def from_stock(cls, stock: ReplayBuffer, names: tuple[str, ...], poll_interval: float) -> MultiRewardReplayBuffer:
@@ -27,7 +35,22 @@ class MultiRewardReplayBuffer(ReplayBuffer):
         buffer.__dict__.update(stock.__dict__)
         buffer.names = names
         buffer.poll_interval = poll_interval
+        buffer.selected = []
         return buffer
+
+    def take_selected(self) -> list[str]:
+        """The prompts that make up the batch sampled last; empty if they were taken already, or came from elsewhere."""
+        selected, self.selected = self.selected, []
+        return selected
+
+    def _select_prompt_uids(self, partition_id: str, sampleable_keys: set[str], batch_size: int):
+        found = super()._select_prompt_uids(partition_id, sampleable_keys, batch_size)
+        if partition_id == "train":
+            self.selected, rows, _ = found
+            prompts = set(self.selected)
+            if not any(prompt_of(key) in prompts for key in rows):
+                raise AllLost(f"all samples of {len(prompts)} prompts were lost: no rollout ended with a reward")
+        return found
 
     def _dapo_filtered_keys(self, partition_id: str) -> tuple[set[str], Counter]:
         filtered, counts = super()._dapo_filtered_keys(partition_id)
@@ -45,7 +68,8 @@ class MultiRewardReplayBuffer(ReplayBuffer):
         rows = defaultdict(list)
         for key, values in zip(keys, objective_matrix(data, self.names), strict=True):
             rows[key.split("_")[0]].append(values)
-        return {uid for uid, values in rows.items() if has_spread(torch.stack(values))}
+        groups = {uid: torch.stack(values) for uid, values in rows.items()}
+        return {uid for uid, rewards in groups.items() if has_spread(rewards) or is_unknown(rewards)}
 
 
 def has_spread(rewards: torch.Tensor) -> bool:
@@ -53,3 +77,8 @@ def has_spread(rewards: torch.Tensor) -> bool:
     low = rewards.nan_to_num(nan=torch.inf).amin(dim=0)
     high = rewards.nan_to_num(nan=-torch.inf).amax(dim=0)
     return bool((high > low).any())
+
+
+def is_unknown(rewards: torch.Tensor) -> bool:
+    """Whether an objective of a group, ``(n, K)`` with NaN for missing, has no value at all."""
+    return bool(rewards.isnan().all(dim=0).any())

@@ -10,9 +10,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from saw.rewards import returns
 from saw.rewards import toolrl as toolrl_rewards
 from saw.verl import judge as judges
+from saw.verl.settings import readable
+
+
+def check_toolrl(options: Mapping[str, Any] | None = None) -> None:
+    """See that the options are right.
+
+    Raises:
+        ValueError: naming the option, its value and what is allowed.
+    """
+    try:
+        toolrl_rewards.Options.of(options)
+    except ValidationError as error:
+        raise ValueError(readable(error, "options", toolrl_rewards.Options)) from None
+    except (TypeError, ValueError):
+        raise ValueError(f"options is {options!r}; expected a mapping from name to value") from None
 
 
 def toolrl_bounds(step: int, options: Mapping[str, Any] | None = None) -> Mapping[str, tuple[float, float]]:
@@ -20,7 +37,7 @@ def toolrl_bounds(step: int, options: Mapping[str, Any] | None = None) -> Mappin
     return toolrl_rewards.bounds(options, step)
 
 
-@returns("format", "correctness", "length", bounds=toolrl_bounds)
+@returns("format", "correctness", "length", bounds=toolrl_bounds, check=check_toolrl)
 def toolrl(
     data_source: str,
     solution_str: str,

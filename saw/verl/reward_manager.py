@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
+from omegaconf import DictConfig, OmegaConf
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
 
-from saw.verl.settings import Settings
+from saw.verl.settings import FAILED, Settings
+from saw.verl.values import plain, reward_value
+
+logger = logging.getLogger(__name__)
+
+#: What a failed reward may raise. A sandboxed answer that calls ``exit()`` must not end the reward worker.
+FAULTS = (Exception, SystemExit)
 
 
 class MultiRewardManager(NaiveRewardManager):
@@ -20,46 +29,127 @@ class MultiRewardManager(NaiveRewardManager):
 
     The reward function returns a dict with the objectives, NaN or None where a value is missing. If it gives no
     ``score``, or one that is not finite, the scalar is the sum of the present objectives. The scalar never
-    enters an advantage; the objectives go through untouched.
+    enters an advantage; the objectives go through, as plain floats.
+
+    verl drops a sample whose reward raises, and goes on. Here that is a sample without rewards, which is counted:
+    :data:`saw.verl.settings.FAILED` in the dict says which.
     """
 
     def __init__(self, config, tokenizer, compute_score, **kwargs):
-        names = Settings.of(config).names
-        super().__init__(config, tokenizer, with_finite_score(compute_score, names), **kwargs)
+        self._failures = Failures(Settings.of(config).names, filter_metric(config))
+        super().__init__(config, tokenizer, with_finite_score(compute_score, self._failures), **kwargs)
 
     async def run_single(self, data: DataProto) -> dict:
         """Score one sample; the reward function finds verl's training step in ``extra_info["global_step"]``."""
-        infos = data.non_tensor_batch.get("extra_info", np.array([{}] * len(data), dtype=object))
-        steps = data.non_tensor_batch.get("global_steps", [0] * len(data))
-        data.non_tensor_batch["extra_info"] = np.array(
-            [{**(info or {}), "global_step": int(step)} for info, step in zip(infos, steps, strict=True)], dtype=object
-        )
-        return await super().run_single(data)
+        try:
+            infos = data.non_tensor_batch.get("extra_info", np.array([{}] * len(data), dtype=object))
+            steps = data.non_tensor_batch.get("global_steps", [0] * len(data))
+            data.non_tensor_batch["extra_info"] = np.array(
+                [{**(info or {}), "global_step": int(step)} for info, step in zip(infos, steps, strict=True)],
+                dtype=object,
+            )
+            return await super().run_single(data)
+        except FAULTS as error:  # around the reward function: the row has no reference, or the answer no text
+            result = self._failures.result(error)
+            return {"reward_score": result["score"], "reward_extra_info": result}
 
 
-def with_finite_score(compute_score: Callable[..., Any], names: tuple[str, ...]) -> Callable[..., Any]:
-    """Wrap a reward function, plain or async, so that its dict always has a finite ``score``."""
+class Failures:
+    """What stands for the rewards of a sample whose reward function failed.
+
+    Args:
+        names (tuple[str, ...]): the objectives.
+        metric (str | None): a further key that must be in every dict, :func:`filter_metric`.
+    """
+
+    def __init__(self, names: tuple[str, ...], metric: str | None = None):
+        self.names = names
+        self._keys = dict.fromkeys([*names, *([metric] if metric else [])])
+        self._seen: set[tuple[str, str, int]] = set()
+
+    def result(self, error: BaseException) -> dict[str, float]:
+        """A dict with the keys of the others, all missing; a fault of a new kind is logged with its traceback."""
+        kind = _kind(error)
+        if kind not in self._seen:
+            self._seen.add(kind)
+            logger.error(
+                "the reward function failed: its sample has no rewards, and is counted in saw/failed; further "
+                "faults of this kind are not logged",
+                exc_info=(type(error), error, error.__traceback__),
+            )
+        return {**dict.fromkeys(self._keys, math.nan), "score": 0.0, FAILED: 1.0}
+
+    def passed(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Mark a dict as that of a reward function that did not fail, and remember its keys."""
+        self._keys.update(dict.fromkeys(result))
+        return {**result, FAILED: 0.0}
+
+
+def _kind(error: BaseException) -> tuple[str, str, int]:
+    """The type of an error and the line that raised it."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    place = ("", 0) if traceback is None else (traceback.tb_frame.f_code.co_filename, traceback.tb_lineno)
+    return type(error).__name__, *place
+
+
+def filter_metric(config: DictConfig) -> str | None:
+    """The key of the reward dict by which verl filters groups; None if it does not, or by the scalar."""
+    section = OmegaConf.select(config, "algorithm.filter_groups", default=None) or {}
+    metric = section.get("metric") if section.get("enable") else None
+    return None if metric in (None, "reward") else str(metric)
+
+
+def with_finite_score(compute_score: Callable[..., Any], failures: Failures) -> Callable[..., Any]:
+    """Wrap a reward function, plain or async, so that its dict always has a finite ``score``, and it never raises."""
     if inspect.iscoroutinefunction(compute_score):
 
         @functools.wraps(compute_score)
         async def wrapped_async(*args, **kwargs):
-            return finite_score(await compute_score(*args, **kwargs), names)
+            try:
+                return _checked(await compute_score(*args, **kwargs), failures)
+            except FAULTS as error:
+                return failures.result(error)
 
         return wrapped_async
 
+    # Here, in the thread that verl runs it in: a StopIteration would never get out of that, and the run would hang.
     @functools.wraps(compute_score)
     def wrapped(*args, **kwargs):
-        return finite_score(compute_score(*args, **kwargs), names)
+        try:
+            return _checked(compute_score(*args, **kwargs), failures)
+        except FAULTS as error:
+            return failures.result(error)
 
     return wrapped
 
 
-def finite_score(result: Any, names: tuple[str, ...]) -> Any:
-    """Give a reward function's dict a finite ``score``; anything but a dict passes, for the trainer to refuse."""
-    if not isinstance(result, dict):
-        return result
-    score = result.get("score")
-    if score is None or not math.isfinite(score):
-        values = (float(result[name]) for name in names if result.get(name) is not None)
-        score = sum(value for value in values if math.isfinite(value))
-    return {**result, "score": float(score)}
+def _checked(result: Any, failures: Failures) -> Any:
+    """A reward function's dict as verl gets it; a number passes, for the trainer to refuse."""
+    if isinstance(result, Mapping):
+        return failures.passed(finite_score(result, failures.names))
+    if isinstance(plain(result), Real):
+        return plain(result)
+    raise TypeError(f"the reward function returned {result!r}; expected a dict with the objectives")
+
+
+def finite_score(result: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """Give a reward function's dict a finite ``score``, and plain Python numbers for rewards.
+
+    Raises:
+        TypeError: for a reward that is no number.
+    """
+    rewards = {}
+    for name in names:
+        if name in result:
+            try:
+                rewards[name] = reward_value(result[name])
+            except TypeError as error:
+                raise TypeError(f"the reward {name!r}: {error}") from None
+    score = reward_value(result.get("score"))
+    if not math.isfinite(score):
+        score = sum(value for value in rewards.values() if math.isfinite(value))
+    # "reward" is verl's own name for the scalar, which it adds to the others
+    others = {key: plain(value) for key, value in result.items() if key != "reward"}
+    return {**others, **rewards, "score": float(score)}

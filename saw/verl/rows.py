@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +10,8 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from saw.verl.settings import Settings, check_returned
+from saw.verl.settings import ConfigError, Settings, check_returned
+from saw.verl.values import reward_value
 
 
 def reward_infos(data: TensorDict) -> list[Mapping[str, Any]]:
@@ -29,19 +30,27 @@ def objective_matrix(data: TensorDict, names: Sequence[str]) -> Tensor:
 
 
 def _matrix(infos: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Tensor:
-    return torch.tensor([[_number(info, name) for name in names] for info in infos], dtype=torch.float64)
+    return torch.tensor([[reward_of(info, name) for name in names] for info in infos], dtype=torch.float64)
 
 
-def _number(info: Mapping[str, Any], name: str) -> float:
-    value = info.get(name)
-    return math.nan if value is None else float(value)
+def reward_of(info: Mapping[str, Any], name: str) -> float:
+    """One reward out of a reward function's dict, NaN where it is missing.
+
+    Raises:
+        ConfigError: if it is no number.
+    """
+    try:
+        return reward_value(info.get(name))
+    except TypeError as error:
+        raise ConfigError(f"the reward {name!r}: {error}") from None
 
 
 def checked_objective_matrix(infos: Sequence[Mapping[str, Any]], settings: Settings) -> Tensor:
     """Like :func:`objective_matrix`, after a check that the reward function returned every objective.
 
     Raises:
-        ConfigError: if a row lacks an objective (a missing *value* is NaN or None under the objective's name).
+        ConfigError: if a row lacks an objective (a missing *value* is NaN or None under the objective's name), or a
+            reward is no number.
     """
     for info in infos:
         check_returned(settings, info)
@@ -51,6 +60,19 @@ def checked_objective_matrix(infos: Sequence[Mapping[str, Any]], settings: Setti
 def prompt_of(key: str) -> str:
     """The prompt that a row answers: its group. Keys are ``{uid}_{session}_{output}``."""
     return key.rsplit("_", 2)[0]
+
+
+def lost_samples(prompts: Sequence[str], expected: Mapping[str, int]) -> int:
+    """How many of the samples that were asked for never came back.
+
+    A rollout that fails, a reward worker that dies and an agent that returns nothing leave no row behind.
+
+    Args:
+        prompts (Sequence[str]): the prompt of each sample that is there.
+        expected (Mapping[str, int]): how many samples of each prompt there should be.
+    """
+    came = Counter(prompts)
+    return sum(max(number - came[prompt], 0) for prompt, number in expected.items())
 
 
 def of_all_rows(values: Tensor, scored_of_row: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import ray
@@ -20,10 +21,19 @@ from saw.advantage import objective_advantages
 from saw.verl import logs, record, samples  # noqa: F401  logs: before verl imports vLLM
 from saw.verl import metrics as objective_metrics
 from saw.verl.estimator import StepRewards, rewards_of_step
-from saw.verl.replay_buffer import MultiRewardReplayBuffer
-from saw.verl.rows import checked_objective_matrix, of_all_rows, prompt_of, reward_infos, scored_rows
-from saw.verl.settings import NAME, ConfigError, check_config, ranges_at
+from saw.verl.replay_buffer import AllLost, MultiRewardReplayBuffer
+from saw.verl.rows import (
+    checked_objective_matrix,
+    lost_samples,
+    of_all_rows,
+    prompt_of,
+    reward_infos,
+    reward_of,
+    scored_rows,
+)
+from saw.verl.settings import FAILED, NAME, ROLLOUTS, SCALARS, ConfigError, check_config, check_group_size, ranges_at
 from saw.verl.state import State
+from saw.verl.values import plain
 from saw.weighting import clip_norms
 
 logger = logging.getLogger(__name__)
@@ -43,6 +53,7 @@ class SAWTrainer(PPOTrainerSync):
         self.settings = settings
         self._reported: set[str] = set()
         self._dataloader_before: dict | None = None
+        self._rollouts: dict[str, int] = {}  # prompt -> how many samples were asked for, of this step, where they vary
         self._val_texts: tuple[list[str], list[str]] = ([], [])
         self.state = State()
         for objective in settings.objectives:
@@ -80,8 +91,31 @@ class SAWTrainer(PPOTrainerSync):
     def on_step_begin(self):
         """Remember where the data stands, for a checkpoint of the step before this one."""
         super().on_step_begin()
+        self._rollouts = {}
         if self.train_dataloader_it is not None:
             self._dataloader_before = self.train_dataloader.state_dict()
+
+    def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
+        """Do one step.
+
+        Raises:
+            TooManyMissing: with a checkpoint of the step before, if more rewards are missing than may be, or all are.
+        """
+        try:
+            return super().step(metrics, timing_raw)
+        except AllLost as error:
+            try:
+                self.on_sample_end()  # makes room, as after any other sampling
+            except ray.exceptions.RayError:
+                logger.exception("the rollout could not be put to sleep")  # it may be what has died
+            raise TooManyMissing(f"step {self.global_steps}: {error}. {self._save_step_before()}") from error
+
+    def _submit_batch_to_rollout(self, batch: TensorDict) -> int:
+        submitted = super()._submit_batch_to_rollout(batch)
+        # looked up afterwards, since an agent loop manager of the user's may have put it there
+        if ROLLOUTS in batch:
+            self._rollouts |= dict(zip(batch["uid"], map(int, batch[ROLLOUTS]), strict=True))
+        return submitted
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         # The rewards are there already, and this is the first of the step's costly parts.
@@ -132,14 +166,20 @@ class SAWTrainer(PPOTrainerSync):
         return batch
 
     def _stop_if_too_many_are_missing(self, step: StepRewards) -> None:
-        missing = step.rewards[step.scored].isnan().double().mean(dim=0).tolist()
+        missing = step.missing_shares()
+        if step.lost:
+            logger.warning(
+                "step %d: %d of %d samples were lost on the way; the log of the rollout and reward workers says why",
+                *(self.global_steps, step.lost, step.lost + len(step.scored)),
+            )
         worst = max(range(len(missing)), key=missing.__getitem__)
-        if missing[worst] <= self.settings.max_missing:
+        if missing[worst] <= self.settings.max_missing and min(missing) < 1.0:
             return
         kept = self._save_step_before()
+        lost = f" ({step.lost} samples were lost on the way)" if step.lost else ""
         raise TooManyMissing(
             f"step {self.global_steps}: {missing[worst]:.1%} of the samples have no reward "
-            f"{self.settings.names[worst]!r}, and saw.max_missing is {self.settings.max_missing:g}. {kept} "
+            f"{self.settings.names[worst]!r}{lost}, and saw.max_missing is {self.settings.max_missing:g}. {kept} "
             f"The reasons: {self._faults_file() or 'the log of the reward workers'}"
         )
 
@@ -186,7 +226,13 @@ class SAWTrainer(PPOTrainerSync):
             )
         scored, of_row = scored_rows(batch.keys, batch.tags)
         infos = reward_infos(data)
-        metrics.update(objective_metrics.judge_metrics([infos[row] for row in scored.tolist()]))
+        scored_infos = [infos[row] for row in scored.tolist()]
+        prompts = [prompt_of(batch.keys[row]) for row in scored.tolist()]
+        if not self._rollouts and len(set(prompts)) == len(prompts):
+            check_group_size(self.config, self.settings)
+        lost = lost_samples(prompts, self._expected_samples(prompts))
+        metrics.update(objective_metrics.judge_metrics(scored_infos))
+        metrics.update(objective_metrics.sample_counts(objective_metrics.failed_samples(scored_infos), lost))
         return StepRewards(
             settings=self.settings,
             minima=[low for low, _ in ranges],
@@ -196,8 +242,18 @@ class SAWTrainer(PPOTrainerSync):
             rewards=checked_objective_matrix(infos, self.settings),
             scored=scored,
             scored_of_row=of_row,
+            lost=lost,
             scores=scores if self.config.algorithm.use_kl_in_reward and self.settings.feels_kl_in_reward else None,
         )
+
+    def _expected_samples(self, prompts: Sequence[str]) -> dict[str, int]:
+        """How many samples each prompt of the batch should have, also the prompts of which no row is left."""
+        rollouts = self.config.actor_rollout_ref.rollout.n
+        selected = self.replay_buffer.take_selected() if hasattr(self.replay_buffer, "take_selected") else []
+        expected = {prompt: self._rollouts.get(prompt, rollouts) for prompt in (*prompts, *selected)}
+        # a sampler of the user's own does not say which prompts it took
+        gone = self.config.data.train_batch_size // self.parameter_sync_step - len(expected)
+        return expected | {f"gone {number}": rollouts for number in range(gone)}
 
     def _report_above_maximum(self, largest: list[float], maxima: list[float]) -> None:
         for name, value, maximum in zip(self.settings.names, largest, maxima, strict=True):
@@ -214,18 +270,29 @@ class SAWTrainer(PPOTrainerSync):
     def _val_metrics_update(
         self, data_sources, sample_uids, reward_extra_infos_dict, sample_turns, expected_acc_counts=None
     ) -> dict[str, float]:
-        # verl skips None and averages NaN: a missing reward must be None by the time it gets there.
-        infos = {
-            key: [None if isinstance(value, float) and value != value else value for value in values]
-            for key, values in reward_extra_infos_dict.items()
-        }
+        infos = {key: [plain(value) for value in values] for key, values in reward_extra_infos_dict.items()}
         for name in self.settings.names:
             if name not in infos:
                 raise ConfigError(
                     f"the reward function returned no {name!r} in validation; it returned {sorted(infos)}"
                 )
+            infos[name] = [reward_of({name: value}, name) for value in infos[name]]
+        # verl skips None and averages NaN: a missing reward must be None by the time it gets there.
+        infos = {
+            key: [None if isinstance(value, float) and math.isnan(value) else value for value in values]
+            for key, values in infos.items()
+        }
+        failed = sum(value == 1.0 for value in infos.pop(FAILED, []))
+        lost = sum((expected_acc_counts or {}).values()) - len(sample_uids)
+        if failed or lost > 0:
+            logger.warning("validation: the reward function failed for %d samples, and %d were lost", failed, lost)
+        for row in range(len(sample_uids)):
+            if all(infos[name][row] is None for name in self.settings.names):
+                for scalar in SCALARS & infos.keys():  # there it is 0, which is nobody's reward
+                    infos[scalar][row] = None
         samples.log(self.config.trainer, self.global_steps, *self._val_texts, infos, self.settings.names)
         metrics = super()._val_metrics_update(
             data_sources, sample_uids, infos, sample_turns, expected_acc_counts=expected_acc_counts
         )
-        return metrics | objective_metrics.validation_metrics(infos, self.settings.names)
+        counts = objective_metrics.sample_counts(failed, lost, prefix="saw-val")
+        return metrics | objective_metrics.validation_metrics(infos, self.settings.names) | counts

@@ -10,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from saw.verl import judge, metrics, samples
+from saw.verl.estimator import StepRewards
 from saw.verl.settings import ConfigError, check_config, ranges_at
 from saw.verl.state import State
 from saw.verl.trainer import SAWTrainer, TooManyMissing
@@ -98,8 +99,9 @@ def trainer(tmp_path, step, max_missing=0.5) -> SAWTrainer:
     return made
 
 
-def step_of(rewards):
-    return SimpleNamespace(rewards=torch.tensor(rewards), scored=torch.tensor([0, 1, 2, 3]))
+def step_of(rewards) -> StepRewards:
+    scored = torch.tensor([0, 1, 2, 3])
+    return StepRewards(None, [], [], 1, None, torch.tensor(rewards), scored, scored)  # type: ignore[arg-type]
 
 
 NAN = math.nan

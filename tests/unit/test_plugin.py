@@ -14,7 +14,7 @@ import saw
 from saw.verl.estimator import StepRewards, estimate, rewards_of_step
 from saw.verl.metrics import training_metrics, validation_metrics
 from saw.verl.replay_buffer import has_spread
-from saw.verl.reward_manager import MultiRewardManager, finite_score, with_finite_score
+from saw.verl.reward_manager import Failures, MultiRewardManager, finite_score, with_finite_score
 from saw.verl.rows import checked_objective_matrix, objective_matrix, reward_infos, scored_rows
 from saw.verl.settings import ConfigError, Settings, check_config
 from tests.configs import compose
@@ -199,18 +199,20 @@ def test_estimator_needs_the_trainer():
 )
 def test_the_scalar_score_stays_finite_and_the_objectives_untouched(result, score):
     fixed = finite_score(result, SETTINGS.names)
-    assert fixed["score"] == score
-    assert {k: v for k, v in fixed.items() if k != "score"} == {k: v for k, v in result.items() if k != "score"}
+    assert fixed.pop("score") == score
+    rewards = {name: NAN if value is None else value for name, value in result.items() if name != "score"}
+    assert fixed == pytest.approx(rewards, nan_ok=True)
 
 
 def test_plain_and_async_reward_functions():
     async def judged(**kwargs):
         return {"format": NAN, "correctness": 1.0}
 
-    assert asyncio.iscoroutinefunction(with_finite_score(judged, SETTINGS.names))
-    assert asyncio.run(with_finite_score(judged, SETTINGS.names)())["score"] == 1.0
-    assert with_finite_score(lambda **kwargs: {"format": 1.0}, SETTINGS.names)()["score"] == 1.0
-    assert with_finite_score(lambda **kwargs: 0.5, SETTINGS.names)() == 0.5
+    failures = Failures(SETTINGS.names)
+    assert asyncio.iscoroutinefunction(with_finite_score(judged, failures))
+    assert asyncio.run(with_finite_score(judged, failures)())["score"] == 1.0
+    assert with_finite_score(lambda **kwargs: {"format": 1.0}, failures)()["score"] == 1.0
+    assert with_finite_score(lambda **kwargs: 0.5, failures)() == 0.5
 
 
 class _Tokenizer:

@@ -1,0 +1,51 @@
+"""What verl does with a sample that fails, and where the plug-in looks to count it."""
+
+import inspect
+
+from verl.experimental.agent_loop import agent_loop
+from verl.trainer.ppo.v1 import agent_loop_tq, replay_buffer, trainer_base
+from verl.workers.config import FSDPActorConfig, McoreActorConfig, TorchTitanActorConfig, VeOmniActorConfig
+
+from saw.verl.settings import ROLLOUTS
+
+
+def test_a_session_that_fails_leaves_no_row():
+    source = inspect.getsource(agent_loop_tq.AgentLoopWorkerTQ._run_prompt)
+    assert f'prompt.pop("{ROLLOUTS}", config.n' in source
+    assert 'status = "failure"' in source
+    assert "failure" in inspect.getsource(replay_buffer.ReplayBuffer._sampleable_terminal_keys)
+
+
+def test_every_prompt_of_a_step_is_submitted_through_one_method():
+    for name in ("_add_prompts_to_generate", "_add_batch_to_generate"):
+        source = inspect.getsource(getattr(trainer_base.PPOTrainer, name))
+        assert "self._submit_batch_to_rollout(batch)" in source, name
+    assert "self.agent_loop_manager.generate_sequences(batch)" in inspect.getsource(
+        trainer_base.PPOTrainer._submit_batch_to_rollout
+    )
+
+
+def test_the_buffer_selects_prompts_before_it_looks_whether_any_row_is_left():
+    source = inspect.getsource(replay_buffer.ReplayBuffer.sample)
+    selects = source.index("self._select_prompt_uids(")
+    assert selects < source.index("no materializable trajectories")
+    assert selects < source.index("self._materialize_batch(")
+
+
+def test_validation_says_how_many_samples_it_asked_for():
+    source = inspect.getsource(trainer_base.PPOTrainer._validate)
+    assert "expected_acc_counts[(str(data_source), str(uid))] = rollout_n" in source
+    assert "expected_acc_counts=expected_acc_counts" in source
+
+
+def test_a_reward_worker_is_asked_without_a_second_try():
+    source = inspect.getsource(agent_loop.AgentLoopWorker._compute_score)
+    assert "await selected_reward_loop_worker_handle.compute_score.remote(data)" in source
+    assert "except" not in source
+
+
+def test_engines_have_a_strategy_each_but_for_fsdp():
+    assert [kind.strategy for kind in (McoreActorConfig, VeOmniActorConfig, TorchTitanActorConfig)] == [
+        *("megatron", "veomni", "torchtitan")
+    ]
+    assert 'self.engine, "strategy", self.strategy' in inspect.getsource(FSDPActorConfig.__post_init__)
