@@ -120,6 +120,23 @@ def test_every_row_of_the_sources_has_a_letter():
         assert re.search(r"\b[PCNA]\b", source), f"docs/sources.md, {section}: {name} has no letter, but {source!r}"
 
 
+def test_a_setting_taken_over_has_the_letter_and_value_of_its_run():
+    """Kind: a letter that contradicts another file's: "A (C)" is C in the tool-calling run, with the same value."""
+    tools = {key: (value, letters) for key, value, letters in lettered(CONFIGS / "experiment/toolrl/base.yaml")}
+    for key, value, letters in lettered(CONFIGS / "experiment/tldr/base.yaml"):
+        if letters.startswith("A ("):
+            assert tools[key] == (value, letters[3])
+        elif key in tools and tools[key][0] == value:
+            assert letters == tools[key][1] == "A", f"{key} has the tool-calling run's value, and so its letter"
+
+
+def test_what_the_release_does_is_marked_c():
+    """Kind: a fact of the released code given as our assumption."""
+    tools = {key: letters for key, _, letters in lettered(CONFIGS / "experiment/toolrl/base.yaml")}
+    assert {tools[key] for key in ("do_sample", "val_before_train", "lr", "train_batch_size", "top_p")} == {"C"}
+    assert {tools[key] for key in ("filter_overlong_prompts", "truncation", "max_actor_ckpt_to_keep")} == {"A"}
+
+
 #: Values of the tables' experiments that are no choice of the paper: where things lie, what they are called.
 OURS = {
     *("train_files", "val_files", "project_name", "experiment_name", "default_local_dir", "logger", "resume_mode"),
