@@ -119,9 +119,10 @@ def gain(label: str, objective: str, measure: Callable[..., float] = summary.ove
 
 
 def loss(label: str, objective: str) -> list[str]:
-    """What is lost at the end, with its interval."""
-    gap = gain(label, objective, summary.final).difference
-    return [f"{-value:z.2f}" for value in (gap.mean, gap.high, gap.low)]
+    """What is lost at the end, with its interval and p."""
+    test = gain(label, objective, summary.final)
+    ends = (-test.difference.mean, -test.difference.high, -test.difference.low)
+    return [*(f"{value:z.2f}" for value in ends), f"{test.p:.2f}"]
 
 
 def learned(label: str, objective: str) -> str:
@@ -432,7 +433,7 @@ FIGURES = [
     Figure(
         README,
         "correctness, of -3 to 3, loses {} (SAW-GRPO, p {}) and {} (SAW-GDPO, p {}, by Holm {}) over all steps; at the "
-        "end {} [{}, {}] and {} [{}, {}].",
+        "end {} [{}, {}] (p {}) and {} [{}, {}] (p {}).",
         lambda: [
             *two(-gain("saw_grpo", "correctness").difference.mean, gain("saw_grpo", "correctness").p),
             *two(-gain("saw_gdpo", "correctness").difference.mean),
