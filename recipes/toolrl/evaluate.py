@@ -152,7 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a Hugging Face folder or name")
     parser.add_argument("--out", type=Path, required=True, help="folder for replies and scores")
-    parser.add_argument("--runs", type=int, default=4, help="times that every item is asked (4, by docs/sources.md)")
+    parser.add_argument("--runs", type=int, default=4, help="times that every item is asked (4)")
     parser.add_argument("--temperature", type=float, default=0.001, help="of the replies (0.001, BFCL's own)")
     parser.add_argument("--max-tokens", type=int, default=4096, help="of a reply (4096, BFCL's own)")
     parser.add_argument("--categories", nargs="+", default=list(CATEGORIES), choices=CATEGORIES, metavar="CATEGORY")

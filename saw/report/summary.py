@@ -21,8 +21,6 @@ from saw.report.history import LoggedRun, objectives_of
 
 #: Last steps whose mean is a run's final value.
 LAST = 5
-#: What "over all steps" means; the plain mean of the steps differs a little.
-ALL_STEPS = "Over all steps: the area under the curve, by trapezoids, over the steps."
 
 
 @dataclass(frozen=True)
@@ -73,12 +71,12 @@ def summary(groups: Mapping[str, Sequence[LoggedRun]], thresholds: Mapping[str, 
     header = ["method", "objective", f"mean reward, last {LAST} steps", "mean over all steps"]
     if thresholds:
         header.append("steps to threshold: " + ", ".join(f"{name} {value:g}" for name, value in thresholds.items()))
-    note = f"Brackets: 95 % bootstrap interval of the mean over seeds; n is the number of seeds. {ALL_STEPS}"
+    note = "Brackets: 95 % bootstrap interval of the mean over seeds; n is the number of seeds."
     return Table("Rewards", tuple(header), tuple(rows), left=2, note=note)
 
 
 def over_all_steps(run: LoggedRun, objective: str) -> float:
-    """Mean height of an objective's curve over all steps: higher for what is learned sooner; NaN where it is absent."""
+    """Mean over all steps of an objective's mean reward: higher for what is learned sooner; NaN where it is absent."""
     if objective not in run.history.objectives:
         return math.nan
     return mean_over_steps(run.history.steps, run.history.of(objective, "mean"))
@@ -111,7 +109,7 @@ def tests(groups: Mapping[str, Sequence[LoggedRun]], baseline: str) -> Table:
         for place, test in sorted(found.items(), key=lambda item: compared.index(item[0][:2]))
     )
     header = ("method", "objective", "mean over", f"less {baseline}", "p", "p, Holm", "Cohen's d")
-    note = f"Two-sided paired t-test over common seeds; Holm over all rows with the same steps. {ALL_STEPS}"
+    note = "Two-sided paired t-test over common seeds; Holm over all rows with the same steps."
     return Table(f"Against {baseline}", header, rows, left=3, note=note)
 
 

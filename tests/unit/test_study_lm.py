@@ -9,6 +9,7 @@ import pytest
 
 from recipes.study import lm
 from saw.report.history import History, LoggedRun
+from saw.report.summary import over_all_steps
 from tests.conftest import ROOT
 
 STUDY = ROOT / "results" / "study" / "lm"
@@ -118,3 +119,15 @@ def test_a_run_that_learns_nothing_is_never_learned(tmp_path):
 def test_the_committed_report_is_what_its_csv_gives(tmp_path):
     shutil.copy(STUDY / "steps.csv", tmp_path)
     assert (STUDY / "README.md").read_text().startswith(lm.report(tmp_path))
+
+
+def test_what_a_second_training_of_a_seed_is_said_to_lose_is_what_it_lost():
+    text = (ROOT / "results" / "README.md").read_text()
+    said = re.search(r"with seed 1, SAW-GDPO lost ([\d.]+) where it had lost ([\d.]+)", text)
+    for name, number in zip(("again.csv", "steps.csv"), said.groups(), strict=True):
+        groups = lm.read_steps(STUDY / name)
+        saw, plain = (
+            next(over_all_steps(run, "correctness") for run in groups[method] if run.seed == 1)
+            for method in ("saw_gdpo", "gdpo")
+        )
+        assert plain - saw == pytest.approx(float(number), abs=5e-4)
