@@ -79,7 +79,7 @@ def test_a_value_marked_p_is_in_the_review(path, shared):
     review = plain((shared / "paper" / "review.txt").read_text())
     evidence = SHOWN.get(str(path.relative_to(CONFIGS)), {})
     for key, value, letters in lettered(path):
-        if letters.startswith("P"):
+        if letters.startswith("P") and key != "profile":  # the method's own equations: docs/sources.md, "The method"
             assert key in evidence, f"{path.name}: {key} is marked P; which words of the review show it?"
             parsed = yaml.safe_load(value)
             for item in parsed if isinstance(parsed, list) else [parsed]:
