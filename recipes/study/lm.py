@@ -28,7 +28,7 @@ from saw.report import figures, summary, tables
 from saw.report.comparison import bootstrap_mean, steps_to
 from saw.report.history import History, LoggedRun, read_run
 
-#: Row of the tables -> method and overrides. The mirror ascent of the gradient rows has the rate of the paper's model,
+#: Row of the tables -> method and overrides. The mirror ascent of the gradient rows has the released code's rate,
 #: with which its weights hardly move here, or ten times that; with the toy model's rate they run to 0 and 1.
 METHODS = {
     **{name: name for name in ("grpo", "saw_grpo", "gdpo", "saw_gdpo", "random_grpo", "random_gdpo")},

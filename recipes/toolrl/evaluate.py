@@ -138,7 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a Hugging Face folder or name")
     parser.add_argument("--out", type=Path, required=True, help="folder for replies and scores")
-    parser.add_argument("--runs", type=int, default=4, help="times that every item is asked (4, as in the paper)")
+    parser.add_argument("--runs", type=int, default=4, help="times that every item is asked (4)")
     sampling.add_options(parser, temperature=0.001, max_tokens=4096, why="BFCL's own")
     parser.add_argument(
         "--multi-turn-sentence",

@@ -1,6 +1,6 @@
 """BFCL v4's scores, from the numbers of right answers of each category.
 
-The paper does not say what its Overall is, so three means stand side by side, each under its name.
+The sources do not say what the paper's Overall is, so three means stand side by side, each under its name.
 """
 
 from __future__ import annotations

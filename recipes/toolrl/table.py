@@ -28,8 +28,8 @@ COLUMNS = {
     "format": "format correct",
 }
 NOTE = """Per cent. Ours: mean ± standard deviation over seeds (in brackets: over evaluations of one checkpoint); n is
-seeds x evaluations. The paper does not define its Overall; the difference is the mean of the three less it. BFCL's
-overall counts the categories that the table leaves out as 0."""
+seeds x evaluations. The sources do not define the paper's Overall; the difference is the mean of the three less it.
+BFCL's overall counts the categories that the table leaves out as 0."""
 
 
 @dataclass(frozen=True, order=True)

@@ -1,8 +1,8 @@
 """ToolRL's rule-based rewards for one assistant turn: format, correctness and, if wanted, length.
 
-The rules and every variant are those of the released scoring code, on whose numbers they are tested
-(``golden/toolrl_rewards.json``, ``golden/toolrl_tags.json``). They are plain functions of two strings and a step, take
-time linear in the length of the response, and never raise on a model's output.
+The rules and every variant are those of the released scoring code, on whose numbers they are tested. They are plain
+functions of two strings and a step, take time linear in the length of the response, and never raise on a model's
+output.
 """
 
 from __future__ import annotations
