@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from datasets import Dataset, Features, Value
 from datasets import List as ListOf
 from datasets.arrow_writer import ArrowWriter
@@ -234,6 +235,7 @@ def prepare(
             _Checked(path, read_parquet(path), check_row, report, rejects), FEATURES, out / WORK / "rows.arrow"
         )
         splits = {path.stem: rows}
+        _warn_of_other_columns(path)
     elif path.suffix == ".json":
         raw = _on_disk(
             _Checked(path, read_json(path), check_raw, report, rejects), RAW_FEATURES, out / WORK / "raw.arrow"
@@ -255,6 +257,17 @@ def prepare(
     shutil.rmtree(out / WORK)
     report.write(out / "report.json")
     return report
+
+
+def _warn_of_other_columns(path: Path) -> None:
+    schema = pq.read_schema(path)
+    other = [name for name in schema.names if name not in FEATURES]
+    for key in ("reward_model", "extra_info"):
+        own = schema.field(key).type
+        names = [own.field(place).name for place in range(own.num_fields)]
+        other += [f"{key}.{name}" for name in names if name not in FEATURES[key]]
+    if other:
+        logger.warning("%s: not kept, as ToolRL's rows do not have them: %s", path, ", ".join(other))
 
 
 def _on_disk(rows: Iterable[Any], features: Features, path: Path) -> Dataset:

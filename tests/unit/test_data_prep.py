@@ -177,6 +177,16 @@ def test_an_odd_parquet_is_named_by_file_row_and_fault(tmp_path, change, fault):
         prepare(source, tmp_path / "out")
 
 
+def test_columns_that_are_not_kept_are_named(tmp_path, caplog):
+    """Kind: a part of the data is dropped and nobody told."""
+    row = {**VERL_ROW, "agent_name": "a", "extra_info": VERL_ROW["extra_info"] | {"tools_kwargs": "t"}}
+    prepare(write_parquet(tmp_path / "train.parquet", [row]), tmp_path / "out")
+    assert caplog.messages[-1].endswith("agent_name, extra_info.tools_kwargs")
+    caplog.clear()
+    prepare(write_parquet(tmp_path / "train.parquet", [VERL_ROW]), tmp_path / "out")
+    assert caplog.messages == []
+
+
 def test_a_null_cell_after_good_rows_is_named_or_left_out(tmp_path):
     rows = [VERL_ROW] * 300 + [{**VERL_ROW, "prompt": None}] + [VERL_ROW]  # beyond the first batch
     source = write_parquet(tmp_path / "train.parquet", rows)
