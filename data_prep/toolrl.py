@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Value
 from datasets import List as ListOf
@@ -260,14 +261,34 @@ def prepare(
 
 
 def _warn_of_other_columns(path: Path) -> None:
-    schema = pq.read_schema(path)
-    other = [name for name in schema.names if name not in FEATURES]
-    for key in ("reward_model", "extra_info"):
-        own = schema.field(key).type
-        names = [own.field(place).name for place in range(own.num_fields)]
-        other += [f"{key}.{name}" for name in names if name not in FEATURES[key]]
+    other = _other_fields(pq.read_schema(path), FEATURES)
     if other:
         logger.warning("%s: not kept, as ToolRL's rows do not have them: %s", path, ", ".join(other))
+
+
+def _other_fields(fields: Iterable[pa.Field], features: Any, prefix: str = "") -> list[str]:
+    """Names of the columns, and of the fields within them, that the features do not have."""
+    other = []
+    for column in fields:
+        if column.name not in features:
+            other.append(f"{prefix}{column.name}")
+            continue
+        inner, type_ = features[column.name], column.type
+        if isinstance(inner, ListOf) and pa.types.is_list(type_):
+            inner, type_ = inner.feature, type_.value_type
+        if isinstance(inner, dict) and pa.types.is_struct(type_):
+            within = [type_.field(place) for place in range(type_.num_fields)]
+            other += _other_fields(within, inner, f"{prefix}{column.name}.")
+    return other
+
+
+def _own(value: Any, feature: Any) -> Any:
+    """What the features have of a value."""
+    if isinstance(feature, dict):
+        return {name: _own(value[name], inner) for name, inner in feature.items()}
+    if isinstance(feature, ListOf):
+        return [_own(item, feature.feature) for item in value]
+    return value
 
 
 def _on_disk(rows: Iterable[Any], features: Features, path: Path) -> Dataset:
@@ -275,7 +296,7 @@ def _on_disk(rows: Iterable[Any], features: Features, path: Path) -> Dataset:
     path.parent.mkdir(parents=True, exist_ok=True)
     with ArrowWriter(path=str(path), features=features) as writer:
         for row in rows:
-            writer.write({key: row[key] for key in features})
+            writer.write(_own(row, features))
         writer.finalize()
     return Dataset.from_file(str(path))
 

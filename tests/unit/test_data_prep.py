@@ -178,10 +178,14 @@ def test_an_odd_parquet_is_named_by_file_row_and_fault(tmp_path, change, fault):
 
 
 def test_columns_that_are_not_kept_are_named(tmp_path, caplog):
-    """Kind: a part of the data is dropped and nobody told."""
-    row = {**VERL_ROW, "agent_name": "a", "extra_info": VERL_ROW["extra_info"] | {"tools_kwargs": "t"}}
+    """Kind: a part of the data is dropped and nobody told, or stops the job with a traceback."""
+    prompt = [turn | {"name": None} for turn in VERL_ROW["prompt"]]
+    info = VERL_ROW["extra_info"] | {"tools_kwargs": "t"}
+    row = {**VERL_ROW, "agent_name": "a", "extra_info": info, "prompt": prompt}
     prepare(write_parquet(tmp_path / "train.parquet", [row]), tmp_path / "out")
-    assert caplog.messages[-1].endswith("agent_name, extra_info.tools_kwargs")
+    assert Dataset.from_parquet(str(tmp_path / "out" / "train.parquet")).to_list() == [VERL_ROW]
+    (message,) = caplog.messages
+    assert all(name in message for name in ("agent_name", "extra_info.tools_kwargs", "prompt.name"))
     caplog.clear()
     prepare(write_parquet(tmp_path / "train.parquet", [VERL_ROW]), tmp_path / "out")
     assert caplog.messages == []
