@@ -15,13 +15,16 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, load_dataset
+from datasets.exceptions import DatasetsError
 from datasets.utils.logging import disable_progress_bar
+
+from data_prep.sources import BadSource, fault_of_text, read_json, read_jsonl, read_parquet
 
 logger = logging.getLogger(__name__)
 
@@ -31,47 +34,87 @@ TRAIN_ROWS, TEST_ROWS = 2560, 256
 INSTRUCTION = "Summarize the following Reddit post in one or two sentences. Reply with the summary only."
 
 
-class BadSource(ValueError):
-    """A source that cannot be used; the message says what is wrong."""
-
-
-def load(source: str | None, name: str, revision: str) -> Dataset:
-    """The posts, from a file or from the Hub.
+def load(source: str | None, name: str, revision: str) -> Iterable[Any]:
+    """The rows of a file, or of the Hub's data set.
 
     Raises:
-        BadSource: if that fails.
+        BadSource: if that fails; a fault within a file shows when the row is read.
     """
-    try:
-        if source is None:
+    if source is None:
+        try:
             return load_dataset(name, revision=revision, split="train")
-        if not Path(source).is_file():
-            raise BadSource(f"{source}: there is no such file")
-        kind = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}.get(Path(source).suffix)
-        if kind is None:
-            raise BadSource(f"{source}: expected a .json, .jsonl or .parquet")
-        return load_dataset(kind, data_files=source, split="train")
-    except (OSError, ConnectionError) as error:
-        where = source or f"the Hub's {name} at revision {revision}"
-        raise BadSource(f"{where} could not be read ({error}); without a network, give --source a file") from error
+        except (OSError, ConnectionError, ValueError, DatasetsError) as error:
+            where = _where(source, name, revision)
+            raise BadSource(f"{where} could not be read ({error}); without a network, give --source a file") from error
+    path = Path(source)
+    if not path.is_file():
+        raise BadSource(f"{source}: there is no such file")
+    if path.suffix == ".parquet":
+        return read_parquet(path)
+    if path.suffix not in (".json", ".jsonl"):
+        raise BadSource(f"{source}: expected a .json, .jsonl or .parquet")
+    with path.open("rb") as file:
+        is_array = file.read(1 << 16).lstrip().startswith(b"[")
+    return read_json(path) if is_array else read_jsonl(path)
 
 
-def read(rows: Dataset, post: str, summary: str) -> Iterator[tuple[str, str, str]]:
-    """Id, post and summary of each row; empty ones and repeated posts are left out.
+def _where(source: str | None, name: str, revision: str) -> str:
+    return source or f"the Hub's {name} at revision {revision}"
+
+
+def read(rows: Iterable[Any], post: str, summary: str, where: str) -> Iterator[tuple[str, str, str]]:
+    """Id, post and summary of each row; rows without a text (null or white space) and repeated posts are left out.
+
+    Args:
+        rows (Iterable[Any]): one object a row.
+        post (str): the post's column.
+        summary (str): the summary's column.
+        where (str): the source, for what is said of a fault.
 
     Raises:
-        BadSource: if a column is absent.
+        BadSource: at the first row that lacks a column, or has something else than a text in it.
     """
-    for column in (post, summary):
-        if column not in rows.column_names:
-            raise BadSource(f"there is no column {column!r}; there are {', '.join(rows.column_names)}")
     seen = set()
-    for row in rows:
-        text, reference = (row[post] or "").strip(), (row[summary] or "").strip()
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise BadSource(f"{where}: row {number} is {type(row).__name__}; expected an object with columns")
+        text, reference = (_text(row, column, f"{where}: row {number}") for column in (post, summary))
         text = text.removesuffix("TL;DR:").strip()
-        name = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
+        name = hashlib.sha256(text.encode()).hexdigest()[:16]
         if text and reference and name not in seen:
             seen.add(name)
             yield name, text, reference
+
+
+def _text(row: dict[str, Any], column: str, where: str) -> str:
+    if column not in row:
+        raise BadSource(f"{where}: there is no column {column!r}; there are {', '.join(map(str, row))}")
+    value = row[column]
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return ""
+    if fault := fault_of_text(value):
+        raise BadSource(f"{where}: {column} {fault}")
+    return value.strip()
+
+
+def _read_ids(path: Path) -> dict[str, list[str]]:
+    """The rows that an ``ids.json`` names.
+
+    Raises:
+        BadSource: if it is no such file, or names a row twice.
+    """
+    try:
+        ids = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise BadSource(f"--ids {path} could not be read: {error}") from error
+    for split in ("train", "test"):
+        names = ids.get(split) if isinstance(ids, dict) else None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise BadSource(f"--ids {path}: expected a list of ids under {split!r}, as data_prep.tldr writes it")
+    both = [*ids["train"], *ids["test"]]
+    if twice := next((name for name in both if both.count(name) > 1), None):
+        raise BadSource(f"--ids {path} names {twice} twice; training and evaluation rows must be disjoint")
+    return ids
 
 
 def prompt(post: str) -> list[dict[str, str]]:
@@ -130,9 +173,16 @@ def prepare(
     """
     from transformers import AutoTokenizer
 
-    encoder = AutoTokenizer.from_pretrained(tokenizer)
-    posts = {name: (post, summary) for name, post, summary in read(load(source, *hub), *columns)}
-    wanted = json.loads(ids.read_text()) if ids else None
+    wanted = _read_ids(ids) if ids else None
+    if min(sizes) < 1:
+        raise BadSource(f"{sizes[0]} training and {sizes[1]} evaluation rows are wanted; expected at least 1 of each")
+    try:
+        encoder = AutoTokenizer.from_pretrained(tokenizer)
+        encoder.get_chat_template()
+    except (OSError, ValueError) as error:
+        raise BadSource(f"--tokenizer {tokenizer} cannot be used: {error}") from error
+    rows_read = read(load(source, *hub), *columns, _where(source, *hub))
+    posts = {name: (post, summary) for name, post, summary in rows_read}
     names = [*wanted["train"], *wanted["test"]] if wanted else sorted(posts)  # sorted: the source's order plays no part
     absent = [name for name in names if name not in posts]
     if absent:

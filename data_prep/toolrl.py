@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ijson
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Value
 from datasets import List as ListOf
@@ -33,6 +33,7 @@ from datasets.utils.logging import disable_progress_bar
 
 from data_prep.download import DownloadFailed, fetch
 from data_prep.rows import make_row
+from data_prep.sources import BadSource, fault_of_messages, fault_of_text, read_json, read_parquet
 from saw.rewards.toolrl import format_reward, parse_tool_calls
 
 logger = logging.getLogger(__name__)
@@ -54,8 +55,8 @@ FEATURES = Features(
 )
 
 
-class BadRow(ValueError):
-    """A row that cannot be trained on; the message names the row and the fault."""
+#: A row that cannot be trained on, or a file that cannot be read; the message names the file, the row and the fault.
+BadRow = BadSource
 
 
 @dataclass
@@ -101,14 +102,14 @@ def check_output(output: Any) -> None:
     Raises:
         BadRow: if the reward function could not score by it.
     """
-    if not isinstance(output, str) or not output.strip():
-        raise BadRow("output is empty, or no text")
+    if fault := fault_of_text(output):
+        raise BadRow(f"output {fault}")
     if "<tool_call>" not in output and "<response>" not in output:
         raise BadRow("output has neither <tool_call> nor <response>")
     if "<tool_call>" in output:
         try:
             calls = parse_tool_calls(output)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadRow(f"the tool calls of output do not parse: {error}") from error
         for call in calls:
             named = isinstance(call, dict) and isinstance(call.get("name"), str)
@@ -124,9 +125,11 @@ def check_raw(row: Any) -> None:
     Raises:
         BadRow: naming the fault.
     """
+    if not isinstance(row, dict):
+        raise BadRow(f"it is {type(row).__name__}; expected an object with instruction, input and output")
     for key in ("instruction", "input", "output"):
-        if not isinstance(row, dict) or not isinstance(row.get(key), str) or not row[key].strip():
-            raise BadRow(f"{key} is absent, empty, or no text")
+        if fault := fault_of_text(row.get(key)):
+            raise BadRow(f"{key} {fault}")
     check_output(row["output"])
 
 
@@ -136,29 +139,28 @@ def check_row(row: dict[str, Any]) -> None:
     Raises:
         BadRow: naming the fault.
     """
-    prompt = row.get("prompt")
-    if not prompt or not all(turn.get("role") and turn.get("content") for turn in prompt):
-        raise BadRow("prompt is no list of turns with role and content")
-    check_output((row.get("reward_model") or {}).get("ground_truth"))
+    for key in FEATURES:
+        if key not in row:
+            raise BadRow(f"there is no column {key!r}; there are {', '.join(row)}")
+    for key in ("data_source", "ability"):
+        if fault := fault_of_text(row[key]):
+            raise BadRow(f"{key} {fault}")
+    if fault := fault_of_messages(row["prompt"]):
+        raise BadRow(f"prompt {fault}")
+    for key in ("reward_model", "extra_info"):
+        if not isinstance(row[key], dict):
+            raise BadRow(f"{key} is {str(row[key])[:60]!r}; expected {', '.join(FEATURES[key])}")
+        for name in FEATURES[key]:
+            _check_cell(f"{key}.{name}", row[key].get(name))
+    check_output(row["reward_model"]["ground_truth"])
 
 
-def read_raw(path: Path) -> Iterator[Any]:
-    """Rows of a JSON array, one at a time.
-
-    Raises:
-        BadRow: if the file is no JSON array, or breaks off.
-    """
-    with path.open("rb") as file:
-        try:
-            yield from ijson.items(file, "item", use_float=True)
-        except ijson.JSONError as error:
-            raise BadRow(f"{path} is no complete JSON array: {error}") from error
-
-
-def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a parquet, a batch in memory at a time."""
-    for batch in pq.ParquetFile(path).iter_batches(batch_size=256):
-        yield from batch.to_pylist()
+def _check_cell(name: str, value: Any) -> None:
+    if name == "extra_info.index":
+        if type(value) is not int or not 0 <= value < 1 << 63:
+            raise BadRow(f"{name} is {value!r}; expected a whole number from 0")
+    elif not (name.startswith("extra_info.") and value == "") and (fault := fault_of_text(value)):
+        raise BadRow(f"{name} {fault}")
 
 
 def split_order(rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -184,8 +186,8 @@ def sha256(path: Path) -> str:
 class _Checked:
     """Iterates over the good rows; writes the bad ones down, or stops at the first."""
 
-    def __init__(self, rows: Iterator[Any], check: Any, report: Report, rejects: Path | None):
-        self.rows, self.check, self.report, self.rejects = rows, check, report, rejects
+    def __init__(self, path: Path, rows: Iterator[Any], check: Any, report: Report, rejects: Path | None):
+        self.path, self.rows, self.check, self.report, self.rejects = path, rows, check, report, rejects
 
     def __iter__(self) -> Iterator[Any]:
         for number, row in enumerate(self.rows):
@@ -198,7 +200,7 @@ class _Checked:
 
     def _reject(self, number: int, row: Any, fault: BadRow) -> None:
         if self.rejects is None:
-            raise BadRow(f"row {number}: {fault} (--skip-bad leaves such rows out)") from fault
+            raise BadRow(f"{self.path}: row {number}: {fault} (--skip-bad leaves such rows out)") from fault
         self.report.rows["rejected"] += 1
         with self.rejects.open("a") as file:
             file.write(json.dumps({"row": number, "fault": str(fault), "content": row}, default=str) + "\n")
@@ -220,7 +222,7 @@ def prepare(
         Report: also written to ``report.json``.
 
     Raises:
-        BadRow: at the first bad row, unless they are skipped.
+        BadRow: at the first bad row, unless they are skipped; if the file cannot be read to its end.
         DownloadFailed: if the source cannot be fetched.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -230,10 +232,15 @@ def prepare(
     if rejects is not None:
         rejects.unlink(missing_ok=True)
     if path.suffix == ".parquet":
-        rows = _on_disk(_Checked(read_parquet(path), check_row, report, rejects), FEATURES, out / WORK / "rows.arrow")
+        rows = _on_disk(
+            _Checked(path, read_parquet(path), check_row, report, rejects), FEATURES, out / WORK / "rows.arrow"
+        )
         splits = {path.stem: rows}
+        _warn_of_other_columns(path)
     elif path.suffix == ".json":
-        raw = _on_disk(_Checked(read_raw(path), check_raw, report, rejects), RAW_FEATURES, out / WORK / "raw.arrow")
+        raw = _on_disk(
+            _Checked(path, read_json(path), check_raw, report, rejects), RAW_FEATURES, out / WORK / "raw.arrow"
+        )
         splits = _split_raw(raw)
     else:
         raise BadRow(f"{path}: expected a .json or a .parquet, not {path.suffix or 'a file without an ending'}")
@@ -253,12 +260,43 @@ def prepare(
     return report
 
 
+def _warn_of_other_columns(path: Path) -> None:
+    other = _other_fields(pq.read_schema(path), FEATURES)
+    if other:
+        logger.warning("%s: not kept, as ToolRL's rows do not have them: %s", path, ", ".join(other))
+
+
+def _other_fields(fields: Iterable[pa.Field], features: Any, prefix: str = "") -> list[str]:
+    """Names of the columns, and of the fields within them, that the features do not have."""
+    other = []
+    for column in fields:
+        if column.name not in features:
+            other.append(f"{prefix}{column.name}")
+            continue
+        inner, type_ = features[column.name], column.type
+        if isinstance(inner, ListOf) and pa.types.is_list(type_):
+            inner, type_ = inner.feature, type_.value_type
+        if isinstance(inner, dict) and pa.types.is_struct(type_):
+            within = [type_.field(place) for place in range(type_.num_fields)]
+            other += _other_fields(within, inner, f"{prefix}{column.name}.")
+    return other
+
+
+def _own(value: Any, feature: Any) -> Any:
+    """What the features have of a value."""
+    if isinstance(feature, dict):
+        return {name: _own(value[name], inner) for name, inner in feature.items()}
+    if isinstance(feature, ListOf):
+        return [_own(item, feature.feature) for item in value]
+    return value
+
+
 def _on_disk(rows: Iterable[Any], features: Features, path: Path) -> Dataset:
     """Write rows to an Arrow file as they come, and map it: memory holds a batch, whatever the number of rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with ArrowWriter(path=str(path), features=features) as writer:
         for row in rows:
-            writer.write({key: row[key] for key in features})
+            writer.write(_own(row, features))
         writer.finalize()
     return Dataset.from_file(str(path))
 
@@ -281,7 +319,11 @@ def measure_prompts(splits: dict[str, Dataset], tokenizer: str, limit: int) -> d
     """Prompt lengths in tokens, chat template included, and how many are above the limit."""
     from transformers import AutoTokenizer
 
-    encoder = AutoTokenizer.from_pretrained(tokenizer)
+    try:
+        encoder = AutoTokenizer.from_pretrained(tokenizer)
+        encoder.get_chat_template()
+    except (OSError, ValueError) as error:
+        raise BadRow(f"--tokenizer {tokenizer} cannot be used: {error}") from error
     lengths = np.array(
         [
             len(encoder.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False))

@@ -94,7 +94,7 @@ class Job:
                 preexec_fn=_die_with_parent,
                 env={**os.environ, **self.environment, RUN_ID: "/".join([*_ids(os.environ), run_id])},
             )
-        self._owner.write_text(json.dumps({"run_id": run_id, "owner": os.getpid()}))
+        self._write_owner(run_id)
         watcher = _start_watcher(run_id)
         try:
             yield process
@@ -127,6 +127,13 @@ class Job:
         if process.returncode != 0:
             raise RunFailed(f"ended with exit code {process.returncode}; {self.log_end()}")
 
+    def _write_owner(self, run_id: str) -> None:
+        """Write ``running.json`` in one go: whoever reads it finds all of it, or nothing."""
+        owner = {"run_id": run_id, "owner": os.getpid(), "started": psutil.Process().create_time()}
+        whole = self._owner.with_name(f"{self._owner.name}.{run_id}")
+        whole.write_text(json.dumps(owner))
+        whole.replace(self._owner)
+
     def stop_leftovers(self) -> None:
         """Stop what an earlier job in this folder left, if the process that followed it was killed.
 
@@ -135,11 +142,14 @@ class Job:
         """
         if not self._owner.exists():
             return
-        owner = json.loads(self._owner.read_text())
-        if owner["owner"] != os.getpid() and psutil.pid_exists(owner["owner"]):
+        owner = _read_owner(self._owner)
+        if owner is None:
+            logger.warning("%s is broken; it is taken for what a killed job left", self._owner)
+        elif owner["owner"] != os.getpid() and _follows(owner):
             raise RunFailed(f"{self.folder} is in use by process {owner['owner']}; stop it, or choose another folder")
-        stop(owner["run_id"])
-        self._owner.unlink()
+        else:
+            stop(owner["run_id"])
+        self._owner.unlink(missing_ok=True)
 
     def log_end(self, lines: int = 25) -> str:
         """The last lines of the log, and where it is."""
@@ -170,15 +180,23 @@ class Run(Job):
             KeyboardInterrupt: passed on, after everything that was started has been stopped.
         """
         self.stop_leftovers()
-        metrics_file.begin(self.metrics, self.resume)
+        # Aside even if it begins anew: nothing is removed before the training, which may yet be refused, has logged.
+        aside = metrics_file.put_aside(self.metrics)
+        earlier = metrics_file.parts(self.metrics)
         self.environment = {**self.environment, "VERL_FILE_LOGGER_PATH": str(self.metrics.resolve())}
         steps = _Tail(self.metrics)
 
         def look() -> None:
             for step, metrics in steps:
+                if not self.resume and step <= 1:
+                    while earlier:
+                        earlier.pop().unlink(missing_ok=True)
                 on_step(step, metrics)
 
-        self.finish(look, interval)
+        try:
+            self.finish(look, interval)
+        finally:
+            metrics_file.put_back(aside, self.metrics)
 
     def faults(self) -> list[str]:
         """Lines of the log that tell of an error while the run was training."""
@@ -231,10 +249,38 @@ def stop(run_id: str) -> None:
 
 def stop_job_in(folder: Path) -> None:
     """Stop the job that another thread of this process runs in a folder, if there is one."""
-    with suppress(OSError, ValueError):  # it has just ended, or not begun
-        owner = json.loads((folder / "running.json").read_text())
-        if owner["owner"] == os.getpid():
-            stop(owner["run_id"])
+    owner = _read_owner(folder / "running.json")  # none: it has just ended, or not begun
+    if owner is not None and owner["owner"] == os.getpid():
+        stop(owner["run_id"])
+
+
+def _read_owner(path: Path) -> dict[str, Any] | None:
+    """What a ``running.json`` says: the job's id, and the process that follows it; None if it is absent or broken."""
+    try:
+        owner = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(owner, dict) or not isinstance(owner.get("run_id"), str) or type(owner.get("owner")) is not int:
+        return None
+    return owner if owner["run_id"] else None
+
+
+def _follows(owner: Mapping[str, Any]) -> bool:
+    """Whether the named process is the one that wrote ``running.json``, not a later one that was given its number.
+
+    It is if it began when the file says, or bears the job's id.
+    """
+    try:
+        process = psutil.Process(owner["owner"])
+        began = process.create_time()
+    except (psutil.Error, ValueError, OverflowError):
+        return False
+    with suppress(psutil.Error):  # the environment of another user's process cannot be read
+        if owner["run_id"] in _ids(process.environ()):
+            return True
+    started = owner.get("started")
+    # psutil counts from the boot, whose time moves a little when the clock is set
+    return isinstance(started, int | float) and abs(began - started) < 2.0
 
 
 def _memory(run_id: str) -> int:

@@ -1,30 +1,56 @@
 """The file that verl's ``file`` logger writes, across resumed runs.
 
 One JSON object a line, ``{"step": ..., "data": {...}}``. verl empties the file whenever a training starts, so a resumed
-one would lose what came before. What stands is therefore put aside first, as ``metrics.1.jsonl`` and so on, and the
+one would lose what came before. What is there is therefore put aside first, as ``metrics.1.jsonl`` and so on, and the
 parts are read as one.
 """
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 
 def begin(path: Path, resume: bool) -> None:
-    """Make way for a training's metrics: put what stands aside if it is resumed, remove it if it begins anew."""
+    """Make way for a training's metrics: put the file aside if the training resumes, remove it if it begins anew."""
     if resume:
         put_aside(path)
     else:
-        for part in [*_parts(path), path]:
+        for part in [*parts(path), path]:
             part.unlink(missing_ok=True)
 
 
-def put_aside(path: Path) -> None:
-    """Rename a file, if it is there and not empty, to ``name.1.ending``, ``name.2.ending`` and so on."""
-    if path.exists() and path.stat().st_size:
-        path.rename(path.with_name(f"{path.stem}.{len(_parts(path)) + 1}{path.suffix}"))
+def put_aside(path: Path) -> Path | None:
+    """Rename a file, if it is there and not empty, to ``name.N.ending`` with the first N after the largest.
+
+    Returns:
+        Path | None: its new name; None if there was nothing to rename.
+    """
+    if not path.is_file() or not path.stat().st_size:
+        return None
+    aside = path.with_name(f"{path.stem}.{max(_numbered(path), default=0) + 1}{path.suffix}")
+    path.rename(aside)
+    return aside
+
+
+def put_back(aside: Path | None, path: Path) -> None:
+    """Undo :func:`put_aside`, unless something has been written under the old name since."""
+    if aside is not None and aside.is_file() and not (path.exists() and path.stat().st_size):
+        aside.replace(path)
+
+
+def parts(path: Path) -> list[Path]:
+    """What was put aside, in order; a number may be missing."""
+    numbered = _numbered(path)
+    return [numbered[number] for number in sorted(numbered) if numbered[number].is_file()]
+
+
+def exists(path: Path) -> bool:
+    """Whether the file is there, or a part of it."""
+    return path.is_file() or bool(parts(path))
 
 
 def read(path: Path) -> dict[int, dict[str, Any]]:
@@ -32,9 +58,12 @@ def read(path: Path) -> dict[int, dict[str, Any]]:
 
     A resumed training starts behind where the one before it stopped: steps after its first were done again, and
     only their second form stands. What both log of its first step (the second may only validate there) is merged.
+
+    Raises:
+        ValueError: if a line is broken; the message names the file and the line.
     """
     steps: dict[int, dict[str, Any]] = {}
-    for part in [*_parts(path), path]:
+    for part in [*parts(path), path]:
         records = _records(part)
         if records:
             first = records[0][0]
@@ -44,16 +73,42 @@ def read(path: Path) -> dict[int, dict[str, Any]]:
     return dict(sorted(steps.items()))
 
 
-def _parts(path: Path) -> list[Path]:
-    parts = path.parent.glob(f"{path.stem}.*{path.suffix}")
-    numbered = {int(part.suffixes[-2][1:]): part for part in parts if part.suffixes[-2][1:].isdecimal()}
-    return [numbered[number] for number in sorted(numbered)]
+def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """The number and the value of each line of a JSON-lines file; a broken line's value is the :class:`ValueError`.
+
+    Only a line feed ends a line: JSON may hold U+2028 and U+0085, at which ``str.splitlines`` splits. A last line
+    without one that is no JSON was cut off when its writer was killed, and is left out.
+    """
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line)
+        except ValueError as fault:
+            if number < len(lines):
+                yield number, fault
+
+
+def _numbered(path: Path) -> dict[int, Path]:
+    if not path.parent.is_dir():
+        return {}
+    name = re.compile(re.escape(path.stem) + r"\.([1-9][0-9]*)" + re.escape(path.suffix))
+    found = ((name.fullmatch(beside.name), beside) for beside in path.parent.iterdir())
+    return {int(match[1]): beside for match, beside in found if match}
 
 
 def _records(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    if not path.exists():
+    if not path.is_file():
         return []
-    lines = path.read_text().splitlines(keepends=True)
-    # the last line of a killed training may be cut off
-    complete = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [(record["step"], record["data"]) for record in complete]
+    records = []
+    for number, record in json_lines(path):
+        if isinstance(record, ValueError):
+            raise ValueError(f"{path}, line {number}: no JSON: {record}") from record
+        step, data = (record.get("step"), record.get("data")) if isinstance(record, dict) else (None, None)
+        if type(step) is not int or not isinstance(data, dict):
+            raise ValueError(
+                f'{path}, line {number}: expected {{"step": a whole number, "data": {{...}}}}; it is {str(record)[:80]}'
+            )
+        records.append((step, data))
+    return records

@@ -72,12 +72,18 @@ def _fork_workers(config: DictConfig) -> None:
 @hydra.main(config_path="../configs", config_name="train", version_base=None)
 def main(config: DictConfig) -> None:
     """Run verl's own entry point on a composed configuration."""
-    from verl.trainer.main_ppo import main as verl_main
+    from verl.trainer import main_ppo
 
+    # verl checks again, after the metrics of an earlier training have made way: a refused start must not touch them.
+    main_ppo.validate_config(
+        config=config,
+        use_reference_policy=main_ppo.need_reference_policy(config),
+        use_critic=main_ppo.need_critic(config),
+    )
     _keep_earlier_metrics(config)
     _pass_to_workers(config)
     _fork_workers(config)
-    verl_main(config)
+    main_ppo.main(config)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
     python -m saw.report RUN... --out report
 
-:mod:`~saw.report.history` reads a run, :mod:`~saw.report.comparison` has the statistics, :mod:`~saw.report.figures`,
-:mod:`~saw.report.page` and :mod:`~saw.report.dashboard` show them.
+:mod:`~saw.report.history` reads a run, :mod:`~saw.report.selection` says which runs count,
+:mod:`~saw.report.comparison` has the statistics, :mod:`~saw.report.figures`, :mod:`~saw.report.page` and
+:mod:`~saw.report.dashboard` show them.
 """
 
 from saw.report.figures import plot_curves

@@ -3,20 +3,23 @@
     bash scripts/report.sh RUN... [--out report] [--baseline grpo] [--threshold format=0.9]
 
 RUN is a training's folder (with a metrics.jsonl), or a folder of such folders. Runs that differ in their seed only are
-one method with a band. Writes index.html, which opens without a network, figures as PNG and PDF, and each table as
-Markdown and LaTeX.
+one method with a band; a copy of a run, and one that ended before the others, are left out and named. Writes
+index.html, which opens without a network, figures as PNG and PDF, and each table as Markdown and LaTeX.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from saw import metrics_file
 from saw.report import figures, summary, tables
-from saw.report.history import LoggedRun, grouped, read_run
+from saw.report.history import LOG, LoggedRun, NoSteps, read_run
 from saw.report.page import page
+from saw.report.selection import select
 from saw.report.warnings import warnings_of
 
 
@@ -38,10 +41,21 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="steps until the mean reward reaches it; may be repeated",
     )
     arguments = parser.parse_args(argv)
+    arguments.threshold = list(dict.fromkeys(arguments.threshold))  # the same twice does no harm
+    objectives = [name for name, _ in arguments.threshold]
+    if twice := [name for name in objectives if objectives.count(name) > 1]:
+        parser.error(f"--threshold has two values for {twice[0]}; expected one for each objective")
+    arguments.found, arguments.without_steps = [], []
     try:
-        arguments.found = [run for given in arguments.runs for run in find(given)]
-    except (FileNotFoundError, ValueError) as fault:
+        for folder in dict.fromkeys(folder for given in arguments.runs for folder in find(given)):
+            try:
+                arguments.found.append(read_run(folder))
+            except NoSteps as fault:
+                arguments.without_steps.append((folder, str(fault)))
+    except (OSError, ValueError) as fault:
         parser.error(str(fault))
+    if not arguments.found:
+        parser.error("; ".join(fault for _, fault in arguments.without_steps))
     return arguments
 
 
@@ -51,54 +65,80 @@ def _threshold(text: str) -> tuple[str, float]:
         number = float(value)
     except ValueError:
         number = float("nan")
-    if not (name and separator) or number != number:
+    if not (name and separator) or not math.isfinite(number):
         raise argparse.ArgumentTypeError(f"{text!r}; expected OBJECTIVE=VALUE, for example format=0.9")
     return name, number
 
 
-def find(given: Path) -> list[LoggedRun]:
+def find(given: Path) -> list[Path]:
     """The trainings in a folder: itself, or those below it.
 
     Raises:
         FileNotFoundError: if there is none.
     """
-    if given.is_file() or (given / "metrics.jsonl").exists():
-        return [read_run(given)]
-    below = sorted(path.parent for path in given.glob("**/metrics.jsonl")) if given.is_dir() else []
+    if given.is_file() or metrics_file.exists(given / LOG):
+        return [given]
+    logs = {log.with_name(LOG) for log in given.rglob(f"{Path(LOG).stem}*") if log.is_file()}
+    below = sorted(log.parent for log in logs if metrics_file.exists(log))
     if not below:
-        raise FileNotFoundError(f"{given}: expected the folder of a training, with a metrics.jsonl in it or below it")
-    return [read_run(folder) for folder in below]
+        raise FileNotFoundError(f"{given}: expected the folder of a training, with a {LOG} in it or below it")
+    return below
 
 
 def make(
-    runs: Sequence[LoggedRun], out: Path, title: str, baseline: str | None = None, thresholds: dict | None = None
+    runs: Sequence[LoggedRun],
+    out: Path,
+    title: str,
+    baseline: str | None = None,
+    thresholds: Mapping[str, float] | None = None,
+    without_steps: Sequence[tuple[Path, str]] = (),
 ) -> Path:
     """Write a report.
+
+    Args:
+        runs (Sequence[LoggedRun]): :func:`~saw.report.selection.select` chooses among them.
+        out (Path): folder for it.
+        title (str): of its page.
+        baseline (str | None): label of the method that others are tested against.
+        thresholds (Mapping[str, float] | None): objective -> mean reward to be reached.
+        without_steps (Sequence[tuple[Path, str]]): folders that have no training step yet, and what was found there.
 
     Returns:
         Path: its page.
 
     Raises:
-        KeyError: if no run has the baseline's label.
+        KeyError: if no run has the baseline's label, or an objective with a threshold.
     """
-    groups = grouped(runs)
-    shown = [summary.summary(groups, thresholds or {})]
+    chosen = select(runs)
+    shown = [summary.summary(chosen.groups, thresholds or {})]
     if baseline:
-        shown.append(summary.tests(groups, baseline))
-    if (best := summary.front(groups)) is not None:
+        shown.append(summary.tests(chosen.groups, baseline))
+    if (best := summary.front(chosen.groups)) is not None:
         shown.append(best)
+    remarks: dict[str, list[str]] = {}
+    warned = [(name, warning) for name, run in chosen.runs.items() for warning in warnings_of(run)]
+    for name, remark in [
+        *((str(folder), f"left out: {fault}") for folder, fault in without_steps),
+        *chosen.notes,
+        *warned,
+    ]:
+        remarks.setdefault(name, []).append(remark)
     out.mkdir(parents=True, exist_ok=True)
-    drawn = figures.draw_all(groups, out)
+    drawn = figures.draw_all(chosen.groups, out)
     text = [f"# {title}"]
     for table in shown:
         text += [f"## {table.title}", tables.markdown(table.header, table.rows, table.left), table.note]
         slug = table.title.split()[0].lower()
-        (out / f"{slug}.tex").write_text(tables.latex(table.header, table.rows, table.left))
-    for run in runs:
-        text += [f"**{run.folder.name}: {found}.**" for found in warnings_of(run)]
-    (out / "summary.md").write_text("\n\n".join(part for part in text if part) + "\n")
-    (out / "index.html").write_text(page(groups, shown, drawn, title))
+        _write(out / f"{slug}.tex", tables.latex(table.header, table.rows, table.left))
+    text += [f"**{name}: {remark}.**" for name, found in remarks.items() for remark in found]
+    _write(out / "summary.md", "\n\n".join(part for part in text if part) + "\n")
+    _write(out / "index.html", page(chosen, shown, drawn, title, remarks))
     return out / "index.html"
+
+
+def _write(path: Path, text: str) -> None:
+    """Half of a surrogate pair, which JSON may hold and UTF-8 may not, is written as its number."""
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -106,10 +146,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse(argv)
     title = arguments.title or os.path.commonpath([str(run.folder.resolve()) for run in arguments.found]).split("/")[-1]
     try:
-        written = make(arguments.found, arguments.out, title, arguments.baseline, dict(arguments.threshold))
+        written = make(
+            arguments.found,
+            arguments.out,
+            title,
+            arguments.baseline,
+            dict(arguments.threshold),
+            arguments.without_steps,
+        )
     except KeyError as fault:
         raise SystemExit(fault.args[0]) from None
-    print((arguments.out / "summary.md").read_text())
+    print((arguments.out / "summary.md").read_text(encoding="utf-8"))
     print(f"page: {written}")
 
 

@@ -154,8 +154,18 @@ def steps_to(steps: Sequence[int], values: Sequence[float], threshold: float, wi
     return float(steps[reached[0] + window - 1]) if len(reached) else math.inf
 
 
-def mean_over_steps(steps: Sequence[int], values: Sequence[float]) -> float:
-    """Area under the curve (trapezoids) over the steps, divided by their number: the mean height of the curve."""
+def area_per_step(steps: Sequence[int], values: Sequence[float]) -> float:
+    """Area under the curve (trapezoids) from the first step to the last, divided by the steps between them.
+
+    It is the curve's mean height; not the mean of the values, of which the first and the last count half here.
+
+    Args:
+        steps (Sequence[int]): training steps, rising.
+        values (Sequence[float]): one a step; NaN is left out, and the curve drawn across.
+
+    Returns:
+        float: the value itself where there is one only; NaN where there is none.
+    """
     x, y = np.asarray(steps, dtype=float), np.asarray(values, dtype=float)
     x, y = x[~np.isnan(y)], y[~np.isnan(y)]
     if len(x) < 2:
@@ -166,13 +176,14 @@ def mean_over_steps(steps: Sequence[int], values: Sequence[float]) -> float:
 def pareto_front(points: Mapping[str, Sequence[float]]) -> list[str]:
     """The names whose points no other point beats in one objective without losing in another; more is better.
 
-    Values that differ by rounding only, by 1e-12 of the objective's largest, are equal.
+    Of equal points all are on the front, or none. Values that differ by rounding only, by 1e-12 of the objective's
+    largest, are equal.
     """
     names = list(points)
     values = np.array([points[name] for name in names], dtype=float)
     largest = np.abs(values).max(axis=0, initial=0.0)
     values = np.round(values / np.where(largest > 0, largest, 1.0), 12)
-    best = moocore.is_nondominated(values, maximise=True)
+    best = moocore.is_nondominated(values, maximise=True, keep_weakly=True)
     return [name for name, kept in zip(names, best, strict=True) if kept]
 
 

@@ -5,15 +5,17 @@ Colours are Okabe and Ito's, which colour-blind readers can tell apart; each met
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from saw.report.history import PREFIX, History, LoggedRun, objectives_of
+from saw.report.history import PREFIX, History, LoggedRun, by_seed, objectives_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+#: Steps, mean and standard error: arrays of one length.
+Curve = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]
 #: Training metric of an objective -> the axis' label.
 ROWS = {"mean": "mean reward", "cv": "CV", "weight": "weight"}
 #: verl's timings of a step -> what they are.
@@ -68,10 +72,11 @@ def plot_family(groups: Mapping[str, Sequence[LoggedRun]], rows: Mapping[str, st
             for column, objective in enumerate(objectives):
                 axis = axes[row][column]
                 for place, (name, runs) in enumerate(groups.items()):
-                    steps, mean, error = band([run.history for run in runs], objective, what)
+                    steps, mean, error = over_seeds(runs, partial(logged, metric=f"{PREFIX}{objective}/{what}"))
                     style = _style(place)
-                    axis.plot(steps, mean, label=f"{name} (n = {len(runs)})", **style)
-                    if len(runs) > 1:
+                    seeds = len(by_seed(runs))
+                    axis.plot(steps, mean, label=f"{name} (n = {seeds})", **style)
+                    if seeds > 1:
                         axis.fill_between(steps, mean - error, mean + error, color=style["color"], alpha=0.2, lw=0)
                 _finish(axis, objective if row == 0 else "", label if column == 0 else "", row == len(rows) - 1)
         axes[0][0].legend(frameon=False, fontsize=8)
@@ -104,22 +109,30 @@ def median_of(runs: Sequence[LoggedRun], metric: str) -> float:
     return float(np.median(values)) if len(values) else 0.0
 
 
-def band(
-    histories: Sequence[History], objective: str, what: str
-) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """Steps that any run has, the mean over the runs that have them, and its standard error (0 for one run)."""
-    values: dict[int, list[float]] = {}
-    for history in histories:
-        column = history.columns.get(f"{PREFIX}{objective}/{what}", ())
-        for step, value in zip(history.steps, column, strict=False):
-            if value == value:
-                values.setdefault(step, []).append(value)
-    steps = sorted(values)
-    mean = np.array([np.mean(values[step]) for step in steps])
-    error = np.array(
-        [np.std(values[step], ddof=1) / len(values[step]) ** 0.5 if len(values[step]) > 1 else 0.0 for step in steps]
-    )
-    return np.array(steps), mean, error
+def logged(run: LoggedRun, metric: str) -> dict[int, float]:
+    """Step -> a training metric, where it is logged."""
+    values = run.history.columns.get(metric, ())
+    return {step: value for step, value in zip(run.history.steps, values, strict=False) if value == value}
+
+
+def over_seeds(runs: Sequence[LoggedRun], values: Callable[[LoggedRun], Mapping[int, float]]) -> Curve:
+    """Steps that any run has, the mean over the seeds that have them, and its standard error (0 for one seed).
+
+    Args:
+        runs: of one method; those of one seed count as one, by their mean.
+        values: gives a run's values, step -> value.
+    """
+    rows: dict[int, list[float]] = {}
+    for same in by_seed(runs):
+        own: dict[int, list[float]] = {}
+        for run in same:
+            for step, value in values(run).items():
+                own.setdefault(step, []).append(value)
+        for step, found in own.items():
+            rows.setdefault(step, []).append(fmean(found))
+    steps = sorted(rows)
+    error = [stdev(rows[step]) / len(rows[step]) ** 0.5 if len(rows[step]) > 1 else 0.0 for step in steps]
+    return np.array(steps), np.array([fmean(rows[step]) for step in steps]), np.array(error)
 
 
 def family(method: str) -> str:

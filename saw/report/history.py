@@ -19,6 +19,12 @@ import numpy as np
 from saw import metrics_file
 
 PREFIX = "saw/"
+#: The log that the trainer writes into a run's folder.
+LOG = "metrics.jsonl"
+
+
+class NoSteps(ValueError):
+    """A log without a training step of SAW's trainer."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +50,17 @@ def read_history(path: Path) -> History:
     """Read a ``metrics.jsonl``.
 
     Raises:
-        ValueError: if it holds no training step of SAW's trainer.
+        NoSteps: if it holds no training step of SAW's trainer.
+        ValueError: if a line is broken; the message names the file and the line.
     """
-    logged = metrics_file.read(path)
+    return _history(path, metrics_file.read(path))
+
+
+def _history(path: Path, logged: Mapping[int, Mapping[str, Any]]) -> History:
     rows = {step: data for step, data in logged.items() if any(key.startswith(PREFIX) for key in data)}
     if not rows:
-        raise ValueError(f"{path} has no metric that starts with {PREFIX!r}; was it written by SAW's trainer?")
+        what = "no training step is logged in it" if logged else "it is empty"
+        raise NoSteps(f"{path}: {what} (no metric starts with {PREFIX!r}); was it written by SAW's trainer?")
     names = list(dict.fromkeys(key for row in rows.values() for key in row))
     columns = {name: tuple(_number(row.get(name)) for row in rows.values()) for name in names}
     objectives = tuple(n[len(PREFIX) : -len("/mean")] for n in names if n.startswith(PREFIX) and n.endswith("/mean"))
@@ -104,12 +115,14 @@ class LoggedRun:
         history (History): the metrics of its training steps.
         validation (Mapping[int, Mapping[str, float]]): step -> the metrics of its validation.
         record (Mapping[str, Any]): its ``run.json``; empty where there is none.
+        file (str): name of the log in the folder.
     """
 
     folder: Path
     history: History
     validation: Mapping[int, Mapping[str, float]]
     record: Mapping[str, Any]
+    file: str = LOG
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -118,48 +131,113 @@ class LoggedRun:
 
     @property
     def method(self) -> str:
-        """What it was trained with; the folder's name where no record says so."""
-        return str(self.config.get("saw.method", self.folder.name))
+        """What it was trained with; the folder's name, or another log's, where no record says so."""
+        name = self.folder.name if self.file == LOG else Path(self.file).stem
+        return str(self.config.get("saw.method", name))
 
     @property
     def seed(self) -> int | None:
         """The seed of the data's order and of the rollouts."""
         return self.config.get("data.seed")
 
+    @property
+    def total_steps(self) -> int | None:
+        """How long the training was to be; None where no record says so."""
+        return self.record.get("total_steps")
+
     def samples(self) -> list[dict[str, Any]]:
-        """The validation's sampled answers with their rewards."""
+        """The validation's sampled answers with their rewards; broken lines are left out."""
+        return [sample for _, sample in self._samples if _is_sample(sample)]
+
+    def broken_samples(self) -> list[int]:
+        """Numbers of the lines of ``val_samples.jsonl`` that hold no sample, as where a killed training went on."""
+        return [number for number, sample in self._samples if not _is_sample(sample)]
+
+    @cached_property
+    def _samples(self) -> list[tuple[int, Any]]:
         path = self.folder / "val_samples.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return list(metrics_file.json_lines(path)) if path.is_file() else []
 
 
-def read_run(folder: Path) -> LoggedRun:
-    """Read a run's folder, or the ``metrics.jsonl`` in it.
-
-    Raises:
-        FileNotFoundError: if there is no ``metrics.jsonl``.
-        ValueError: if it was not written by SAW's trainer.
-    """
-    path = folder / "metrics.jsonl" if folder.is_dir() else folder
-    if not path.exists():
-        raise FileNotFoundError(f"{folder}: expected the folder of a training, with a metrics.jsonl in it")
-    validation = {
-        step: {name: _number(value) for name, value in data.items() if name.startswith("saw-val/")}
-        for step, data in metrics_file.read(path).items()
-    }
-    record = path.parent / "run.json"
-    return LoggedRun(
-        folder=path.parent,
-        history=read_history(path),
-        validation={step: data for step, data in validation.items() if data},
-        record=json.loads(record.read_text()) if record.exists() else {},
+def _is_sample(sample: Any) -> bool:
+    if not isinstance(sample, dict) or not isinstance(rewards := sample.get("rewards"), dict):
+        return False
+    texts = all(isinstance(sample.get(name), str) for name in ("input", "output"))
+    return (
+        texts
+        and "step" in sample
+        and all(value is None or isinstance(value, int | float) for value in rewards.values())
     )
 
 
+def read_run(folder: Path) -> LoggedRun:
+    """Read a run's folder, or the log in it.
+
+    Raises:
+        FileNotFoundError: if there is no log.
+        NoSteps: if it holds no training step of SAW's trainer.
+        ValueError: if the log or ``run.json`` is broken; the message names the file.
+    """
+    path = folder / LOG if folder.is_dir() else folder
+    if path in metrics_file.parts(path.with_name(LOG)):
+        path = path.with_name(LOG)  # a part is read with the others
+    if not metrics_file.exists(path):
+        raise FileNotFoundError(f"{folder}: expected the folder of a training, with a {LOG} in it")
+    logged = metrics_file.read(path)
+    validation = {
+        step: {name: _number(value) for name, value in data.items() if name.startswith("saw-val/")}
+        for step, data in logged.items()
+    }
+    return LoggedRun(
+        folder=path.parent,
+        history=_history(path, logged),
+        validation={step: data for step, data in validation.items() if data},
+        record=_read_record(path.parent / "run.json"),
+        file=path.name,
+    )
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        record = json.loads(path.read_bytes())
+    except ValueError as fault:
+        raise ValueError(f"{path}: no JSON: {fault}; without it nobody knows what was trained") from fault
+    parts = {"run.json": record} | ({key: record.get(key, {}) for key in _SECTIONS} if isinstance(record, dict) else {})
+    for name, part in parts.items():
+        if not isinstance(part, dict):
+            raise ValueError(f"{path}: {name} is {str(part)[:80]!r}; expected an object")
+    if type(record.get("total_steps", 1)) is not int:
+        raise ValueError(f"{path}: total_steps is {record['total_steps']!r}; expected a whole number")
+    return record
+
+
+#: What a ``run.json`` holds beside ``total_steps``.
+_SECTIONS = ("config", "ranges", "provenance")
+
+
+def names_of(runs: Sequence[LoggedRun]) -> list[str]:
+    """A name for each run that no other has: its folder's, with as many of the folders above as it takes."""
+    places = [(run.folder.resolve() / ("" if run.file == LOG else run.file)).parts for run in runs]
+
+    def name(place: tuple[str, ...]) -> str:
+        unique = (n for n in range(1, len(place)) if sum(other[-n:] == place[-n:] for other in places) == 1)
+        return "/".join(place[-next(unique, len(place)) :])
+
+    return [name(place) for place in places]
+
+
 def differences(runs: Sequence[LoggedRun]) -> dict[str, list[Any]]:
-    """The settings in which runs differ, but for what names them: key -> a value for each run, None where absent."""
+    """The settings in which runs differ, but for what names them: key -> a value for each run, None where absent.
+
+    A run without a record has no settings to compare.
+    """
     keys = dict.fromkeys(key for run in runs for key in run.config if not _identifies(key))
-    values = {key: [run.config.get(key) for run in runs] for key in keys}
-    return {key: row for key, row in values.items() if any(value != row[0] for value in row)}
+    recorded = [run for run in runs if run.record]
+    first = {key: recorded[0].config.get(key) for key in keys}
+    differing = [key for key in keys if any(run.config.get(key) != first[key] for run in recorded)]
+    return {key: [run.config.get(key) for run in runs] for key in differing}
 
 
 def grouped(runs: Sequence[LoggedRun]) -> dict[str, list[LoggedRun]]:
@@ -170,6 +248,14 @@ def grouped(runs: Sequence[LoggedRun]) -> dict[str, list[LoggedRun]]:
         own = [f"{key.rpartition('.')[2]}={row[place]}" for key, row in differing.items() if run.record]
         groups.setdefault(", ".join([run.method, *own]), []).append(run)
     return groups
+
+
+def by_seed(runs: Sequence[LoggedRun]) -> list[list[LoggedRun]]:
+    """Runs of the same seed together; one whose seed nobody knows is on its own."""
+    seeds: dict[object, list[LoggedRun]] = {}
+    for place, run in enumerate(runs):
+        seeds.setdefault(("unknown", place) if run.seed is None else run.seed, []).append(run)
+    return list(seeds.values())
 
 
 def objectives_of(histories: Iterable[History]) -> list[str]:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from numpy.typing import NDArray
 from plotly.offline import get_plotlyjs
 
-from saw.report.figures import COLOURS, COSTS, band, median_of
-from saw.report.history import LoggedRun, differences, objectives_of
+from saw.report.figures import COLOURS, COSTS, Curve, logged, median_of, over_seeds
+from saw.report.history import PREFIX, LoggedRun, differences, objectives_of
+from saw.report.selection import Selection
 from saw.report.summary import Table
-from saw.report.warnings import warnings_of
 
 #: Training metric of an objective -> heading of its curves.
 OF_OBJECTIVES = {
@@ -42,19 +41,24 @@ SAMPLES = 12
 
 
 def page(
-    groups: Mapping[str, Sequence[LoggedRun]], tables: Sequence[Table], figures: Sequence[Path], title: str
+    chosen: Selection,
+    tables: Sequence[Table],
+    figures: Sequence[Path],
+    title: str,
+    remarks: Mapping[str, Sequence[str]],
 ) -> str:
     """The page's HTML.
 
     Args:
-        groups (Mapping): label -> runs that differ in their seed.
+        chosen (Selection): the runs.
         tables (Sequence[Table]): shown first.
         figures (Sequence[Path]): named at the end, for those who want files.
         title (str): of the page.
+        remarks (Mapping[str, Sequence[str]]): name of a run or method -> what to know of it; shown on top.
     """
-    runs = [run for group in groups.values() for run in group]
+    groups, runs = chosen.groups, chosen.runs
     sections = []
-    for objective in objectives_of(run.history for run in runs):
+    for objective in objectives_of(run.history for group in groups.values() for run in group):
         charts = [
             _chart(
                 f"{objective}: {heading}",
@@ -73,55 +77,29 @@ def page(
         plotly=Markup(get_plotlyjs()),
         tables=tables,
         sections=[(name, [Markup(chart) for chart in charts]) for name, charts in sections],
-        warnings={_name(run): found for run in runs if (found := warnings_of(run))},
-        names=[_name(run) for run in runs],
-        differences=differences(runs),
-        samples={_name(run): run.samples()[-SAMPLES:] for run in runs if run.samples()},
-        provenance={_name(run): run.record.get("provenance", {}) for run in runs},
+        remarks=remarks,
+        names=list(runs),
+        differences=differences(list(runs.values())),
+        samples={name: rows[-SAMPLES:] for name, run in runs.items() if (rows := run.samples())},
+        provenance={name: run.record.get("provenance", {}) for name, run in runs.items()},
         figures=[path.name for path in figures],
     )
 
 
-def _name(run: LoggedRun) -> str:
-    return run.folder.name
-
-
-#: Steps, mean and standard error, arrays of one length.
-Curve = tuple[NDArray, NDArray, NDArray]
-
-
 def _band(runs: Sequence[LoggedRun], objective: str, what: str) -> Curve:
-    return band([run.history for run in runs], objective, what)
+    return over_seeds(runs, lambda run: logged(run, f"{PREFIX}{objective}/{what}"))
 
 
 def _validation(groups: Mapping[str, Sequence[LoggedRun]], objective: str) -> dict[str, Curve]:
-    curves = {}
-    for label, runs in groups.items():
-        values: dict[int, list[float]] = {}
-        for run in runs:
-            for step, metrics in run.validation.items():
-                values.setdefault(step, []).append(metrics.get(f"saw-val/{objective}/mean", np.nan))
-        curves[label] = _over_runs(values)
-    return curves
+    def means(run: LoggedRun) -> dict[int, float]:
+        found = {step: metrics.get(f"saw-val/{objective}/mean", math.nan) for step, metrics in run.validation.items()}
+        return {step: mean for step, mean in found.items() if mean == mean}
+
+    return {label: over_seeds(runs, means) for label, runs in groups.items()}
 
 
 def _other(groups: Mapping[str, Sequence[LoggedRun]], metric: str) -> dict[str, Curve]:
-    curves = {}
-    for label, runs in groups.items():
-        values: dict[int, list[float]] = {}
-        for run in runs:
-            for step, value in zip(run.history.steps, run.history.columns.get(metric, ()), strict=False):
-                values.setdefault(step, []).append(value)
-        curves[label] = _over_runs(values)
-    return curves
-
-
-def _over_runs(values: Mapping[int, Sequence[float]]) -> Curve:
-    kept = {step: [value for value in row if value == value] for step, row in sorted(values.items())}
-    kept = {step: row for step, row in kept.items() if row}
-    mean = np.array([np.mean(row) for row in kept.values()])
-    error = np.array([np.std(row, ddof=1) / len(row) ** 0.5 if len(row) > 1 else 0.0 for row in kept.values()])
-    return np.array(list(kept)), mean, error
+    return {label: over_seeds(runs, lambda run: logged(run, metric)) for label, runs in groups.items()}
 
 
 def _chart(title: str, curves: Mapping[str, Curve], zeros: bool = False) -> str:

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from saw.report.comparison import (
     PairedTest,
+    area_per_step,
     bootstrap_mean,
     hypervolume,
-    mean_over_steps,
     paired_tests,
     pareto_front,
     steps_to,
 )
-from saw.report.history import LoggedRun, objectives_of
+from saw.report.history import LoggedRun, by_seed, objectives_of
 
 #: Last steps whose mean is a run's final value.
 LAST = 5
+#: What :func:`area_under_curve` is called.
+AREA = "area under the curve, per step"
 
 
 @dataclass(frozen=True)
@@ -51,53 +53,67 @@ def final(run: LoggedRun, objective: str, what: str = "mean") -> float:
     return float(values.mean()) if len(values) else math.nan
 
 
+def area_under_curve(run: LoggedRun, objective: str) -> float:
+    """Area under an objective's mean reward, per step: higher for what is learned sooner; NaN where it is absent."""
+    if objective not in run.history.objectives:
+        return math.nan
+    return area_per_step(run.history.steps, run.history.of(objective, "mean"))
+
+
+def of_seeds(runs: Sequence[LoggedRun], value: Callable[[LoggedRun], float]) -> list[float]:
+    """One value a seed: the mean over its trainings, where there are several; NaN where none has a value."""
+    return [_mean([value(run) for run in same]) for same in by_seed(runs)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    present = [number for number in values if not math.isnan(number)]
+    return float(np.mean(present)) if present else math.nan
+
+
 def summary(groups: Mapping[str, Sequence[LoggedRun]], thresholds: Mapping[str, float]) -> Table:
-    """One row a method and objective."""
+    """One row a method and objective.
+
+    Raises:
+        KeyError: if a threshold is of an objective that no run has; the message lists the objectives.
+    """
+    known = objectives_of(run.history for runs in groups.values() for run in runs)
+    for name, value in thresholds.items():
+        if name not in known:
+            raise KeyError(f"--threshold {name}={value:g}: no such objective; there are {', '.join(known)}")
     rows = []
     for label, runs in groups.items():
         for objective in objectives_of(run.history for run in runs):
-            curves = [
-                (run.history.steps, run.history.of(objective, "mean"))
-                for run in runs
-                if objective in run.history.objectives
-            ]
             cells = [
-                str(bootstrap_mean([final(run, objective) for run in runs])),
-                str(bootstrap_mean([over_all_steps(run, objective) for run in runs])),
+                str(bootstrap_mean(of_seeds(runs, lambda run: final(run, objective)))),  # noqa: B023
+                str(bootstrap_mean(of_seeds(runs, lambda run: area_under_curve(run, objective)))),  # noqa: B023
             ]
             if thresholds:
-                cells.append(_reached(curves, thresholds.get(objective)))
+                cells.append(_reached(runs, objective, thresholds.get(objective)))
             rows.append((label, objective, *cells))
-    header = ["method", "objective", f"mean reward, last {LAST} steps", "mean over all steps"]
+    header = ["method", "objective", f"mean reward, last {LAST} steps", AREA]
     if thresholds:
         header.append("steps to threshold: " + ", ".join(f"{name} {value:g}" for name, value in thresholds.items()))
     note = "Brackets: 95 % bootstrap interval of the mean over seeds; n is the number of seeds."
-    return Table("Rewards", tuple(header), tuple(rows), left=2, note=note)
-
-
-def over_all_steps(run: LoggedRun, objective: str) -> float:
-    """Mean over all steps of an objective's mean reward: higher for what is learned sooner; NaN where it is absent."""
-    if objective not in run.history.objectives:
-        return math.nan
-    return mean_over_steps(run.history.steps, run.history.of(objective, "mean"))
+    return Table("Rewards", tuple(header), tuple(rows), left=2, note=" ".join([note, *_ended_early(groups)]))
 
 
 def tests(groups: Mapping[str, Sequence[LoggedRun]], baseline: str) -> Table:
-    """Every method against the baseline, paired by seed: each objective's final reward and its mean over all steps.
+    """Every method against the baseline, paired by seed: each objective's final reward and the area under its curve.
 
     Raises:
-        KeyError: if no run has the baseline's label; the message lists the labels.
+        KeyError: if no run has the baseline's label, or none another; the message lists the labels.
     """
     if baseline not in groups:
         raise KeyError(f"--baseline {baseline}: no such method; there are {', '.join(groups)}")
+    if len(groups) == 1:
+        raise KeyError(f"--baseline {baseline}: there is no other method to compare with it")
     objectives = objectives_of(run.history for runs in groups.values() for run in runs)
     compared = [(label, objective) for label in groups if label != baseline for objective in objectives]
     found: dict[tuple[str, str, str], PairedTest] = {}
-    for measure, value in ((f"last {LAST} steps", final), ("all steps", over_all_steps)):
+    for measure, value in ((f"last {LAST} steps", final), (AREA, area_under_curve)):
         gaps = {}
         for label, objective in compared:
-            base = {run.seed: value(run, objective) for run in groups[baseline] if run.seed is not None}
-            own = {run.seed: value(run, objective) for run in groups[label] if run.seed is not None}
+            base, own = (_seeded(groups[name], objective, value) for name in (baseline, label))
             gaps[label, objective] = {seed: own[seed] - base[seed] for seed in own.keys() & base.keys()}
         # One family of comparisons: Holm corrects over methods and objectives together.
         seeds = {seed for gap in gaps.values() for seed in gap}
@@ -108,9 +124,26 @@ def tests(groups: Mapping[str, Sequence[LoggedRun]], baseline: str) -> Table:
         (*place, str(test.difference), _number(test.p), _number(test.p_corrected), _effect(test.effect))
         for place, test in sorted(found.items(), key=lambda item: compared.index(item[0][:2]))
     )
-    header = ("method", "objective", "mean over", f"less {baseline}", "p", "p, Holm", "Cohen's d")
-    note = "Two-sided paired t-test over common seeds; Holm over all rows with the same steps."
+    header = ("method", "objective", "measure", f"less {baseline}", "p", "p, Holm", "Cohen's d")
+    note = "Two-sided paired t-test over common seeds; Holm over all rows with the same measure."
+    note = " ".join([note, *_ended_early(groups)])
     return Table(f"Against {baseline}", header, rows, left=3, note=note)
+
+
+def _seeded(runs: Sequence[LoggedRun], objective: str, value: Callable[[LoggedRun, str], float]) -> dict[int, float]:
+    """Seed -> value; a run whose seed nobody knows has no pair."""
+    known = [run for run in runs if run.seed is not None]
+    values = of_seeds(known, lambda run: value(run, objective))
+    return {same[0].seed: found for same, found in zip(by_seed(known), values, strict=True) if same[0].seed is not None}
+
+
+def _ended_early(groups: Mapping[str, Sequence[LoggedRun]]) -> list[str]:
+    """A sentence on the methods whose last step is not that of the others, or not the last that was asked for."""
+    ends = {label: max(run.history.steps[-1] for run in runs) for label, runs in groups.items()}
+    asked = {label: max(run.total_steps or 0 for run in runs) for label, runs in groups.items()}
+    total = max([*ends.values(), *asked.values()])
+    early = [f"{label} at step {end} of {asked[label] or total}" for label, end in ends.items() if end < total]
+    return [f"Not of the same length, or unfinished: {', '.join(early)}."] if early else []
 
 
 def front(groups: Mapping[str, Sequence[LoggedRun]]) -> Table | None:
@@ -118,11 +151,11 @@ def front(groups: Mapping[str, Sequence[LoggedRun]]) -> Table | None:
     objectives = objectives_of(run.history for runs in groups.values() for run in runs)
     if len(objectives) not in (2, 3):
         return None
-    points = {
-        label: [float(np.mean([final(run, objective) for run in runs])) for objective in objectives]
+    everyone = {
+        label: [_mean(of_seeds(runs, lambda run: final(run, objective))) for objective in objectives]  # noqa: B023
         for label, runs in groups.items()
     }
-    points = {label: point for label, point in points.items() if not np.isnan(point).any()}
+    points = {label: point for label, point in everyone.items() if not np.isnan(point).any()}
     if not points:
         return None
     reference = [_minimum(groups, objective) for objective in objectives]
@@ -133,14 +166,17 @@ def front(groups: Mapping[str, Sequence[LoggedRun]]) -> Table | None:
             "yes" if label in best else "no",
             *(f"{value:.3f}" for value in point),
             f"{hypervolume([point], reference):.3f}",
-            str(len(groups[label])),
+            str(len(by_seed(groups[label]))),
         )
         for label, point in points.items()
     )
     where = ", ".join(f"{name} {low:g}" for name, low in zip(objectives, reference, strict=True))
     together = hypervolume(list(points.values()), reference)
-    note = f"Hypervolume above ({where}); of all methods together {together:.3f}."
-    return Table("Pareto front", ("method", "on the front", *objectives, "hypervolume", "n"), rows, 2, note)
+    note = [f"Hypervolume above ({where}); of all methods together {together:.3f}."]
+    if absent := [label for label in everyone if label not in points]:
+        note.append(f"Without a final reward of every objective: {', '.join(absent)}.")
+    header = ("method", "on the front", *objectives, "hypervolume", "n")
+    return Table("Pareto front", header, rows, 2, " ".join([*note, *_ended_early(groups)]))
 
 
 def _minimum(groups: Mapping[str, Sequence[LoggedRun]], objective: str) -> float:
@@ -151,10 +187,11 @@ def _minimum(groups: Mapping[str, Sequence[LoggedRun]], objective: str) -> float
     return min(stated) if stated else float(min(np.nanmin(run.history.of(objective, "mean")) for run in runs))
 
 
-def _reached(curves: Sequence[tuple[Sequence[int], Sequence[float]]], threshold: float | None) -> str:
+def _reached(runs: Sequence[LoggedRun], objective: str, threshold: float | None) -> str:
     if threshold is None:
         return ""
-    steps = [steps_to(*curve, threshold) for curve in curves]
+    having = [run for run in runs if objective in run.history.objectives]
+    steps = of_seeds(having, lambda run: steps_to(run.history.steps, run.history.of(objective, "mean"), threshold))
     median = float(np.median(steps))
     reached = sum(map(math.isfinite, steps))
     return f"{'not reached' if math.isinf(median) else f'median {median:g}'} ({reached} of {len(steps)})"

@@ -21,7 +21,10 @@ ROUNDING = 1e-6
 
 def warnings_of(run: LoggedRun) -> list[str]:
     """Warnings for one run, in words."""
-    return _other_weights(run) + [
+    return [
+        *_other_weights(run),
+        *_broken_samples(run),
+    ] + [
         text
         for objective in run.history.objectives
         for text in (
@@ -47,10 +50,15 @@ def _other_weights(run: LoggedRun) -> list[str]:
     ]
 
 
+def _broken_samples(run: LoggedRun) -> list[str]:
+    lines = run.broken_samples()
+    return [f"val_samples.jsonl has no sample in {len(lines)} lines, first {lines[0]}"] if lines else []
+
+
 def _stuck_weight(run: LoggedRun, objective: str) -> list[str]:
     if len(run.history.objectives) < 2:
         return []
-    weights = run.history.of(objective, "weight")
+    weights = run.history.columns.get(f"saw/{objective}/weight", ())
     at = {"0": [weight <= LOW for weight in weights], "1": [weight >= HIGH for weight in weights]}
     rows = {where: _row_of_steps(run, flags) for where, flags in at.items()}
     return [f"the weight of {objective} is at {where} for {row}" for where, row in rows.items() if row]

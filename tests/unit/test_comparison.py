@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from saw.report.comparison import (
+    area_per_step,
     bootstrap_mean,
     bootstrap_median,
     equivalence,
     hypervolume,
-    mean_over_steps,
     paired_tests,
     pareto_front,
     steps_to,
@@ -87,14 +87,20 @@ def test_steps_to_a_threshold_by_hand():
     assert steps_to([1, 2, 3, 4], [math.nan, math.nan, math.nan, 1.0], 0.5) == 4
 
 
-def test_mean_height_of_a_curve():
-    assert mean_over_steps([1, 2, 4], [0.0, 1.0, 1.0]) == pytest.approx(2.5 / 3)
-    assert mean_over_steps([1, 2, 3], [0.5, math.nan, 0.5]) == 0.5
+def test_area_under_a_curve_per_step_by_hand():
+    """It is no mean of the values: the first and the last count half, and a gap is drawn across."""
+    assert area_per_step([1, 2, 4], [0.0, 1.0, 1.0]) == pytest.approx(2.5 / 3)
+    assert area_per_step([1, 2, 3], [0.0, 0.0, 1.0]) == pytest.approx(0.25)  # the mean is 1/3
+    assert area_per_step([1, 2, 3], [0.5, math.nan, 0.5]) == 0.5
+    assert area_per_step([7], [0.3]) == 0.3
+    assert math.isnan(area_per_step([1, 2], [math.nan, math.nan]))
 
 
 def test_pareto_front_and_hypervolume_by_hand():
     points = {"a": (1.0, 3.0), "b": (2.0, 2.0), "c": (1.0, 2.0), "d": (3.0, 1.0)}
     assert pareto_front(points) == ["a", "b", "d"]
+    assert pareto_front({"a": (1.0, 1.0), "same": (1.0, 1.0), "less": (0.5, 1.0)}) == ["a", "same"]
+    assert pareto_front({"x": (0.3, 1.0), "same but for rounding": (0.1 + 0.2, 1.0)}) == ["x", "same but for rounding"]
     assert pareto_front({"better": (0.3, 2.0), "ahead by rounding": (0.1 + 0.2, 1.0)}) == ["better"]
     assert pareto_front({"zero": (0.0, 1.0), "below": (0.0, -1.0)}) == ["zero"]
     assert hypervolume(list(points.values()), (0.0, 0.0)) == pytest.approx(3 + 2 + 1)
@@ -107,3 +113,16 @@ def test_more_points_never_shrink_the_volume(points, value):
     before = hypervolume(points, (0.0, 0.0))
     after = hypervolume([*points, (value, value)], (0.0, 0.0))
     assert max(before, value * value) - 1e-12 <= after <= 1.0 + 1e-12
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=8))
+def test_the_front_is_what_no_point_beats(points):
+    """Kind: of equal points only one is kept. By the definition, whatever the order."""
+    named = {str(place): point for place, point in enumerate(points)}
+    beaten = {
+        name
+        for name, own in named.items()
+        for other in named.values()
+        if other != own and all(theirs >= mine for theirs, mine in zip(other, own, strict=True))
+    }
+    assert pareto_front(named) == [name for name in named if name not in beaten]

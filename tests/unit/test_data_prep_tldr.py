@@ -81,6 +81,95 @@ def test_a_source_that_cannot_be_used_is_named(tmp_path, posts, toy_model, chang
         prepare(tmp_path / "out", **{"source": str(posts), "tokenizer": str(toy_model), "sizes": (20, 8), **change})
 
 
+CHAT = [{"role": "user", "content": "a post"}]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "lines.json", "parquet"])
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        ({"prompt": CHAT, "completion": "s"}, "prompt is a list of messages; expected a text"),
+        ({"prompt": "p", "completion": CHAT}, "completion is a list of messages; expected a text"),
+        ({"prompt": ["a", "b"], "completion": "s"}, r"prompt is \['a', 'b'\] \(list\)"),
+        ({"prompt": 7, "completion": "s"}, r"prompt is 7 \(int\)"),
+        ({"prompt": "p", "completion": {"text": "s"}}, r"completion is .* \(dict\)"),
+        ({"prompt": "p", "summary": "s"}, "there is no column 'completion'; there are prompt, summary"),
+    ],
+)
+def test_an_odd_row_is_named_by_file_row_and_fault(tmp_path, toy_model, row, fault, ending):
+    """Kind: a traceback from within, whatever the file's form."""
+    path = tmp_path / f"odd.{ending}"
+    if ending == "parquet":
+        Dataset.from_list([row]).to_parquet(path)
+        number = 0
+    else:
+        rows = [*make_posts(3), row]
+        text = json.dumps(rows) if ending == "json" else "".join(json.dumps(each) + "\n" for each in rows)
+        path.write_text(text)
+        number = 3
+    with pytest.raises(BadSource, match=rf"odd\.{ending}: row {number}: .*{fault}"):
+        make(tmp_path / "out", path, toy_model)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fault"),
+    [
+        ("a.jsonl", b'{"prompt": "p", "comp', "line 1: no JSON"),
+        ("a.jsonl", b'{"prompt": "p", "completion": "s"}\n{"prompt": "p", "comp', "line 2: no JSON"),
+        ("a.jsonl", b'{"prompt": "\xff"}', "line 1: no JSON"),
+        ("a.jsonl", b"[1, 2]\n", "row 0 is int; expected an object"),
+        ("a.json", b'[{"prompt": "p", "completion": "s"}, {"pro', "is no complete JSON array, after 1 rows"),
+        ("a.jsonl", b'{"prompt": "\\ud800", "completion": "s"}', "row 0: prompt holds half of a surrogate pair"),
+        ("a.json", b"7", "row 0 is int"),
+        ("a.parquet", b"", "is no complete parquet"),
+        ("a.parquet", b"PAR1 but not more", "is no complete parquet"),
+        ("a.csv", b"a,b", "expected a .json, .jsonl or .parquet"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, toy_model, name, content, fault):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadSource, match=f"{name}.*{fault}"):
+        make(tmp_path / "out", tmp_path / name, toy_model)
+
+
+def test_a_cut_parquet_is_named(tmp_path, posts, toy_model):
+    load_dataset("json", data_files=str(posts), split="train").to_parquet(tmp_path / "posts.parquet")
+    content = (tmp_path / "posts.parquet").read_bytes()
+    for length in (len(content) - 1, len(content) // 2, 4):
+        (tmp_path / "posts.parquet").write_bytes(content[:length])
+        with pytest.raises(BadSource, match=r"posts\.parquet is no complete parquet, after 0 rows"):
+            make(tmp_path / "out", tmp_path / "posts.parquet", toy_model)
+
+
+def test_lines_end_at_a_line_feed_only(tmp_path, posts, toy_model):
+    odd = {"prompt": "one\u2028two\u0085three", "completion": "s"}
+    posts.write_text(posts.read_text() + json.dumps(odd, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert make(tmp_path / "out", posts, toy_model)["posts"] == 61
+
+
+@pytest.mark.parametrize(
+    ("ids", "fault"),
+    [
+        ("{", "could not be read"),
+        ("[]", "expected a list of ids under 'train'"),
+        ('{"train": ["a"]}', "expected a list of ids under 'test'"),
+        ('{"train": [1], "test": []}', "expected a list of ids under 'train'"),
+        ('{"train": ["a"], "test": ["a"]}', "names a twice"),
+    ],
+)
+def test_broken_ids_are_named(tmp_path, posts, toy_model, ids, fault):
+    (tmp_path / "ids.json").write_text(ids)
+    with pytest.raises(BadSource, match=rf"--ids .*ids\.json.*{fault}"):
+        make(tmp_path / "out", posts, toy_model, ids=tmp_path / "ids.json")
+
+
+def test_what_cannot_be_prepared_is_refused(tmp_path, posts, toy_model):
+    with pytest.raises(BadSource, match="expected at least 1 of each"):
+        make(tmp_path / "out", posts, toy_model, sizes=(20, 0))
+    with pytest.raises(BadSource, match=r"--tokenizer .* cannot be used"):
+        make(tmp_path / "out", posts, tmp_path)
+
+
 def test_ids_that_are_not_in_the_source_are_named(tmp_path, posts, toy_model):
     ids = tmp_path / "ids.json"
     ids.write_text(json.dumps({"train": ["nope"], "test": []}))

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from saw.launch import RUN_ID, Job, Run, RunFailed, processes_of
+from saw.launch import RUN_ID, Job, Run, RunFailed, processes_of, stop_job_in
 
 # A child in a session of its own that ignores the polite signal, as some of Ray's and vLLM's do.
 STUBBORN = "setsid bash -c 'trap \"\" TERM; while true; do sleep 0.2; done' & "
@@ -79,9 +79,97 @@ def test_nothing_is_left_when_the_follower_is_interrupted_or_killed(tmp_path, ho
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
-    tmp_path.joinpath("running.json").write_text(json.dumps({"run_id": "x", "owner": os.getppid()}))
-    with pytest.raises(RunFailed, match="in use by process"):
+    """By another process that follows a job there; its metrics stay."""
+    code = (
+        "import sys; from pathlib import Path; from saw.launch import Run;"
+        f"Run(['bash', '-c', {LOG_STEP + STUBBORN + 'sleep 60'!r}], Path(sys.argv[1]), 60).follow(print, interval=0.1)"
+    )
+    follower = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.DEVNULL)
+    run_id = wait_for_processes(tmp_path / "running.json")
+    with pytest.raises(RunFailed, match=f"in use by process {follower.pid}"):
         make_run(tmp_path, "exit 0").follow(print)
+    assert processes_of(run_id)
+    assert (tmp_path / "metrics.jsonl").exists()
+    follower.send_signal(signal.SIGINT)
+    follower.wait(timeout=30)
+
+
+def test_a_process_that_bears_the_job_s_id_is_its_own(tmp_path):
+    with subprocess.Popen(["sleep", "60"], env={**os.environ, RUN_ID: "outer/x1"}) as process:
+        tmp_path.joinpath("running.json").write_text(json.dumps({"run_id": "x1", "owner": process.pid}))
+        with pytest.raises(RunFailed, match="in use by process"):
+            make_run(tmp_path, "exit 0").follow(print)
+        process.kill()
+
+
+@pytest.mark.parametrize("started", [None, 1.0, "then"])
+@pytest.mark.parametrize("whose", [lambda: os.getppid(), lambda: 1])
+def test_a_process_that_was_given_the_owner_s_number_is_not_in_the_way(tmp_path, whose, started):
+    """Kind: a process id is taken for a process. It is another one if it neither began then nor bears the job's id."""
+    owner = {"run_id": "gone", "owner": whose()} | ({} if started is None else {"started": started})
+    tmp_path.joinpath("running.json").write_text(json.dumps(owner))
+    make_run(tmp_path, "exit 0").follow(print, interval=0.1)
+    assert not (tmp_path / "running.json").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", '{"run_id": "x", "own', "null", "[]", "7", "{}", '{"run_id": "x"}', '{"owner": 1}'),
+        *('{"run_id": null, "owner": 1}', '{"run_id": "", "owner": 1}', '{"run_id": "x", "owner": "1"}'),
+        *('{"run_id": "x", "owner": -1}', '{"run_id": "x", "owner": 1e3}', f'{{"run_id": "x", "owner": {10**30}}}'),
+        "\ufffe\x00",
+    ],
+)
+def test_a_broken_running_json_is_stale(tmp_path, text):
+    """Kind: a file that a killed process left half written stops every later start."""
+    tmp_path.joinpath("running.json").write_bytes(text.encode("utf-16" if "\ufffe" in text else "utf-8"))
+    stop_job_in(tmp_path)
+    make_run(tmp_path, "exit 0").follow(print, interval=0.1)
+    assert not list(tmp_path.glob("running.json*"))
+
+
+OLD = '{"step": 1, "data": {"old": 1}}\n'
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("script", ["exit 1", "exit 0", ': > "$VERL_FILE_LOGGER_PATH"; exit 1'])
+def test_a_job_that_logs_nothing_leaves_the_metrics_as_they_were(tmp_path, script, resume):
+    """Kind: a start that is refused, here by the job's own check, costs the earlier training's metrics."""
+    (tmp_path / "metrics.jsonl").write_text(OLD)
+    (tmp_path / "metrics.3.jsonl").write_text(OLD)
+    run = make_run(tmp_path, script)
+    run.resume = resume
+    seen = []
+    try:
+        run.follow(lambda *step: seen.append(step), interval=0.1)
+    except RunFailed:
+        assert script.endswith("1")
+    assert seen == []
+    assert sorted(path.name for path in tmp_path.glob("metrics*")) == ["metrics.3.jsonl", "metrics.jsonl"]
+    assert (tmp_path / "metrics.jsonl").read_text() == OLD
+
+
+def test_a_command_that_is_not_there_leaves_the_metrics_as_they_were(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(OLD)
+    with pytest.raises(FileNotFoundError):
+        Run(["no-such-command"], tmp_path, 20).follow(print)
+    assert (tmp_path / "metrics.jsonl").read_text() == OLD
+
+
+@pytest.mark.parametrize(
+    ("resume", "step", "left"),
+    [(False, 0, 0), (False, 1, 0), (True, 1, 2), (False, 5, 2)],  # step 5 first: it went on from a checkpoint
+)
+def test_earlier_metrics_go_once_a_training_from_the_beginning_has_logged(tmp_path, resume, step, left):
+    (tmp_path / "metrics.jsonl").write_text(OLD)
+    (tmp_path / "metrics.1.jsonl").write_text(OLD)
+    run = make_run(tmp_path, LOG_STEP.replace('\\"step\\": 1', f'\\"step\\": {step}') + "exit 0")
+    run.resume = resume
+    seen = []
+    run.follow(lambda *step: seen.append(step), interval=0.1)
+    assert seen == [(step, {"a": 1.0})]
+    assert len(list(tmp_path.glob("metrics.*.jsonl"))) == left
 
 
 def test_faults_are_found_in_the_log(tmp_path):

@@ -122,6 +122,7 @@ def test_a_report_has_its_tables_figures_and_page(runs, tmp_path, capsys):
     assert "median 7 (3 of 3)" in printed  # (0.3 + 0.05 * 6 + 0.01 * seed) at the middle of the window
     assert "| saw_grpo | format | last 5 steps | 0.020" in printed
     assert "| saw_grpo | yes |" in printed
+    assert "| saw_grpo | format | area under the curve, per step | " in printed
     for name in ("rewards_grpo_based", "weights_grpo_based", "cost"):
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (out / f"{name}.pdf").read_bytes().startswith(b"%PDF")
@@ -154,6 +155,8 @@ def test_a_baseline_that_is_not_there_is_named(runs, tmp_path):
     [
         (["nowhere"], "expected the folder of a training"),
         ([".", "--threshold", "format"], "expected OBJECTIVE=VALUE"),
+        ([".", "--threshold", "format=inf"], "expected OBJECTIVE=VALUE"),
+        ([".", "--threshold", "a=0.5", "--threshold", "a=0.7"], "--threshold has two values for a"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message, capsys, tmp_path, monkeypatch):
@@ -161,6 +164,285 @@ def test_bad_arguments_are_named(arguments, message, capsys, tmp_path, monkeypat
     with pytest.raises(SystemExit):
         main(arguments)
     assert message in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- which runs count
+
+
+def summary_of(out: Path, *arguments: object) -> str:
+    """The text of a report; without figures, which take their time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("saw.report.figures.draw_all", lambda groups, folder: [])
+        main([*map(str, arguments), "--out", str(out)])
+    return (out / "summary.md").read_text()
+
+
+def rewards(text: str) -> dict[str, str]:
+    """Method -> cell of format's mean reward in the first table."""
+    rows = [line.split(" | ") for line in text.splitlines() if " | format | " in line and "| method " not in line]
+    return {row[0].strip("| "): row[2] for row in reversed(rows)}  # the first table's stands
+
+
+@pytest.fixture
+def pair(tmp_path):
+    return [make_run(tmp_path / "runs" / f"grpo_{seed}", "grpo", seed) for seed in (1, 2)]
+
+
+@pytest.mark.parametrize(
+    "how", ["twice", "file", "folder above", "link", "part", "copy", "start of it", "copy of copies"]
+)
+def test_a_run_counts_once_however_it_is_given(pair, tmp_path, how):
+    """Kind: one training is counted as several seeds."""
+    extra = {
+        "twice": [pair[0]],
+        "file": [pair[0] / "metrics.jsonl"],
+        "folder above": [tmp_path / "runs"],
+        "link": [tmp_path / "link"],
+        "part": [pair[0] / "metrics.1.jsonl"],
+    }.get(how, [tmp_path / "more" / "grpo_1", tmp_path / "more" / "again"])
+    if how == "link":
+        extra[0].symlink_to(pair[0])
+    elif how == "part":
+        shutil.copy(pair[0] / "metrics.jsonl", pair[0] / "metrics.1.jsonl")
+    elif len(extra) == 2:
+        for folder in extra:
+            shutil.copytree(pair[0], folder)
+            if how == "start of it":
+                lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+                (folder / "metrics.jsonl").write_text("".join(lines[:7]))
+    text = summary_of(tmp_path / "report", *pair, *extra, *extra)
+    plain = summary_of(tmp_path / "plain", *pair)
+    assert rewards(text) == rewards(plain)
+    assert "(n = 2)" in rewards(text)["grpo"]
+    if len(extra) == 2:
+        assert "**more/grpo_1: a copy of runs/grpo_1 by its metrics and seed; it is left out.**" in text
+        assert "**again: a copy of runs/grpo_1" in text
+        assert "a copy of runs/grpo_1" in (tmp_path / "report" / "index.html").read_text()
+
+
+def test_methods_with_equal_numbers_are_no_copies(tmp_path):
+    for method in ("grpo", "saw_grpo"):
+        make_run(tmp_path / "runs" / method, method, 1)
+    text = summary_of(tmp_path / "report", tmp_path / "runs")
+    assert "copy" not in text
+    assert "| grpo | yes |" in text
+    assert "| saw_grpo | yes |" in text  # equally good: both are on the front
+
+
+def test_a_seed_that_was_trained_twice_is_one_seed(tmp_path):
+    """Kind: n is said to be the number of seeds, and is that of the folders; or the last of a seed wins in a test."""
+    for name, method, seed, high in (
+        *(("a", "grpo", 1, 0.2), ("b", "grpo", 1, 0.4), ("c", "grpo", 2, 0.5)),
+        *(("d", "saw_grpo", 1, 0.5), ("e", "saw_grpo", 2, 0.8), ("f", "saw_grpo", 2, 0.9)),
+    ):
+        make_run(tmp_path / "runs" / name, method, seed, format={"mean": high})
+    text = summary_of(tmp_path / "report", tmp_path / "runs", "--baseline", "grpo", "--threshold", "format=0.25")
+    assert rewards(text)["grpo"].startswith("0.400 [")  # (0.3 + 0.5) / 2, by seed; by training it were 0.367
+    assert rewards(text)["grpo"].endswith("(n = 2)")
+    gap = next(line for line in text.splitlines() if "| saw_grpo | format | last 5 steps |" in line)
+    assert "| 0.275 [" in gap  # (0.5 - 0.3 and 0.85 - 0.5) / 2
+    assert "median inf" not in text
+    assert "a and b have the same seed, 1; they count as one, by their mean" in text
+    front = next(line for line in text.splitlines() if line.startswith("| grpo | no |"))
+    assert front.split(" | ")[2] == "0.400"
+    assert front.endswith("| 2 |")
+
+
+def test_runs_of_which_nobody_knows_the_seed_are_runs(tmp_path):
+    for name, mean in (("a", 0.2), ("b", 0.4)):
+        folder = make_run(tmp_path / "runs" / name / "grpo", "grpo", 1, format={"mean": mean})
+        (folder / "run.json").unlink()
+    assert rewards(summary_of(tmp_path / "report", tmp_path / "runs"))["grpo"].endswith("(n = 2)")
+
+
+def test_a_run_that_ended_early_is_left_out_and_named(tmp_path):
+    """Kind: the last steps of a run that died are averaged with those of the ones that went on."""
+    for seed, steps in ((1, 20), (2, 20), (3, 4)):
+        folder = make_run(tmp_path / "runs" / f"grpo_{seed}", "grpo", seed, steps=steps, gain=0.01)
+        record = json.loads((folder / "run.json").read_text()) | {"total_steps": 20}
+        (folder / "run.json").write_text(json.dumps(record))
+    text = summary_of(tmp_path / "report", tmp_path / "runs", "--threshold", "format=0.4")
+    assert rewards(text)["grpo"].startswith("0.495 [")  # 0.3 + 0.01 * 18 + 0.015
+    assert "(n = 2)" in rewards(text)["grpo"]
+    assert "(2 of 2)" in text
+    assert "grpo_3: ended at step 4 of 20; it is left out" in text
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "ended at step 4 of 20" in page
+    assert "Samples of grpo_3" in page
+
+
+@pytest.mark.parametrize("total", [20, None])
+def test_a_method_whose_runs_all_ended_early_is_shown_and_marked(tmp_path, total):
+    """With the number of steps that was asked for, or without: then the other method's."""
+    for method, steps in (("grpo", 4), ("saw_grpo", 20)):
+        for seed in (1, 2):
+            folder = make_run(tmp_path / "runs" / f"{method}_{seed}", method, seed, steps=steps)
+            if total:
+                record = json.loads((folder / "run.json").read_text()) | {"total_steps": total}
+                (folder / "run.json").write_text(json.dumps(record))
+    text = summary_of(tmp_path / "report", tmp_path / "runs", "--baseline", "grpo")
+    assert "(n = 2)" in rewards(text)["grpo"]
+    assert text.count("grpo at step 4 of 20.") == 3  # under each table
+    assert ("grpo_1: ended at step 4 of 20" in text) == bool(total)
+
+
+def test_a_run_without_a_step_is_named_and_the_others_reported(pair, tmp_path):
+    """Kind: one folder without numbers refuses the report of all."""
+    empty = {
+        "not_begun": "",
+        "validated_only": '{"step": 0, "data": {"val-core/x": 1.0, "saw-val/format/mean": 0.5}}\n',
+        "cut": '{"step": 1, "da',
+        "another_s": '{"step": 1, "data": {"critic/score/mean": 1.0}}\n',
+    }
+    for name, content in empty.items():
+        (tmp_path / "runs" / name).mkdir()
+        (tmp_path / "runs" / name / "metrics.jsonl").write_text(content)
+    text = summary_of(tmp_path / "report", tmp_path / "runs")
+    assert rewards(text) == rewards(summary_of(tmp_path / "plain", *pair))
+    for name in empty:
+        assert f"runs/{name}: left out" in text
+        assert f"runs/{name}" in (tmp_path / "report" / "index.html").read_text()
+
+
+def test_without_any_step_there_is_no_report(tmp_path, capsys):
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), "--out", str(tmp_path / "report")])
+    assert "metrics.jsonl: it is empty" in capsys.readouterr().err
+    assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("metrics.jsonl", '{"step": 1, "da\n{"step": 2, "data": {}}\n', "metrics.jsonl, line 1: no JSON"),
+        ("metrics.1.jsonl", '{"step": 1, "da\n{"step": 2, "data": {}}\n', "metrics.1.jsonl, line 1: no JSON"),
+        ("run.json", '{"config": {"saw"', "run.json: no JSON"),
+        ("run.json", "[]", "run.json: run.json is '[]'; expected an object"),
+        ("run.json", '{"config": null}', "run.json: config is 'None'"),
+        ("run.json", '{"ranges": [1]}', "run.json: ranges is '[1]'"),
+        ("run.json", '{"total_steps": "20"}', "run.json: total_steps is '20'"),
+    ],
+)
+def test_a_broken_file_is_named(pair, tmp_path, capsys, file, content, message):
+    """Kind: a fault in a file of one of many runs is shown without the file."""
+    (pair[1] / file).write_text(content)
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "runs"), "--out", str(tmp_path / "report")])
+    assert f"{pair[1]}/{message}" in capsys.readouterr().err
+
+
+def test_a_training_of_which_only_parts_are_left_is_read(pair, tmp_path):
+    """As after a start that was killed before it logged; by its folder, the one above, or the part."""
+    before = rewards(summary_of(tmp_path / "report", *pair))
+    (pair[0] / "metrics.jsonl").rename(pair[0] / "metrics.2.jsonl")
+    for given in ([pair[0], pair[1]], [tmp_path / "runs"], [pair[0] / "metrics.2.jsonl", pair[1]]):
+        assert rewards(summary_of(tmp_path / "report", *given)) == before
+
+
+def test_a_user_s_own_files_are_no_trainings(pair, tmp_path):
+    """Kind: a name that looks like a log is taken for one."""
+    for name in ("metrics.old.jsonl", "metrics.old.2.jsonl", "metrics.notes.txt"):
+        (tmp_path / "runs" / "notes").mkdir(exist_ok=True)
+        (tmp_path / "runs" / "notes" / name).write_text("mine")
+        (pair[0] / name).write_text("mine")
+    assert "(n = 2)" in rewards(summary_of(tmp_path / "report", tmp_path / "runs"))["grpo"]
+
+
+def test_logs_in_one_folder_are_two_trainings(tmp_path):
+    """Kind: what is known by the folder's name is taken for one training. results/quickstart has such logs."""
+    folder = make_run(tmp_path / "run", "grpo", 1, format={"mean": 0.2})
+    (folder / "run.json").unlink()
+    (folder / "metrics.jsonl").rename(folder / "grpo.jsonl")
+    other = make_run(tmp_path / "other", "gdpo", 1, format={"mean": 0.6})
+    (other / "metrics.jsonl").rename(folder / "saw_gdpo.jsonl")
+    text = summary_of(tmp_path / "report", folder / "grpo.jsonl", folder / "saw_gdpo.jsonl")
+    assert rewards(text) == {"grpo": "0.200 (n = 1)", "saw_gdpo": "0.600 (n = 1)"}
+
+
+def test_folders_of_one_name_keep_their_samples_warnings_and_origin(tmp_path):
+    """Kind: what is kept by the last part of a path overwrites another's."""
+    for place in ("a/x", "b/x", "b/y"):
+        folder = make_run(tmp_path / place / "run", f"grpo_{place[0]}", 1, format={"max": 2.0})
+        sample = {"step": 4, "input": f"asked in {place}", "output": "o", "rewards": {"format": 1.0}}
+        (folder / "val_samples.jsonl").write_text(json.dumps(sample) + "\n")
+        record = json.loads((folder / "run.json").read_text())
+        record["provenance"]["commit"] = f"commit of {place}"
+        (folder / "run.json").write_text(json.dumps(record | {"config": record["config"] | {"place": place}}))
+    text = summary_of(tmp_path / "report", tmp_path)
+    page = (tmp_path / "report" / "index.html").read_text()
+    for place in ("a/x", "b/x", "b/y"):
+        assert f"asked in {place}" in page
+        assert f"commit of {place}" in page
+        name = "y/run" if place == "b/y" else f"{place}/run"
+        assert f"Samples of {name}" in page
+        assert f"**{name}: format was above" in text
+
+
+def test_a_run_without_a_record_makes_no_setting_differ(pair, tmp_path):
+    (tmp_path / "other").mkdir()
+    shutil.copy(pair[0] / "metrics.jsonl", tmp_path / "other")
+    found = [read_run(folder) for folder in (*pair, tmp_path / "other")]
+    assert differences(found) == {}
+    assert grouped(found).keys() == {"grpo", "other"}
+
+
+@pytest.mark.parametrize("thresholds", [["formt=0.9"], ["format=0.9", "correctnes=1"], ["=0.9"], ["Format=0.9"]])
+def test_a_misspelt_threshold_is_refused(pair, tmp_path, thresholds, capsys):
+    """Kind: a name that nothing has gives an empty column."""
+    with pytest.raises(SystemExit) as refusal:
+        summary_of(tmp_path / "report", *pair, *(part for text in thresholds for part in ("--threshold", text)))
+    said = f"{refusal.value}{capsys.readouterr().err}"
+    assert thresholds[-1].partition("=")[0] in said
+    assert "there are format, correctness" in said or "expected OBJECTIVE=VALUE" in said
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_baseline_without_another_method_is_refused(pair, tmp_path):
+    with pytest.raises(SystemExit, match="no other method to compare"):
+        summary_of(tmp_path / "report", *pair, "--baseline", "grpo")
+
+
+def test_a_method_that_is_not_on_the_front_s_list_is_named(tmp_path):
+    make_run(tmp_path / "runs" / "a", "grpo", 1)
+    make_run(tmp_path / "runs" / "b", "gdpo", 1, correctness={"mean": None})
+    assert "Without a final reward of every objective: gdpo." in summary_of(tmp_path / "report", tmp_path / "runs")
+
+
+SAMPLE = {"step": 4, "input": "a question", "output": "an answer", "rewards": {"format": 1.0}}
+
+
+@pytest.mark.parametrize(
+    ("after", "broken"),
+    [
+        ('{"step": 8, "inp', None),  # a last line that was cut off is no fault
+        ('{"step": 8, "input": "é'.encode()[:-1], None),
+        ('{"step": 8, "inp' + json.dumps(SAMPLE) + "\n", "1 lines, first 2"),  # cut off, and gone on with
+        ("[]\n7\n", "2 lines, first 2"),
+        ('{"step": 8}\n', "1 lines, first 2"),
+        (json.dumps(SAMPLE | {"rewards": {"format": "high"}}) + "\n", "1 lines, first 2"),
+        (json.dumps(SAMPLE | {"rewards": None}) + "\n", "1 lines, first 2"),
+        (json.dumps(SAMPLE | {"input": ["a", "b"]}) + "\n", "1 lines, first 2"),
+        ("\n" + json.dumps(SAMPLE | {"output": "\ud800 half a pair"}) + "\n", None),
+    ],
+)
+def test_samples_that_cannot_be_read_are_counted(pair, tmp_path, after, broken):
+    """Kind: a line that its writer did not finish crashes the report of everything else."""
+    file = pair[0] / "val_samples.jsonl"
+    file.write_bytes((json.dumps(SAMPLE) + "\n").encode() + (after if isinstance(after, bytes) else after.encode()))
+    text = summary_of(tmp_path / "report", *pair)
+    assert "a question" in (tmp_path / "report" / "index.html").read_text()
+    assert ("val_samples.jsonl" in text) == bool(broken)
+    assert not broken or f"val_samples.jsonl has no sample in {broken}" in text
+
+
+def test_a_sample_may_hold_what_other_readers_split_at(pair, tmp_path):
+    """Kind: JSON lines are split where no line ends."""
+    odd = "one\u2028two\u2029three\u0085four"
+    line = json.dumps(SAMPLE | {"output": odd}, ensure_ascii=False)
+    (pair[0] / "val_samples.jsonl").write_text(line + "\r\n" + line + "\n", encoding="utf-8")
+    assert [sample["output"] for sample in read_run(pair[0]).samples()] == [odd, odd]
+    assert "val_samples" not in summary_of(tmp_path / "report", *pair)
 
 
 def test_warnings(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from recipes.study import lm
 from saw.report.history import History, LoggedRun
-from saw.report.summary import over_all_steps
+from saw.report.summary import AREA, area_under_curve
 from tests.conftest import ROOT
 
 STUDY = ROOT / "results" / "study" / "lm"
@@ -103,7 +103,7 @@ def test_the_report_has_its_tests_and_signal(runs, tmp_path):
     lm.write_steps(runs, tmp_path / "steps.csv")
     text = lm.report(tmp_path)
     assert "## Against grpo" in text
-    sooner = re.search(r"\| saw_grpo \| correctness \| all steps \| ([\d.]+) \[", text)  # in SAW's run, 8 steps sooner
+    sooner = re.search(rf"\| saw_grpo \| correctness \| {AREA} \| ([\d.]+) \[", text)  # in SAW's run, 8 steps sooner
     assert float(sooner[1]) > 0.2
     assert "| saw_grpo | correctness | last 5 steps |" in text
     assert "## CV as a signal" in text
@@ -127,7 +127,7 @@ def test_what_a_second_training_of_a_seed_is_said_to_lose_is_what_it_lost():
     for name, number in zip(("again.csv", "steps.csv"), said.groups(), strict=True):
         groups = lm.read_steps(STUDY / name)
         saw, plain = (
-            next(over_all_steps(run, "correctness") for run in groups[method] if run.seed == 1)
+            next(area_under_curve(run, "correctness") for run in groups[method] if run.seed == 1)
             for method in ("saw_gdpo", "gdpo")
         )
         assert plain - saw == pytest.approx(float(number), abs=5e-4)

@@ -67,9 +67,9 @@ def generate(arguments: argparse.Namespace, root: Path) -> None:
     failures = results.forget(folder)
     if failures:
         raise SystemExit(f"{len(failures)} items failed and stay open; the first: {failures[0]}")
-    if fault := results.fault_of_refusals(folder, arguments.max_refused):
+    if refusals := results.fault_of_refusals(folder, arguments.max_refused):
         results.forget(folder, at_once=True)
-        raise SystemExit(f"{fault}\nmore than --max-refused {arguments.max_refused} allows; these items stay open")
+        raise SystemExit(f"{refusals}\nmore than --max-refused {arguments.max_refused} allows; these items stay open")
     if absent := results.absent(folder, wanted):
         raise SystemExit(f"{len(absent)} items have no reply and stay open; the first: {absent[0]}")
 

@@ -1,0 +1,103 @@
+"""Rows from a local .json, .jsonl or .parquet, one at a time; a fault names the file and the row."""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ijson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+class BadSource(ValueError):
+    """A source that cannot be used; the message names the file, the row where there is one, and the fault."""
+
+
+def read_json(path: Path) -> Iterator[Any]:
+    """Rows of a JSON array.
+
+    Raises:
+        BadSource: if the file is no JSON array, or breaks off.
+    """
+    rows = 0
+    with path.open("rb") as file:
+        try:
+            for start, kind, _ in ijson.parse(file, use_float=True):
+                if (start, kind) != ("", "start_array"):
+                    raise BadSource(f"{path} is no JSON array: it begins with {kind.removeprefix('start_')}")
+                break
+            file.seek(0)
+            for row in ijson.items(file, "item", use_float=True):
+                yield row
+                rows += 1
+        except (ijson.JSONError, UnicodeDecodeError) as error:
+            raise BadSource(f"{path} is no complete JSON array, after {rows} rows: {error}") from error
+
+
+def read_jsonl(path: Path) -> Iterator[Any]:
+    """Rows of a file with one JSON value a line; empty lines are none.
+
+    Raises:
+        BadSource: at the first line that is no JSON.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise BadSource(f"{path}, line {number}: no JSON: {error}") from error
+
+
+def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a parquet, a batch in memory at a time.
+
+    Raises:
+        BadSource: if the file is no parquet, breaks off, or holds what cannot be read.
+    """
+    done = 0
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=256):
+            for place in range(batch.num_rows):
+                (row,) = batch.slice(place, 1).to_pylist()
+                yield row
+                done += 1
+    except UnicodeDecodeError as error:
+        raise BadSource(f"{path}: row {done}: a text is no UTF-8: {error}") from error
+    except (pa.ArrowException, OSError) as error:
+        raise BadSource(f"{path} is no complete parquet, after {done} rows: {error}") from error
+
+
+def fault_of_text(value: Any) -> str:
+    """What is wrong with a value that should be a text, in words; empty if nothing is."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return "is absent, empty or null; expected a text"
+    if isinstance(value, list) and value and all(isinstance(turn, dict) and "content" in turn for turn in value):
+        return "is a list of messages; expected a text"
+    if not isinstance(value, str):
+        return f"is {reprlib.repr(value)} ({type(value).__name__}); expected a text"
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return "holds half of a surrogate pair, which is no text"
+    return ""
+
+
+def fault_of_messages(value: Any) -> str:
+    """What is wrong with a value that should be a list of messages, in words; empty if nothing is."""
+    if isinstance(value, str):
+        return "is a text; expected a list of messages with role and content"
+    if not isinstance(value, list) or not value:
+        return f"is {reprlib.repr(value)}; expected a list of messages with role and content"
+    for place, turn in enumerate(value):
+        if not isinstance(turn, dict):
+            return f"has {reprlib.repr(turn)} as message {place}; expected role and content"
+        for key in ("role", "content"):
+            if fault := fault_of_text(turn.get(key)):
+                return f"has a message {place} whose {key} {fault}"
+    return ""
