@@ -122,14 +122,25 @@ def warm_up(
     model.train()
     for _ in tqdm(range(steps), desc="    warm-up", leave=False, disable=None):
         batch = [(prompt, spoilt(answer, chance)) for prompt, answer in chance.sample(rows, batch_size)]
-        ids, labels = encode(tokenizer, batch)
-        loss = model(input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long(), labels=labels).loss
+        loss = loss_of(model, *encode(tokenizer, batch))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         schedule.step()
         optimiser.zero_grad()
     logger.info("warm-up: loss %.3f after %d steps", loss.item(), steps)
+
+
+def loss_of(model: Qwen2ForCausalLM, ids: Tensor, labels: Tensor) -> Tensor:
+    """The mean loss of a right-padded batch, ids and labels of shape ``(B, T)``.
+
+    All rows begin with the same tokens, the tools' descriptions. These are half of all, and are computed once.
+    """
+    own = (ids != ids[0]) | (labels.roll(-1, dims=1) != IGNORED)  # a token's loss comes from the one before it
+    shared = max(1, int(own.any(dim=0).int().argmax()))
+    prefix = model(input_ids=ids[:1, :shared], use_cache=True).past_key_values
+    prefix.batch_repeat_interleave(len(ids))
+    return model(input_ids=ids[:, shared:], past_key_values=prefix, labels=labels[:, shared:]).loss
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, batch: list[tuple[list[dict], str]]) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,9 @@ from wrapt import when_imported
 os.environ.setdefault("VERL_ENGINE_DEVICE", "cuda")
 # Compiling small functions for a CPU takes longer than a rehearsal runs them (20 s at vLLM's first request).
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+# Threads that have nothing to do sleep. By default they spin, and take the cores from the dozens of other processes.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("KMP_BLOCKTIME", "0")
 
 
 def _device_module() -> types.ModuleType:

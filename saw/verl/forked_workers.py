@@ -114,8 +114,7 @@ def _as_if_just_imported() -> None:
     import torch
 
     numpy.random.seed()
-    if threads := os.environ.get("OMP_NUM_THREADS"):
-        torch.set_num_threads(int(threads))
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))  # 1 is Ray's own default for a worker
 
 
 def is_mine(connection: socket.socket) -> bool:
