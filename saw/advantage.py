@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from saw.aggregation import normalise
-from saw.batch import Groups, check_shapes, make_batch
+from saw.batch import Groups, check_shapes, make_batch, token_mask
 from saw.methods import check_combination, get_method
 from saw.options import Options
 from saw.stability import steady
@@ -105,11 +105,11 @@ def compute_advantage(
         _check_gradients(gram, chosen_options, method, rewards.shape[1])
     dtype = torch.float64 if rewards.dtype == torch.float64 else torch.float32
     # The mask's copy becomes the result in place: one (N, T) tensor is all the memory this takes.
-    tokens = response_mask.detach().to(dtype, copy=True)
+    tokens, lengths = token_mask(response_mask, dtype)
     batch = make_batch(
         rewards,
         groups,
-        tokens.sum(dim=-1),
+        lengths,
         minima=minima,
         maxima=maxima,
         priorities=priorities,
