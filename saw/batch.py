@@ -344,14 +344,14 @@ def _number(ids: list[Hashable]) -> tuple[np.ndarray, dict[Hashable, int]]:
 
 
 def _plain_id(value: Any, where: str) -> Hashable:
-    """The value of a tensor without dimensions, which hashes by its identity; any other id as it is, if it can be one."""
+    """An id as it is, or the value of a tensor without dimensions, as tensors hash by their identity."""
     if isinstance(value, tuple):
         return tuple(_plain_id(part, where) for part in value)
     if isinstance(value, Tensor | np.ndarray) and value.ndim == 0:
         value = value.item()
     try:
         hash(value)
-        is_itself = bool(value == value)  # noqa: PLR0124
+        is_itself = bool(value == value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{where} is {value!r}, which is not hashable or not comparable: {error}") from error
     if not is_itself:
