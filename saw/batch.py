@@ -15,6 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+#: The largest size of a reward, a penalty or a priority: sums of squares of their products stay finite.
+LARGEST = 1e70
+
 Groups = Sequence[Hashable] | Iterable[Hashable] | Tensor
 
 
@@ -253,8 +256,8 @@ def _per_objective(
     tensor = torch.as_tensor(values, dtype=torch.float64, device=device)
     if tensor.shape != (len(names),):
         raise ValueError(f"{what} has shape {tuple(tensor.shape)}; expected ({len(names)},), one for each objective")
-    if not all(map(math.isfinite, tensor.tolist())):
-        raise ValueError(f"{what} is {tensor.tolist()}; expected finite numbers")
+    if not all(abs(value) <= LARGEST for value in tensor.tolist()):
+        raise ValueError(f"{what} is {tensor.tolist()}; expected finite numbers, at most {LARGEST:g} in size")
     return tensor
 
 
@@ -274,10 +277,11 @@ def _check_finite(values: Tensor, names: tuple[str, ...]) -> tuple[Tensor, Tenso
         low, high = torch.stack(torch.aminmax(values)).tolist()
         if missing.all():
             raise ValueError(f"no rewards: all {values.numel()} values are missing (NaN)")
-    if math.isinf(low) or math.isinf(high):
-        j, k = values.isinf().nonzero()[0].tolist()
+    if max(-low, high) > LARGEST:
+        j, k = (values.abs() > LARGEST).nonzero()[0].tolist()
         raise ValueError(
-            f"the reward of {names[k]!r} is {values[j, k].item()} for sample {j}; expected a finite number"
+            f"the reward of {names[k]!r} is {values[j, k].item()} for sample {j}; "
+            f"expected a finite number, at most {LARGEST:g} in size"
         )
     return values, missing
 
@@ -296,9 +300,12 @@ def _check_minima(batch: RewardBatch, raw: Tensor, minima: Tensor) -> None:
 def _check_penalty(penalty: Tensor, n: int) -> Tensor:
     if penalty.shape != (n,):
         raise ValueError(f"penalty has shape {tuple(penalty.shape)}; expected ({n},), one value a sample")
-    if not penalty.isfinite().all():
-        j = int((~penalty.isfinite()).nonzero()[0])
-        raise ValueError(f"penalty is {penalty[j].item()} for sample {j}; expected a finite number")
+    bad = ~(penalty.abs() <= LARGEST)  # a NaN is not
+    if bad.any():
+        j = int(bad.nonzero()[0])
+        raise ValueError(
+            f"penalty is {penalty[j].item()} for sample {j}; expected a finite number, at most {LARGEST:g} in size"
+        )
     return penalty
 
 
@@ -347,17 +354,21 @@ def _plain_id(value: Any, where: str) -> Hashable:
     """An id as it is, or the value of a tensor without dimensions, as tensors hash by their identity."""
     if isinstance(value, tuple):
         return tuple(_plain_id(part, where) for part in value)
-    if isinstance(value, Tensor | np.ndarray) and value.ndim == 0:
-        value = value.item()
+    is_array = isinstance(value, Tensor | np.ndarray)
+    if is_array and value.ndim == 0:
+        value, is_array = value.item(), False
     try:
+        if is_array:
+            raise TypeError(f"shape {tuple(value.shape)}")
         hash(value)
         is_itself = bool(value == value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{where} is {value!r}, which is not hashable or not comparable: {error}") from error
+        raise TypeError(
+            f"{where} is {value!r}, a {type(value).__name__}, not hashable or not comparable ({error}); "
+            "expected a number, a text or a tuple of them"
+        ) from error
     if not is_itself:
-        raise ValueError(
-            f"{where} is {value!r}, which equals nothing, not even itself; expected an id that can be equal"
-        )
+        raise ValueError(f"{where} is {value!r}, which does not equal itself; expected an id that samples can share")
     return value
 
 
@@ -370,4 +381,6 @@ def _check_kinds(ids: list[Hashable]) -> None:
                 first.setdefault(kind, position)
     if len(first) > 1:
         i, j = list(first.values())[:2]
-        raise ValueError(f"groups[{i}] is {ids[i]!r} and groups[{j}] is {ids[j]!r}; expected ids of one kind")
+        raise ValueError(
+            f"groups[{i}] is {ids[i]!r} and groups[{j}] is {ids[j]!r}, which are never equal; expected ids of one kind"
+        )
