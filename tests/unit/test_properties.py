@@ -133,9 +133,8 @@ def test_a_step_without_missing_rewards_is_computed_as_one_with_some(batch, meth
     torch.testing.assert_close(more.samples[:-1], plain.samples, rtol=1e-12, atol=1e-12)
     assert more.samples[-1] == 0
     for name in ("mean", "std", "min", "max", "cv"):
-        torch.testing.assert_close(
-            getattr(more.statistics, name), getattr(plain.statistics, name), rtol=1e-12, atol=0, equal_nan=True
-        )
+        values = getattr(more.statistics, name), getattr(plain.statistics, name)
+        torch.testing.assert_close(*values, rtol=1e-12, atol=0, equal_nan=True)
     assert (more.statistics.missing - plain.statistics.missing).tolist() == [1] * rewards.shape[1]
 
 
