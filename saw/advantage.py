@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from saw.aggregation import normalise
-from saw.batch import Groups, check_shapes, make_batch
+from saw.batch import Groups, check_shapes, make_batch, token_mask
 from saw.methods import check_combination, get_method
 from saw.options import Options
 from saw.stability import steady
@@ -65,8 +65,10 @@ def compute_advantage(
 
     Args:
         rewards (Tensor): shape ``(N, K)``; NaN marks a missing value.
-        groups: N ids, hashable and in any order; samples with equal ids answer the same prompt.
-        response_mask (Tensor): shape ``(N, T)``, 1 on response tokens. Its device is where the work is done.
+        groups: N ids, hashable and in any order; samples with equal ids answer the same prompt. Numbers or text, or
+            anything else that is hashable; equality is Python's, and a tensor without dimensions counts as its value.
+        response_mask (Tensor): shape ``(N, T)``, 1 (or True) on response tokens and 0 elsewhere; no other value, of
+            any real dtype. Its device is where the work is done; what is on another device is copied there.
         method (str): a name in :data:`saw.METHODS`.
         minima (Sequence[float] | Tensor | None): shape ``(K,)``, each objective's theoretical minimum. If None,
             0 for the methods that need one, and unchecked for the others.
@@ -89,8 +91,9 @@ def compute_advantage(
 
     Raises:
         ValueError: for an unknown method or option, options that make no sense together, mismatched shapes, no
-            rewards, an infinite reward, a reward below its minimum, a negative priority.
-        TypeError: for inputs of the wrong type.
+            rewards, an infinite reward, a reward below its minimum, a negative priority, a mask with values other
+            than 0 and 1, a group id that is NaN, a number and a text among the group ids. What and where is named.
+        TypeError: for inputs of the wrong type, a group id that is not hashable among them.
     """
     chosen = get_method(method)
     chosen_options = Options.of(options)
@@ -105,11 +108,11 @@ def compute_advantage(
         _check_gradients(gram, chosen_options, method, rewards.shape[1])
     dtype = torch.float64 if rewards.dtype == torch.float64 else torch.float32
     # The mask's copy becomes the result in place: one (N, T) tensor is all the memory this takes.
-    tokens = response_mask.detach().to(dtype, copy=True)
+    tokens, lengths = token_mask(response_mask, dtype)
     batch = make_batch(
         rewards,
         groups,
-        tokens.sum(dim=-1),
+        lengths,
         minima=minima,
         maxima=maxima,
         priorities=priorities,
@@ -117,9 +120,7 @@ def compute_advantage(
         penalty=penalty,
     )
     statistics = objective_statistics(batch, profile)
-    previous = (
-        None if previous_weights is None else torch.as_tensor(previous_weights, dtype=torch.float64).to(statistics.mean)
-    )
+    previous = None if previous_weights is None else _check_previous(previous_weights, batch.names).to(statistics.mean)
     gram = None if gram is None else gram.to(statistics.mean)
     weights = proposed = chosen.weighting(Context(batch, statistics, chosen_options, step, previous, gram))
     if weights.ndim == 1:
@@ -156,6 +157,13 @@ def objective_advantages(
     check_shapes(rewards, torch.ones(len(rewards), 1))
     batch = make_batch(rewards, groups, rewards.new_ones(len(rewards), dtype=torch.float64))
     return normalise(batch, Options.of(options).numerics)
+
+
+def _check_previous(weights: Sequence[float] | Tensor, names: tuple[str, ...]) -> Tensor:
+    previous = torch.as_tensor(weights, dtype=torch.float64)
+    if previous.shape != (len(names),) or not all(0 <= weight <= 1 for weight in previous.tolist()):
+        raise ValueError(f"previous_weights is {previous.tolist()}; expected {len(names)} weights from 0 to 1")
+    return previous
 
 
 def _check_gradients(gram: Tensor | None, options: Options, method: str, objectives: int) -> None:

@@ -26,20 +26,17 @@ def sum_then_normalise(batch: RewardBatch, weights: Tensor, profile: Profile) ->
     factor = weights * batch.priorities
     if profile.sum_of_weights == "objectives":
         factor = factor * weights.shape[-1]
-    combined = _weigh(batch, batch.deviations(), factor)
-    rated = batch.rated
-    rated_of_group = batch.group_sum(rated.double())
+    combined = _weigh(batch, batch.deviations, factor)
     if batch.penalty is not None:
-        penalty = batch.penalty * rated
-        mean = batch.group_sum(penalty) / rated_of_group.clamp(min=1)
-        combined -= penalty - mean[batch.group] * rated
-    advantages = combined / (_group_std(batch, combined, rated_of_group)[batch.group] + profile.group_eps)
+        mean = batch.group_sum(batch.rated_only(batch.penalty)) / batch.group_rated.clamp(min=1)
+        combined = combined - batch.rated_only(batch.penalty - batch.of_group(mean))
+    advantages = combined / batch.of_group(_group_std(batch, combined, batch.group_rated) + profile.group_eps)
     if profile.lone_sample == "raw":
         raw = _weigh(batch, batch.rewards, factor)
         if batch.penalty is not None:
-            raw -= batch.penalty
+            raw = raw - batch.penalty
         advantages = torch.where(_lone(batch), raw / (1 + profile.group_eps), advantages)
-    return advantages * rated
+    return batch.rated_only(advantages)
 
 
 def normalise_then_sum(batch: RewardBatch, weights: Tensor, profile: Profile) -> Tensor:
@@ -54,7 +51,7 @@ def normalise_then_sum(batch: RewardBatch, weights: Tensor, profile: Profile) ->
         ValueError: if the batch has a penalty, as there is no combined reward to take it from.
     """
     combined = normalise_then_sum_only(batch, weights, profile)
-    return whiten(combined, batch.lengths * batch.rated, profile.whitening_eps) * batch.rated
+    return batch.rated_only(whiten(combined, batch.rated_only(batch.lengths), profile.whitening_eps))
 
 
 def normalise_then_sum_only(batch: RewardBatch, weights: Tensor, profile: Profile) -> Tensor:
@@ -83,9 +80,8 @@ def normalise_then_average(batch: RewardBatch, weights: Tensor, profile: Profile
 
 def normalise(batch: RewardBatch, profile: Profile) -> Tensor:
     r"""Each objective's own advantages, :math:`A_{jk} = (r_{jk} - \mu_{gk}) / (\sigma_{gk} + \epsilon)`: ``(N, K)``."""
-    deviations = batch.deviations()
-    std = _group_std(batch, deviations, batch.group_count)
-    normalised = deviations / (std[batch.group] + profile.group_eps)
+    std = _group_std(batch, batch.deviations, batch.group_count)
+    normalised = batch.deviations / batch.of_group(std + profile.group_eps)
     if profile.lone_sample == "raw":
         lone = _lone(batch)[:, None]
         normalised = torch.where(lone, batch.rewards / (1 + profile.group_eps), normalised)
@@ -94,7 +90,7 @@ def normalise(batch: RewardBatch, profile: Profile) -> Tensor:
 
 def _weigh(batch: RewardBatch, values: Tensor, factor: Tensor) -> Tensor:
     """Weighted sum over the objectives: ``values`` has shape ``(N, K)``, ``factor`` ``(K,)`` or ``(G, K)``."""
-    return values @ factor if factor.ndim == 1 else (values * factor[batch.group]).sum(dim=1)
+    return values @ factor if factor.ndim == 1 else (values * batch.of_group(factor)).sum(dim=1)
 
 
 def whiten(advantages: Tensor, lengths: Tensor, eps: float) -> Tensor:
@@ -112,9 +108,9 @@ def whiten(advantages: Tensor, lengths: Tensor, eps: float) -> Tensor:
         Tensor: shape ``(N,)``.
     """
     tokens = lengths.sum()
-    mean = (lengths * advantages).sum() / tokens.clamp(min=1)
+    mean = lengths @ advantages / tokens.clamp(min=1)
     centred = advantages - mean
-    variance = (lengths * centred.square()).sum() / (tokens - 1).clamp(min=1)
+    variance = lengths @ centred.square() / (tokens - 1).clamp(min=1)
     return centred * (variance + eps).rsqrt()
 
 
@@ -125,4 +121,4 @@ def _group_std(batch: RewardBatch, centred: Tensor, number: Tensor) -> Tensor:
 
 def _lone(batch: RewardBatch) -> Tensor:
     """Shape ``(N,)``: the samples that are alone in their group."""
-    return (batch.group_size() == 1)[batch.group]
+    return batch.of_group(batch.group_size == 1)

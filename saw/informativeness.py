@@ -42,7 +42,7 @@ def group_moments(batch: RewardBatch) -> Moments:
     number = batch.group_count
     none = number == 0
     mean = batch.group_min.masked_fill(none, torch.nan) + batch.group_sum_above_min / number.clamp(min=1)
-    squares = batch.group_sum(batch.deviations().square())
+    squares = batch.group_sum(batch.deviations.square())
     return Moments(mean, (squares / (number - 1).clamp(min=1)).sqrt().masked_fill(none, torch.nan))
 
 
@@ -69,7 +69,7 @@ def advantage_entropy(batch: RewardBatch, over_groups: bool) -> Tensor:
 
     With :math:`p_j \propto |A_{jk}|`: 1 if all samples say as much as each other, 0 if one says all, or none.
     """
-    deviations = batch.deviations()
+    deviations = batch.deviations
     std = (batch.group_sum(deviations.square()) / (batch.group_count - 1).clamp(min=1)).sqrt()
     size = deviations.abs() / std[batch.group].clamp(min=1e-12)
     if over_groups:
@@ -78,7 +78,7 @@ def advantage_entropy(batch: RewardBatch, over_groups: bool) -> Tensor:
         entropy = batch.group_sum(-torch.xlogy(share, share))
     else:
         share = size / size.sum(dim=0).clamp(min=1e-12)
-        entropy, number = -torch.xlogy(share, share).sum(dim=0), batch.present.sum(dim=0).double()
+        entropy, number = -torch.xlogy(share, share).sum(dim=0), batch.count
     return (entropy / number.clamp(min=2).log()).masked_fill(number == 0, torch.nan)
 
 

@@ -63,21 +63,20 @@ def objective_statistics(batch: RewardBatch, profile: Profile) -> ObjectiveStati
     Moments are taken above the smallest reward, in two passes: a large offset costs no digits, and a constant
     objective has a standard deviation of exactly 0.
     """
-    number = batch.present.sum(dim=0)
-    none = number == 0
-    smallest = batch.group_min.amin(dim=0).masked_fill(none, torch.nan)
+    number = batch.count
+    smallest = batch.smallest
     above = batch.rewards - smallest
-    mean_above = above.masked_fill(~batch.present, 0.0).sum(dim=0) / number
-    squares = (above - mean_above).masked_fill_(~batch.present, 0.0).square().sum(dim=0)
-    std = (squares / (number - 1).clamp(min=1)).sqrt().masked_fill(none, torch.nan)
-    mean = (smallest + mean_above).masked_fill(none, torch.nan)
+    mean_above = batch.present_only(above).sum(dim=0) / number
+    squares = batch.present_only(above - mean_above).square().sum(dim=0)
+    std = (squares / (number - 1).clamp(min=1)).sqrt().masked_fill(number == 0, torch.nan)
+    mean = smallest + mean_above
     no_cv = torch.full_like(mean, torch.nan)
     return ObjectiveStatistics(
         mean=mean,
         std=std,
         min=smallest,
-        max=batch.rewards.masked_fill(~batch.present, -torch.inf).amax(dim=0).masked_fill(none, torch.nan),
+        max=batch.largest,
         cv=no_cv if batch.minima is None else coefficient_of_variation(mean, std, batch.minima, profile),
         zero_spread=(batch.group_sum_above_min == 0).double().mean(dim=0),
-        missing=len(batch.rewards) - number,
+        missing=len(batch.rewards) - number.long(),
     )

@@ -143,7 +143,7 @@ def advantages(world: World, rule: Rule) -> Callable[..., tuple[Tensor, ...]]:
     def one(rewards: Tensor, penalty: Tensor, given: Tensor, previous: Tensor, first: bool) -> tuple[Tensor, ...]:
         batch = RewardBatch(
             rewards=rewards,
-            present=torch.ones_like(rewards, dtype=torch.bool),
+            missing=None,
             group=group,
             n_groups=world.prompts,
             names=tuple(objective.name for objective in world.objectives),

@@ -1,6 +1,8 @@
 """saw.compute_advantage against values computed by hand."""
 
 import math
+import uuid
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -311,3 +313,149 @@ def test_a_minimum_that_is_no_binary_fraction_is_not_undercut_by_rounding():
 def test_without_minima_a_negative_reward_is_an_error(method):
     with pytest.raises(ValueError, match="minimum 0"):
         advantage([[-1.0], [1.0]], ["p", "p"], method=method)
+
+
+# ---------------------------------------------------------------- ids and masks that only look right
+
+IDS = {
+    "list of a tensor": list(torch.tensor([9, 2, 9, 2])),
+    "list of a float tensor": list(torch.tensor([0.5, 2.0, 0.5, 2.0])),
+    "list of a bool tensor": list(torch.tensor([True, False, True, False])),
+    "tensors that require a gradient": list(torch.tensor([1.5, 2.0, 1.5, 2.0], requires_grad=True)),
+    "object array of tensors": np.array([*torch.tensor([9, 2, 9, 2]), None], dtype=object)[:4],
+    "arrays without dimensions": [np.array(3), np.array(1), np.array(3), np.array(1)],
+    "texts without dimensions": [np.array("b"), np.array("a"), "b", np.str_("a")],
+    "one number in many types": [1, np.int32(7), 1.0, torch.tensor(7)],
+    "True is 1": [True, 0, 1, np.bool_(False)],
+    "numpy scalars": list(np.array([3, 1, 3, 1])),
+    "tensors in tuples": [(torch.tensor(1), "x"), (1, "y"), (1.0, "x"), (np.int64(1), np.str_("y"))],
+    "float array": np.array([0.5, 1.0, 0.5, 1.0]),
+    "uuids": [uuid.UUID(int=1), uuid.UUID(int=2), uuid.UUID(int=1), uuid.UUID(int=2)],
+    "text and nothing": ["b", None, "b", None],
+    "bytes": [b"b", b"a", b"b", b"a"],
+    "dates": list(np.array(["2020-01-02", "2020-01-01"] * 2, dtype="datetime64[ns]")),
+}
+
+
+@pytest.mark.parametrize("ids", IDS.values(), ids=IDS)
+def test_equal_ids_are_one_group_whatever_holds_them(ids):
+    """Ids that hash by identity, or as another type than their neighbour, though their meaning is plain."""
+    result = advantage([[0.0], [5.0], [2.0], [7.0]], ids, method="grpo")
+    half = math.sqrt(0.5)
+    assert result.tokens[:, 0].tolist() == pytest.approx([-half, -half, half, half], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("ids", "error", "words"),
+    [
+        ([1.0, NAN, 1.0, NAN], ValueError, ["groups[1]", "nan"]),
+        ([NAN] * 4, ValueError, ["groups[0]", "nan"]),
+        ([1, 2, 1, np.float32("nan")], ValueError, ["groups[3]", "nan"]),
+        (torch.tensor([1.0, 1.0, NAN, NAN]), ValueError, ["groups[2]", "nan"]),
+        (list(torch.tensor([1.0, 1.0, 1.0, NAN])), ValueError, ["groups[3]", "nan"]),
+        (np.array(["p", "p", "q", NAN], dtype=object), ValueError, ["groups[3]", "nan"]),
+        ([("p", 1.0), ("p", NAN), ("p", 1.0), ("p", 1.0)], ValueError, ["groups[1]", "nan"]),
+        ([Decimal(1), Decimal("NaN"), Decimal(1), Decimal(1)], ValueError, ["groups[1]", "NaN"]),
+        ([complex(0, NAN)] * 4, ValueError, ["groups[0]", "nan"]),
+        ([np.datetime64("NaT")] * 4, ValueError, ["groups[0]", "NaT"]),
+        ([1, 2, "1", "2"], ValueError, ["groups[0] is 1", "groups[2] is '1'"]),
+        (["1", "1", torch.tensor(1), "1"], ValueError, ["groups[2] is 1", "groups[0] is '1'"]),
+        (["p", b"p", "p", "p"], ValueError, ["groups[0] is 'p'", "groups[1] is b'p'"]),
+        (["p", "p", ["p"], "p"], TypeError, ["groups[2]", "['p']", "list"]),
+        (["p", "p", "p", {}], TypeError, ["groups[3]", "{}", "dict"]),
+        (list(torch.tensor([[1], [2], [1], [2]])), TypeError, ["groups[0]", "tensor([1])"]),
+        (list(np.array([[1, 2]] * 4)), TypeError, ["groups[0]", "array([1, 2])"]),
+        ([("p", [1])] * 4, TypeError, ["groups[0]", "[1]", "list"]),
+        ([1, Decimal("sNaN"), 1, 1], TypeError, ["groups[1]", "sNaN"]),
+        (torch.tensor([[1], [2], [1], [2]]), ValueError, ["(4, 1)", "(4,)"]),
+        (torch.tensor(3), ValueError, ["shape ()", "(4,)"]),
+        (np.array("p"), ValueError, ["shape ()", "(4,)"]),
+    ],
+)
+def test_an_id_without_a_plain_meaning_is_named(ids, error, words):
+    """Ids with which a sample would silently be alone, or in a group that is hardly meant, and those of no use."""
+    with pytest.raises(error) as raised:
+        advantage([[0.0], [5.0], [2.0], [7.0]], ids, method="grpo")
+    for word in words:
+        assert word in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "token", "value"),
+    [
+        ([-1, 1, 1], 0, "-1"),
+        ([1, 2, 0], 1, "2"),
+        ([1, 3, -1], 1, "3"),  # adds up to the number of tokens
+        ([1, 1, 256], 2, "256"),  # 0 as a byte
+        ([1, 1, 2**32], 2, "4294967296"),  # 0 as an int32
+        ([0.5, 0.5, 0.0], 0, "0.5"),
+        ([1.0, 1.5, 0.5], 1, "1.5"),  # adds up to the number of tokens
+        ([1.0, 1.0, 1e-6], 2, "e-0"),  # nearly 0
+        ([1.0, NAN, 0.0], 1, "nan"),
+        ([1.0, 1.0, math.inf], 2, "inf"),
+        ([-math.inf, 1.0, 1.0], 0, "-inf"),
+    ],
+)
+@pytest.mark.parametrize("method", ["grpo", "gdpo", "dvao"])
+def test_a_mask_of_anything_but_0_and_1_is_named(method, row, token, value):
+    """Mask values that would scale, turn or blow up a token's advantage, or count as another number of tokens."""
+    kinds = [torch.int64] if isinstance(row[0], int) else [torch.float32, torch.float64, torch.bfloat16]
+    for dtype in kinds:
+        mask = torch.ones(4, 3, dtype=dtype)
+        mask[2] = torch.tensor(row, dtype=dtype)
+        with pytest.raises(ValueError, match=f"response_mask is .* for token {token} of sample 2") as error:
+            advantage(REWARDS, GROUP, method=method, mask=mask)
+        assert value in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32])
+def test_a_mask_of_small_integers_is_checked_too(dtype):
+    """The same for the other integer types; unsigned ones below."""
+    with pytest.raises(ValueError, match="response_mask is -1 for token 0 of sample 0"):
+        advantage(REWARDS, GROUP, method="gdpo", mask=torch.full((4, 3), -1, dtype=dtype))
+    with pytest.raises(ValueError, match="response_mask is 255 for token 0 of sample 0"):
+        advantage(REWARDS, GROUP, method="gdpo", mask=torch.full((4, 3), 255, dtype=torch.uint8))
+
+
+def test_a_complex_mask_is_of_the_wrong_type():
+    """A mask whose imaginary part would silently be dropped."""
+    with pytest.raises(TypeError, match=r"response_mask has dtype torch\.complex64"):
+        advantage(REWARDS, GROUP, method="gdpo", mask=torch.ones(4, 3, dtype=torch.complex64))
+
+
+@pytest.mark.parametrize("method", [*METHODS, "mo_grpo", "dvao"])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
+def test_masks_of_unusual_layout(method, dtype):
+    """Masks without a token at all, and views whose rows do not lie one after the other."""
+    empty = advantage(REWARDS, GROUP, method=method, mask=torch.zeros(4, 0, dtype=dtype))
+    assert empty.tokens.shape == (4, 0)
+    assert empty.samples.isfinite().all()
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 0], [1, 1, 1]]).to(dtype)
+    expected = advantage(REWARDS, GROUP, method=method, mask=mask).tokens
+    for view in (mask.T.contiguous().T, torch.stack([mask, mask], dim=2)[:, :, 0]):
+        torch.testing.assert_close(advantage(REWARDS, GROUP, method=method, mask=view).tokens, expected)
+    expanded = torch.ones(1, 1).to(dtype).expand(4, 3)
+    assert advantage(REWARDS, GROUP, method=method, mask=expanded).tokens.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"penalty": torch.tensor([0.0, NAN, 0.0, 0.0])}, ["penalty", "nan", "sample 1"]),
+        ({"penalty": torch.tensor([0.0, 0.0, 0.0, -math.inf])}, ["penalty", "-inf", "sample 3"]),
+        ({"rewards": torch.tensor([[1e200, 1.0]] * 4, dtype=torch.float64)}, ["'objective 0'", "1e+200", "sample 0"]),
+        ({"rewards": torch.tensor([[1.0, NAN], [1.0, -math.inf]] * 2)}, ["'objective 1'", "-inf", "sample 1"]),
+        ({"priorities": [1.0, 1e300]}, ["priorities", "1e+300"]),
+        ({"minima": [-math.inf, 0.0]}, ["minima", "-inf"]),
+        ({"previous_weights": [NAN, 1.0]}, ["previous_weights", "nan"]),
+        ({"previous_weights": [1.0]}, ["previous_weights", "2"]),
+        ({"previous_weights": [2.0, -1.0]}, ["previous_weights", "-1"]),
+    ],
+)
+def test_no_other_input_makes_the_result_infinite(change, words):
+    """The further inputs that "always finite" is promised of: a NaN or an overflow is refused, not passed on."""
+    good = {"rewards": torch.tensor(REWARDS), "groups": GROUP, "response_mask": full_mask(4), "method": "saw_grpo"}
+    with pytest.raises(ValueError, match=r".") as error:
+        saw.compute_advantage(**{**good, "options": {"ema": 0.5}, **change})
+    for word in words:
+        assert word in str(error.value)

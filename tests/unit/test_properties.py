@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -117,3 +118,67 @@ def test_group_normalised_advantages_add_up_to_zero(batch):
     for group in set(groups):
         rows = [i for i, g in enumerate(groups) if g == group]
         assert samples[rows].sum().item() == pytest.approx(0, abs=1e-6)
+
+
+@common
+@given(batches(missing=False), st.sampled_from(METHODS), st.sampled_from(["paper", "released"]))
+def test_a_step_without_missing_rewards_is_computed_as_one_with_some(batch, method, profile):
+    """A shortcut for complete steps: a sample without any reward, alone in its group, takes the other way."""
+    rewards, groups, mask = batch
+    options = {"profile": profile}
+    plain = saw.compute_advantage(rewards, groups, mask, method=method, options=options)
+    more_rewards = torch.cat([rewards, torch.full_like(rewards[:1], math.nan)])
+    more_mask = torch.cat([mask, torch.ones_like(mask[:1])])
+    more = saw.compute_advantage(more_rewards, [*groups, 99], more_mask, method=method, options=options)
+    torch.testing.assert_close(more.samples[:-1], plain.samples, rtol=1e-12, atol=1e-12)
+    assert more.samples[-1] == 0
+    for name in ("mean", "std", "min", "max", "cv"):
+        values = getattr(more.statistics, name), getattr(plain.statistics, name)
+        torch.testing.assert_close(*values, rtol=1e-12, atol=0, equal_nan=True)
+    assert (more.statistics.missing - plain.statistics.missing).tolist() == [1] * rewards.shape[1]
+
+
+@common
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=2, max_size=12),
+    st.lists(st.floats(0, 1e6), min_size=8, max_size=8),
+    st.sampled_from(METHODS),
+)
+def test_equal_rewards_of_a_group_have_advantages_of_exactly_zero(samples, values, method):
+    """Whatever the groups' values are, and whether some are missing: no rounding error is blown up."""
+    groups = [group for group, _ in samples]
+    rewards = torch.tensor([[values[2 * group], values[2 * group + 1]] for group in groups], dtype=torch.float64)
+    for j, (_, missing) in enumerate(samples[1:]):
+        if missing:
+            rewards[j, 1] = math.nan
+    result = saw.compute_advantage(rewards, groups, torch.ones(len(groups), 2), method=method)
+    assert (result.tokens == 0).all()
+
+
+@common
+@given(st.data(), st.lists(st.integers(-3, 3), min_size=2, max_size=8))
+def test_groups_do_not_depend_on_what_holds_their_ids(data, numbers):
+    """Python, numpy and torch numbers, alone or mixed, in any container: equal numbers are one prompt."""
+    rewards = torch.arange(len(numbers)).float()[:, None] ** 2
+    mask = torch.ones(len(numbers), 2)
+    expected = saw.compute_advantage(rewards, [f"p{number}" for number in numbers], mask, method="grpo").tokens
+    types = st.sampled_from([int, float, np.int64, np.float32, np.int8, np.array, torch.tensor])
+    mixed = [data.draw(types)(number) for number in numbers]
+    same = [numbers, torch.tensor(numbers), list(torch.tensor(numbers).double()), np.array(numbers), iter(mixed)]
+    for ids in same:
+        assert torch.equal(saw.compute_advantage(rewards, ids, mask, method="grpo").tokens, expected)
+
+
+@common
+@given(st.data(), st.sampled_from([torch.int8, torch.int64, torch.float32, torch.float64, torch.float16]))
+def test_a_mask_is_zeros_and_ones_or_refused(data, dtype):
+    """Any other value, wherever it stands and whatever the rest of its row adds up to."""
+    value = st.integers(-2, 3) if not dtype.is_floating_point else st.sampled_from([-1.0, 0.0, 0.25, 0.5, 1.0, 1.75])
+    row = st.lists(value, min_size=4, max_size=4)
+    mask = torch.tensor(data.draw(st.lists(row, min_size=3, max_size=3))).to(dtype)
+    rewards = torch.tensor([[0.0], [1.0], [3.0]])
+    if ((mask == 0) | (mask == 1)).all():
+        assert saw.compute_advantage(rewards, "ppp", mask, method="gdpo").tokens.isfinite().all()
+    else:
+        with pytest.raises(ValueError, match="response_mask is"):
+            saw.compute_advantage(rewards, "ppp", mask, method="gdpo")
