@@ -1,5 +1,7 @@
 """Compose configurations of the shipped tree."""
 
+import copy
+import functools
 from pathlib import Path
 
 from hydra import compose as hydra_compose
@@ -18,5 +20,10 @@ def compose(*overrides: str) -> DictConfig:
     """The tree's one primary configuration with overrides, on the CPU unless they say otherwise."""
     if not any(override.startswith("platform=") for override in overrides):
         overrides = ("platform=cpu", *overrides)
+    return copy.deepcopy(_composed(overrides))
+
+
+@functools.lru_cache(maxsize=256)
+def _composed(overrides: tuple[str, ...]) -> DictConfig:
     with initialize_config_dir(str(CONFIGS), version_base=None):
         return hydra_compose("train", overrides=list(overrides))

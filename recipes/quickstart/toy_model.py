@@ -163,7 +163,7 @@ def make_toy_model(
     *,
     task: str = "toolrl",
     steps: int = 300,
-    batch_size: int = 16,
+    batch_size: int = 12,
     spoilt_format: float = 0.5,
     wrong_value: float = 0.5,
     seed: int = 0,

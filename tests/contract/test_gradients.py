@@ -98,6 +98,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_gram_matrix_is_that_of_plain_autograd(tmp_path, model, ranks):
     for name, content in (("rows", ROWS), ("cases", CASES)):

@@ -24,6 +24,7 @@ def test_there_are_experiments():
     assert "quickstart" in EXPERIMENTS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_experiment_passes_the_checks(experiment, platform, tmp_path, toy_model):
@@ -69,6 +70,7 @@ def test_every_row_of_table_2_has_its_experiment_and_command():
 ROWS = [*TABLE_1, *TABLE_2]
 
 
+@pytest.mark.slow
 # Every row on every size of node would be 108 compositions: sizes and readings take turns, and one row sees all.
 @pytest.mark.parametrize(
     ("experiment", "nodes", "gpus", "reading"),
@@ -106,6 +108,7 @@ OF_A_READING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "experiment", ["toolrl/1.5b_grpo", "toolrl/3b_gradient_gdpo", "tldr/saw_gdpo", "quickstart", "study"]
 )

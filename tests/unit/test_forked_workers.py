@@ -83,9 +83,9 @@ class Node:
 def node(tmp_path):
     node = Node(tmp_path)
     yield node
-    node.stop()
     for process in node.templates():
-        process.wait(timeout=20)
+        process.kill()
+    node.stop()
 
 
 def ended(launcher: subprocess.Popen) -> tuple[dict, str, str]:

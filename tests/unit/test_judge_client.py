@@ -160,6 +160,7 @@ def retry_after(header):
     return _retry_after(SimpleNamespace(response=SimpleNamespace(headers={"retry-after": header})))
 
 
+@pytest.mark.slow
 def test_a_storm_of_faults_leaves_every_sample_right_or_missing():
     stand_in = StandIn(latency=0.01, faults=dict.fromkeys(FAULTS, 0.3 / len(FAULTS)))
     with serving(stand_in) as address:

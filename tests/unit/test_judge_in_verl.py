@@ -166,6 +166,7 @@ def small_ray(monkeypatch):
     ray.shutdown()
 
 
+@pytest.mark.slow
 def test_a_judge_whose_process_cannot_start_gives_no_verdict(small_ray, monkeypatch):
     options = judge.JudgeOptions.of({"model": "m", "base_url": "http://127.0.0.1:9/v1", "api_key_env": "NOT_HERE"})
     for _ in range(2):

@@ -42,6 +42,7 @@ def wait_for_processes(owner: Path) -> str:
     return json.loads(owner.read_text())["run_id"]
 
 
+@pytest.mark.slow
 def test_steps_are_followed_and_strays_stopped(tmp_path):
     seen, before = [], run_ids()
     make_run(tmp_path, STUBBORN + LOG_STEP + "sleep 1; exit 0").follow(lambda *step: seen.append(step), interval=0.2)
@@ -54,6 +55,7 @@ def test_failure_shows_the_end_of_the_log(tmp_path):
         make_run(tmp_path, "echo out of luck; exit 3").follow(print, interval=0.1)
 
 
+@pytest.mark.slow
 def test_time_limit(tmp_path):
     before = run_ids()
     with pytest.raises(RunFailed, match="time limit of 1 s"):
@@ -61,6 +63,7 @@ def test_time_limit(tmp_path):
     assert run_ids() <= before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_nothing_is_left_when_the_follower_is_interrupted_or_killed(tmp_path, how):
     code = (
@@ -78,6 +81,7 @@ def test_nothing_is_left_when_the_follower_is_interrupted_or_killed(tmp_path, ho
     make_run(tmp_path, "exit 0").follow(print, interval=0.1)  # and a second call works
 
 
+@pytest.mark.slow
 def test_a_folder_in_use_is_refused(tmp_path):
     """By another process that follows a job there; its metrics stay."""
     code = (
@@ -181,6 +185,7 @@ def test_faults_are_found_in_the_log(tmp_path):
     assert run.faults() == ["2026 - ERROR - half a batch"]
 
 
+@pytest.mark.slow
 def test_a_job_of_a_job_is_stopped_with_it(tmp_path):
     before = run_ids()
     inner = (

@@ -485,6 +485,7 @@ def test_latex():
     assert latex_of(f"# title\n\n{table}\n\nnote") == latex(["a", "b"], [["x", "1"]], left=1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium; scripts/setup.sh --dev installs it as root")
 def test_the_page_draws_itself_in_a_browser_without_a_network(runs, tmp_path):
     out = tmp_path / "report"

@@ -152,7 +152,9 @@ def summarising(tmp_path, monkeypatch):
     monkeypatch.setattr(tldr, "Judge", lambda options: SimpleNamespace(options=options))
 
     async def judge_all(judge, rows, summaries, variant):
-        return [SimpleNamespace(scores={"quality": 5}, fault=None, requests=1, dollars=0.0) for _ in summaries]
+        return [
+            SimpleNamespace(scores={"quality": 5}, fault=None, requests=1, dollars=0.0, uncounted=0) for _ in summaries
+        ]
 
     monkeypatch.setattr(tldr, "judge_all", judge_all)
     monkeypatch.setattr(tldr, "texts", lambda rows, summaries: {"summaries": summaries})

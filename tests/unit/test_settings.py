@@ -100,7 +100,7 @@ CORRECTION = "algorithm.rollout_correction"
     [
         (f"{CORRECTION}.rollout_is=token", [f"{CORRECTION}.rollout_is is 'token'", "set it to null"]),
         (f"{CORRECTION}.rollout_is=sequence", [f"{CORRECTION}.rollout_is is 'sequence'"]),
-        (f"{CORRECTION}.rollout_rs=seq_mean_k3", [f"{CORRECTION}.rollout_rs is 'seq_mean_k3'", "masks tokens out"]),
+        (f"{CORRECTION}.rollout_rs=seq_mean_k3", [f"{CORRECTION}.rollout_rs is 'seq_mean_k3'", "rejects samples"]),
         (f"++{PRECISION}={{param_dtype: fp16}}", [f"{PRECISION}.param_dtype is 'fp16'", "bf16 or fp32"]),
         (f"++{PRECISION}={{param_dtype: float16}}", ["loss scaling"]),
         (f"++{PRECISION}={{param_dtype: 16}}", [f"{PRECISION}.param_dtype is 16"]),

@@ -115,6 +115,7 @@ def test_a_run_that_learns_nothing_is_never_learned(tmp_path):
     assert lm._learned_at(run.history, "correctness") == math.inf
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (STUDY / "steps.csv").exists(), reason="no language model has been studied yet")
 def test_the_committed_report_is_what_its_csv_gives(tmp_path):
     shutil.copy(STUDY / "steps.csv", tmp_path)

@@ -44,6 +44,7 @@ def commands_of_the_page() -> list[str]:
     return commands
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", commands_of_the_page())
 def test_every_command_of_the_page_is_one_that_trains(command):
     chains = sweep.plan(sweep.parse(shlex.split(command)))

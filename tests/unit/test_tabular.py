@@ -110,6 +110,7 @@ def test_objectives_that_move_together_are_weighed_the_same():
     assert weights.tolist() == pytest.approx([0.5, 0.5], abs=0.02)
 
 
+@pytest.mark.slow
 def test_every_part_of_the_study_runs(tmp_path, monkeypatch):
     monkeypatch.setattr("recipes.study.tabular_study.PROMPTS", (2, 4))
     main(["--seeds", "3", "--out", str(tmp_path)])
