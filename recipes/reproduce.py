@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recipes.files import write_whole
 from recipes.stages import Stage, check_marks, free_bytes, gpus_of_a_node, gpus_of_the_cluster, run_all, show
 
 METHODS = ("grpo", "gradient_grpo", "saw_grpo", "gdpo", "gradient_gdpo", "saw_gdpo")
@@ -154,7 +155,7 @@ def write_cell(arguments: argparse.Namespace, folder: str, **what: Any) -> None:
     """Say in a training's folder which row of the table it belongs to."""
     (arguments.out / folder).mkdir(parents=True, exist_ok=True)
     rehearsal = {"size_override": "toy" if arguments.rehearse else None, "overrides": list(arguments.overrides)}
-    (arguments.out / folder / "cell.json").write_text(json.dumps({**what, **rehearsal}, indent=2) + "\n")
+    write_whole(arguments.out / folder / "cell.json", json.dumps({**what, **rehearsal}, indent=2) + "\n")
 
 
 def stop_if_missing(arguments: argparse.Namespace, missing: Sequence[str]) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from recipes.files import write_whole
 from saw.launch import Job, Run, RunFailed, stop_job_in
 from saw.report import step_line
 
@@ -85,7 +86,7 @@ class Stage:
             RunFailed: if it fails or takes too long.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._started.write_text(json.dumps({"command": self.command}) + "\n")
+        write_whole(self._started, json.dumps({"command": self.command}) + "\n")
         command = [sys.executable, *self.command]
         started = time.monotonic()
         if self.trains:
@@ -105,7 +106,7 @@ class Stage:
         else:
             Job(command, self.folder, self.hours * HOUR, self.environment, self.name).finish()
         mark = {"command": self.command, "seconds": round(time.monotonic() - started, 1)}
-        self._mark.write_text(json.dumps(mark) + "\n")
+        write_whole(self._mark, json.dumps(mark) + "\n")
 
     def stop(self) -> None:
         """Stop it, if it runs in another thread of this process: it fails there."""

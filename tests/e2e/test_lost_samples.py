@@ -103,6 +103,7 @@ def test_failed_rewards_and_lost_samples_are_counted(tmp_path, toy_data, toy_mod
     assert f"step 3: {lost[2]:.0f} of {asked} samples were lost" in log
 
 
+@pytest.mark.full
 def test_too_many_failed_rewards_stop_the_run(tmp_path, toy_data, toy_model):
     """The share of lost and failed samples is what saw.max_missing speaks of."""
     run = make_run(tmp_path, toy_data, toy_model, "saw.max_missing=0.01", "trainer.val_before_train=false")

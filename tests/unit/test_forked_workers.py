@@ -18,6 +18,8 @@ import pytest
 
 from saw.verl import forked_workers
 
+pytestmark = pytest.mark.slow  # each starts an interpreter or three
+
 WORKER = """
 import json, os, signal, sys, threading
 print(json.dumps({

@@ -155,6 +155,18 @@ def test_samples_go_to_a_file_and_to_wandb(tmp_path, monkeypatch):
     assert len(logged) == 1
 
 
+@pytest.mark.parametrize("before", ["", '{"step": 6}\n', '{"step": 6}\n{"step": 7, "inp'])
+def test_samples_after_a_line_that_a_kill_has_cut_begin_their_own(tmp_path, before):
+    """Kind: appending to a file whose last line is no line; whole and empty files are the neighbours."""
+    file = tmp_path / "val_samples.jsonl"
+    file.write_text(before)
+    section = OmegaConf.create({"log_val_generations": 1, "default_local_dir": str(tmp_path), "logger": ["file"]})
+    samples.log(section, 8, ["d"], ["D"], {"quality": [1.0]}, ("quality",))
+    assert json.loads(file.read_text().split("\n")[-2])["step"] == 8
+    assert file.read_text().startswith(before)
+    assert file.read_text().count("\n") == before.count("\n") + 1 + (not before.endswith("\n") and before != "")
+
+
 @pytest.fixture
 def small_ray(monkeypatch):
     import ray

@@ -9,6 +9,8 @@ import pytest
 
 from recipes.stages import Stage, run_all, show
 
+pytestmark = pytest.mark.slow  # they wait for processes
+
 
 def stage(folder, name, code) -> Stage:
     return Stage(name, folder, ("-c", code), hours=0.01)

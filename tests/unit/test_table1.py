@@ -65,6 +65,16 @@ def write_evaluation(
     (folder / "bfcl" / "evaluation.json").write_text(json.dumps(content))
 
 
+def test_items_that_the_server_refused_are_told(tmp_path):
+    write_evaluation(tmp_path, "3b", "grpo", 1)
+    assert "refused" not in make_table(tmp_path)[0]
+    path = tmp_path / "3b_grpo_as_released_seed1" / "bfcl" / "evaluation.json"
+    content = json.loads(path.read_text())
+    content["runs"][1]["refused"] = {"items": 3}
+    path.write_text(json.dumps(content))
+    assert "3b_grpo_as_released_seed1: the server refused 3 items" in make_table(tmp_path)[0]
+
+
 def test_table_holds_ours_the_papers_and_what_was_not_run(tmp_path):
     write_evaluation(tmp_path, "1.5b", "saw_gdpo", 1)
     write_evaluation(tmp_path, "1.5b", "saw_gdpo", 2, add=1)
