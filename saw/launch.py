@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 #: The variable that marks every process of a run.
 RUN_ID = "SAW_RUN_ID"
+#: Ray's processes name themselves with setproctitle, which otherwise writes over the environment that shows the id.
+KEEP_ENVIRONMENT = {"SPT_NOENV": "1"}
 #: Seconds that a process gets to stop by itself before it is killed.
 GRACE = 5.0
 #: Seconds between two looks at the memory; a look walks the page tables of every process.
@@ -92,7 +94,12 @@ class Job:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
-                env={**os.environ, **self.environment, RUN_ID: "/".join([*_ids(os.environ), run_id])},
+                env={
+                    **os.environ,
+                    **self.environment,
+                    **KEEP_ENVIRONMENT,
+                    RUN_ID: "/".join([*_ids(os.environ), run_id]),
+                },
             )
         self._write_owner(run_id)
         watcher = _start_watcher(run_id)

@@ -203,3 +203,16 @@ def test_the_log_of_an_earlier_job_is_kept(tmp_path):
         Job(["echo", word], tmp_path, 20, name="talk").finish(interval=0.1)
     assert (tmp_path / "talk.1.log").read_text() == "one\n"
     assert (tmp_path / "talk.log").read_text() == "two\n"
+
+
+@pytest.mark.parametrize("titles", [["ray::A"], ["ray::" + "x" * 2000, "ray::A"]])
+def test_a_process_that_renames_itself_still_bears_the_id(tmp_path, titles):
+    """Kind: a process of the run that cannot be found. Ray's agents wrote over their environment and were left."""
+    code = f"import time, setproctitle\nfor title in {titles!r}: setproctitle.setproctitle(title)\ntime.sleep(60)"
+    with Job([sys.executable, "-c", code], tmp_path, 20).running() as process:
+        run_id = json.loads((tmp_path / "running.json").read_text())["run_id"]
+        deadline = time.monotonic() + 20
+        while not psutil.Process(process.pid).cmdline()[0].startswith("ray::A"):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert [found.pid for found in processes_of(run_id)] == [process.pid]
