@@ -85,9 +85,9 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
             continue
         try:
             yield number, json.loads(line)
-        except ValueError as fault:
+        except (ValueError, RecursionError) as fault:
             if number < len(lines):
-                yield number, fault
+                yield number, fault if isinstance(fault, ValueError) else ValueError(str(fault))
 
 
 def _numbered(path: Path) -> dict[int, Path]:

@@ -42,10 +42,10 @@ class Cache:
         of_node = path.with_name(f"{path.name}.node-{node}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            own = [path, of_node] if _owner(path, node) == node else [of_node]
         except OSError as error:
             self._complain(error)
             return
+        own = [path, of_node] if _owner(path, node) == node else [of_node]
         for file in own:  # the second is for the case that the first is broken
             if self.connection is None:
                 self.connection = self._open(file)
@@ -126,18 +126,24 @@ class Cache:
             logger.warning("the judge's cache does not work, so questions are paid for again: %s", what)
 
 
-def _owner(path: Path, node: str) -> str:
-    """The name of the machine that a file belongs to: this one's, if it has none yet."""
+def _owner(path: Path, node: str) -> str | None:
+    """The name of the machine that a file belongs to: this one's, if it has none yet; None where nobody can tell.
+
+    Some shared file systems have no hard links, and then no machine may take the file for its own.
+    """
     owner = path.with_name(f"{path.name}.owner")
-    if not owner.exists():
-        draft = path.with_name(f"{path.name}.owner-{uuid4().hex}")
-        try:
+    draft = path.with_name(f"{path.name}.owner-{uuid4().hex}")
+    try:
+        if not owner.exists():
             draft.write_text(node)
             with suppress(FileExistsError):
                 os.link(draft, owner)  # with its content at once, and on one machine only
-        finally:
+        return owner.read_text(errors="replace")
+    except OSError:
+        return None
+    finally:
+        with suppress(OSError):
             draft.unlink(missing_ok=True)
-    return owner.read_text()
 
 
 def _of_nodes(path: Path) -> list[Path]:

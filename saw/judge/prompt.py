@@ -13,10 +13,10 @@ from saw.judge.options import JudgeError
 SUMMARY_FIELDS = ("reddit_text", "human_summary", "model_summary")
 
 #: The beginning of what could be a tag or a model's special token: ``</post>``, ``< / POST a=1>``, ``<|im_end|>``.
-_TAG = re.compile(r"(?:[<＜﹤]|&lt;|&#0*60;|&#x0*3c;)(?=[\W_]{0,200}[^\W\d_])", re.I)
+_TAG = re.compile(r"(?:[<＜﹤]|&lt;?|&#0*60;?|&#x0*3c;?)(?=[\W_]{0,200}[^\W\d_])", re.I)
 _BRACES = {
-    "❴": re.compile(r"[{｛﹛]|&lcub;|&lbrace;|&#0*123;|&#x0*7b;", re.I),
-    "❵": re.compile(r"[}｝﹜]|&rcub;|&rbrace;|&#0*125;|&#x0*7d;", re.I),
+    "❴": re.compile(r"[{｛﹛]|&lcub;|&lbrace;|&#0*123;?|&#x0*7b;?", re.I),
+    "❵": re.compile(r"[}｝﹜]|&rcub;|&rbrace;|&#0*125;?|&#x0*7d;?", re.I),
 }
 
 

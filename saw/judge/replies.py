@@ -193,6 +193,7 @@ def _pairs(text: str, objectives: Sequence[str]) -> list[tuple[str, int]]:
 
 def _words(text: str) -> str:
     """The words and numbers of a text, with a space between them: what is left of JSON in whatever spelling."""
+    text = re.sub(r"\\+(?:u00|x)([0-7][\da-fA-F])", lambda code: chr(int(code[1], 16)), text)
     plain = unicodedata.normalize("NFKC", html.unescape(text)).casefold()
     plain = re.sub(r"\\[nrt]", " ", plain)
     if not plain.isascii():

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from hydra.utils import get_class
@@ -385,6 +386,9 @@ def _may_ask_for_several(file: str) -> bool:
     parquet = pq.ParquetFile(path)
     if ROLLOUTS not in parquet.schema_arrow.names:
         return False
+    kind = parquet.schema_arrow.field(ROLLOUTS).type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
+        raise ConfigError(f"data.train_files: {path} has a column {ROLLOUTS!r} of type {kind}; expected whole numbers")
     return (pc.max(parquet.read(columns=[ROLLOUTS])[ROLLOUTS]).as_py() or 0) > 1
 
 
@@ -560,7 +564,13 @@ def _sample_arguments(row: Mapping[str, Any]) -> dict[str, Any]:
         "data_source": row.get("data_source"),
         "solution_str": str(truth),
         "ground_truth": truth,
-        "extra_info": row.get("extra_info") or {},
+        # what the reward managers, verl's and ours, put there
+        "extra_info": {
+            **(row.get("extra_info") or {}),
+            "num_turns": 2,
+            "rollout_reward_scores": {},
+            "global_step": 0,
+        },
     }
 
 

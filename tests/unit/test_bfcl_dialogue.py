@@ -118,6 +118,9 @@ def test_golden_decoding(shared):
         (f"</tool_call>\n{CALL}\n<tool_call>\n{CALL}", ["f(a=1)"]),
         (f"{CALL}\n</tool_call>", []),
         (f"<tool_call>\r\n{CALL}\r\n</tool_call>", ["f(a=1)"]),
+        (f"<tool_call>\n\u00a0{CALL}\u3000\n</tool_call>", ["f(a=1)"]),  # the block is stripped as str.strip does
+        (f"<tool_call>\x0c{CALL}\x85</tool_call>", ["f(a=1)"]),
+        (f"<tool_call>\n{CALL}\n\u00a0{CALL}\n{CALL}\n</tool_call>", ["f(a=1)"] * 2),  # but not each line
     ],
 )
 def test_decoding_cuts_at_the_closing_tag(reply, calls):

@@ -432,3 +432,33 @@ def test_a_measure_by_the_range_needs_one_that_is_not_a_point(tmp_path):
     check_config(compose(*reward_file(tmp_path, body)))
     message = refused(*reward_file(tmp_path, body), "saw.options.informativeness=range_std")
     assert "needs the range of 'format'" in message
+
+
+# ---------------------------------------------------------------- what is right is not refused
+
+NEEDS = """
+def reward(data_source, solution_str, ground_truth, extra_info):
+    assert extra_info["index"] == 7
+    turns, scores = extra_info["num_turns"] + 1, len(extra_info["rollout_reward_scores"])
+    return {"format": extra_info["global_step"] / 10, "correctness": turns + scores}
+"""
+
+
+def training_row(tmp_path, **more) -> str:
+    row = {"data_source": "x", "reward_model": {"ground_truth": "y"}, "extra_info": {"index": 7}, **more}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "rows.parquet")
+    return f"data.train_files={tmp_path / 'rows.parquet'}"
+
+
+def test_a_reward_function_that_reads_what_the_reward_manager_adds_is_tried_with_it(tmp_path):
+    """A kind: a function that works in training, and would fail only when it is tried."""
+    overrides = ["experiment=quickstart", *reward_file(tmp_path, NEEDS), training_row(tmp_path), *MINIMA]
+    assert check_config(compose(*overrides)) is not None
+
+
+@pytest.mark.parametrize("number", ["4", b"4", [4], {"n": 4}])
+def test_a_number_of_rollouts_that_is_no_number_is_refused(tmp_path, number):
+    rows = training_row(tmp_path, __rollout_n__=number)
+    message = refused("experiment=quickstart", "actor_rollout_ref.rollout.n=1", rows)
+    assert "rows.parquet" in message
+    assert "__rollout_n__" in message

@@ -608,6 +608,39 @@ def on(monkeypatch, node, path) -> Cache:
     return Cache(path)
 
 
+def no_hard_links(path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refuse)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        no_hard_links,
+        lambda path, _: path.with_name(f"{path.name}.owner").write_bytes(b"\xff\xfe"),
+        lambda path, _: path.with_name(f"{path.name}.owner").write_text(""),
+        lambda path, _: path.with_name(f"{path.name}.owner").mkdir(),
+    ],
+)
+def test_a_file_whose_owner_cannot_be_told_is_read_and_another_one_kept(tmp_path, monkeypatch, caplog, spoil):
+    """A kind: a file system without hard links, and an owner's name that is broken; the cache works nevertheless."""
+    path = tmp_path / "cache.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE verdicts (question TEXT PRIMARY KEY, verdict TEXT)")
+        connection.execute("INSERT INTO verdicts VALUES ('old', '{}')")
+    spoil(path, monkeypatch)
+    for node in ("a", "b"):
+        cache = on(monkeypatch, node, path)
+        cache.put(node, {"quality": 1})
+        assert (cache.get("old"), cache.get("a"), cache.get(node)) == ({}, {"quality": 1}, {"quality": 1})
+        cache.close()
+    assert len(list(tmp_path.glob("*.node-?"))) == 2
+    assert not list(tmp_path.glob("*.owner-*"))
+    assert not caplog.text
+
+
 def test_each_machine_writes_a_file_of_its_own_and_reads_all(tmp_path, monkeypatch):
     """A kind: one folder, several machines, at the same time and under new names; SQLite's locks hold on one only."""
     path = tmp_path / "cache.sqlite"

@@ -215,3 +215,12 @@ def test_a_refused_start_makes_no_folder(tmp_path, toy_model, earlier):
 def test_a_start_that_passes_makes_way(earlier, toy_model, mode, left):
     start(earlier, toy_model, f"trainer.resume_mode={mode}")
     assert sorted(path.name for path in earlier.iterdir()) == left
+
+
+def test_a_line_that_is_nested_without_end_is_a_broken_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("[" * 100_000 + "\n")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1"):
+        metrics_file.read(path)
+    path.write_text('{"step": 1, "data": {}}\n' + "[" * 100_000)  # cut off
+    assert metrics_file.read(path) == {1: {}}

@@ -106,7 +106,7 @@ def _objects(reply: str) -> list[dict[str, Any]]:
     """The JSON objects, one a line, between the last ``<tool_call>`` and the next ``</tool_call>``, if there is one."""
     _, opening, rest = reply.rpartition("<tool_call>")
     found = []
-    for line in rest.partition("</tool_call>")[0].split("\n") if opening else []:
+    for line in rest.partition("</tool_call>")[0].strip().split("\n") if opening else []:
         try:
             value = json.loads(line)
         except (ValueError, RecursionError):
