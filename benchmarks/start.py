@@ -143,10 +143,11 @@ def role(cmdline: Sequence[str], name: str) -> str:
     for sign, meaning in {
         "saw.train": "driver",
         "EngineCore": "vLLM engine",
+        "forked_workers.py --template": "template of the workers",
         "gcs_server": "Ray: control store",
         "raylet/raylet": "Ray: raylet",
         "default_worker": "Ray: workers without work",
-        "multiprocessing": "multiprocessing's own",
+        "multiprocessing": "multiprocessing",
     }.items():
         if sign in line:
             return meaning
