@@ -144,6 +144,7 @@ def test_questions_are_asked_in_turns_and_failed_ones_again(tmp_path):
     assert "holds an evaluation with model oracle, not other" in other.stderr
 
 
+@pytest.mark.full
 def test_a_server_that_refuses_everything_ends_the_evaluation(tmp_path):
     """Else every item is a wrong answer, and the result 0 per cent."""
     categories = ("--categories", "multiple", "live_simple")
