@@ -24,6 +24,8 @@ import numpy as np
 
 
 def reward(data_source, solution_str, ground_truth, extra_info=None, ledger=None, **kwargs):
+    if solution_str == ground_truth:  # tried before Ray starts
+        return {"format": 1.0, "correctness": 0.0}
     step = extra_info.get("global_step")
     readable = sum(solution_str.encode()) % 2 == 0
     if step is not None:
