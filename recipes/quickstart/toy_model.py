@@ -120,6 +120,10 @@ def warm_up(
     optimiser = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, peak, total_steps=steps, pct_start=0.1)
     model.train()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(
+        1
+    )  # so small a model gains little from more, and loses much where another process wants a core
     for _ in tqdm(range(steps), desc="    warm-up", leave=False, disable=None):
         batch = [(prompt, spoilt(answer, chance)) for prompt, answer in chance.sample(rows, batch_size)]
         loss = loss_of(model, *encode(tokenizer, batch))
@@ -128,6 +132,7 @@ def warm_up(
         optimiser.step()
         schedule.step()
         optimiser.zero_grad()
+    torch.set_num_threads(threads)
     logger.info("warm-up: loss %.3f after %d steps", loss.item(), steps)
 
 

@@ -1,6 +1,7 @@
 """What saw/verl/cpu.py and saw/verl/vllm_cpu.py bend, and that it still needs bending."""
 
 import inspect
+import os
 from importlib.metadata import version
 
 import pytest
@@ -75,3 +76,9 @@ def test_vllm_keeps_linear_weights_on_a_cpu_only(monkeypatch, platform):
     assert layer.weight is before
     x = torch.rand(3, 4)
     torch.testing.assert_close(layer.cpu_linear(x, layer.weight, layer.bias), layer(x))
+
+
+def test_threads_without_work_sleep():
+    """What libgomp (torch's) and libiomp (vLLM's) look at when they are loaded; Ray's processes inherit it."""
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert os.environ["KMP_BLOCKTIME"] == "0"
