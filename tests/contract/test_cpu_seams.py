@@ -11,6 +11,7 @@ from verl.utils import distributed, fsdp_utils
 from verl.workers.engine import base as engine_base
 from verl.workers.engine.fsdp import transformer_impl
 
+from recipes.serve import serve_arguments
 from saw.verl import cpu, vllm_cpu
 
 
@@ -82,3 +83,14 @@ def test_threads_without_work_sleep():
     """What libgomp (torch's) and libiomp (vLLM's) look at when they are loaded; Ray's processes inherit it."""
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
     assert os.environ["KMP_BLOCKTIME"] == "0"
+
+
+def test_a_seed_for_a_split_prompt_would_end_vllm():
+    """Why recipes.serve splits no prompts on a CPU: vLLM 0.28.0 moves a generator's offset, which a CPU's has not."""
+    from vllm.v1.worker import gpu_model_runner
+
+    assert "gen.set_offset(gen.get_offset() - 4)" in inspect.getsource(gpu_model_runner)
+    with pytest.raises(RuntimeError, match="does not use offset"):
+        torch.Generator().get_offset()
+    assert "--no-enable-chunked-prefill" in serve_arguments("model", port=1, gpus=0, arguments=())
+    assert "--no-enable-chunked-prefill" not in serve_arguments("model", port=1, gpus=1, arguments=())
