@@ -22,14 +22,22 @@ def make_run(tmp_path, script, time_limit=20) -> Run:
     return Run(["bash", "-c", script], tmp_path, time_limit)
 
 
+@pytest.fixture(autouse=True)
+def marked(monkeypatch):
+    """What this process starts bears its number: other tests run jobs at the same time."""
+    monkeypatch.setenv("SAW_TESTED_BY", str(os.getpid()))
+
+
 def run_ids() -> set[str]:
-    """Of all processes of this machine."""
+    """Of all processes that come from this one."""
     ids = set()
     for process in psutil.process_iter():
         try:
-            ids.add(process.environ().get(RUN_ID, ""))
+            environment = process.environ()
         except psutil.Error:
             continue
+        if environment.get("SAW_TESTED_BY") == str(os.getpid()):
+            ids.add(environment.get(RUN_ID, ""))
     return ids - {""}
 
 
