@@ -34,7 +34,7 @@ from datasets.utils.logging import disable_progress_bar
 from data_prep.download import DownloadFailed, fetch
 from data_prep.rows import make_row
 from data_prep.sources import BadSource, fault_of_messages, fault_of_text, read_json, read_parquet
-from saw.rewards.toolrl import format_reward, parse_tool_calls
+from saw.rewards.toolrl import format_reward, is_tool_call, parse_tool_calls
 
 logger = logging.getLogger(__name__)
 
@@ -112,8 +112,7 @@ def check_output(output: Any) -> None:
         except (ValueError, RecursionError) as error:
             raise BadRow(f"the tool calls of output do not parse: {error}") from error
         for call in calls:
-            named = isinstance(call, dict) and isinstance(call.get("name"), str)
-            if not named or not isinstance(call.get("parameters"), dict):
+            if not is_tool_call(call):
                 raise BadRow(f"a tool call needs a name and a dictionary of parameters; it is {str(call)[:80]}")
     if format_reward(output.strip(), output) != 1.0:
         raise BadRow("output itself does not have the format that it would be rewarded for")

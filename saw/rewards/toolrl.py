@@ -227,6 +227,12 @@ def _check_reference(ground_truth: Any) -> None:
         raise ValueError(f"ground_truth has none of the tags: {_short(ground_truth)}; {expected}")
 
 
+def is_tool_call(call: Any) -> bool:
+    """Whether a value is what a reference may call: a name with a dictionary of parameters."""
+    named = isinstance(call, dict) and isinstance(call.get("name"), str)
+    return named and isinstance(call.get("parameters"), dict)
+
+
 def _reference_calls(ground_truth: str) -> list[dict[str, Any]]:
     """The reference's tool calls.
 
@@ -238,8 +244,7 @@ def _reference_calls(ground_truth: str) -> list[dict[str, Any]]:
     except (ValueError, RecursionError) as fault:
         raise ValueError(f"the tool calls of ground_truth cannot be read ({fault}): {_short(ground_truth)}") from fault
     for call in calls:
-        named = isinstance(call, dict) and isinstance(call.get("name"), str)
-        if not named or not isinstance(call.get("parameters"), dict):
+        if not is_tool_call(call):
             raise ValueError(
                 f"a tool call of ground_truth is {_short(call)}; expected a name and a dictionary of parameters"
             )
