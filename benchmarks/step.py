@@ -54,7 +54,7 @@ def command(data: tuple[Path, Path], model: Path, steps: int, arguments: argpars
         *(f"data.train_files={data[0]}", f"data.val_files={data[1]}", f"actor_rollout_ref.model.path={model}"),
         *(f"data.train_batch_size={arguments.prompts}", f"data.max_response_length={arguments.tokens}"),
         f"actor_rollout_ref.actor.ppo_mini_batch_size={arguments.prompts}",
-        f"actor_rollout_ref.rollout.max_model_len={120 + arguments.tokens}",
+        f"actor_rollout_ref.rollout.max_model_len={40 + arguments.tokens}",
         *("actor_rollout_ref.rollout.ignore_eos=true", "actor_rollout_ref.actor.optim.lr=1e-6"),
         *(f"trainer.total_training_steps={steps}", "trainer.test_freq=-1", "saw.poll_interval=0.02"),
         f"reward.custom_reward_function.path={Path(__file__).with_name('changing_method.py')}",

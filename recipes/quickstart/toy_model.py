@@ -35,10 +35,19 @@ CHAT_TEMPLATE = (
 #: Tags that are one token each, as ``<tool_call>`` is in Qwen2.5's tokenizer.
 TAGS = [f"<{slash}{tag}>" for tag in ("think", "tool_call", "response", "user") for slash in ("", "/")]
 IGNORED = -100  # label of a token that the loss skips
+#: A question as a chat, and its answer.
+Example = tuple[list[dict[str, str]], str]
 
 
-def train_tokenizer(texts: list[str], vocabulary: int = 600) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE on the texts; the full byte alphabet keeps a line break one token, as verl needs."""
+def train_tokenizer(rows: list[Example], vocabulary: int = 600) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE; the full byte alphabet keeps a line break one token, as verl needs.
+
+    A line that all questions share, such as a tool's description, becomes one token: it tells the model nothing, and
+    shorter prompts make shorter steps.
+    """
+    questions = ["\n".join(turn["content"] for turn in prompt) for prompt, _ in rows]
+    shared = set.intersection(*(set(question.splitlines(keepends=True)) for question in questions)) - {"\n"}
+    texts = questions + [answer for _, answer in rows] + ["system", "user", "assistant"] * len(rows)
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -47,14 +56,14 @@ def train_tokenizer(texts: list[str], vocabulary: int = 600) -> PreTrainedTokeni
     bpe.train_from_iterator(
         texts, trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet)
     )
-    bpe.add_tokens(TAGS)
+    bpe.add_tokens(TAGS + sorted(shared))
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHAT_TEMPLATE
     )
 
 
-def make_model(vocabulary: int, pad: int, eos: int, width: int = 96, layers: int = 4) -> Qwen2ForCausalLM:
-    """A Qwen2; of four layers of 96, it has under half a million parameters. The width is a multiple of 96."""
+def make_model(vocabulary: int, pad: int, eos: int, width: int = 96, layers: int = 2) -> Qwen2ForCausalLM:
+    """A Qwen2; of two layers of 96, it has 0.25 million parameters. The width is a multiple of 96."""
     return Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=vocabulary,
@@ -92,10 +101,6 @@ def ramble(summary: str, chance: random.Random) -> str:
     return " ".join(words)
 
 
-#: A question as a chat, and its answer.
-Example = tuple[list[dict[str, str]], str]
-
-
 def examples(task: str, number: int, seed: int) -> list[Example]:
     """Questions with right answers: tool calls in ToolRL's form (toolrl), or summaries of posts (tldr)."""
     if task == "toolrl":
@@ -126,7 +131,8 @@ def warm_up(
     )  # so small a model gains little from more, and loses much where another process wants a core
     for _ in tqdm(range(steps), desc="    warm-up", leave=False, disable=None):
         batch = [(prompt, spoilt(answer, chance)) for prompt, answer in chance.sample(rows, batch_size)]
-        loss = loss_of(model, *encode(tokenizer, batch))
+        ids, labels = encode(tokenizer, batch)
+        loss = model(input_ids=ids, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
@@ -134,18 +140,6 @@ def warm_up(
         optimiser.zero_grad()
     torch.set_num_threads(threads)
     logger.info("warm-up: loss %.3f after %d steps", loss.item(), steps)
-
-
-def loss_of(model: Qwen2ForCausalLM, ids: Tensor, labels: Tensor) -> Tensor:
-    """The mean loss of a right-padded batch, ids and labels of shape ``(B, T)``.
-
-    All rows begin with the same tokens, the tools' descriptions. These are half of all, and are computed once.
-    """
-    own = (ids != ids[0]) | (labels.roll(-1, dims=1) != IGNORED)  # a token's loss comes from the one before it
-    shared = max(1, int(own.any(dim=0).int().argmax()))
-    prefix = model(input_ids=ids[:1, :shared], use_cache=True).past_key_values
-    prefix.batch_repeat_interleave(len(ids))
-    return model(input_ids=ids[:, shared:], past_key_values=prefix, labels=labels[:, shared:]).loss
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, batch: list[tuple[list[dict], str]]) -> tuple[Tensor, Tensor]:
@@ -173,7 +167,7 @@ def make_toy_model(
     wrong_value: float = 0.5,
     seed: int = 0,
     width: int = 96,
-    layers: int = 4,
+    layers: int = 2,
 ) -> Path:
     """Make, warm up and save the model and its tokenizer.
 
@@ -193,8 +187,7 @@ def make_toy_model(
     """
     torch.manual_seed(seed)
     rows = examples(task, 512, seed)
-    texts = [turn["content"] for prompt, _ in rows for turn in prompt] + [answer for _, answer in rows]
-    tokenizer = train_tokenizer(texts)
+    tokenizer = train_tokenizer(rows)
     model = make_model(len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id, width, layers)
     if steps:
 

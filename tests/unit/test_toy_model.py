@@ -1,34 +1,50 @@
-"""The toy model's warm-up computes what is plainly the loss of its answers, however much its rows share."""
+"""The toy model's tokenizer keeps prompts short and loses no text; its labels are the answers'."""
 
 import pytest
-import torch
 
-from recipes.quickstart.toy_model import encode, examples, loss_of, make_model, train_tokenizer
-
-ROWS = examples("toolrl", 24, seed=0)
-TOKENIZER = train_tokenizer([turn["content"] for prompt, _ in ROWS for turn in prompt] + [answer for _, answer in ROWS])
+from recipes.quickstart.toy_model import IGNORED, encode, examples, train_tokenizer
 
 
-@pytest.mark.parametrize(
-    "rows",
-    [
-        ROWS[:6],
-        ROWS[:1],  # nothing differs
-        [ROWS[0], ROWS[0]],
-        [(ROWS[0][0], "yes"), (ROWS[0][0], "no")],  # the answers differ, the questions do not
-        [([{"role": "user", "content": "a"}], "b"), ([{"role": "system", "content": "c"}], "d")],  # nothing is shared
-    ],
-)
-def test_a_shared_beginning_changes_neither_loss_nor_gradients(rows):
-    torch.manual_seed(0)
-    model = make_model(len(TOKENIZER), TOKENIZER.pad_token_id, TOKENIZER.eos_token_id, layers=2)
-    ids, labels = encode(TOKENIZER, rows)
-    plain = model(input_ids=ids, attention_mask=(ids != TOKENIZER.pad_token_id).long(), labels=labels).loss
-    plain.backward()
-    expected = [parameter.grad.clone() for parameter in model.parameters()]
-    model.zero_grad()
-    loss = loss_of(model, ids, labels)
-    loss.backward()
-    torch.testing.assert_close(loss, plain, rtol=1e-5, atol=0)
-    for parameter, gradient in zip(model.parameters(), expected, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-6)
+@pytest.fixture(scope="module", params=("toolrl", "tldr"))
+def task(request):
+    rows = examples(request.param, 64, seed=0)
+    return rows, train_tokenizer(rows)
+
+
+def test_a_line_that_all_prompts_share_is_one_token(task):
+    rows, tokenizer = task
+    lines = [set("\n".join(turn["content"] for turn in prompt).splitlines(keepends=True)) for prompt, _ in rows]
+    shared = set.intersection(*lines) - {"\n"}
+    assert shared
+    assert all(len(tokenizer.encode(line)) == 1 for line in shared)
+    assert not any(len(tokenizer.encode(line)) == 1 for line in set.union(*lines) - shared if len(line) > 3)
+
+
+def test_prompts_and_answers_come_back_as_they_were(task):
+    rows, tokenizer = task
+    for prompt, answer in rows:
+        text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert tokenizer.decode(tokenizer.encode(answer)) == answer
+    (line_break,) = tokenizer.encode("\n")  # one token, by which verl finds where a turn ends
+    assert tokenizer.decode(line_break) == "\n"
+
+
+def test_the_quickstarts_longest_prompt_fits_its_limit():
+    from tests.configs import compose
+
+    rows = examples("toolrl", 512, seed=0)
+    tokenizer = train_tokenizer(rows)
+    data = compose("experiment=quickstart").data
+    prompts = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False) for p, _ in rows]
+    assert max(map(len, prompts)) == data.max_prompt_length
+    assert max(len(tokenizer.encode(answer)) for _, answer in rows) < data.max_response_length
+
+
+def test_labels_are_the_answers_tokens_and_nothing_else(task):
+    rows, tokenizer = task
+    ids, labels = encode(tokenizer, rows[:4])
+    for (_, answer), row, label in zip(rows[:4], ids, labels, strict=True):
+        kept = label != IGNORED
+        assert tokenizer.decode(label[kept & (label != tokenizer.pad_token_id)]) == answer + tokenizer.eos_token
+        assert (row[kept] == label[kept]).all()
