@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Golden values and real rows; they are no part of the repository, and the tests that need them skip without.
@@ -13,6 +15,8 @@ SHARED = Path(os.environ.get("SAW_SHARED", ROOT.parent / "shared"))
 
 # The contract and unit tests import verl as a CPU machine does; the pipeline sets this by itself.
 os.environ.setdefault("VERL_PLATFORM", "cpu")
+# Hundreds of tests compose a configuration, and libyaml reads the files in a quarter of the time.
+yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,6 +36,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if unwanted:
         config.hook.pytest_deselected(items=unwanted)
         items[:] = [item for item in items if item not in unwanted]
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays until the end; each garbage collection would look through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
