@@ -133,8 +133,7 @@ def make_judge(folder: Path) -> Path:
         fields = {"human_summary": post["completion"], "model_summary": summary, "reddit_text": ""}
         scores = {"quality": {"score": chance.randint(3, 9)}, "conciseness": {"score": chance.randint(3, 9)}}
         rows.append(([{"role": "user", "content": prompt.fill(template, fields)}], json.dumps(scores)))
-    texts = [question[0]["content"] for question, _ in rows] + [answer for _, answer in rows]
-    tokenizer = toy_model.train_tokenizer(texts)
+    tokenizer = toy_model.train_tokenizer(rows)
     model = toy_model.make_model(len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id)
 
     def spoilt(answer: str, chance: random.Random) -> str:
