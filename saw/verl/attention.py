@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -81,7 +82,7 @@ def choose(config: DictConfig) -> Attention | None:
     choice = _for_machine(config) if asked is None else _as_asked(config, asked)
     if not _is_flash(choice.name):
         _check_sequence_parallelism(config, choice)
-    if need_critic(config):
+    if _has_critic(config):
         _check_critic(config)
     return choice
 
@@ -124,6 +125,8 @@ def _fault(config: DictConfig, name: str) -> str | None:
     if name in FLASH:
         return _flash_fault(config, name, _policies(config))
     if "/" in name:  # a kernel of the Hub
+        if not _is_flash(name):
+            return "of the Hub's kernels only flash attention's are known to keep packed rows apart"
         return None if importlib.util.find_spec("kernels") else "a kernel of the Hub needs pip install kernels"
     if name == "flex_attention" and config.trainer.device == "cpu":
         return "flex_attention has no backward pass on a CPU; take sdpa"
@@ -179,6 +182,12 @@ def _check_sequence_parallelism(config: DictConfig, choice: Attention) -> None:
                     f"({choice.reason}): only flash attention sees the other ranks' tokens, and the training would be "
                     f"silently wrong. Set it to 1, or install flash-attn: {INSTALL}"
                 )
+
+
+def _has_critic(config: DictConfig) -> bool:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # verl's start gives it as well: that there is no critic
+        return need_critic(config)
 
 
 def _check_critic(config: DictConfig) -> None:
