@@ -194,7 +194,10 @@ def _unsupported(devices: tuple[Device, ...], built_for: list[str]) -> str | Non
         has = device.capability
         if has is None or any(has[0] == arch[0] and has >= arch for arch in exact) or any(has >= a for a in onwards):
             continue
-        return f"{device.name} has compute capability {has[0]}.{has[1]}; this torch is built for {' '.join(built_for)}"
+        return (
+            f"{device.name} has compute capability {has[0]}.{has[1]}, and this torch is built for "
+            f"{' '.join(built_for)}; leave it out by CUDA_VISIBLE_DEVICES, or install a torch for it"
+        )
     return None
 
 

@@ -42,7 +42,14 @@ def prepare_environment() -> None:
 def _choose(config: DictConfig) -> None:
     """Choose what the configuration leaves open, and keep what was chosen for ``run.json``, which holds all of it."""
     from saw.verl import attention
+    from saw.verl.settings import ConfigError
 
+    device, platform = config.trainer.device, os.environ.get("SAW_PLATFORM")
+    if platform and (device == "cpu") != (platform == "cpu"):  # by platform=... on the command line
+        raise ConfigError(
+            f"trainer.device is {device!r}, and verl was told to use the {platform} ({os.environ.get(REASON)}); "
+            "pick the platform by SAW_PLATFORM=cpu or SAW_PLATFORM=gpu, for both"
+        )
     chosen = {"platform": os.environ.get(REASON, "by whoever called saw.train.main")}
     choice = attention.choose(config)
     if choice is not None:

@@ -5,6 +5,7 @@ Everything runs on a CPU, in verl's own worker, on two ranks.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -104,6 +105,7 @@ def in_order(ranks: list[dict], key: str) -> list[Tensor]:
     return [ranks[place % RANKS][key][place // RANKS] for place in range(len(ROWS))]
 
 
+@functools.cache
 def by_autograd(path: Path) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Log-probabilities and gradients, one row at a time in float64, without padding or parallelism."""
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64)

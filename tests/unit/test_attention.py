@@ -282,6 +282,7 @@ def test_the_choice_is_said_in_one_line_and_is_in_run_json(gpu, monkeypatch, fla
     no_flash_attn(monkeypatch, flash_attn)
     monkeypatch.setenv(train.REASON, "torch can use 4 x NVIDIA H100")
     monkeypatch.delenv("VERL_FILE_LOGGER_PATH", raising=False)
+    monkeypatch.setenv("SAW_PLATFORM", "gpu")
     config = gpu(f"trainer.default_local_dir={tmp_path}")
     train._choose(config)
     said = capsys.readouterr().err
@@ -305,6 +306,7 @@ def start(monkeypatch, tmp_path, toy_model):
     started: list[DictConfig] = []
     monkeypatch.setattr(main_ppo, "main", started.append)
     monkeypatch.setattr(train, "_fork_workers", lambda config: None)
+    monkeypatch.delenv("SAW_PLATFORM", raising=False)
     monkeypatch.setenv("VERL_FILE_LOGGER_PATH", str(tmp_path / "run" / "metrics.jsonl"))
 
     def run(*overrides: str) -> DictConfig:
@@ -319,6 +321,13 @@ def test_verl_is_started_with_the_choice(start):
     config = start(f"{KEY}=null")
     assert OmegaConf.select(config, KEY) == "sdpa"
     assert config.chosen.attention == "sdpa: trainer.device is cpu"
+
+
+@pytest.mark.parametrize(("platform", "device"), [("gpu", "cpu"), ("cpu", "cuda")])
+def test_a_configuration_for_another_platform_than_verls_is_refused(start, monkeypatch, platform, device):
+    monkeypatch.setenv("SAW_PLATFORM", platform)
+    with pytest.raises(ConfigError, match=f"trainer.device is '{device}'.*{platform}.*SAW_PLATFORM"):
+        start(f"trainer.device={device}")
 
 
 def test_a_start_with_an_attention_that_cannot_work_leaves_nothing_behind(start, tmp_path):
