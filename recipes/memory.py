@@ -11,6 +11,7 @@ largest of them decides. Where each formula comes from: docs/memory.md. KEY=VALU
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -53,13 +54,13 @@ TOKEN_KEYS = {
 #: entropy and whether flash-attn's cross entropy is there: without gradients, with, and with a graph that is kept.
 LOGITS_COPIES = {
     ("none", True): (1, 1, 2),
-    ("none", False): (1, 3, 5),
+    ("none", False): (1, 3, 4),
     ("compiled", True): (3, 3, 3),
     ("compiled", False): (3, 3, 5),
-    ("chunked", True): (3, 7, 9),
-    ("chunked", False): (3, 8, 10),
-    ("plain", True): (7, 13, 13),
-    ("plain", False): (7, 13, 15),
+    ("chunked", True): (2, 7, 7),
+    ("chunked", False): (2, 7, 8),
+    ("plain", True): (7, 13, 9),
+    ("plain", False): (7, 13, 9),
 }
 
 
@@ -619,36 +620,36 @@ def _experiment(command: Sequence[str]) -> str:
 DOCUMENTED = [(model, gpus, gib) for model in ("1.5b", "3b") for gpus, gib in ((4, 80), (8, 80), (4, 40))]
 
 
-def document() -> str:
-    """The tables of docs/memory.md."""
+def document() -> list[str]:
+    """The tables of docs/memory.md: results, copies of the logits, and each machine's phases."""
     from recipes.compose import compose  # costs seconds
 
-    def found(model: str, gpus: int, method: str = "saw_gdpo", flash_attn: bool = True) -> Estimate:
-        if (key := (model, method)) not in configs:
-            configs[key] = compose(f"experiment=toolrl/{model}_{method}")
-        return estimate(configs[key], shape_of(f"Qwen/Qwen2.5-{model}-Instruct"), gpus, flash_attn)
-
-    configs: dict[tuple[str, str], DictConfig] = {}
-    columns = {
-        "saw_gdpo": {},
-        "saw_gdpo, no flash-attn": {"flash_attn": False},
-        "gradient_gdpo": {"method": "gradient_gdpo"},
-        "gradient_gdpo, no flash-attn": {"method": "gradient_gdpo", "flash_attn": False},
+    configs = {
+        (model, method): compose(f"experiment=toolrl/{model}_{method}")
+        for model in ("1.5b", "3b")
+        for method in ("saw_gdpo", "gradient_gdpo")
     }
-    rows = []
+
+    def found(model: str, gpus: int, method: str = "saw_gdpo", flash_attn: bool = True) -> Estimate:
+        return estimate(configs[model, method], shape_of(f"Qwen/Qwen2.5-{model}-Instruct"), gpus, flash_attn)
+
+    header, rows, machines = ["GPUs", "method", "flash-attn", "peak, GiB", "largest micro-batch", "KV, tokens"], [], []
     for model, gpus, gib in DOCUMENTED:
-        row = [f"{model.upper()}, {gpus} x {gib} GB"]
-        for arguments in columns.values():
-            one = found(model, gpus, **arguments)  # type: ignore[arg-type]
+        for method, flash_attn in itertools.product(("saw_gdpo", "gradient_gdpo"), (True, False)):
+            one = found(model, gpus, method, flash_attn)
             peak = one.peak(usable(gib)).total(usable(gib), one.settings.share) / GIB
-            row += [f"{peak:.1f}{'' if not fits(one, usable(gib)) else ' (too much)'}"]
-            row += [f"{largest_tokens(one, usable(gib)):,}"]
-        rows.append([*row, f"{found(model, gpus).kv_tokens(usable(gib)):,}"])
-    header = ["", *(text for name in columns for text in (f"{name}: peak, GiB", "largest micro-batch")), "KV, tokens"]
-    parts = []
-    for model, gpus, gib in DOCUMENTED:
-        parts.append(f"### {model.upper()} on {gpus} x {gib} GB\n\n{table(found(model, gpus), usable(gib))}\n")
-    return "\n".join([markdown(header, rows, left=1), "", *parts])
+            verdict = "" if not fits(one, usable(gib)) else ", too much"
+            words = [f"{model.upper()} on {gpus} x {gib} GB", method, "yes" if flash_attn else "no"]
+            numbers = [
+                f"{peak:.1f}{verdict}",
+                f"{largest_tokens(one, usable(gib)):,}",
+                f"{one.kv_tokens(usable(gib)):,}",
+            ]
+            rows.append(words + numbers)
+        machines.append(f"### {model.upper()} on {gpus} x {gib} GB\n\n{table(found(model, gpus), usable(gib))}")
+    copies = [[entropy, "yes" if flash else "no", *map(str, row)] for (entropy, flash), row in LOGITS_COPIES.items()]
+    of_logits = ["entropy", "flash-attn", "no gradients", "update", "several objectives"]
+    return [markdown(header, rows, left=3), markdown(of_logits, copies, left=2), *machines]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -664,7 +665,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides")
     arguments = parser.parse_args(argv)
     if arguments.document:
-        print(document())
+        print("\n\n".join(document()))
         return
     if arguments.gpu_memory is not None and arguments.gpu_memory <= 0:
         parser.error(f"--gpu-memory is {arguments.gpu_memory:g}; expected a number above 0")
