@@ -18,7 +18,8 @@ from verl.utils import torch_functional
 from verl.utils.experimental.torch_functional import _fused_linear_for_ppo_bwd
 
 from recipes.compose import compose
-from recipes.memory import FUSED_COPIES, LOGITS_COPIES, Estimate, Shape, estimate, read_settings, shape_of
+from recipes.memory import Estimate, Shape, estimate, read_settings, shape_of
+from recipes.memory.phases import FUSED_COPIES, LOGITS_COPIES
 from tests.conftest import ROOT
 
 

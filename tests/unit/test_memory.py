@@ -8,11 +8,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from recipes import memory
 from recipes import reproduce as common
-from recipes.memory import GIB, SHAPES, Shape, estimate, fits, largest_tokens, read_settings, shape_of, usable
+from recipes.memory import SHAPES, Shape, estimate, fits, largest_tokens, read_settings, report, shape_of, usable
+from recipes.memory.__main__ import main
+from recipes.memory.phases import GIB
 from recipes.tldr import reproduce as table2
 from recipes.toolrl import reproduce as table1
 from tests.configs import compose
@@ -30,7 +33,7 @@ def config():
 def changed(config, *pairs):
     config = config.copy()
     for key, value in pairs:
-        memory.OmegaConf.update(config, key, value, force_add=True)
+        OmegaConf.update(config, key, value, force_add=True)
     return config
 
 
@@ -279,7 +282,7 @@ def test_no_gpu_or_no_answer_is_none(nvidia_smi, case):
 @pytest.mark.parametrize(("gib", "good"), [(80, True), (24, False), (None, True)])
 def test_a_dry_run_says_whether_it_fits(table, gib, good, monkeypatch, capsys, tmp_path):
     """Kind: an estimate that is for another model, for no GPU, or without a consequence."""
-    monkeypatch.setattr(memory, "memory_of_a_gpu", lambda: usable(gib) if gib else None)
+    monkeypatch.setattr(report, "memory_of_a_gpu", lambda: usable(gib) if gib else None)
     monkeypatch.setattr(common, "gpus_of_a_node", lambda: 4)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     arguments = table.parse(["--dry-run", "--method", "saw_gdpo", "--seeds", "1,2", "--out", str(tmp_path)])
@@ -294,7 +297,7 @@ def test_a_dry_run_says_whether_it_fits(table, gib, good, monkeypatch, capsys, t
 
 
 def test_a_dry_run_that_cannot_be_estimated_says_so(monkeypatch, capsys):
-    monkeypatch.setattr(memory, "memory_of_a_gpu", lambda: usable(80))
+    monkeypatch.setattr(report, "memory_of_a_gpu", lambda: usable(80))
     command = ["experiment=toolrl/1.5b_grpo", "actor_rollout_ref.model.path=nobody/nothing"]
     assert memory.check([command], 4) == []
     assert "no estimate" in capsys.readouterr().out
@@ -303,7 +306,7 @@ def test_a_dry_run_that_cannot_be_estimated_says_so(monkeypatch, capsys):
 def test_the_command_line_s_status_says_whether_it_fits(capsys):
     for gib, status in (("80", 0), ("16", 1)):
         with pytest.raises(SystemExit) as ended:
-            memory.main(["--model", "3b", "--gpu-memory", gib, "--flash-attn"])
+            main(["--model", "3b", "--gpu-memory", gib, "--flash-attn"])
         assert ended.value.code == status
     assert "does not fit: update: loss" in capsys.readouterr().out
 
@@ -311,7 +314,7 @@ def test_the_command_line_s_status_says_whether_it_fits(capsys):
 def test_the_document_s_tables_are_the_code_s():
     """Kind: a formula that changed after the text; python -m recipes.memory --document prints them."""
     text = (ROOT / "docs" / "memory.md").read_text()
-    for part in memory.document():
+    for part in report.document():
         assert part in text
 
 
