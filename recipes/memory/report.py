@@ -48,23 +48,28 @@ def check(commands: Iterable[Sequence[str]], gpus: int) -> list[str]:
         commands (Iterable[Sequence[str]]): Hydra overrides of the trainings; the first of each experiment counts.
         gpus (int): of all nodes together.
     """
-    here = None if "RAY_ADDRESS" in os.environ else memory_of_a_gpu()
-    where = "this machine's GPUs" if here else "no GPU here; for 80 GB"
+    on_cluster = "RAY_ADDRESS" in os.environ
+    here = None if on_cluster else memory_of_a_gpu()
+    assumed = "the cluster's GPUs are not asked" if on_cluster else "no GPU here"
+    where = "this machine's GPUs" if here else f"{assumed}; for 80 GB"
     gpu_bytes = here or usable(80)
-    lines: dict[str, list[str]] = {}  # many experiments need the same
-    faults: dict[str, list[str]] = {}
-    for name, command in {_experiment(command): command for command in reversed(list(commands))}.items():
+    experiments: dict[str, Sequence[str]] = {}
+    for command in commands:
+        experiments.setdefault(_experiment(command), command)
+    results: dict[tuple[str, tuple[str, ...]], list[str]] = {}  # many experiments need the same
+    for name, command in experiments.items():
         config = compose(*command)
         try:
             found = estimate(config, shape_of(config.actor_rollout_ref.model.path), gpus)
-            line, faults_of_it = summary(found, gpu_bytes), fits(found, gpu_bytes)
+            line, too_much = summary(found, gpu_bytes), fits(found, gpu_bytes)
         except ValueError as reason:
-            line, faults_of_it = f"no estimate: {reason}", []
-        lines.setdefault(line, []).insert(0, name)
-        faults[line] = faults_of_it
-    for line, names in reversed(lines.items()):
+            line, too_much = f"no estimate: {reason}", []
+        results.setdefault((line, tuple(too_much)), []).append(name)
+    missing = []
+    for (line, faults), names in results.items():
         print(f"memory ({where}), {', '.join(names)}: {line}")
-    return [f"memory, {', '.join(lines[line])}: {fault}" for line in reversed(lines) for fault in faults[line]]
+        missing += [f"memory, {', '.join(names)}: {fault}" for fault in faults]
+    return missing
 
 
 def _experiment(command: Sequence[str]) -> str:

@@ -83,8 +83,12 @@ def shape_of(model: str) -> Shape:
     file = Path(model) / "config.json"
     if not file.is_file():
         from huggingface_hub import try_to_load_from_cache  # costs a second
+        from huggingface_hub.errors import HFValidationError
 
-        cached = try_to_load_from_cache(model, "config.json") if model.count("/") == 1 else None
+        try:
+            cached = try_to_load_from_cache(model, "config.json")
+        except HFValidationError:  # no name of a model on the Hub
+            cached = None
         if not isinstance(cached, str):
             raise ValueError(
                 f"actor_rollout_ref.model.path is {model!r}, of which the sizes are not known; expected one of "

@@ -93,8 +93,9 @@ def test_a_folder_s_config_gives_the_shape(tmp_path, sizes):
 
 
 def test_an_unknown_model_and_a_config_without_sizes_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"model\.path is 'nobody/nothing'.*qwen2\.5-3b"):
-        shape_of("nobody/nothing")
+    for name in ("nobody/nothing", "/nowhere", "nothing", "a/b/c"):
+        with pytest.raises(ValueError, match=rf"model\.path is '{name}'.*qwen2\.5-3b"):
+            shape_of(name)
     (tmp_path / "config.json").write_text('{"hidden_size": 64}')
     with pytest.raises(ValueError, match=r"config\.json has no 'num_hidden_layers'"):
         shape_of(str(tmp_path))
@@ -278,8 +279,9 @@ def test_no_gpu_or_no_answer_is_none(nvidia_smi, case):
     assert memory.memory_of_a_gpu() is None
 
 
-@pytest.mark.parametrize("table", [table1, table2])
-@pytest.mark.parametrize(("gib", "good"), [(80, True), (24, False), (None, True)])
+@pytest.mark.parametrize(
+    ("table", "gib", "good"), [(table1, 80, True), (table1, 24, False), (table2, 24, False), (table2, None, True)]
+)
 def test_a_dry_run_says_whether_it_fits(table, gib, good, monkeypatch, capsys, tmp_path):
     """Kind: an estimate that is for another model, for no GPU, or without a consequence."""
     monkeypatch.setattr(report, "memory_of_a_gpu", lambda: usable(gib) if gib else None)
