@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recipes import memory
 from recipes.files import write_whole
 from recipes.stages import Stage, check_marks, free_bytes, gpus_of_a_node, gpus_of_the_cluster, run_all, show
 
@@ -175,11 +176,19 @@ def go(
 ) -> None:
     """Show the plan, or carry it out and print the table."""
     if arguments.dry_run:
+        too_much = [] if arguments.rehearse else _check_memory(arguments, plan[1])
+        stop_if_missing(arguments, too_much)
+        missing = [*missing, *too_much]
         show(*plan)
         raise SystemExit(2 if missing else 0)
     check_marks(*plan)
     write_cells()
     run_all(*plan, table)
+
+
+def _check_memory(arguments: argparse.Namespace, chains: Mapping[str, Sequence[Stage]]) -> list[str]:
+    trainings = [stage.command[2:] for stages in chains.values() for stage in stages if stage.trains]
+    return memory.check(trainings, arguments.gpus * arguments.nodes)
 
 
 def guarded(main: Callable[[], None]) -> None:
