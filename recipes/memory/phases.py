@@ -151,7 +151,8 @@ class Estimate:
 
     def _logits(self, name: str, entropy: bool, column: int) -> int:
         settings, vocabulary = self.settings, self.model.vocabulary
-        if settings.fused:
+        chosen = not self.flash_attn and self.model.tied  # by saw/verl/attention.py, for the models of both tables
+        if settings.fused or chosen:
             return FUSED_COPIES * FUSED_CHUNK * vocabulary * 4
         copies = LOGITS_COPIES[settings.entropy if entropy else "none", self.flash_attn][column]
         return (copies + settings.extra_logits) * self._local_tokens(name) * vocabulary * settings.compute_bytes
