@@ -90,6 +90,14 @@ def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def warm_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A toy model that has seen enough answers to be right and wrong now and then."""
+    from recipes.quickstart.toy_model import make_toy_model
+
+    return make_toy_model(tmp_path_factory.mktemp("warm") / "model", steps=60)
+
+
+@pytest.fixture(scope="session")
 def toy_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A small toy data set: training and test rows."""
     from data_prep.toy_toolrl import write_splits

@@ -154,7 +154,7 @@ def _write(path: Path, text: str) -> Path:
 
 
 @pytest.mark.full
-@pytest.mark.skipif(PLATFORM == "gpu" and torch.accelerator.device_count() < 2, reason="the judge has a GPU of its own")
+@pytest.mark.skipif(PLATFORM == "gpu" and torch.accelerator.device_count() < 2, reason="the judge needs a second GPU")
 def test_a_judge_that_verl_serves(tmp_path, data, writer):
     """A second vLLM in the cluster behind verl's router; a small model, whose replies are garbage half of the time."""
     judge = make_judge(tmp_path)

@@ -29,8 +29,9 @@ from tests.conftest import PLATFORM, ROOT
 pytestmark = pytest.mark.pipeline
 #: Seconds for one run of a few steps. It takes about 60; on a GPU, vLLM first compiles and records graphs.
 LIMIT = {"cpu": 420, "gpu": 900}[PLATFORM]
-#: The largest difference between the trainer's and vLLM's probability of a token: on a GPU both are in bfloat16.
-SAME_POLICY = {"cpu": 1e-3, "gpu": 0.1}[PLATFORM]
+#: The largest difference between the trainer's and vLLM's probability of a token. On a GPU both are in bfloat16, whose
+#: rounding alone makes 0.02 of it, measured on the CPU.
+SAME_POLICY = {"cpu": 1e-3, "gpu": 0.05}[PLATFORM]
 STEPS = 4
 SMALL = [
     "data.train_batch_size=8",

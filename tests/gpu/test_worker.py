@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+if importlib.util.find_spec("verl") is None:
+    pytest.skip("needs verl", allow_module_level=True)
+
 from tests.contract.test_gradients import by_autograd, check_gram, found_by_ranks, tiny_model
 
 pytestmark = pytest.mark.slow
