@@ -60,5 +60,5 @@ def test_two_steps_of_each_method(tmp_path, toy_data, warm_model):
             assert all(map(math.isfinite, norms)), method
             assert max(norms) > 0, method
     # The memory that torch holds on the accelerator is 0 where there is none.
-    assert (min(history.columns["perf/max_memory_allocated_gb"]) > 0) == (PLATFORM == "gpu")
+    assert (min(history.columns["actor/perf/max_memory_allocated_gb"]) > 0) == (PLATFORM == "gpu")
     assert run.faults() == []
