@@ -1,8 +1,8 @@
 """Whether an environment that somebody else made has what the plug-in needs: names what is missing or does not fit.
 
-``python -P saw/requirements_check.py [EXTRA ...]`` runs it alone, with the standard library and ``packaging``: it must also
-work where nothing of this project can be imported. What is needed is read from ``pyproject.toml``, and from what the
-installed verl and vLLM declare.
+``python -P saw/requirements_check.py [EXTRA ...]`` runs it alone: it needs only the standard library and ``packaging``,
+and works where nothing of this project can be imported. What is needed is read from ``pyproject.toml``, and from what
+the installed verl and vLLM declare.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Problem:
     Attributes:
         name (str): of the package.
         found (str | None): its version; None if it is missing.
-        needed (str): the versions that fit, as in ``>=2.6``; empty if any does.
+        needed (str): what pip would be asked for, as in ``ray[default]>=2.41``.
         by (str): who needs it.
     """
 
@@ -40,7 +40,7 @@ class Problem:
 
     def __str__(self) -> str:
         found = f"{self.found} is installed" if self.found else "not installed"
-        return f"{self.name}: {found}, {self.by} needs {self.name}{self.needed}"
+        return f"{self.name}: {found}, {self.by} needs {self.needed}"
 
 
 def problems(
@@ -65,16 +65,15 @@ def problems(
     for name in ("verl", "vllm"):
         found = version(name)
         # vLLM is compiled for one torch; the rest of what it declares is its own affair.
-        needs += [
-            (f"{name} {found}", need) for need in _for_us(requires(name)) if found and (name == "verl" or need.name == "torch")
-        ]
+        of_interest = [need for need in _for_us(requires(name)) if name == "verl" or need.name == "torch"]
+        needs += [(f"{name} {found}", need) for need in of_interest]
     wrong = [
-        Problem(need.name, version(need.name), str(need.specifier), by)
+        Problem(need.name, version(need.name), _wish(need), by)
         for by, need in needs
         if not _fits(version(need.name), need)
     ]
     if version("saw") is None:
-        wrong.insert(0, Problem("saw", None, "", "verl, to find the plug-in,"))
+        wrong.insert(0, Problem("saw", None, "saw", "verl, to find the plug-in,"))
     return list(dict.fromkeys(wrong))
 
 
@@ -101,26 +100,25 @@ def declared(extras: Sequence[str]) -> list[Requirement]:
 
 
 def report(wrong: Sequence[Problem], python: str = sys.executable) -> str:
-    """The problems, and the commands that repair them. torch and vLLM are left to the user: they depend on the driver."""
+    """The problems and the commands that repair them; torch and vLLM depend on the driver, and are the user's choice."""
     chosen = {"saw", "torch", "vllm"}
-    specs = sorted({f"'{problem.name}{problem.needed}'" for problem in wrong if problem.name not in chosen})
+    specs = sorted({f"'{problem.needed}'" for problem in wrong if problem.name not in chosen})
     lines = [f"{python} lacks {len(wrong)} of what is needed; nothing was installed:"]
     lines += [f"  {problem}" for problem in wrong]
-    lines.append("which these commands repair (docs/installation.md):" if specs or _has(wrong, "saw") else "")
     if specs:
-        lines.append(f"  {python} -m pip install {' '.join(specs)}")
+        lines.append(f"install them: {python} -m pip install {' '.join(specs)}")
     if _has(wrong, "saw"):
-        lines.append(f"  {python} -m pip install --no-deps -e {REPOSITORY}")
+        lines.append(f"install this repository: {python} -m pip install --no-deps -e {REPOSITORY}")
     if _has(wrong, "torch") or _has(wrong, "vllm"):
-        lines.append("torch and vLLM: install the two that belong together, and to the driver (requirements/gpu.txt)")
-    return "\n".join(line for line in lines if line)
+        lines.append("install the torch and vLLM that belong together and suit the driver (docs/installation.md)")
+    return "\n".join(lines)
 
 
 def main() -> int:
     """Print what is wrong; 1 if anything is, else 0."""
     wrong = problems(sys.argv[1:] or EVERYTHING)
     if wrong:
-        print(report(wrong), file=sys.stderr)  # noqa: T201  # the output of a command
+        print(report(wrong), file=sys.stderr)  # noqa: T201
     return int(bool(wrong))
 
 
@@ -148,6 +146,11 @@ def _for_us(lines: Sequence[str]) -> Iterator[Requirement]:
 
 def _fits(found: str | None, need: Requirement) -> bool:
     return found is not None and need.specifier.contains(found, prereleases=True)
+
+
+def _wish(need: Requirement) -> str:
+    extras = f"[{','.join(sorted(need.extras))}]" if need.extras else ""
+    return f"{need.name}{extras}{need.specifier}"
 
 
 def _has(wrong: Sequence[Problem], name: str) -> bool:

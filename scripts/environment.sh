@@ -17,7 +17,7 @@ fail() {
 
 set_up() { SAW_SET=${requirements:-} SAW_VENV=$venv bash "$repository/scripts/setup.sh" "$@"; }
 
-# Prints the NVIDIA driver's version, or nothing where there is no GPU. A GPU that doesn't answer is never taken for none.
+# Prints the NVIDIA driver's version, or nothing where there is no GPU. A GPU that can't be asked is an error.
 find_driver() {
   local answer
   if command -v nvidia-smi > /dev/null; then
@@ -50,10 +50,11 @@ decide_platform() {
     if [ -n "$driver${RAY_ADDRESS:-}" ]; then platform=gpu; else platform=cpu; fi
   fi
   if [ -n "$driver" ] && [ "${driver%%.*}" -lt "$driver_needed" ]; then
-    fail "the NVIDIA driver is $driver, and the CUDA 13 wheels need driver $driver_needed or newer; update the driver, or $on_cpu"
+    fail "the NVIDIA driver is $driver, and the CUDA 13 wheels need driver $driver_needed or newer;
+update the driver, or $on_cpu"
   fi
   if [ "$platform-${VERL_PLATFORM:-}" = gpu-cpu ]; then
-    fail "the platform is gpu, and VERL_PLATFORM is cpu, by which verl trains on the CPU; unset VERL_PLATFORM, or $on_cpu"
+    fail "the platform is gpu, but VERL_PLATFORM is cpu, so verl would train on the CPU; unset it, or $on_cpu"
   fi
 }
 
@@ -65,7 +66,7 @@ decide_requirements() {
   esac
   case $requirements-$platform in
     cpu-cpu | released-cpu | gpu-gpu) ;;
-    *) fail "SAW_SET is $requirements, which is not for SAW_PLATFORM=$platform; leave one of the two out" ;;
+    *) fail "SAW_SET is $requirements, which is not for SAW_PLATFORM=$platform; leave one out" ;;
   esac
   # What was chosen here holds for the training too, on a machine with a GPU as well.
   if [ -n "${SAW_SET:-}" ]; then export SAW_PLATFORM=$platform; fi
@@ -73,7 +74,7 @@ decide_requirements() {
 
 case ${SAW_VENV:-} in
   active)
-    if [ -n "${SAW_SET:-}" ]; then fail "SAW_SET is $SAW_SET, but SAW_VENV=active installs no set; leave one of the two out"; fi
+    if [ -n "${SAW_SET:-}" ]; then fail "SAW_SET is $SAW_SET, but SAW_VENV=active installs no set; leave one out"; fi
     venv=active
     python=$(command -v python || command -v python3) || fail "SAW_VENV is active, and there is no python on PATH"
     ;;

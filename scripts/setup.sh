@@ -58,7 +58,8 @@ find_python() {
   for candidate in ${SAW_PYTHON:-python3.11 python3.12 python3}; do
     if fits "$candidate"; then echo "$candidate"; return; fi
   done
-  fail "no Python 3.11 or 3.12 found as ${SAW_PYTHON:-python3.11, python3.12 or python3}; install one, or name it in SAW_PYTHON"
+  fail "no Python 3.11 or 3.12 found as ${SAW_PYTHON:-python3.11, python3.12 or python3};
+install one, or name it in SAW_PYTHON"
 }
 
 make_venv() { # $1: the folder, which check_folder has passed, $2: the set
@@ -151,32 +152,44 @@ install_set() {
 
 # transformers and verl take it where it is; it has no wheel, and its build needs torch and CUDA's compiler.
 check_flash_attn() {
-  local nvcc release
-  if [ "${requirements:-}" != gpu ]; then fail "--flash-attn is for the set gpu, this is ${requirements:-the active Python}"; fi
-  nvcc=$(command -v "${CUDA_HOME:+$CUDA_HOME/bin/}nvcc") ||
-    fail "--flash-attn needs nvcc of CUDA 13, which is not on PATH nor in CUDA_HOME; install the CUDA 13 toolkit, or leave --flash-attn out"
-  release=$("$nvcc" --version | sed -n 's/.*release \([0-9]*\)\..*/\1/p')
+  local nvcc=nvcc release
+  if [ "${requirements:-}" != gpu ]; then
+    fail "--flash-attn is for the set gpu, this is ${requirements:-the active Python, in which nothing is installed}"
+  fi
+  if [ -n "${CUDA_HOME:-}" ]; then nvcc=$CUDA_HOME/bin/nvcc; fi
+  release=$("$nvcc" --version 2> /dev/null | sed -n 's/.*release \([0-9]*\)\..*/\1/p') || true
   if [ "$release" != 13 ]; then
-    fail "--flash-attn needs nvcc of CUDA 13, as torch is built for it; $nvcc is of CUDA '$release'; name the other in CUDA_HOME"
+    fail "--flash-attn needs nvcc of CUDA 13, as torch has; $nvcc ${release:+is of CUDA }${release:-is not found};
+install the CUDA 13 toolkit and name it in CUDA_HOME, or leave --flash-attn out"
   fi
 }
 install_flash_attn() {
-  echo "    flash-attn is built from source by nvcc: minutes on many cores, hours on few. MAX_JOBS is" \
-    "${MAX_JOBS:-not set: as many compilers as half the cores and the free memory allow, 9 GB each}"
-  step "flash-attn" install --no-deps --no-build-isolation flash-attn==2.8.3
+  echo "    flash-attn is built from source: minutes on many cores, hours on few. MAX_JOBS is" \
+    "${MAX_JOBS:-not set: flash-attn runs as many compilers as half the cores and the free memory allow, 9 GB each}"
+  # forced: its own download of a wheel looks for one of CUDA 12
+  FLASH_ATTENTION_FORCE_BUILD=TRUE step "flash-attn" install --no-deps --no-build-isolation flash-attn==2.8.3
+}
+
+check_python() {
+  local wanted=${SAW_PYTHON:-} have
+  if [ -z "$wanted" ] || ! fits "$wanted" || ! fits "$python"; then return; fi
+  wanted=$(minor "$wanted")
+  have=$(minor "$python")
+  if [ "$wanted" != "$have" ]; then
+    fail "SAW_PYTHON is Python $wanted, and $venv is of Python $have;
+name another folder in SAW_VENV, or remove this one yourself"
+  fi
 }
 
 set_up_venv() {
   local have want
   check_folder SAW_VENV "$venv" "$requirements"
-  if [ -n "${SAW_PYTHON:-}" ] && fits "$python" && fits "$SAW_PYTHON" && [ "$(minor "$python")" != "$(minor "$SAW_PYTHON")" ]; then
-    fail "$venv is of Python $(minor "$python"), SAW_PYTHON is $(minor "$SAW_PYTHON"); name another folder in SAW_VENV, or remove this one yourself"
-  fi
+  check_python
   # shellcheck disable=SC2046  # our own names, without spaces
   want="$requirements $(fingerprint $(files_of) requirements/dev.txt pyproject.toml)"
   have=$(read_mark "$venv")
   if [[ "$have " != "$want "* ]]; then
-    if [ "$(uname -sm)" != "Linux x86_64" ]; then fail "the sets are pinned for Linux on x86-64, this is $(uname -sm)"; fi
+    if [ "$(uname -sm)" != "Linux x86_64" ]; then fail "the pins are for Linux on x86-64, this is $(uname -sm)"; fi
     echo "==> set-up of the set $requirements in $venv"
     make_venv "$venv" "$requirements"
     install_set
@@ -200,6 +213,7 @@ check_active() {
   local extras=(torch vllm all)
   if $dev; then extras+=(dev); fi
   if ! fits "$python"; then fail "SAW_VENV is active, and $python is no Python 3.11 or 3.12"; fi
+  "$python" -c "import packaging" || fail "$python has no packaging, by which it is checked: pip install packaging"
   "$python" -P saw/requirements_check.py "${extras[@]}"
 }
 
