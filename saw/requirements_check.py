@@ -100,7 +100,7 @@ def declared(extras: Sequence[str]) -> list[Requirement]:
 
 
 def report(wrong: Sequence[Problem], python: str = sys.executable) -> str:
-    """The problems and the commands that repair them; torch and vLLM depend on the driver, and are the user's choice."""
+    """The problems and the commands that repair them; torch and vLLM depend on the driver, so the user chooses them."""
     chosen = {"saw", "torch", "vllm"}
     specs = sorted({f"'{problem.needed}'" for problem in wrong if problem.name not in chosen})
     lines = [f"{python} lacks {len(wrong)} of what is needed; nothing was installed:"]

@@ -31,31 +31,38 @@ container: NVIDIA_DRIVER_CAPABILITIES=compute,utility), or $on_cpu"
   fi
 }
 
+# What the variables say about the platform, in the order in which saw/accelerator.py asks them; nothing if they don't.
+told_platform() {
+  case ${SAW_PLATFORM:-} in
+    cpu | gpu) echo "$SAW_PLATFORM"; return ;;
+    ?*) fail "SAW_PLATFORM is $SAW_PLATFORM; expected cpu or gpu" ;;
+  esac
+  case ${SAW_SET:-}-${VERL_PLATFORM:-} in
+    cpu-* | released-*) echo cpu ;;
+    gpu-*) echo gpu ;;
+    *-cpu) echo cpu ;;
+    *-cuda) echo gpu ;;
+    *)
+      if [ -n "${RAY_ADDRESS:-}" ]; then echo gpu; return; fi
+      if [[ ${CUDA_VISIBLE_DEVICES-all} =~ ^[[:space:]]*(-1.*)?$ ]]; then echo cpu; fi  # GPUs hidden on purpose
+      ;;
+  esac
+}
+
 decide_platform() {
   local driver
-  platform=${SAW_PLATFORM:-}
-  case ${SAW_SET:-} in
-    cpu | released) platform=${platform:-cpu} ;;
-    gpu) platform=${platform:-gpu} ;;
-  esac
-  case $platform in
-    cpu) return ;;
-    gpu | "") ;;
-    *) fail "SAW_PLATFORM is $platform; expected cpu or gpu" ;;
-  esac
-  # Hidden on purpose: no fault. saw/accelerator.py decides by the same rules.
-  if [[ -z $platform && ${CUDA_VISIBLE_DEVICES-all} =~ ^(-1)?$ ]]; then platform=cpu; return; fi
-  driver=$(find_driver) || exit
-  if [ -z "$platform" ]; then
-    if [ -n "$driver${RAY_ADDRESS:-}" ]; then platform=gpu; else platform=cpu; fi
+  platform=$(told_platform) || exit
+  if [ "$platform" = cpu ]; then return; fi
+  if [ "${VERL_PLATFORM:-}" = cpu ]; then
+    fail "the platform is to be gpu, but VERL_PLATFORM is cpu, so verl would train on the CPU; unset it, or $on_cpu"
   fi
+  driver=$(find_driver) || exit
   if [ -n "$driver" ] && [ "${driver%%.*}" -lt "$driver_needed" ]; then
     fail "the NVIDIA driver is $driver, and the CUDA 13 wheels need driver $driver_needed or newer;
 update the driver, or $on_cpu"
   fi
-  if [ "$platform-${VERL_PLATFORM:-}" = gpu-cpu ]; then
-    fail "the platform is gpu, but VERL_PLATFORM is cpu, so verl would train on the CPU; unset it, or $on_cpu"
-  fi
+  if [ -z "$platform" ]; then platform=${driver:+gpu}; fi
+  platform=${platform:-cpu}
 }
 
 decide_requirements() {
