@@ -44,7 +44,8 @@ check_folder() { # $1: the variable that names it, $2: the folder, $3: the set
     read -r made_for _ < "$2/.saw-setup" || true
     if [[ $3 = bfcl && $made_for =~ ^[0-9a-f]{16}$ ]]; then made_for=bfcl; fi  # so marked until November 2026
     if [ "$made_for" != "$3" ]; then
-      fail "$1 is $2, which was made for the set '$made_for', and this is the set '$3'; $remedy"
+      fail "$1 is $2, which was made for the set '$made_for', and this is the set '$3'; SAW_SET=$made_for uses it, or
+$remedy"
     fi
   elif [ -n "$(ls -A "$2")" ]; then
     fail "$1 is $2, which was not made by setup.sh; $remedy (an environment of yours: activate it, and SAW_VENV=active)"
