@@ -9,25 +9,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
+
+from saw import accelerator
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Golden values and real rows; they are no part of the repository, and the tests that need them skip without.
 SHARED = Path(os.environ.get("SAW_SHARED", ROOT.parent / "shared"))
-
-
-def _platform() -> str:
-    """What a training would run on here, cpu or gpu: SAW_PLATFORM, VERL_PLATFORM, or what torch finds."""
-    if "SAW_PLATFORM" in os.environ:
-        return os.environ["SAW_PLATFORM"]
-    if "VERL_PLATFORM" in os.environ:
-        return "cpu" if os.environ["VERL_PLATFORM"] == "cpu" else "gpu"
-    return "gpu" if torch.accelerator.is_available() else "cpu"
-
-
 #: What the tests run verl on, cpu or gpu.
-PLATFORM = _platform()
+PLATFORM = accelerator.decide().name
 if PLATFORM == "cpu":  # verl in this process too
     os.environ["VERL_PLATFORM"] = "cpu"
 #: Whether the vLLM that is installed is a build for CPUs (the sets cpu and released).
