@@ -1,0 +1,41 @@
+"""What an experiment takes of memory and disk, by the estimates of the recipes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def shape_of(config: DictConfig) -> Any:
+    """The sizes of the experiment's model, :class:`recipes.memory.Shape`."""
+    from recipes.memory import shape_of
+
+    return shape_of(config.actor_rollout_ref.model.path)
+
+
+def peak_bytes(config: DictConfig) -> float:
+    """Bytes that a training takes of each GPU at its most."""
+    from recipes.memory import estimate
+
+    gpus = config.trainer.nnodes * config.trainer.n_gpus_per_node
+    return float(estimate(config, shape_of(config), gpus).peak)
+
+
+def checkpoint_bytes(config: DictConfig) -> float:
+    """Bytes of the checkpoints that a training keeps, and of the merged model; 0 for one that saves none."""
+    from recipes.reproduce import training_bytes
+
+    if config.trainer.save_freq <= 0:
+        return 0.0
+    kept = config.trainer.max_actor_ckpt_to_keep
+    if kept is None:
+        return training_bytes(shape_of(config).parameters, checkpoints_of(config))
+    return training_bytes(shape_of(config).parameters, kept)
+
+
+def checkpoints_of(config: DictConfig) -> int:
+    """The checkpoints of a training that keeps all; 1 where the number of its steps is not known."""
+    steps = config.trainer.total_training_steps
+    return 1 if steps is None else max(1, -(-steps // config.trainer.save_freq))
