@@ -121,6 +121,11 @@ def training(
     ]
 
 
+def training_bytes(parameters: float, kept: int = CHECKPOINTS_KEPT) -> float:
+    """Bytes on the disk of the checkpoints that a training keeps, and of the merged model."""
+    return parameters * (kept * CHECKPOINT_BYTES + MERGED_BYTES)
+
+
 def check_machine(arguments: argparse.Namespace, folders: Iterable[tuple[str, str]]) -> list[str]:
     """What is missing of GPUs and disk space, and what there is of them, printed.
 
@@ -129,9 +134,8 @@ def check_machine(arguments: argparse.Namespace, folders: Iterable[tuple[str, st
         folders (Iterable[tuple[str, str]]): size of the model and name of the folder of each training.
     """
     missing = [] if arguments.rehearse else _check_gpus(arguments)
-    a_training = CHECKPOINTS_KEPT * CHECKPOINT_BYTES + MERGED_BYTES
     left = [size for size, name in folders if not (arguments.out / name / "merge.done.json").exists()]
-    need = 1e9 if arguments.rehearse else sum(PARAMETERS[size] * a_training for size in left)
+    need = 1e9 if arguments.rehearse else sum(training_bytes(PARAMETERS[size]) for size in left)
     space = free_bytes(arguments.out)
     print(f"disk: {need / 1e9:.0f} GB needed at most, {space / 1e9:.0f} GB free at {arguments.out}")
     if space < need:

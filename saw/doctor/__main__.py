@@ -189,8 +189,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.disable(logging.WARNING)
     lines = diagnose(arguments.overrides, not arguments.no_calls, arguments.later)
     show(lines)
-    absent = [line.thing for line in lines if line.status == "missing"]
-    print(f"\n{len(absent)} missing: {', '.join(absent)}" if absent else "\nnothing is missing")
     raise SystemExit(0 if can_start(lines) else 1)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from saw.doctor.cluster import Cluster
 
-#: Ray's own limit: a store larger than this must fit into shared memory, a smaller one is put on the disk with a warning.
+#: Ray refuses an object store above this size that does not fit into shared memory; a smaller one goes to the disk.
 SLOW_STORE = 10**10
 #: Ray gives its object store this share of the memory unless it is told.
 STORE_SHARE = 0.3

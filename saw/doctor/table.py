@@ -85,6 +85,8 @@ def gigabytes(number: float) -> str:
 
 def show(lines: Sequence[Line], file: Any = None) -> None:
     """Print the table; a remedy is below its line in one piece, so that its command can be copied."""
+    absent = [line.thing for line in lines if line.status == "missing"]
+    summary = f"{len(absent)} missing: {', '.join(absent)}" if absent else "nothing is missing"
     try:
         from rich.console import Console
         from rich.table import Table
@@ -92,7 +94,8 @@ def show(lines: Sequence[Line], file: Any = None) -> None:
     except ImportError:  # in a broken environment the doctor is needed most
         for line in lines:
             parts = (line.status, line.thing, line.found, line.needed, line.remedy)
-            print(" | ".join(parts), file=file or sys.stdout)  # noqa: T201
+            print(" | ".join(parts), file=file or sys.stdout)
+        print(f"{summary} (plain text: rich is not installed)", file=file or sys.stdout)
         return
     console = Console(file=file, highlight=False)
     if not console.is_terminal:
@@ -112,3 +115,4 @@ def show(lines: Sequence[Line], file: Any = None) -> None:
         row(line.status, line.thing, line.found, line.needed)
         if line.remedy:
             console.print(Text(f"         remedy: {line.remedy}"), soft_wrap=True)
+    console.print(Text(f"\n{summary}"), soft_wrap=True)
