@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,11 @@ READINGS = {"controlled": 4, "as_released": 8}
 PARAMETERS = {"1.5b": 1.54e9, "3b": 3.09e9}
 CHECKPOINT_BYTES, MERGED_BYTES = 12, 4
 CHECKPOINTS_KEPT = 2
+#: What a stage makes, by the doctor's names: before it has run, this may be missing.
+MADE_BY = {
+    "data": ("training data", "validation data"),
+    "toy_model": ("model", "tokenizer", "disk"),
+}
 
 
 def parser(description: str | None, name: str, default_rehearsal_method: str = "saw_gdpo") -> argparse.ArgumentParser:
@@ -170,6 +176,24 @@ def stop_if_missing(arguments: argparse.Namespace, missing: Sequence[str]) -> No
         raise SystemExit(2)
 
 
+def diagnose(arguments: argparse.Namespace, plan: tuple[Sequence[Stage], Mapping[str, Sequence[Stage]]]) -> bool:
+    """Show the doctor's table for the first training of a plan.
+
+    In a process of its own: what that imports and sets stays there.
+
+    Returns:
+        bool: whether the training can start.
+    """
+    shared, chains = plan
+    train = next(stage for stages in chains.values() for stage in stages if stage.trains)
+    made = [thing for stage in shared if not stage.is_done() for thing in MADE_BY.get(stage.name, ())]
+    made += ["judge's answer"] if arguments.rehearse else []  # a rehearsal starts a judge of its own
+    later = [f"--later={thing}" for thing in made]
+    print(f"doctor, for {train.folder.name}:", flush=True)
+    command = [sys.executable, "-m", "saw.doctor", *later, *train.command[2:]]
+    return subprocess.run(command, env={**os.environ, **train.environment}, check=False).returncode == 0
+
+
 def go(
     arguments: argparse.Namespace,
     missing: Sequence[str],
@@ -179,8 +203,9 @@ def go(
 ) -> None:
     """Show the plan, or carry it out and print the table."""
     if arguments.dry_run:
+        can_start = diagnose(arguments, plan)
         show(*plan)
-        raise SystemExit(2 if missing else 0)
+        raise SystemExit(2 if missing or not can_start else 0)
     check_marks(*plan)
     write_cells()
     run_all(*plan, table)

@@ -238,4 +238,4 @@ def compiler(
     if result.returncode != 0:
         remedy = "mend the compiler, or name another in CC"
         return missing(thing, f"{name} fails: {shortened(result.stderr, 160)}", needed, remedy)
-    return ok(thing, f"{name}, {include / 'Python.h'}", needed)
+    return ok(thing, f"{name} builds an empty module", needed)
