@@ -10,7 +10,9 @@ KEY=VALUE are overrides of configs/train.yaml, as for the training. Exit status 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
+import io
 import logging
 import os
 import warnings
@@ -18,7 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from saw.doctor import data, machine, services, software
-from saw.doctor.estimates import checkpoint_bytes, peak_bytes
+from saw.doctor.estimates import checkpoint_bytes, fit
 from saw.doctor.table import Line, can_start, examine, missing, ok, shortened, show
 
 if TYPE_CHECKING:
@@ -106,7 +108,7 @@ def checks_of(config: DictConfig, calls: bool, found: Callable[[], Any]) -> list
     listed = data.files_on_hub if calls else None
     judge_model = config.reward.reward_model
     checks: list[Check] = [
-        ("GPU memory", lambda: machine.gpu_memory(config, found(), peak_bytes)),
+        ("GPU memory", lambda: machine.gpu_memory(config, found(), fit)),
         ("model", lambda: data.model(config.actor_rollout_ref.model.path, listed=listed)),
         ("tokenizer", lambda: data.tokenizer(config, calls)),
         ("training data", lambda: data.files(config, "train_files")),
@@ -162,16 +164,25 @@ def attention_of(config: DictConfig) -> Any:
 
 def package_faults() -> list[str]:
     """What is missing or too old for the plug-in."""
-    from saw.requirements_check import faults
+    from saw.requirements_check import problems
 
-    return list(faults())
+    return [str(problem) for problem in problems()]
 
 
 def check_config(config: DictConfig) -> None:
-    """What saw.train checks before Ray starts."""
+    """What saw.train checks before Ray starts: SAW's settings, then verl's own."""
+    from verl.trainer import main_ppo
+
     from saw.verl.settings import check_config
 
     check_config(config)
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # verl says that it has found nothing
+        warnings.simplefilter("ignore")
+        main_ppo.validate_config(
+            config=config,
+            use_reference_policy=main_ppo.need_reference_policy(config),
+            use_critic=main_ppo.need_critic(config),
+        )
 
 
 def reward_function_of(config: DictConfig) -> Any:
@@ -185,12 +196,12 @@ def reward_function_of(config: DictConfig) -> Any:
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     arguments = parse(argv)
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
     lines = diagnose(arguments.overrides, not arguments.no_calls, arguments.later)
     show(lines)
     raise SystemExit(0 if can_start(lines) else 1)
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore")  # of what verl imports; the table says what matters
+    logging.disable(logging.WARNING)
     main()

@@ -15,12 +15,20 @@ def shape_of(config: DictConfig) -> Any:
     return shape_of(config.actor_rollout_ref.model.path)
 
 
-def peak_bytes(config: DictConfig) -> float:
-    """Bytes that a training takes of each GPU at its most."""
-    from recipes.memory import estimate
+def fit(config: DictConfig, gpu_bytes: float) -> tuple[float, list[str]]:
+    """The bytes that a training takes of a GPU at its peak, and what does not fit.
 
-    gpus = config.trainer.nnodes * config.trainer.n_gpus_per_node
-    return float(estimate(config, shape_of(config), gpus).peak)
+    Args:
+        config (DictConfig): the experiment.
+        gpu_bytes (float): that a program can use of a GPU.
+
+    Raises:
+        ValueError: for an experiment that the estimate does not cover.
+    """
+    from recipes.memory import estimate, fits
+
+    found = estimate(config, shape_of(config), config.trainer.nnodes * config.trainer.n_gpus_per_node)
+    return found.peak(gpu_bytes).total(gpu_bytes, found.settings.share), fits(found, gpu_bytes)
 
 
 def checkpoint_bytes(config: DictConfig) -> float:

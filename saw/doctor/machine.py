@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saw.doctor.table import Line, gigabytes, missing, ok, shortened, warning
+from saw.doctor.table import Line, gibibytes, gigabytes, missing, ok, shortened, warning
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 SLOW_STORE = 10**10
 #: Ray gives its object store this share of the memory unless it is told.
 STORE_SHARE = 0.3
+#: Bytes of a GPU where none is seen: those of the experiments, 80 GB.
+ASSUMED = 79 * 2**30
 #: Shared memory that NCCL and vLLM's queues between processes get along with; Docker's default of 64 MB is too little.
 SHARED_BETWEEN_PROCESSES = 10**9
 #: Ray stores nothing more once its disk is fuller than this.
@@ -81,27 +83,33 @@ def gpus(config: DictConfig | None, found: Any, cluster: Cluster | None = None) 
     return missing("GPUs", f"{there:g} on {where}", shape, remedy)
 
 
-def gpu_memory(config: DictConfig, found: Any, estimate: Callable[[DictConfig], float]) -> Line:
-    """The memory of each GPU against the largest of a training's phases.
+def gpu_memory(config: DictConfig, found: Any, fit: Callable[[DictConfig, float], tuple[float, list[str]]]) -> Line:
+    """The memory of the smallest GPU against the largest of a training's phases.
 
     Args:
         config (DictConfig): the experiment.
         found (saw.accelerator.Found): this machine's GPUs.
-        estimate (Callable[[DictConfig], float]): bytes for each GPU.
+        fit (Callable): bytes that the training takes of a GPU of a size, and what does not fit.
     """
+    thing = "GPU memory"
     if not on_gpus(config):
-        return ok("GPU memory", "not looked at", "none on platform cpu")
-    need = f"{gigabytes(estimate(config))} each, by the estimate"
-    sizes = [device.memory_bytes for device in found.devices if device.memory_bytes]
+        return ok(thing, "not looked at", "none on platform cpu")
+    sizes = [device.memory for device in found.devices if device.memory]
+    size = min(sizes, default=ASSUMED)
+    try:
+        need, faults = fit(config, size)
+    except ValueError as error:
+        return warning(
+            thing, f"no estimate: {shortened(str(error))}", "", "see docs/memory.md, and watch the first step"
+        )
     if not sizes:
-        return warning("GPU memory", "unknown: no GPU is seen from here", need, "compare with the GPUs of your nodes")
-    if min(sizes) >= estimate(config):
-        return ok("GPU memory", f"{gigabytes(min(sizes))} each", need)
-    remedy = (
-        "lower actor_rollout_ref.actor.ppo_max_token_len_per_gpu (and the log_prob_ ones), or take more GPUs; "
-        "python -m recipes.memory shows the parts"
-    )
-    return missing("GPU memory", f"{gigabytes(min(sizes))} each", need, remedy)
+        needed = f"about {gibibytes(need)} of {gibibytes(size)} each"
+        remedy = f"on such GPUs {'it does not fit: ' + '; '.join(faults) if faults else 'it fits; compare with yours'}"
+        return warning(thing, "no GPU is seen from here", needed, remedy)
+    needed = f"about {gibibytes(need)} each"
+    if faults:
+        return missing(thing, f"{gibibytes(size)} each", needed, "; ".join(faults))
+    return ok(thing, f"{gibibytes(size)} each", needed)
 
 
 def cores(config: DictConfig | None, cluster: Cluster | None = None, there: Any = None) -> Line:
@@ -124,7 +132,9 @@ def cores(config: DictConfig | None, cluster: Cluster | None = None, there: Any 
     there = there or available(config)
     need = needed(config)
     found = f"{there.cpus:g} on {there.where}" + (", as Ray counts" if there.own else "")
-    wanted = f"{need.cpus:g}: " + ", ".join(f"{cpus:g} {part}" for part, cpus in need.parts.items() if cpus)
+    wanted = f"{need.cpus:g}: " + ", ".join(
+        f"{cpus:g} {part.rpartition('.')[2]}" for part, cpus in need.parts.items() if cpus
+    )
     fault = None
     if there.gpus >= need.gpus:  # else check would speak of them, which have a line of their own
         try:
@@ -181,7 +191,7 @@ def disk(config: DictConfig | None, needed: Callable[[DictConfig], float], free:
     if config is None:
         return ok("disk", found)
     need = needed(config)
-    wanted = f"{gigabytes(need)} for checkpoints"
+    wanted = f"{gigabytes(need)} for checkpoints" if need else "nothing: trainer.save_freq saves no checkpoint"
     if free >= need:
         return ok("disk", found, wanted)
     remedy = "trainer.default_local_dir (or SAW_RUNS) on a larger disk, or keep fewer: trainer.max_actor_ckpt_to_keep"

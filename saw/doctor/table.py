@@ -83,6 +83,11 @@ def gigabytes(number: float) -> str:
     return f"{number / 1e9:.1f} GB" if number < 1e10 else f"{number / 1e9:.0f} GB"
 
 
+def gibibytes(number: float) -> str:
+    """Bytes of a GPU, whose label means GiB."""
+    return f"{number / 2**30:.1f} GiB"
+
+
 def show(lines: Sequence[Line], file: Any = None) -> None:
     """Print the table; a remedy is below its line in one piece, so that its command can be copied."""
     absent = [line.thing for line in lines if line.status == "missing"]

@@ -36,7 +36,7 @@ class Device:
     """As saw.accelerator has it."""
 
     name: str
-    memory_bytes: int
+    memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,11 +113,14 @@ def others(monkeypatch):
             available=lambda config: Available("this machine", (Room(64, 4),), own=True),
             running=lambda config: os.environ.get("RAY_ADDRESS"),
         ),
-        "saw.verl.attention": Namespace(choose=lambda config: "flash_attention_2"),
-        "saw.requirements_check": Namespace(faults=lambda: []),
+        "saw.verl.attention": Namespace(choose=lambda config: Namespace(name="sdpa", reason="device is cpu")),
+        "saw.requirements_check": Namespace(problems=lambda: []),
         "recipes.memory": Namespace(
             shape_of=lambda path: Namespace(parameters=1.5e9),
-            estimate=lambda config, shape, gpus: Namespace(peak=60 * GB),
+            estimate=lambda config, shape, gpus: Namespace(
+                settings=Namespace(share=0.5), peak=lambda size: Namespace(total=lambda size, share: 60 * GB)
+            ),
+            fits=lambda found, size: [] if size > 60 * GB else ["lower ppo_max_token_len_per_gpu"],
         ),
     }
     for name, module in modules.items():
@@ -266,11 +269,17 @@ def test_gpus(gpu, cpu):
 
 
 def test_gpu_memory(gpu, cpu):
-    assert machine.gpu_memory(gpu, NODE, estimates.peak_bytes).status == "ok"
+    assert machine.gpu_memory(gpu, NODE, estimates.fit).status == "ok"
     small = Found("580", (Device("H100", 80 * GB), Device("A100", 40 * GB)), "13.0", usable=True)
-    is_missing(machine.gpu_memory(gpu, small, estimates.peak_bytes), "40 GB", "60 GB", "ppo_max_token_len_per_gpu")
-    assert machine.gpu_memory(cpu, BARE, estimates.peak_bytes).status == "ok"
-    assert machine.gpu_memory(gpu, BARE, estimates.peak_bytes).status == "warning"
+    is_missing(machine.gpu_memory(gpu, small, estimates.fit), "37.3 GiB", "55.9 GiB", "lower ppo_max_token_len_per_gpu")
+    assert machine.gpu_memory(cpu, BARE, estimates.fit).status == "ok"
+    assert machine.gpu_memory(gpu, BARE, estimates.fit).status == "warning"
+    assert machine.gpu_memory(gpu, Found("580", (Device("GPU"),)), estimates.fit).status == "warning"
+
+    def uncovered(config, size):
+        raise ValueError("strategy is 'megatron'")
+
+    assert "megatron" in machine.gpu_memory(gpu, NODE, uncovered).found
 
 
 def test_cores(gpu):
@@ -388,26 +397,49 @@ def test_versions(pinned):
     assert software.pins("cpu", pinned, installed, {}).status == "warning"  # no such file outside of a checkout
 
 
+def test_a_later_file_of_a_set_overrules_an_earlier_one(tmp_path):
+    (tmp_path / "cpu.txt").write_text("torch==2.13.0\nray==2.60.0\n")
+    (tmp_path / "released.txt").write_text("torch==2.11.0\n")
+    (tmp_path / "vllm-cpu-released.txt").write_text("")
+    versions = {"torch": "2.11.0+cpu", "ray": "2.60.0"}
+    assert software.pins("cpu", tmp_path, versions.__getitem__, {"SAW_SET": "released"}).status == "ok"
+    versions["torch"] = "2.13.0+cpu"
+    assert software.pins("cpu", tmp_path, versions.__getitem__, {"SAW_SET": "released"}).status == "warning"
+
+
 def test_the_shipped_requirement_files_are_read():
     for name in ("cpu.txt", "vllm-cpu.txt", "gpu.txt"):
         assert list(software.requirements(software.REQUIREMENTS / name))
 
 
 def test_attention(gpu, cpu):
-    assert software.attention(gpu, lambda config: "flash_attention_2").status == "ok"
-    line = software.attention(gpu, lambda config: "sdpa: flash_attn cannot be imported")
+    flash = Namespace(name="flash_attention_2", reason="flash-attn 2.8.3 is installed")
+    sdpa = Namespace(name="sdpa", reason="flash-attn can't be imported")
+    assert software.attention(gpu, lambda config: flash).status == "ok"
+    line = software.attention(gpu, lambda config: sdpa)
     assert line.status == "warning"
     assert "--no-build-isolation" in line.remedy
-    assert software.attention(cpu, lambda config: "sdpa").status == "ok"
+    assert software.attention(cpu, lambda config: sdpa).status == "ok"
+    assert software.attention(gpu, lambda config: None).status == "ok"  # another engine's
+
+    def refuse(config):
+        raise ValueError("ulysses_sequence_parallel_size is 2")
+
+    is_missing(software.attention(gpu, refuse), "ulysses_sequence_parallel_size is 2")
 
 
-def test_configuration(gpu):
+def test_configuration(gpu, cpu):
     assert software.configuration(gpu, lambda config: None).status == "ok"
 
     def refuse(config):
         raise ValueError("trainer.use_v1 is False; set it to True")
 
     is_missing(software.configuration(gpu, refuse), "trainer.use_v1 is False")
+    assert software.configuration(gpu, doctor.check_config).status == "ok"
+    is_missing(software.configuration(changed(cpu, {"trainer": {"n_gpus_per_node": 3}}), doctor.check_config), "128")
+    is_missing(
+        software.configuration(changed(gpu, {"saw": {"options": {"ema": 2}}}), doctor.check_config), "saw.options.ema"
+    )
 
 
 # ---------------------------------------------------------------- model, data, reward
