@@ -193,15 +193,22 @@ def reward_function_of(config: DictConfig) -> Any:
     return None if section.path is None else load_extern_object(module_path=section.path, object_name=section.name)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Command line."""
-    arguments = parse(argv)
+def prepare(arguments: argparse.Namespace) -> None:
+    """Set this process up: quiet, and without calls where none are wanted."""
+    warnings.simplefilter("ignore")  # of what verl imports; the table says what matters
+    logging.disable(logging.WARNING)
+    if arguments.no_calls:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Show the table, and end with a status that says whether the training can start."""
     lines = diagnose(arguments.overrides, not arguments.no_calls, arguments.later)
     show(lines)
     raise SystemExit(0 if can_start(lines) else 1)
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")  # of what verl imports; the table says what matters
-    logging.disable(logging.WARNING)
-    main()
+    given = parse()
+    prepare(given)
+    main(given)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import uuid
@@ -18,6 +19,9 @@ from saw.doctor.table import shortened
 
 #: Seconds for connecting, and for all nodes to read a file.
 LIMIT = 90
+#: Seconds for its port.
+PORT_LIMIT = 5
+REFUSED = "the token is missing or wrong"
 #: Run as a script, so that Ray sends the function itself: nodes need not have this package to be asked.
 SCRIPT = """
 import json, os, sys
@@ -94,6 +98,17 @@ class Cluster:
         return sum(node.gpus for node in self.nodes)
 
 
+def connect(address: str) -> None:
+    """Connect to the port of an address, if it names one; Ray itself would try for minutes.
+
+    Raises:
+        OSError: if nobody answers.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PORT_LIMIT).close()
+
+
 def ask(script: str, environ: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess:
     """Run a script in another process with a time limit."""
     command = [sys.executable, "-c", script, *arguments]
@@ -107,6 +122,7 @@ def look(
     folder: Path,
     environ: Mapping[str, str] = os.environ,
     ask: Callable[..., subprocess.CompletedProcess] = ask,
+    connect: Callable[[str], None] = connect,
 ) -> Cluster:
     """Connect to a cluster, and have each node read a file that this machine writes.
 
@@ -115,10 +131,15 @@ def look(
         folder (Path): where the training will write; the file is in it, or in the nearest folder above that is there.
         environ (Mapping[str, str]): with what Ray needs, a token for example.
         ask (Callable): runs the script.
+        connect (Callable[[str], None]): tries the port, raises OSError.
 
     Returns:
         Cluster: with an error if it cannot be reached.
     """
+    try:
+        connect(address)
+    except OSError as error:
+        return Cluster(address, error=f"nobody answers there: {error}")
     folder = folder.absolute()
     while not folder.is_dir():
         folder = folder.parent
@@ -136,6 +157,8 @@ def look(
         file.unlink(missing_ok=True)
     answers = [line for line in result.stdout.splitlines() if line.startswith("SAW_DOCTOR")]
     if result.returncode != 0 or not answers:
+        if "AuthenticationError" in result.stderr:  # the last line does not say so
+            return Cluster(address, error=REFUSED)
         last = [line for line in result.stderr.splitlines() if line.strip()][-1:] or ["no message"]
         return Cluster(address, error=shortened(last[0]))
     nodes = tuple(

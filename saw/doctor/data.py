@@ -134,9 +134,9 @@ def tokenizer(
     section = config.actor_rollout_ref.model
     name, needed = section.get("tokenizer_path") or section.path, "one with a chat template"
     folder = Path(name).expanduser()
-    here = folder.is_dir() or cached(name, "tokenizer_config.json") is not None
-    if not here and not is_hub_name(name):
+    if not folder.is_dir() and not is_hub_name(name):
         return missing("tokenizer", f"{name}: there is no such folder", needed, "see the line of the model")
+    here = folder.is_dir() or cached(name, "tokenizer_config.json") is not None
     if not here and not calls:
         return warning("tokenizer", f"{name}, not here; the Hub was not asked", needed, f"hf download {name}")
     try:

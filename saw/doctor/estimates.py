@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,8 +28,19 @@ def fit(config: DictConfig, gpu_bytes: float) -> tuple[float, list[str]]:
     """
     from recipes.memory import estimate, fits
 
+    config = with_attention(config)
     found = estimate(config, shape_of(config), config.trainer.nnodes * config.trainer.n_gpus_per_node)
     return found.peak(gpu_bytes).total(gpu_bytes, found.settings.share), fits(found, gpu_bytes)
+
+
+def with_attention(config: DictConfig) -> DictConfig:
+    """A copy with the attention that the start will choose: what computes the logits goes with it."""
+    from saw.verl.attention import apply, choose
+
+    config = copy.deepcopy(config)
+    if (choice := choose(config)) is not None:
+        apply(config, choice)
+    return config
 
 
 def checkpoint_bytes(config: DictConfig) -> float:

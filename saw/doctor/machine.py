@@ -124,11 +124,10 @@ def cores(config: DictConfig | None, cluster: Cluster | None = None, there: Any 
         return warning("cores", "not seen: the Ray cluster does not answer", "", "see the line of the Ray cluster")
     if config is None:
         return ok("cores", f"{cluster.cpus if cluster else len(os.sched_getaffinity(0)):g}")
-    from saw.cluster import Available, Node, available, check, needed
+    from saw.cluster import Available, available, check, needed
 
     if there is None and cluster is not None:
-        nodes = tuple(Node(node.cpus, node.gpus) for node in cluster.nodes)
-        there = Available(f"the Ray cluster at {cluster.address}", nodes, own=False)
+        there = Available(f"the Ray cluster at {cluster.address}", cluster.nodes, own=False)  # nodes alike
     there = there or available(config)
     need = needed(config)
     found = f"{there.cpus:g} on {there.where}" + (", as Ray counts" if there.own else "")

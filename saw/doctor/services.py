@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saw.doctor.cluster import Cluster, look
+from saw.doctor.cluster import REFUSED, Cluster, look
 from saw.doctor.table import Line, missing, ok, shortened, warning
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ def ray_token(cluster: Cluster | None, environ: Mapping[str, str] = os.environ, 
     export = "export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, with the token that the cluster was started with"
     if mode == "token" and not token:
         return missing(thing, f"RAY_AUTH_MODE=token, and no RAY_AUTH_TOKEN or {kept}", "the cluster's token", export)
-    if cluster.error and "auth" in cluster.error.lower():
+    if cluster.error == REFUSED:
         return missing(thing, "refused by the cluster", "the cluster's token", export)
     if cluster.error:
         return warning(thing, "not tried: the cluster does not answer", "", "see the line of the Ray cluster")

@@ -7,6 +7,7 @@ import importlib.metadata
 import io
 import json
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -24,7 +25,7 @@ import saw.doctor.__main__ as doctor
 from recipes import reproduce
 from recipes.stages import Stage
 from saw.doctor import data, estimates, machine, services, software
-from saw.doctor.cluster import Cluster, Node, look
+from saw.doctor.cluster import REFUSED, Cluster, Node, connect, look
 from saw.doctor.table import Line, can_start, examine, missing, ok, show, warning
 from tests.configs import compose
 
@@ -61,7 +62,7 @@ class Need:
 
 @dataclass(frozen=True)
 class Room:
-    """A node or what there is of all of them, as saw.cluster has it."""
+    """A node, as saw.cluster has it."""
 
     cpus: float
     gpus: float
@@ -109,11 +110,12 @@ def others(monkeypatch):
             needed=lambda config: Need({"GPUs": 12, "TransferQueue": 9, "other": 1}, 22, 4),
             check=check,
             Available=Available,
-            Node=Room,
             available=lambda config: Available("this machine", (Room(64, 4),), own=True),
             running=lambda config: os.environ.get("RAY_ADDRESS"),
         ),
-        "saw.verl.attention": Namespace(choose=lambda config: Namespace(name="sdpa", reason="device is cpu")),
+        "saw.verl.attention": Namespace(
+            choose=lambda config: Namespace(name="sdpa", reason="device is cpu"), apply=lambda config, choice: None
+        ),
         "saw.requirements_check": Namespace(problems=lambda: []),
         "recipes.memory": Namespace(
             shape_of=lambda path: Namespace(parameters=1.5e9),
@@ -667,7 +669,7 @@ def test_rays_token(tmp_path):
     assert line.status == "ok"
     is_missing(services.ray_token(there, {"RAY_AUTH_MODE": "token"}, tmp_path), "RAY_AUTH_TOKEN")
     assert services.ray_token(there, {}, tmp_path).status == "warning"
-    refused = Cluster("head:6379", error="AuthenticationError: the token is wrong")
+    refused = Cluster("head:6379", error=REFUSED)
     is_missing(services.ray_token(refused, token, tmp_path), "refused")
     assert services.ray_token(SILENT, token, tmp_path).status == "warning"
     (tmp_path / ".ray").mkdir()
@@ -682,6 +684,10 @@ def test_shared_files():
     assert services.shared_files(SILENT).status == "warning"
 
 
+def reached(address):
+    """A port that answers."""
+
+
 def answers(stdout: str = "", stderr: str = "", returncode: int = 0):
     def ask(script, environ, path, limit):
         assert environ["RAY_ADDRESS"] == "head:6379"
@@ -694,20 +700,34 @@ def answers(stdout: str = "", stderr: str = "", returncode: int = 0):
 def test_a_cluster_is_looked_at_from_a_process_of_its_own(tmp_path):
     nodes = [{"name": name, "cpus": 8, "gpus": 4, "read": read} for name, read in (("a", "TEXT"), ("b", "gone"))]
     ask = answers("noise\nSAW_DOCTOR" + json.dumps(nodes))
-    found = look("head:6379", tmp_path / "runs" / "mine", {}, ask)
+    found = look("head:6379", tmp_path / "runs" / "mine", {}, ask, reached)
     assert (found.cpus, found.gpus, found.folder) == (16, 8, str(tmp_path))
     assert [node.fault for node in found.nodes] == [None, "gone"]
-    assert look("head:6379", tmp_path, {}, answers("", "Traceback\nConnectionError: refused\n", 1)).error == (
+    assert look("head:6379", tmp_path, {}, answers("", "Traceback\nConnectionError: refused\n", 1), reached).error == (
         "ConnectionError: refused"
     )
+    refused = answers("", "AuthenticationError: RPC error\nTraceback\nConnectionError: Failed to connect\n", 1)
+    assert look("head:6379", tmp_path, {}, refused, reached).error == REFUSED
     assert list(tmp_path.iterdir()) == []  # the file is gone
+
+
+def test_a_port_where_nobody_listens_is_named_at_once(tmp_path):
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        connect(address)
+        connect(f"ray://{address}")
+    connect("auto")
+    found = look(address, tmp_path, {}, answers())
+    assert "nobody answers" in found.error
 
 
 def test_a_cluster_that_does_not_answer_ends_the_wait(tmp_path):
     def hangs(*arguments):
         raise subprocess.TimeoutExpired("python", 90)
 
-    assert "no answer within" in look("head:6379", tmp_path, {}, hangs).error
+    assert "no answer within" in look("head:6379", tmp_path, {}, hangs, reached).error
 
 
 def test_the_cluster_that_the_training_would_join(gpu, monkeypatch, others):
@@ -749,7 +769,7 @@ def in_order(monkeypatch, tmp_path, weights):
 
 def test_an_experiment_in_order_can_start(in_order, capsys):
     with pytest.raises(SystemExit) as ended:
-        doctor.main(["--no-calls", *in_order])
+        doctor.main(doctor.parse(["--no-calls", *in_order]))
     text = capsys.readouterr().out
     assert ended.value.code == 0, text
     assert "nothing is missing" in text
@@ -769,7 +789,7 @@ def test_an_experiment_in_order_can_start(in_order, capsys):
 )
 def test_one_thing_that_is_broken_keeps_it_from_starting(in_order, capsys, override, thing):
     with pytest.raises(SystemExit) as ended:
-        doctor.main(["--no-calls", *in_order, override])
+        doctor.main(doctor.parse(["--no-calls", *in_order, override]))
     assert ended.value.code == 1
     assert thing in capsys.readouterr().out.splitlines()[-1]
 
