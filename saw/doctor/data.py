@@ -166,7 +166,7 @@ def files(config: DictConfig, key: str) -> Line:
         return warning(thing, "read by data.custom_cls, not looked at", "", "see that it finds its files")
     columns = [config.data.get("prompt_key", "prompt"), "data_source", "reward_model"]
     needed = f"rows with {', '.join(columns)}"
-    remedy = f"prepare it with data_prep (README), or set data.{key}"
+    remedy = f"prepare it with python -m data_prep.toolrl or data_prep.tldr (README), or set data.{key}"
     if not names or names == [None]:
         return missing(thing, f"data.{key} names none", needed, remedy)
     counts = []
