@@ -105,7 +105,7 @@ def gpu_memory(config: DictConfig, found: Any, fit: Callable[[DictConfig, float]
     if not sizes:
         needed = f"about {gibibytes(need)} of {gibibytes(size)} each"
         remedy = f"on such GPUs {'it does not fit: ' + '; '.join(faults) if faults else 'it fits; compare with yours'}"
-        return warning(thing, "no GPU is seen from here", needed, remedy)
+        return warning(thing, "not known from here", needed, remedy)
     needed = f"about {gibibytes(need)} each"
     if faults:
         return missing(thing, f"{gibibytes(size)} each", needed, "; ".join(faults))
