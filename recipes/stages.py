@@ -11,7 +11,6 @@ import logging
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from typing import Any
 from tqdm import tqdm
 
 from recipes.files import write_whole
+from saw import accelerator
 from saw.launch import Job, Run, RunFailed, stop_job_in
 from saw.report import step_line
 
@@ -197,12 +197,9 @@ def show(shared: Sequence[Stage], chains: Mapping[str, Sequence[Stage]]) -> None
 
 
 def gpus_of_a_node() -> int:
-    """GPUs that this machine has."""
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True, timeout=60)
-    except (OSError, subprocess.SubprocessError):
-        return 0
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+    """GPUs of this machine that a training could use."""
+    found = accelerator.probe()
+    return len(found.devices) if found.usable else 0
 
 
 def gpus_of_the_cluster() -> int:

@@ -10,7 +10,7 @@ On a GPU node it isn't used: a process that has asked for its GPUs must not be f
 If the template can't be reached, the worker starts as Ray would have started it, and says so.
 
 Only the standard library is imported at the top: this file runs once for each worker.
-Contract: ``tests/contract/test_forked_workers.py`` (Ray 2.60).
+Contract: ``tests/unit/test_forked_workers.py`` (Ray 2.60).
 """
 
 from __future__ import annotations
