@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -49,8 +50,15 @@ class Need:
 
 @dataclass(frozen=True)
 class Node:
-    """What Ray has on one machine; CPUs are logical, as many as Ray was told."""
+    """What Ray has on one machine.
 
+    Attributes:
+        name (str): its host name.
+        cpus (float): logical ones, as many as Ray was told.
+        gpus (float): or other accelerators.
+    """
+
+    name: str
     cpus: float
     gpus: float
 
@@ -143,10 +151,10 @@ def nodes_of_the_cluster(address: str | None = None, resource: str = "GPU") -> t
 
     ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     try:
-        found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        found = [(node["NodeManagerHostname"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
     finally:
         ray.shutdown()
-    return tuple(Node(resources.get("CPU", 0.0), resources.get(resource, 0.0)) for resources in found)
+    return tuple(Node(name, has.get("CPU", 0.0), has.get(resource, 0.0)) for name, has in found)
 
 
 def _this_machine(options: Mapping[str, Any], resource: str) -> Node:
@@ -161,7 +169,7 @@ def _this_machine(options: Mapping[str, Any], resource: str) -> Node:
         object_store_memory=1,
     )
     found = spec.resolve(is_head=True, node_ip_address="127.0.0.1").to_resource_dict()
-    return Node(found.get("CPU", 0), found.get(resource, 0))
+    return Node(platform.node(), found.get("CPU", 0), found.get(resource, 0))
 
 
 def available(config: DictConfig) -> Available:
@@ -226,7 +234,8 @@ def _check_places(config: DictConfig, there: Available, each: int, remedy: str) 
     if poor := [node for node in there.nodes if node.cpus < share]:
         raise ValueError(
             f"{UNITS} is {storage_units(config)}, and TransferQueue places them in turn on all {len(there.nodes)} "
-            f"nodes of {there.where}, {len(poor)} of which have fewer than {share} CPUs: Ray would wait for ever. "
+            f"nodes of {there.where}, of which {', '.join(node.name for node in poor)} has fewer than {share} CPUs: "
+            "Ray would wait for ever. "
             f"ray start --num-cpus gives a node more, or +{STORAGE}.required_node_resource names a resource that only "
             "fit nodes have"
         )
