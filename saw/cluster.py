@@ -123,10 +123,9 @@ def storage_units(config: DictConfig) -> int:
 def needed(config: DictConfig) -> Need:
     """Count what verl 0.9.1 and TransferQueue 0.1.11 take of Ray, for a synchronous training.
 
-    Held until the end are the placement groups, a bundle for each GPU, and TransferQueue's controller and storage
-    units, a CPU each. Every other actor (task runner, vLLM servers, load balancers, agent loop and reward workers) has
-    Ray's default: it asks for one CPU when it starts, and holds none. A vLLM server starts on the node of its GPUs, so
-    one CPU must be free on each. The judge's actor asks for none.
+    They are held until the end: placement groups, a bundle for each GPU, and TransferQueue's controller and storage
+    units, a CPU each. The judge's actor asks for none. Every other actor (task runner, vLLM servers, load balancers,
+    agent loop and reward workers) has Ray's default, which holds none, and starts where none is free.
 
     Raises:
         ValueError: if a pool has no node or no GPU.
@@ -136,7 +135,6 @@ def needed(config: DictConfig) -> Need:
     parts = {f"{name}.n_gpus_per_node": float(each * nodes * gpus) for name, (nodes, gpus) in pools.items()}
     parts[UNITS] = float(storage_units(config))
     parts["TransferQueue's controller"] = 1.0
-    parts["an actor that starts, on each node"] = float(max(nodes for nodes, _ in pools.values()))
     return Need(parts, sum(parts.values()), float(sum(nodes * gpus for nodes, gpus in pools.values())))
 
 
@@ -235,17 +233,14 @@ def _check_places(config: DictConfig, there: Available, each: int, remedy: str) 
         raise ValueError(
             f"{UNITS} is {storage_units(config)}, and TransferQueue places them in turn on all {len(there.nodes)} "
             f"nodes of {there.where}, of which {', '.join(node.name for node in poor)} has fewer than {share} CPUs: "
-            "Ray would wait for ever. "
-            f"ray start --num-cpus gives a node more, or +{STORAGE}.required_node_resource names a resource that only "
-            "fit nodes have"
+            "Ray would wait for ever. ray start --num-cpus gives a node more, or "
+            f"+{STORAGE}.required_node_resource names a resource that only fit nodes have"
         )
     for name, (nodes, gpus) in _pools(config).items():
-        places = sum(
-            int(min(node.gpus // gpus, max(0.0, node.cpus - share - 1) // (each * gpus))) for node in there.nodes
-        )
+        places = sum(int(min(node.gpus // gpus, max(0.0, node.cpus - share) // (each * gpus))) for node in there.nodes)
         if places < nodes:
             raise ValueError(
                 f"{name} wants {nodes} x {gpus} GPUs (nnodes x n_gpus_per_node), each with {each * gpus} CPUs on one "
-                f"node beside {share + 1} for TransferQueue and for an actor that starts; {there.where} has room for "
-                f"{places}: Ray would wait for ever. {remedy}"
+                f"node beside {share} for TransferQueue, and {there.where} has room for {places}: Ray would wait for "
+                f"ever. {remedy}"
             )

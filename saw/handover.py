@@ -203,10 +203,10 @@ def handing_over(config: DictConfig) -> Iterator[None]:
             runtime_env[HOOK] = _setter(private)
         return stock(*args, runtime_env=runtime_env, **options)
 
-    if OmegaConf.select(config, f"ray_kwargs.ray_init.runtime_env.{HOOK}") is not None:
+    if own := OmegaConf.select(config, f"ray_kwargs.ray_init.runtime_env.{HOOK}"):
         raise ValueError(
-            f"ray_kwargs.ray_init.runtime_env.{HOOK} is set, and on a Ray cluster that runs already this hook hands "
-            "over keys: leave it out"
+            f"ray_kwargs.ray_init.runtime_env.{HOOK} is {own!r}, and on a Ray cluster that runs already this hook "
+            "hands over keys: leave it out"
         )
     ray.init = init
     try:

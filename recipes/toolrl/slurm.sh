@@ -27,7 +27,7 @@ export SAW_PLATFORM=gpu
 source scripts/environment.sh
 set_up --bfcl
 die() { echo "slurm.sh: $1" >&2; exit 1; }
-on() { srun --overlap --nodes=1 --ntasks=1 -w "$1" "${@:2}"; }
+on=(srun --overlap --nodes=1 --ntasks=1 -w)  # no function: in the background, $! would not be srun itself
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes[0]}
@@ -35,9 +35,9 @@ head=${nodes[0]}
 # An address of the head's that the others reach: on the head itself its name may mean 127.0.1.1.
 find_address() {
   local own known address
-  own=$(on "$head" hostname --all-ip-addresses)  # without loopback
+  own=$("${on[@]}" "$head" hostname --all-ip-addresses)  # without loopback
   known=$own
-  if [ ${#nodes[@]} -gt 1 ]; then known=$(on "${nodes[1]}" getent ahostsv4 "$head" | awk '{print $1}') || true; fi
+  if [ ${#nodes[@]} -gt 1 ]; then known=$("${on[@]}" "${nodes[1]}" getent ahostsv4 "$head" | awk '{print $1}') || true; fi
   for address in $known; do
     if [[ $address != *:* && " $own " == *" $address "* ]]; then echo "$address"; return; fi
   done
@@ -50,10 +50,10 @@ RAY_AUTH_TOKEN=$(head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n')
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
 
 errors=$(mktemp)
-trap 'rm -f "$errors"; kill $(jobs -p) 2> /dev/null || true' EXIT
+trap 'rm -f "$errors"; kill $(jobs -p) 2> /dev/null || true; wait' EXIT
 declare -A ray_on  # node -> the process that holds its Ray
 start() {
-  on "$1" "$(dirname "$python")/ray" start --block --num-gpus "$gpus" "${@:2}" &
+  "${on[@]}" "$1" "$(dirname "$python")/ray" start --block --num-gpus "$gpus" "${@:2}" &
   ray_on[$1]=$!
 }
 stop_if_ray_ended() {
@@ -88,7 +88,7 @@ for node in "${nodes[@]:1}"; do start "$node" --address "$address:$port"; done
 wait_for "${nodes[@]}"
 
 export RAY_ADDRESS=$address:$port
-on "$head" bash scripts/reproduce_table1.sh --gpus "$gpus" --nodes "${#nodes[@]}" "$@" &
+"${on[@]}" "$head" bash scripts/reproduce_table1.sh --gpus "$gpus" --nodes "${#nodes[@]}" "$@" &
 training=$!
 wait -n || true  # the training, or the Ray of a node
 stop_if_ray_ended
