@@ -128,12 +128,12 @@ def test_an_address_that_is_not_known_is_asked_for(slurm, known):
     assert calls[-1] == "10.9.9.9:6379 gpu"
 
 
-@pytest.mark.parametrize(("never", "others"), [("b", "c"), ("c", "b"), ("a", "b")])
+@pytest.mark.parametrize(("never", "others"), [("b", "c"), ("a", "b")])
 def test_a_node_that_never_joins_is_named(slurm, never, others):
-    done, calls = slurm("a b c", NEVER=never, SAW_JOIN_LIMIT="1")
+    done, calls = slurm("a b c", NEVER=never, SAW_JOIN_LIMIT="2")
     assert done.returncode == 1
     message = done.stderr.splitlines()[-1]
-    assert re.search(rf"after 1 s \(SAW_JOIN_LIMIT\): {never}; in it:", message)
+    assert re.search(rf"after 2 s \(SAW_JOIN_LIMIT\): {never}; in it:", message)
     assert not any("reproduce" in call for call in calls)
     assert any(call.startswith(f"{others}: ray") for call in calls) == (never != "a")  # the head comes first
 
