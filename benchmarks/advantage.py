@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib.util
 import statistics
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from torch import Tensor
 import saw
 from saw.provenance import commit, machine, versions
 
+VERL = importlib.util.find_spec("verl") is not None
 METHODS = ("grpo", "gdpo", "saw_grpo", "saw_gdpo")
 
 
@@ -48,19 +50,25 @@ def make_inputs(n: int, t: int, k: int, device: str) -> Inputs:
 
 
 def cases(inputs: Inputs) -> dict[str, Callable[[], object]]:
-    """What is timed, by name."""
-    from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage, compute_grpo_vectorized_outcome_advantage
+    """What is timed, by name; verl's own estimators where verl is installed."""
 
     def ours(method: str) -> Callable[[], object]:
         return lambda: saw.compute_advantage(inputs.rewards, inputs.groups, inputs.mask, method=method)
 
     return {
         "plain multiply": lambda: inputs.token_rewards * 2.0,
-        "verl grpo": lambda: compute_grpo_outcome_advantage(inputs.token_rewards, inputs.mask, inputs.groups),
-        "verl grpo_vectorized": lambda: compute_grpo_vectorized_outcome_advantage(
-            inputs.token_rewards, inputs.mask, inputs.groups
-        ),
+        **(_verls(inputs) if VERL else {}),
         **{f"saw {method}": ours(method) for method in METHODS},
+    }
+
+
+def _verls(inputs: Inputs) -> dict[str, Callable[[], object]]:
+    from verl.trainer.ppo import core_algos
+
+    given = inputs.token_rewards, inputs.mask, inputs.groups
+    return {
+        "verl grpo": lambda: core_algos.compute_grpo_outcome_advantage(*given),
+        "verl grpo_vectorized": lambda: core_algos.compute_grpo_vectorized_outcome_advantage(*given),
     }
 
 
@@ -110,7 +118,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     arguments = parser.parse_args()
     print(f"{machine(arguments.device)}; {versions('torch', 'verl')}; commit {commit()}; seed 0")
-    print(f"median of {arguments.repeats}\n")
+    without = "" if VERL else "; without verl's own estimators, as verl is not installed"
+    print(f"median of {arguments.repeats}{without}\n")
     print("| N x T | K | case | ms | times the multiply | extra (N, T) tensors |\n|---|---:|---|---:|---:|---:|")
     torch.ones(2**29)  # 2 GiB: a virtual machine's first touch of a page is slow, whoever makes it
     for size in arguments.sizes.split(","):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recipes import memory
 from recipes.files import write_whole
 from recipes.stages import Stage, check_marks, free_bytes, gpus_of_a_node, gpus_of_the_cluster, run_all, show
 
@@ -20,6 +22,11 @@ READINGS = {"controlled": 4, "as_released": 8}
 PARAMETERS = {"1.5b": 1.54e9, "3b": 3.09e9}
 CHECKPOINT_BYTES, MERGED_BYTES = 12, 4
 CHECKPOINTS_KEPT = 2
+#: What a stage makes, by the doctor's names: before it has run, this may be missing.
+MADE_BY = {
+    "data": ("training data", "validation data"),
+    "toy_model": ("model", "tokenizer", "disk"),
+}
 
 
 def parser(description: str | None, name: str, default_rehearsal_method: str = "saw_gdpo") -> argparse.ArgumentParser:
@@ -121,6 +128,11 @@ def training(
     ]
 
 
+def training_bytes(parameters: float, kept: int = CHECKPOINTS_KEPT) -> float:
+    """Bytes on the disk of the checkpoints that a training keeps, and of the merged model."""
+    return parameters * (kept * CHECKPOINT_BYTES + MERGED_BYTES)
+
+
 def check_machine(arguments: argparse.Namespace, folders: Iterable[tuple[str, str]]) -> list[str]:
     """What is missing of GPUs and disk space, and what there is of them, printed.
 
@@ -129,9 +141,8 @@ def check_machine(arguments: argparse.Namespace, folders: Iterable[tuple[str, st
         folders (Iterable[tuple[str, str]]): size of the model and name of the folder of each training.
     """
     missing = [] if arguments.rehearse else _check_gpus(arguments)
-    a_training = CHECKPOINTS_KEPT * CHECKPOINT_BYTES + MERGED_BYTES
     left = [size for size, name in folders if not (arguments.out / name / "merge.done.json").exists()]
-    need = 1e9 if arguments.rehearse else sum(PARAMETERS[size] * a_training for size in left)
+    need = 1e9 if arguments.rehearse else sum(training_bytes(PARAMETERS[size]) for size in left)
     space = free_bytes(arguments.out)
     print(f"disk: {need / 1e9:.0f} GB needed at most, {space / 1e9:.0f} GB free at {arguments.out}")
     if space < need:
@@ -166,6 +177,24 @@ def stop_if_missing(arguments: argparse.Namespace, missing: Sequence[str]) -> No
         raise SystemExit(2)
 
 
+def diagnose(arguments: argparse.Namespace, plan: tuple[Sequence[Stage], Mapping[str, Sequence[Stage]]]) -> bool:
+    """Show the doctor's table for the first training of a plan.
+
+    In a process of its own: what that imports and sets stays there.
+
+    Returns:
+        bool: whether the training can start.
+    """
+    shared, chains = plan
+    train = next(stage for stages in chains.values() for stage in stages if stage.trains)
+    made = [thing for stage in shared if not stage.is_done() for thing in MADE_BY.get(stage.name, ())]
+    made += ["judge's answer"] if arguments.rehearse else []  # a rehearsal starts a judge of its own
+    later = [f"--later={thing}" for thing in made]
+    print(f"doctor, for {train.folder.name}:", flush=True)
+    command = [sys.executable, "-m", "saw.doctor", *later, *train.command[2:]]
+    return subprocess.run(command, env={**os.environ, **train.environment}, check=False).returncode == 0
+
+
 def go(
     arguments: argparse.Namespace,
     missing: Sequence[str],
@@ -175,11 +204,20 @@ def go(
 ) -> None:
     """Show the plan, or carry it out and print the table."""
     if arguments.dry_run:
+        too_much = [] if arguments.rehearse else _check_memory(arguments, plan[1])
+        stop_if_missing(arguments, too_much)
+        missing = [*missing, *too_much]
+        can_start = diagnose(arguments, plan)
         show(*plan)
-        raise SystemExit(2 if missing else 0)
+        raise SystemExit(2 if missing or not can_start else 0)
     check_marks(*plan)
     write_cells()
     run_all(*plan, table)
+
+
+def _check_memory(arguments: argparse.Namespace, chains: Mapping[str, Sequence[Stage]]) -> list[str]:
+    trainings = [stage.command[2:] for stages in chains.values() for stage in stages if stage.trains]
+    return memory.check(trainings, arguments.gpus * arguments.nodes)
 
 
 def guarded(main: Callable[[], None]) -> None:

@@ -35,7 +35,16 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULES[name]), name)
+    try:
+        return getattr(importlib.import_module(_MODULES[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ModuleNotFoundError(
+            "saw needs torch 2.6 or newer, and none is installed; install the build for your driver (torch is no "
+            "dependency of saw, so that pip never replaces it)",
+            name="torch",
+        ) from error
 
 
 def __dir__() -> list[str]:

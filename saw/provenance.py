@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,7 +13,9 @@ import torch
 
 
 def commit() -> str:
-    """This repository's commit, with ``-dirty`` after it where files differ; ``unknown`` outside of a checkout."""
+    """This repository's commit, with ``-dirty`` after it where files differ; ``unknown`` without git or a checkout."""
+    if shutil.which("git") is None:
+        return "unknown"
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     folder = Path(__file__).resolve().parent
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)

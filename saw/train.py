@@ -13,32 +13,55 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from saw import cluster, handover, metrics_file
+from saw import accelerator, cluster, handover, metrics_file
+
+#: Why this platform was picked, from the start of this process to the configuration that it composes.
+REASON = "SAW_PLATFORM_REASON"
 
 
 def prepare_environment() -> None:
-    """Load the plug-in in every process that imports verl, and pick the CPU where there is no accelerator.
+    """Load the plug-in in every process that imports verl, and pick the platform.
 
-    ``SAW_PLATFORM``, cpu or gpu, picks the configuration group ``platform``; it is found out where it is not set. A
-    machine that joins a running Ray cluster is never taken for a CPU machine: the accelerators may be elsewhere.
+    ``SAW_PLATFORM``, cpu or gpu, picks the configuration group ``platform``; :mod:`saw.accelerator` decides where it is
+    not set.
+
+    Raises:
+        AcceleratorError: for a platform that can't be used.
     """
     modules = [module for module in os.environ.get("VERL_USE_EXTERNAL_MODULES", "").split(",") if module]
     if "saw.verl" not in modules:
         os.environ["VERL_USE_EXTERNAL_MODULES"] = ",".join([*modules, "saw.verl"])
-    if "SAW_PLATFORM" not in os.environ:
-        os.environ["SAW_PLATFORM"] = "cpu" if _is_cpu_machine() else "gpu"
-    if os.environ["SAW_PLATFORM"] == "cpu":
+    platform = accelerator.decide()
+    os.environ["SAW_PLATFORM"] = platform.name
+    os.environ[REASON] = platform.reason
+    if platform.name == "cpu":
         os.environ["VERL_PLATFORM"] = "cpu"
+    _say(f"platform {platform.name}: {platform.reason}")
 
 
-def _is_cpu_machine() -> bool:
-    if "VERL_PLATFORM" in os.environ:
-        return os.environ["VERL_PLATFORM"] == "cpu"
-    if "RAY_ADDRESS" in os.environ:
-        return False
-    import torch
+def _choose(config: DictConfig) -> None:
+    """Choose what the configuration leaves open, and keep what was chosen for ``run.json``, which holds all of it."""
+    from saw.verl import attention
+    from saw.verl.settings import ConfigError
 
-    return not torch.accelerator.is_available()
+    device, platform = config.trainer.device, os.environ.get("SAW_PLATFORM")
+    if platform and (device == "cpu") != (platform == "cpu"):  # by platform=... on the command line
+        raise ConfigError(
+            f"trainer.device is {device!r}, and verl was told to use the {platform} ({os.environ.get(REASON)}); "
+            "pick the platform by SAW_PLATFORM=cpu or SAW_PLATFORM=gpu, for both"
+        )
+    chosen = {"platform": os.environ.get(REASON, "by whoever called saw.train.main")}
+    choice = attention.choose(config)
+    if choice is not None:
+        attention.apply(config, choice)
+        chosen["attention"] = f"{choice.name}: {choice.reason}"
+        _say(f"attention {chosen['attention']}")
+    OmegaConf.update(config, "chosen", chosen, force_add=True)
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"saw: {line}\n")
+    sys.stderr.flush()
 
 
 def _keep_earlier_metrics(config: DictConfig) -> None:
@@ -72,6 +95,7 @@ def main(config: DictConfig) -> None:
         use_reference_policy=main_ppo.need_reference_policy(config),
         use_critic=main_ppo.need_critic(config),
     )
+    _choose(config)
     cluster.check(config, cluster.available(config))
     _keep_earlier_metrics(config)
     _fork_workers(config)
@@ -81,5 +105,8 @@ def main(config: DictConfig) -> None:
 
 if __name__ == "__main__":
     os.environ["SAW_COMMAND"] = shlex.join(["python", "-m", "saw.train", *sys.argv[1:]])
-    prepare_environment()
+    try:
+        prepare_environment()
+    except accelerator.AcceleratorError as error:
+        raise SystemExit(f"saw: {error}") from None
     main()

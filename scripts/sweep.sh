@@ -3,10 +3,9 @@
 #
 #   bash scripts/sweep.sh --experiment quickstart --method saw_gdpo --method gdpo --seeds 1,2,3 [KEY=VALUE ...]
 #
-# See --help and recipes/ablations/README.md; options of the set-up are environment variables, see scripts/setup.sh.
+# See --help and recipes/ablations/README.md; variables of the set-up are in scripts/environment.sh.
 set -euo pipefail
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-SAW_VENV=$(realpath -m "${SAW_VENV:-$here/.venv}")
-export SAW_VENV SAW_RUNS="${SAW_RUNS:-$here/runs}"
-bash "$here/scripts/setup.sh"
-exec "$SAW_VENV/bin/python" -m recipes.ablations.sweep "$@"
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+export SAW_RUNS="${SAW_RUNS:-$repository/runs}"
+set_up
+exec "$python" -m recipes.ablations.sweep "$@"

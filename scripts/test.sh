@@ -7,17 +7,17 @@
 # or a change of its part: every method, both tables' rehearsals, real rows, a judge that verl serves, all of BFCL.
 # With options for pytest, pytest alone is run: bash scripts/test.sh tests/unit/test_report.py -k page
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+cd "$repository"
 tier=()
 case ${1:-} in
   --fast | --full) tier=("$1"); shift ;;
 esac
-if [ "${tier[*]}" = --fast ]; then bash scripts/setup.sh --dev; else bash scripts/setup.sh --dev --bfcl; fi
-python=${SAW_VENV:-.venv}/bin/python
+if [ "${tier[*]}" = --fast ]; then set_up --dev; else set_up --dev --bfcl; fi
 if [ $# -gt 0 ]; then exec "$python" -m pytest "${tier[@]}" "$@"; fi
 
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy
 "$python" -m pytest "${tier[@]}" -n 2 -m "not e2e"
-if [ "${tier[*]}" != --fast ]; then "$python" -m pytest "${tier[@]}" tests/e2e; fi
+if [ "${tier[*]}" != --fast ]; then "$python" -m pytest "${tier[@]}" -m e2e; fi

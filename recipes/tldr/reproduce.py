@@ -156,7 +156,9 @@ def main() -> None:
     reproduce.stop_if_missing(arguments, missing)
     with ExitStack() as stack:
         environment = {}
-        if arguments.rehearse and not arguments.dry_run:
+        if arguments.rehearse and arguments.dry_run:
+            environment = {"JUDGE_URL": "http://stand-in.invalid/v1"}  # has its address once it runs
+        elif arguments.rehearse:
             stand_in = StandIn(latency=0.02, faults=dict.fromkeys(FAULTS, 0.1 / len(FAULTS)))
             environment = {"JUDGE_URL": stack.enter_context(serving(stand_in))}
 

@@ -42,7 +42,7 @@ def bfcl_python() -> Path:
     Raises:
         SystemExit: if there is none.
     """
-    folder = Path(os.environ.get("SAW_BFCL_VENV", f"{os.environ.get('SAW_VENV', sys.prefix)}-bfcl"))
+    folder = Path(os.environ.get("SAW_BFCL_VENV", ROOT / ".venv-bfcl"))
     if not (folder / "bin" / "python").exists():
         raise SystemExit(f"no environment for BFCL in {folder}: bash scripts/setup.sh --bfcl makes it")
     return folder / "bin" / "python"

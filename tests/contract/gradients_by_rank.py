@@ -1,6 +1,8 @@
 """One rank of verl's actor, started by ``torch.distributed.run``: writes what it finds as JSON.
 
 python gradients_by_rank.py MODEL_FOLDER ROWS_FILE CASES_FILE RESULTS_FOLDER
+
+On a CPU, unless VERL_PLATFORM says otherwise. vLLM is not needed.
 """
 
 import json
@@ -8,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-os.environ["VERL_PLATFORM"] = "cpu"
+os.environ.setdefault("VERL_PLATFORM", "cpu")
 os.environ.setdefault("VERL_USE_EXTERNAL_MODULES", "saw.verl")
 
 import torch
@@ -49,25 +51,33 @@ def batch_of(rows: list[dict]) -> TensorDict:
     return data
 
 
-def make_worker(model: str, micro_batch: int, checkpointing: bool) -> TrainingWorker:
-    """verl's worker as the pipeline builds it on a CPU."""
-    float32 = {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
+def make_worker(
+    model: str,
+    micro_batch: int,
+    checkpointing: bool,
+    *,
+    attention: str = "sdpa",
+    remove_padding: bool = False,
+    precision: str = "fp32",
+) -> TrainingWorker:
+    """verl's worker as the pipeline builds it; by default as on a CPU."""
+    mixed_precision = {"param_dtype": precision, "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
     worker = TrainingWorker(
         TrainingWorkerConfig(
             model_type="language_model",
             model_config=HFModelConfig(
                 path=model,
                 load_tokenizer=False,
-                use_remove_padding=False,
+                use_remove_padding=remove_padding,
                 enable_gradient_checkpointing=checkpointing,
-                override_config={"attn_implementation": "sdpa"},
+                override_config={"attn_implementation": attention},
             ),
             engine_config=FSDPEngineConfig(
                 strategy="fsdp2",
                 model_dtype="fp32",
-                dtype="float32",
+                dtype={"fp32": "float32", "bf16": "bfloat16"}[precision],
                 use_torch_compile=False,
-                mixed_precision=float32,
+                mixed_precision=mixed_precision,
                 use_dynamic_bsz=False,
                 micro_batch_size_per_gpu=micro_batch,
                 infer_micro_batch_size_per_gpu=micro_batch,
@@ -88,9 +98,10 @@ def find(worker: TrainingWorker, rows: list[dict], layers: list[int], reduction:
     output, found = gradients.log_probs_and_gradients(
         worker, mine, gradients.ObjectiveLosses("token-mean", reduction=reduction)
     )
-    drift = (output["log_probs"].values() - plain["log_probs"].values()).abs().max().item()
+    device = output["log_probs"].device.type
+    drift = (output["log_probs"].cpu().values() - plain["log_probs"].values()).abs().max().item()
     left = [name for name, parameter in worker.engine.module.named_parameters() if parameter.grad is not None]
-    return {"gram": found.gram.tolist(), "drift": drift, "left": left}
+    return {"gram": found.gram.tolist(), "drift": drift, "left": left, "device": device}
 
 
 def main() -> None:
@@ -98,7 +109,7 @@ def main() -> None:
     model, rows_file, cases_file, results = sys.argv[1:]
     rows, cases = json.loads(Path(rows_file).read_text()), json.loads(Path(cases_file).read_text())
     for case in cases:
-        worker = make_worker(model, case["micro_batch"], case["checkpointing"])
+        worker = make_worker(model, case["micro_batch"], case["checkpointing"], **case.get("engine", {}))
         case["found"] = find(worker, rows, case["layers"], case["reduction"])
     Path(results, f"rank{worker.rank}.json").write_text(json.dumps(cases))
 

@@ -25,12 +25,12 @@ ROWS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
+def tiny_model(path: Path, hidden_size: int = 20) -> Path:
+    """A model with random weights; by default of odd sizes, so that no shard of two is even."""
     torch.manual_seed(0)
     config = Qwen2Config(
-        vocab_size=61,  # odd sizes: no shard of two is even
-        hidden_size=20,
+        vocab_size=61,
+        hidden_size=hidden_size,
         intermediate_size=27,
         num_hidden_layers=3,
         num_attention_heads=2,
@@ -39,9 +39,13 @@ def model(tmp_path_factory) -> Path:
         tie_word_embeddings=True,
         initializer_range=0.3,
     )
-    path = tmp_path_factory.mktemp("tiny")
     Qwen2ForCausalLM(config).save_pretrained(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 def tokens_of(rows: list[dict]) -> int:
@@ -98,28 +102,37 @@ CASES = [
 ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_gram_matrix_is_that_of_plain_autograd(tmp_path, model, ranks):
-    for name, content in (("rows", ROWS), ("cases", CASES)):
-        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+def found_by_ranks(folder: Path, model: Path, cases: list[dict], ranks: int, **environment: str) -> list[list[dict]]:
+    """For each rank the cases, with what its worker found; the environment says on which device."""
+    for name, content in (("rows", ROWS), ("cases", cases)):
+        (folder / f"{name}.json").write_text(json.dumps(content))
     script = ROOT / "tests" / "contract" / "gradients_by_rank.py"
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", str(script)),
-        *(str(model), str(tmp_path / "rows.json"), str(tmp_path / "cases.json"), str(tmp_path)),
+        *(str(model), str(folder / "rows.json"), str(folder / "cases.json"), str(folder)),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[-5000:]
-    for rank in range(ranks):
-        for case in json.loads((tmp_path / f"rank{rank}.json").read_text()):
-            found, expected = case["found"], by_autograd(model, case, ranks)
-            gram = torch.tensor(found["gram"], dtype=torch.float64)
-            gram = clip_norms(gram, case["clip"])
-            norms = expected.diagonal().sqrt()
-            assert ((gram - expected).abs() <= 1e-5 * norms[:, None] * norms).all(), (case, gram, expected)
-            assert found["drift"] < 1e-5  # the log-probabilities are verl's own
-            assert found["left"] == []  # nothing for the update to stumble over
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(ranks)]
+
+
+def check_gram(case: dict, expected: torch.Tensor, tolerance: float = 1e-5) -> None:
+    """The matrix is the expected one, each entry up to a share of its gradients' norms."""
+    gram = clip_norms(torch.tensor(case["found"]["gram"], dtype=torch.float64), case["clip"])
+    norms = expected.diagonal().sqrt()
+    assert ((gram - expected).abs() <= tolerance * norms[:, None] * norms).all(), (case, gram, expected)
+    assert case["found"]["left"] == []  # nothing for the update to stumble over
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_gram_matrix_is_that_of_plain_autograd(tmp_path, model, ranks):
+    """On the CPU; tests/gpu/test_worker.py has one rank on a GPU."""
+    for cases in found_by_ranks(tmp_path, model, CASES, ranks, VERL_PLATFORM="cpu", CUDA_VISIBLE_DEVICES=""):
+        for case in cases:
+            check_gram(case, by_autograd(model, case, ranks))
+            assert case["found"]["drift"] < 1e-5  # the log-probabilities are verl's own
 
 
 def test_layers_that_the_model_does_not_have_are_named(model):

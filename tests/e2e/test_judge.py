@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 from data_prep import tldr
 from data_prep.toy_tldr import make_posts, write_posts
@@ -20,8 +21,9 @@ from recipes.tldr.stand_in_judge import FAULTS, StandIn, serving
 from saw.judge import prompt
 from saw.launch import Run, RunFailed
 from saw.report import read_history
-from tests.conftest import ROOT
+from tests.conftest import PLATFORM, ROOT
 
+pytestmark = pytest.mark.pipeline
 LIMIT = 900
 JUDGE = "reward.custom_reward_function.reward_kwargs.judge"
 KEY = "sk-secret-4f9a1c77e2"
@@ -45,7 +47,7 @@ def data(tmp_path_factory, writer) -> Path:
 def make_run(folder: Path, data: Path, writer: Path, *overrides: str, **environment: str) -> Run:
     command = [
         *(sys.executable, "-m", "saw.train", "experiment=tldr/saw_gdpo", "size=toy", "judge=server"),
-        *("data.max_prompt_length=192", "actor_rollout_ref.rollout.max_model_len=240"),
+        *("data.max_prompt_length=192", "actor_rollout_ref.rollout.max_model_len=240", "trainer.n_gpus_per_node=1"),
         *(f"data.train_files={data / 'train.parquet'}", f"data.val_files={data / 'test.parquet'}"),
         *(f"actor_rollout_ref.model.path={writer}", f"trainer.default_local_dir={folder / 'checkpoints'}"),
         *(f"trainer.rollout_data_dir={folder / 'rollouts'}", f"{JUDGE}.cache={folder / 'verdicts.sqlite'}"),
@@ -133,8 +135,7 @@ def make_judge(folder: Path) -> Path:
         fields = {"human_summary": post["completion"], "model_summary": summary, "reddit_text": ""}
         scores = {"quality": {"score": chance.randint(3, 9)}, "conciseness": {"score": chance.randint(3, 9)}}
         rows.append(([{"role": "user", "content": prompt.fill(template, fields)}], json.dumps(scores)))
-    texts = [question[0]["content"] for question, _ in rows] + [answer for _, answer in rows]
-    tokenizer = toy_model.train_tokenizer(texts)
+    tokenizer = toy_model.train_tokenizer(rows)
     model = toy_model.make_model(len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id)
 
     def spoilt(answer: str, chance: random.Random) -> str:
@@ -152,6 +153,7 @@ def _write(path: Path, text: str) -> Path:
 
 
 @pytest.mark.full
+@pytest.mark.skipif(PLATFORM == "gpu" and torch.accelerator.device_count() < 2, reason="the judge needs a second GPU")
 def test_a_judge_that_verl_serves(tmp_path, data, writer):
     """A second vLLM in the cluster behind verl's router; a small model, whose replies are garbage half of the time."""
     judge = make_judge(tmp_path)
@@ -175,6 +177,7 @@ def test_a_judge_that_verl_serves(tmp_path, data, writer):
 
 
 @pytest.mark.full
+@pytest.mark.cpu_platform  # a rehearsal trains on the CPU
 def test_table_2_is_rehearsed_from_posts_to_table(tmp_path):
     """The same stages and commands as at full size, with a stand-in judge that fails now and then."""
 

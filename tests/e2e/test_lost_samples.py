@@ -12,6 +12,7 @@ from saw.launch import Run, RunFailed
 from saw.report import read_history
 from tests.e2e.test_pipeline import LIMIT
 
+pytestmark = pytest.mark.pipeline
 REWARD_FUNCTION = '''
 """Two rewards, which half of the answers make raise, but no reference.
 

@@ -15,6 +15,7 @@ from saw.report.__main__ import main as report
 from tests.conftest import ROOT
 from tests.e2e.test_pipeline import LIMIT, SMALL
 
+pytestmark = pytest.mark.pipeline
 #: (method, options), two steps each.
 PLANS: list[tuple[str, dict]] = [
     *(

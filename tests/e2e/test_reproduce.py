@@ -23,6 +23,8 @@ def rehearse(out: Path, *options: str, timeout: float = LIMIT) -> subprocess.Com
 
 
 @pytest.mark.full
+@pytest.mark.pipeline
+@pytest.mark.cpu_platform  # a rehearsal trains on the CPU
 def test_table_1_is_rehearsed_from_data_to_table(tmp_path):
     dry = rehearse(tmp_path, "--dry-run", timeout=60)
     assert dry.returncode == 0, dry.stderr

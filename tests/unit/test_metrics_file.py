@@ -160,6 +160,7 @@ def earlier(tmp_path, monkeypatch):
     from verl.trainer import main_ppo
 
     monkeypatch.delenv("VERL_FILE_LOGGER_PATH", raising=False)
+    monkeypatch.delenv("SAW_PLATFORM", raising=False)  # the configurations here are a CPU's, also on a GPU node
     monkeypatch.setattr(main_ppo, "run_ppo", lambda *args, **kwargs: None)
     folder = tmp_path / "checkpoints"
     folder.mkdir()

@@ -1,0 +1,140 @@
+"""What the estimate of memory takes from a training's configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from omegaconf import DictConfig, OmegaConf
+
+from saw.methods import get_method
+from saw.options import Options
+
+DTYPE_BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2, "auto": 2}
+#: Key of each limit on a micro-batch's tokens, and the one that stands for it where batches are not dynamic.
+TOKEN_KEYS = {
+    "update": ("actor.ppo_max_token_len_per_gpu", "actor.ppo_micro_batch_size_per_gpu"),
+    "log_probs": ("rollout.log_prob_max_token_len_per_gpu", "rollout.log_prob_micro_batch_size_per_gpu"),
+    "reference": ("ref.log_prob_max_token_len_per_gpu", "ref.log_prob_micro_batch_size_per_gpu"),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the estimate takes from a configuration; sizes of a number in bytes, lengths in tokens.
+
+    Attributes:
+        weight_bytes (int): of the sharded parameters, and with them of gradients and Adam's moments.
+        compute_bytes (int): of gathered parameters and activations.
+        reduce_bytes (int): of gradients while they are reduced.
+        shard_over (int): GPUs that share one copy; -1 for all.
+        param_offload (bool): the actor's parameters leave the GPU between its phases.
+        optimizer_offload (bool): so do Adam's moments.
+        cpu_policy (bool): parameters, gradients and moments are on the host (``offload_policy``).
+        defer_sync (bool): whole gradients are kept until the last micro-batch.
+        checkpointing (bool): gradient checkpointing.
+        fused (bool): verl's fused kernels, which never hold all logits.
+        extra_logits (int): further copies of the logits: a temperature that is not 1, padding.
+        entropy (str): ``compiled``, ``chunked`` or ``plain``, how it is computed.
+        entropy_in_update (bool): whether the update computes it.
+        sequence_parallel (int): Ulysses.
+        tokens (Mapping[str, int]): of a micro-batch, by :data:`TOKEN_KEYS`; no ``reference`` without a KL term.
+        dynamic (bool): whether ``tokens`` are limits, or follow from numbers of rows.
+        longest (int): tokens of prompt and response.
+        objectives (int): policy gradients that the method computes; 0 for most.
+        gradient_layers (int | None): layers that they are of; None for all parameters.
+        share (float): of the GPU's memory, which vLLM takes while it generates.
+        sleeps (bool): whether vLLM frees weights and KV cache while the actor works.
+        vllm_bytes (int): of a number in vLLM.
+        tensor_parallel (int): of vLLM.
+    """
+
+    weight_bytes: int
+    compute_bytes: int
+    reduce_bytes: int
+    shard_over: int
+    param_offload: bool
+    optimizer_offload: bool
+    cpu_policy: bool
+    defer_sync: bool
+    checkpointing: bool
+    fused: bool
+    extra_logits: int
+    entropy: str
+    entropy_in_update: bool
+    sequence_parallel: int
+    tokens: Mapping[str, int]
+    dynamic: bool
+    longest: int
+    objectives: int
+    gradient_layers: int | None
+    share: float
+    sleeps: bool
+    vllm_bytes: int
+    tensor_parallel: int
+
+
+def read_settings(config: DictConfig) -> Settings:
+    """Take from a composed configuration what the estimate needs.
+
+    Raises:
+        ValueError: for what it does not cover: another engine than FSDP2, LoRA, another rollout than vLLM.
+    """
+    parts = config.actor_rollout_ref
+    actor, rollout, model = parts.actor, parts.rollout, parts.model
+    for key, value, allowed in (
+        ("actor.strategy", actor.strategy, "fsdp2"),
+        ("model.lora_rank", model.get("lora_rank", 0), 0),
+        ("rollout.name", rollout.name, "vllm"),
+        ("rollout.pipeline_model_parallel_size", rollout.get("pipeline_model_parallel_size", 1), 1),
+    ):
+        if value != allowed:
+            raise ValueError(f"actor_rollout_ref.{key} is {value!r}; the estimate of memory covers {allowed!r} only")
+    fsdp = actor.fsdp_config
+    precision = fsdp.get("mixed_precision") or {}
+    options = Options(**OmegaConf.to_container(config.saw.options, resolve=True))  # type: ignore[arg-type]
+    has_reference = actor.use_kl_loss or config.algorithm.use_kl_in_reward
+    longest = config.data.max_prompt_length + config.data.max_response_length
+    names = [name for name in TOKEN_KEYS if name != "reference" or has_reference]
+    return Settings(
+        weight_bytes=_bytes_of("actor.fsdp_config.model_dtype", fsdp.get("model_dtype") or "fp32"),
+        compute_bytes=_bytes_of("actor.fsdp_config.mixed_precision.param_dtype", precision.get("param_dtype", "bf16")),
+        reduce_bytes=_bytes_of("actor.fsdp_config.mixed_precision.reduce_dtype", precision.get("reduce_dtype", "fp32")),
+        shard_over=fsdp.fsdp_size,
+        param_offload=fsdp.param_offload,
+        optimizer_offload=fsdp.optimizer_offload,
+        cpu_policy=fsdp.offload_policy,
+        defer_sync=fsdp.get("use_no_sync_for_gradient_accumulation", True),
+        checkpointing=model.enable_gradient_checkpointing,
+        fused=model.use_fused_kernels,
+        extra_logits=(rollout.temperature != 1.0) + (not model.use_remove_padding) + fsdp.entropy_checkpointing,
+        entropy="chunked"
+        if fsdp.entropy_from_logits_with_chunking
+        else ("compiled" if fsdp.use_torch_compile else "plain"),
+        entropy_in_update=bool(actor.calculate_entropy or actor.entropy_coeff),
+        sequence_parallel=fsdp.ulysses_sequence_parallel_size,
+        tokens={name: _tokens(parts, name, actor.use_dynamic_bsz, longest) for name in names},
+        dynamic=actor.use_dynamic_bsz,
+        longest=longest,
+        objectives=len(config.saw.objectives) if get_method(config.saw.method).needs_gradients(options) else 0,
+        gradient_layers=len(options.gradient.layers) if options.gradient.layers else None,
+        share=rollout.gpu_memory_utilization,
+        sleeps=rollout.free_cache_engine and rollout.get("enable_sleep_mode", True),
+        vllm_bytes=_bytes_of("rollout.dtype", rollout.dtype),
+        tensor_parallel=rollout.tensor_model_parallel_size,
+    )
+
+
+def _bytes_of(key: str, dtype: str) -> int:
+    if dtype not in DTYPE_BYTES:
+        raise ValueError(f"actor_rollout_ref.{key} is {dtype!r}; expected one of {', '.join(DTYPE_BYTES)}")
+    return DTYPE_BYTES[dtype]
+
+
+def _tokens(parts: DictConfig, name: str, dynamic: bool, longest: int) -> int:
+    """Most tokens of a micro-batch. verl never exceeds the limit of a dynamic batch, and refuses a longer sequence."""
+    limit, rows = TOKEN_KEYS[name]
+    value = OmegaConf.select(parts, limit if dynamic else rows)
+    if value is None:
+        raise ValueError(f"actor_rollout_ref.{limit if dynamic else rows} is not set; expected a number")
+    return value if dynamic else value * longest

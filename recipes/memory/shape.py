@@ -1,0 +1,112 @@
+"""The sizes of a model, from which its memory follows."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a model's ``config.json`` says of its size; a decoder as Qwen2's.
+
+    Attributes:
+        hidden (int): size of a token's vector.
+        layers (int): decoder layers.
+        heads (int): attention heads.
+        kv_heads (int): heads of keys and values.
+        intermediate (int): width of the MLP.
+        vocabulary (int): rows of the embedding.
+        tied (bool): whether the output layer is the embedding.
+        head (int | None): size of a head; None: hidden / heads.
+        attention_bias (bool): whether q, k and v have a bias.
+    """
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    intermediate: int
+    vocabulary: int
+    tied: bool
+    head: int | None = None
+    attention_bias: bool = True
+
+    @property
+    def queries(self) -> int:
+        """Width of all query heads."""
+        return self.heads * (self.head or self.hidden // self.heads)
+
+    @property
+    def keys(self) -> int:
+        """Width of all key heads; the values have the same."""
+        return self.kv_heads * (self.head or self.hidden // self.heads)
+
+    @property
+    def layer_parameters(self) -> int:
+        """Parameters of a decoder layer."""
+        projections = self.hidden * (2 * self.queries + 2 * self.keys)
+        bias = self.queries + 2 * self.keys if self.attention_bias else 0
+        return projections + bias + 3 * self.hidden * self.intermediate + 2 * self.hidden
+
+    @property
+    def root_parameters(self) -> int:
+        """Parameters outside the layers: embedding, final norm, and the output layer where it is not the embedding."""
+        return self.vocabulary * self.hidden * (1 if self.tied else 2) + self.hidden
+
+    @property
+    def parameters(self) -> int:
+        """All parameters."""
+        return self.layers * self.layer_parameters + self.root_parameters
+
+
+#: From the models' config.json.
+SHAPES = {
+    "qwen2.5-1.5b": Shape(1536, 28, 12, 2, 8960, 151_936, tied=True),
+    "qwen2.5-3b": Shape(2048, 36, 16, 2, 11_008, 151_936, tied=True),
+}
+
+
+def shape_of(model: str) -> Shape:
+    """Shape of a model: of the table, a local folder, or the Hub's local cache; nothing is downloaded.
+
+    Args:
+        model (str): folder or Hub name (``actor_rollout_ref.model.path``).
+
+    Raises:
+        ValueError: if none of the three knows it, or its config lacks a size.
+    """
+    for name, shape in SHAPES.items():
+        if Path(model).name.lower() in (name, f"{name}-instruct"):
+            return shape
+    file = Path(model) / "config.json"
+    if not file.is_file():
+        from huggingface_hub import try_to_load_from_cache  # costs a second
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            cached = try_to_load_from_cache(model, "config.json")
+        except HFValidationError:  # no name of a model on the Hub
+            cached = None
+        if not isinstance(cached, str):
+            raise ValueError(
+                f"actor_rollout_ref.model.path is {model!r}, of which the sizes are not known; expected one of "
+                f"{', '.join(SHAPES)}, a folder with a config.json, or a model in the Hub's cache"
+            )
+        file = Path(cached)
+    config = json.loads(file.read_text())
+    try:
+        return Shape(
+            hidden=config["hidden_size"],
+            layers=config["num_hidden_layers"],
+            heads=config["num_attention_heads"],
+            kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
+            intermediate=config["intermediate_size"],
+            vocabulary=config["vocab_size"],
+            tied=config.get("tie_word_embeddings", False),
+            head=config.get("head_dim"),
+            attention_bias=config.get("attention_bias", config.get("model_type") == "qwen2"),
+        )
+    except KeyError as missing:
+        raise ValueError(f"{file} has no {missing}; expected the config of a decoder such as Qwen2") from None

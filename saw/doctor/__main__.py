@@ -1,0 +1,214 @@
+"""Whether an experiment can start on this machine, and what to do if not: one table, a line for each thing.
+
+    bash scripts/doctor.sh                                        the machine and the software
+    bash scripts/doctor.sh experiment=toolrl/1.5b_saw_gdpo        and what this experiment needs
+    bash scripts/doctor.sh experiment=tldr/saw_gdpo judge=openai --no-calls
+
+KEY=VALUE are overrides of configs/train.yaml, as for the training. Exit status 0: nothing is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import io
+import logging
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from saw.doctor import data, machine, services, software
+from saw.doctor.estimates import checkpoint_bytes, fit
+from saw.doctor.table import Line, can_start, examine, missing, ok, shortened, show
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+Check = tuple[str, Callable[[], Line]]
+#: Every line, in the order of the table.
+THINGS = (
+    *("driver and CUDA", "GPUs", "GPU memory", "cores", "shared memory", "disk", "Ray's disk", "compiler, headers"),
+    *("attention", "packages", "versions", "configuration"),
+    *("model", "tokenizer", "judge's model", "training data", "validation data", "reward function"),
+    *("wandb", "judge's key", "judge's answer", "Ray cluster", "Ray's token", "shared files"),
+)
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="saw.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--no-calls", action="store_true", help="call neither the Hub, wandb nor the judge")
+    parser.add_argument(
+        "--later",
+        action="append",
+        default=[],
+        choices=THINGS,
+        metavar="THING",
+        help="a line of the table that may be missing now, as something makes it before the training; may be repeated",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides of configs/train.yaml")
+    arguments = parser.parse_intermixed_args(argv)
+    for override in arguments.overrides:
+        if "=" not in override and not override.startswith("~"):
+            parser.error(f"{override!r} is no Hydra override; expected KEY=VALUE")
+    return arguments
+
+
+def diagnose(overrides: Sequence[str], calls: bool = True, later: Sequence[str] = ()) -> list[Line]:
+    """Look at everything.
+
+    Args:
+        overrides (Sequence[str]): of ``configs/train.yaml``; without an experiment, the machine and software alone.
+        calls (bool): whether the Hub, wandb and the judge may be called.
+        later (Sequence[str]): things that may be missing now.
+    """
+    found = functools.cache(probe)
+    platform = functools.cache(lambda: platform_of(found))
+    composed, composition = compose(overrides, platform)
+    experiment = composed if any(name.lstrip("+").startswith("experiment=") for name in overrides) else None
+    cluster = services.cluster_of(experiment)
+    checks: list[Check] = [
+        ("driver and CUDA", lambda: machine.driver(experiment, found())),
+        ("GPUs", lambda: machine.gpus(experiment, found(), cluster)),
+        ("cores", lambda: machine.cores(experiment, cluster)),
+        ("shared memory", lambda: machine.shared_memory(experiment)),
+        ("disk", lambda: machine.disk(experiment, checkpoint_bytes)),
+        ("Ray's disk", machine.ray_disk),
+        ("compiler, headers", lambda: machine.compiler(experiment)),
+        ("packages", lambda: software.packages(package_faults)),
+        ("versions", lambda: software.pins(platform())),
+    ]
+    if composed is not None:
+        checks.append(("attention", lambda: software.attention(composed, attention_of)))
+    if experiment is not None:
+        checks += checks_of(experiment, calls, found)
+    else:
+        checks.append(("configuration", lambda: composition))
+    if experiment is not None or cluster is not None:
+        checks += [
+            ("Ray cluster", lambda: services.ray_cluster(experiment, cluster)),
+            ("Ray's token", lambda: services.ray_token(cluster)),
+            ("shared files", lambda: services.shared_files(cluster)),
+        ]
+    return examine(sorted(checks, key=lambda check: THINGS.index(check[0])), later)
+
+
+def checks_of(config: DictConfig, calls: bool, found: Callable[[], Any]) -> list[Check]:
+    """What an experiment needs beside a machine with the software.
+
+    Args:
+        config (DictConfig): the experiment.
+        calls (bool): whether the Hub, wandb and the judge may be called.
+        found (Callable): the accelerators.
+    """
+    listed = data.files_on_hub if calls else None
+    judge_model = config.reward.reward_model
+    checks: list[Check] = [
+        ("GPU memory", lambda: machine.gpu_memory(config, found(), fit)),
+        ("model", lambda: data.model(config.actor_rollout_ref.model.path, listed=listed)),
+        ("tokenizer", lambda: data.tokenizer(config, calls)),
+        ("training data", lambda: data.files(config, "train_files")),
+        ("validation data", lambda: data.files(config, "val_files")),
+        ("reward function", lambda: data.reward_function(config, reward_function_of)),
+        ("configuration", lambda: software.configuration(config, check_config)),
+        ("wandb", lambda: services.wandb(config, calls)),
+        ("judge's key", lambda: services.judge_key(config)),
+        ("judge's answer", lambda: services.judge_call(config, calls)),
+    ]
+    if judge_model.enable:
+        checks.append(("judge's model", lambda: data.model(judge_model.model_path, "judge's model", listed=listed)))
+    return checks
+
+
+def probe() -> Any:
+    """The accelerators, :class:`saw.accelerator.Found`."""
+    from saw.accelerator import probe
+
+    return probe()
+
+
+def platform_of(found: Callable[[], Any]) -> str:
+    """cpu or gpu; a GPU that cannot be used is a GPU machine with a fault, which has a line of its own."""
+    from saw.accelerator import decide
+
+    try:
+        return decide(os.environ, probe=found).name
+    except RuntimeError:
+        return "gpu"
+
+
+def compose(overrides: Sequence[str], platform: Callable[[], str]) -> tuple[DictConfig | None, Line]:
+    """The configuration, None if it cannot be composed, and its line."""
+    thing, needed = "configuration", "overrides of configs/train.yaml"
+    try:
+        from recipes.compose import compose
+
+        if not any(override.startswith("platform=") for override in overrides):
+            overrides = (f"platform={platform()}", *overrides)
+        return compose(*overrides), ok(thing, "composes", needed)
+    except Exception as error:  # noqa: BLE001  the machine's lines are still of use
+        found = f"{type(error).__name__}: {shortened(str(error))}"
+        return None, missing(thing, found, needed, "mend the override that is named; the experiment was not looked at")
+
+
+def attention_of(config: DictConfig) -> Any:
+    """The attention that saw.train would choose."""
+    from saw.verl.attention import choose
+
+    return choose(config)
+
+
+def package_faults() -> list[str]:
+    """What is missing or too old for the plug-in."""
+    from saw.requirements_check import problems
+
+    return [str(problem) for problem in problems()]
+
+
+def check_config(config: DictConfig) -> None:
+    """What saw.train checks before Ray starts: SAW's settings, then verl's own."""
+    from verl.trainer import main_ppo
+
+    from saw.verl.settings import check_config
+
+    check_config(config)
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # verl says that it has found nothing
+        warnings.simplefilter("ignore")
+        main_ppo.validate_config(
+            config=config,
+            use_reference_policy=main_ppo.need_reference_policy(config),
+            use_critic=main_ppo.need_critic(config),
+        )
+
+
+def reward_function_of(config: DictConfig) -> Any:
+    """The custom reward function; None if there is none."""
+    from verl.utils.import_utils import load_extern_object
+
+    section = config.reward.custom_reward_function
+    return None if section.path is None else load_extern_object(module_path=section.path, object_name=section.name)
+
+
+def prepare(arguments: argparse.Namespace) -> None:
+    """Set this process up: quiet, and without calls where none are wanted."""
+    warnings.simplefilter("ignore")  # of what verl imports; the table says what matters
+    logging.disable(logging.WARNING)
+    if arguments.no_calls:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Show the table, and end with a status that says whether the training can start."""
+    lines = diagnose(arguments.overrides, not arguments.no_calls, arguments.later)
+    show(lines)
+    raise SystemExit(0 if can_start(lines) else 1)
+
+
+if __name__ == "__main__":
+    given = parse()
+    prepare(given)
+    main(given)

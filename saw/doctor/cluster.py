@@ -1,0 +1,168 @@
+"""A Ray cluster that runs already: what it has, and whether its nodes see one file system.
+
+Looked at from a process of its own, which is stopped if the cluster does not answer: ``ray.init`` may wait for minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from saw.doctor.table import shortened
+
+#: Seconds for connecting, and for all nodes to read a file.
+LIMIT = 90
+#: Seconds for its port.
+PORT_LIMIT = 5
+REFUSED = "the token is missing or wrong"
+#: Run as a script, so that Ray sends the function itself: nodes need not have this package to be asked.
+SCRIPT = """
+import json, os, sys
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+
+path, limit = sys.argv[1], float(sys.argv[2])
+ray.init(logging_level="ERROR", log_to_driver=False)
+
+@ray.remote(num_cpus=0)
+def read(path):
+    try:
+        return open(path).read()
+    except OSError as error:
+        return f"{type(error).__name__}: {error}"
+
+nodes = [node for node in ray.nodes() if node["Alive"]]
+asked = [read.options(scheduling_strategy=On(node["NodeID"], soft=False)).remote(path) for node in nodes]
+done, _ = ray.wait(asked, num_returns=len(asked), timeout=limit)
+answer = [
+    {
+        "name": node["NodeManagerAddress"],
+        "cpus": node["Resources"].get("CPU", 0),
+        "gpus": node["Resources"].get("GPU", 0),
+        "read": ray.get(task) if task in done else "no answer in time",
+    }
+    for node, task in zip(nodes, asked)
+]
+print("SAW_DOCTOR" + json.dumps(answer))
+"""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of a running cluster.
+
+    Attributes:
+        name (str): its address.
+        cpus (float): logical ones.
+        gpus (float): logical ones.
+        fault (str | None): why it cannot read a file that this machine wrote; None if it can.
+    """
+
+    name: str
+    cpus: float
+    gpus: float
+    fault: str | None = None
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a running cluster says.
+
+    Attributes:
+        address (str): where it is.
+        nodes (tuple[Node, ...]): that are alive.
+        folder (str): where the file was that they were to read.
+        error (str | None): why it says nothing.
+    """
+
+    address: str
+    nodes: tuple[Node, ...] = ()
+    folder: str = ""
+    error: str | None = None
+
+    @property
+    def cpus(self) -> float:
+        """Of all nodes."""
+        return sum(node.cpus for node in self.nodes)
+
+    @property
+    def gpus(self) -> float:
+        """Of all nodes."""
+        return sum(node.gpus for node in self.nodes)
+
+
+def connect(address: str) -> None:
+    """Connect to the port of an address, if it names one; Ray itself would try for minutes.
+
+    Raises:
+        OSError: if nobody answers.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PORT_LIMIT).close()
+
+
+def ask(script: str, environ: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess:
+    """Run a script in another process with a time limit."""
+    command = [sys.executable, "-c", script, *arguments]
+    return subprocess.run(
+        command, env=dict(environ), capture_output=True, text=True, timeout=LIMIT, check=False, stdin=subprocess.DEVNULL
+    )
+
+
+def look(
+    address: str,
+    folder: Path,
+    environ: Mapping[str, str] = os.environ,
+    ask: Callable[..., subprocess.CompletedProcess] = ask,
+    connect: Callable[[str], None] = connect,
+) -> Cluster:
+    """Connect to a cluster, and have each node read a file that this machine writes.
+
+    Args:
+        address (str): as in ``RAY_ADDRESS``.
+        folder (Path): where the training will write; the file is in it, or in the nearest folder above that is there.
+        environ (Mapping[str, str]): with what Ray needs, a token for example.
+        ask (Callable): runs the script.
+        connect (Callable[[str], None]): tries the port, raises OSError.
+
+    Returns:
+        Cluster: with an error if it cannot be reached.
+    """
+    try:
+        connect(address)
+    except OSError as error:
+        return Cluster(address, error=f"nobody answers there: {error}")
+    folder = folder.absolute()
+    while not folder.is_dir():
+        folder = folder.parent
+    text = uuid.uuid4().hex
+    file = folder / f".saw-doctor-{text}"
+    try:
+        file.write_text(text)
+        environ = {**environ, "RAY_ADDRESS": address}
+        result = ask(SCRIPT, environ, str(file), str(LIMIT / 2))
+    except subprocess.TimeoutExpired:
+        return Cluster(address, error=f"no answer within {LIMIT} s")
+    except OSError as error:
+        return Cluster(address, error=f"this machine cannot write {file}: {error}")
+    finally:
+        file.unlink(missing_ok=True)
+    answers = [line for line in result.stdout.splitlines() if line.startswith("SAW_DOCTOR")]
+    if result.returncode != 0 or not answers:
+        if "AuthenticationError" in result.stderr:  # the last line does not say so
+            return Cluster(address, error=REFUSED)
+        last = [line for line in result.stderr.splitlines() if line.strip()][-1:] or ["no message"]
+        return Cluster(address, error=shortened(last[0]))
+    nodes = tuple(
+        Node(node["name"], node["cpus"], node["gpus"], None if node["read"] == text else shortened(node["read"], 80))
+        for node in json.loads(answers[-1].removeprefix("SAW_DOCTOR"))
+    )
+    return Cluster(address, nodes, str(folder))

@@ -1,0 +1,246 @@
+"""What a training reads: the model, its tokenizer, the data, and the reward function."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saw.doctor.table import Line, missing, ok, shortened, warning
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+#: Seconds for one request.
+LIMIT = 10.0
+WEIGHTS = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
+
+Lookup = Callable[[str, str], str | None]
+
+
+def in_cache(repository: str, file: str) -> str | None:
+    """The path of a Hub's file in this machine's cache; None if it is not there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(repository, file)
+    return path if isinstance(path, str) else None
+
+
+def files_on_hub(repository: str) -> list[str]:
+    """The names of a repository's files, asked of the Hub.
+
+    Raises:
+        OSError: if the Hub does not answer or refuses.
+    """
+    from huggingface_hub import HfApi
+
+    return [file.rfilename for file in HfApi().model_info(repository, timeout=LIMIT).siblings or []]
+
+
+def model(
+    name: str,
+    thing: str = "model",
+    cached: Lookup = in_cache,
+    listed: Callable[[str], Sequence[str]] | None = files_on_hub,
+) -> Line:
+    """A model's configuration and weights: in a folder, in the cache, or on the Hub.
+
+    Args:
+        name (str): a folder or the Hub's name.
+        thing (str): the line's name.
+        cached (Lookup): finds a file of the Hub in the cache.
+        listed (Callable | None): asks the Hub for its files; None if it may not be called.
+    """
+    needed = "config.json and weights"
+    if "://" in name:
+        return warning(thing, f"{name}, not looked at", needed, "see that every node can read it")
+    if Path(name).expanduser().is_dir():
+        folder = Path(name).expanduser()
+        absent = absent_files(lambda file: str(folder / file) if (folder / file).is_file() else None)
+        if absent:
+            remedy = "copy the whole model there, or name another folder in actor_rollout_ref.model.path"
+            return missing(thing, f"{folder} lacks {', '.join(absent)}", needed, remedy)
+        return ok(thing, f"in {folder}", needed)
+    if not is_hub_name(name):
+        remedy = "make it, or name a folder or a model of the Hub (OWNER/NAME) in actor_rollout_ref.model.path"
+        return missing(thing, f"{name}: there is no such folder", needed, remedy)
+    absent = absent_files(lambda file: cached(name, file))
+    if not absent:
+        return ok(thing, f"{name}, in this machine's cache", needed)
+    found = f"{name}, not in the cache (without {absent[0]})"
+    if listed is None:
+        return warning(thing, f"{found}; the Hub was not asked", needed, f"hf download {name}")
+    try:
+        files = listed(name)
+    except Exception as error:  # noqa: BLE001  the Hub's client has errors of several libraries
+        remedy = f"where there is a network: hf download {name} (HF_TOKEN for a model with restricted access)"
+        return missing(thing, f"{found}; the Hub: {type(error).__name__}: {shortened(str(error), 160)}", needed, remedy)
+    if absent := absent_files(lambda file: file if file in files else None, read=False):
+        return missing(thing, f"{name} on the Hub lacks {', '.join(absent)}", needed, "name another model")
+    return ok(thing, f"{name}, on the Hub", needed)
+
+
+def absent_files(find: Callable[[str], str | None], read: bool = True) -> list[str]:
+    """What a model lacks.
+
+    Args:
+        find (Callable[[str], str | None]): the path of a file, None if it is not there.
+        read (bool): open the index of several weight files, and look for each of them.
+    """
+    absent = [] if find("config.json") else ["config.json"]
+    name = next((name for name in WEIGHTS if find(name)), None)
+    if name is None:
+        return [*absent, "model.safetensors"]
+    if read and name.endswith(".index.json"):
+        index = json.loads(Path(str(find(name))).read_text())
+        absent += [part for part in sorted(set(index["weight_map"].values())) if not find(part)]
+    return absent
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a text may be a model's name on the Hub."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not name.startswith(("runs/", ".")) and name.count("/") <= 1
+
+
+def load_tokenizer(name: str, local_files_only: bool) -> Any:
+    """A tokenizer."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(name, local_files_only=local_files_only)
+
+
+def tokenizer(
+    config: DictConfig,
+    calls: bool = True,
+    load: Callable[[str, bool], Any] = load_tokenizer,
+    cached: Lookup = in_cache,
+) -> Line:
+    """The tokenizer and its chat template, without which no prompt can be written.
+
+    Args:
+        config (DictConfig): the experiment.
+        calls (bool): whether it may be fetched from the Hub.
+        load (Callable[[str, bool], Any]): loads it; the second argument forbids the network.
+        cached (Lookup): finds a file of the Hub in the cache.
+    """
+    section = config.actor_rollout_ref.model
+    name, needed = section.get("tokenizer_path") or section.path, "one with a chat template"
+    folder = Path(name).expanduser()
+    if not folder.is_dir() and not is_hub_name(name):
+        return missing("tokenizer", f"{name}: there is no such folder", needed, "see the line of the model")
+    here = folder.is_dir() or cached(name, "tokenizer_config.json") is not None
+    if not here and not calls:
+        return warning("tokenizer", f"{name}, not here; the Hub was not asked", needed, f"hf download {name}")
+    try:
+        found = load(str(folder) if folder.is_dir() else name, here)
+    except Exception as error:  # noqa: BLE001  each kind of tokenizer has its own
+        text = f"{name}: {type(error).__name__}: {shortened(str(error), 160)}"
+        return missing(
+            "tokenizer", text, needed, "see the line of the model; or set actor_rollout_ref.model.tokenizer_path"
+        )
+    if section.get("custom_chat_template") or getattr(found, "chat_template", None):
+        return ok("tokenizer", f"{type(found).__name__} of {name}", needed)
+    remedy = "set actor_rollout_ref.model.custom_chat_template, or take an instruction-tuned model"
+    return missing("tokenizer", f"{name} has no chat template", needed, remedy)
+
+
+def files(config: DictConfig, key: str) -> Line:
+    """Data files: there, readable, with rows and the columns.
+
+    Args:
+        config (DictConfig): the experiment.
+        key (str): ``train_files`` or ``val_files``.
+    """
+    names = config.data[key]
+    names = [names] if isinstance(names, str) or names is None else list(names)
+    thing = {"train_files": "training data", "val_files": "validation data"}[key]
+    if (config.data.get("custom_cls") or {}).get("path"):
+        return warning(thing, "read by data.custom_cls, not looked at", "", "see that it finds its files")
+    columns = [config.data.get("prompt_key", "prompt"), "data_source", "reward_model"]
+    needed = f"rows with {', '.join(columns)}"
+    remedy = f"prepare it with python -m data_prep.toolrl or data_prep.tldr (README), or set data.{key}"
+    if not names or names == [None]:
+        return missing(thing, f"data.{key} names none", needed, remedy)
+    counts = []
+    for name in names:
+        if "://" in name:
+            return warning(thing, f"{name}, not looked at", needed, "see that every node can read it")
+        path = Path(name).expanduser()
+        if not path.is_file():
+            return missing(thing, f"{path}: there is no such file", needed, remedy)
+        try:
+            rows, first = read_first(path)
+        except Exception as error:  # noqa: BLE001  of the file system, of Arrow, of JSON
+            return missing(thing, f"{path}: {type(error).__name__}: {shortened(str(error), 160)}", needed, remedy)
+        if fault := row_fault(first, columns):
+            return missing(thing, f"{path}: {fault}", needed, remedy)
+        counts.append(f"{rows} rows in {path}" if rows else f"{path}")
+    return ok(thing, "; ".join(counts), needed)
+
+
+def read_first(path: Path) -> tuple[int | None, dict[str, Any] | None]:
+    """The number of rows, None for JSON lines, and the first row, None if there is none.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it is of no known kind, or broken.
+    """
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        parquet = pq.ParquetFile(path)
+        batch = next(parquet.iter_batches(batch_size=1), None)
+        return parquet.metadata.num_rows, batch.to_pylist()[0] if batch is not None and len(batch) else None
+    if path.suffix not in (".json", ".jsonl"):
+        raise ValueError("expected .parquet, .json or .jsonl, which are what verl reads")
+    with path.open() as lines:
+        text = lines.readline().strip()
+    if text in ("[", ""):  # one JSON text over several lines
+        text = path.read_text()
+    value = json.loads(text) if text.strip() else None
+    first = (value or [None])[0] if isinstance(value, list) else value
+    return None, first
+
+
+def row_fault(row: Mapping[str, Any] | None, columns: Sequence[str]) -> str | None:
+    """What is wrong with the first row; None if nothing is."""
+    if row is None:
+        return "it has no rows"
+    if absent := [column for column in columns if column not in row]:
+        return f"without the columns {', '.join(absent)}; it has {', '.join(row)}"
+    if not isinstance(row["reward_model"], Mapping) or "ground_truth" not in row["reward_model"]:
+        return f"reward_model is {shortened(repr(row['reward_model']), 60)}; expected a mapping with ground_truth"
+    return None
+
+
+def reward_function(config: DictConfig, load: Callable[[DictConfig], Any]) -> Line:
+    """The function that gives the rewards.
+
+    Args:
+        config (DictConfig): the experiment.
+        load (Callable[[DictConfig], Any]): finds it; None for none.
+    """
+    section = config.reward.custom_reward_function
+    objectives = ", ".join(config.saw.objectives)
+    name = f"{section.name} of {section.path}"
+    try:
+        function = load(config)
+    except (ImportError, AttributeError, OSError, SyntaxError, RuntimeError) as error:
+        remedy = "set reward.custom_reward_function.path and name"
+        return missing("reward function", f"{name}: {shortened(str(error), 160)}", objectives, remedy)
+    if function is None:
+        remedy = "set reward.custom_reward_function.path and name"
+        return missing("reward function", "reward.custom_reward_function.path is not set", objectives, remedy)
+    returned = getattr(function, "objectives", None)
+    if returned is not None and (absent := [name for name in config.saw.objectives if name not in returned]):
+        remedy = f"saw.objectives has {', '.join(absent)}: remove it, or have the function return it"
+        return missing("reward function", f"{name} returns {', '.join(returned)}", objectives, remedy)
+    return ok("reward function", name, objectives)

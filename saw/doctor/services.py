@@ -1,0 +1,262 @@
+"""What a training talks to: wandb, the judge, the Ray cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saw.doctor.cluster import REFUSED, Cluster, look
+from saw.doctor.table import Line, missing, ok, shortened, warning
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+#: Seconds for one call.
+LIMIT = 15.0
+WANDB = "https://api.wandb.ai"
+JUDGE = "reward.custom_reward_function.reward_kwargs.judge"
+#: A question to the judge that costs next to nothing.
+QUESTION = {"reddit_text": "I slept.", "human_summary": "Sleep.", "model_summary": "I slept."}
+
+
+def netrc_has(address: str) -> bool:
+    """Whether ``~/.netrc`` has a key for a server, where ``wandb login`` writes it."""
+    from requests.utils import get_netrc_auth
+
+    return get_netrc_auth(address) is not None
+
+
+def reach(address: str) -> None:
+    """Call a server; any answer will do.
+
+    Raises:
+        OSError: if there is none.
+    """
+    import requests
+
+    requests.head(address, timeout=LIMIT)
+
+
+def wandb(
+    config: DictConfig,
+    calls: bool = True,
+    environ: Mapping[str, str] = os.environ,
+    netrc_has: Callable[[str], bool] = netrc_has,
+    reach: Callable[[str], None] = reach,
+) -> Line:
+    """The key for wandb, where the training logs to it, and whether its server answers.
+
+    Args:
+        config (DictConfig): the experiment.
+        calls (bool): whether the server may be called.
+        environ (Mapping[str, str]): may hold ``WANDB_API_KEY``, ``WANDB_MODE``, ``WANDB_BASE_URL``.
+        netrc_has (Callable[[str], bool]): whether a key is kept in a file.
+        reach (Callable[[str], None]): calls the server, raises OSError.
+    """
+    logger = config.trainer.logger
+    if "wandb" not in ([logger] if isinstance(logger, str) else list(logger)):
+        return ok("wandb", "not used", "nothing: trainer.logger has no wandb")
+    mode = environ.get("WANDB_MODE", "online")
+    if mode in ("offline", "disabled", "dryrun"):
+        return ok("wandb", f"WANDB_MODE={mode}", "no key")
+    address = environ.get("WANDB_BASE_URL", WANDB)
+    other = "WANDB_MODE=offline, or trainer.logger=[console,file]"
+    if environ.get("WANDB_API_KEY"):
+        key = "key in WANDB_API_KEY"
+    elif netrc_has(address):
+        key = "key in ~/.netrc"
+    else:
+        return missing(
+            "wandb", f"no key for {address}", "a key", f"export WANDB_API_KEY, or run wandb login; or {other}"
+        )
+    if not calls:
+        return ok("wandb", f"{key}; {address} not called", "a key")
+    try:
+        reach(address)
+    except OSError as error:
+        found = f"{key}; {address} does not answer: {shortened(str(error), 160)}"
+        return missing("wandb", found, "a key, and the server", f"see to the network or its proxy; or {other}")
+    return ok("wandb", f"{key}; {address} answers", "a key, and the server")
+
+
+def judge_options(config: DictConfig) -> Any:
+    """The judge of an experiment; None if it has none.
+
+    Raises:
+        JudgeError: if its options are wrong.
+    """
+    from omegaconf import OmegaConf
+
+    section = OmegaConf.select(config, JUDGE)
+    if section is None:
+        return None
+    from saw.judge.options import JudgeOptions
+
+    plain: Any = OmegaConf.to_container(section, resolve=True)
+    return JudgeOptions.of(plain)
+
+
+def judge_key(config: DictConfig) -> Line:
+    """The judge's key.
+
+    Args:
+        config (DictConfig): the experiment.
+    """
+    from omegaconf.errors import OmegaConfBaseException
+
+    remedy = "export the variable, or pick another judge: judge=gemini, openai, server, verl"
+    try:
+        options = judge_options(config)
+        if options is None:
+            return ok("judge's key", "no judge", "nothing: the rewards need none")
+        key = options.api_key()
+    except (ValueError, OmegaConfBaseException) as error:  # the latter for a variable that is not set
+        return missing("judge's key", shortened(str(error)), "a judge's options and key", remedy)
+    if key is None:
+        return ok("judge's key", f"{options.model} wants none", "no key")
+    return ok("judge's key", f"in {options.api_key_env}", f"a key for {options.base_url}")
+
+
+def ask_judge(options: Any) -> Any:
+    """Ask a judge once.
+
+    Args:
+        options (JudgeOptions): the judge; nothing is kept.
+
+    Returns:
+        saw.judge.Verdict: with a fault if it did not answer with scores.
+    """
+    from saw.judge import Judge
+
+    limits = {"attempts": 1, "longest_wait": 0.0, "timeout": min(LIMIT, options.timeout), "cache": None, "faults": None}
+
+    async def once() -> Any:
+        judge = Judge(options.model_copy(update=limits))
+        try:
+            return await judge.score(QUESTION)
+        finally:
+            await judge.close()
+
+    return asyncio.run(once())
+
+
+def judge_call(config: DictConfig, calls: bool = True, ask: Callable[[Any], Any] = ask_judge) -> Line:
+    """One cheap question to the judge.
+
+    Args:
+        config (DictConfig): the experiment.
+        calls (bool): whether it may be asked.
+        ask (Callable): asks.
+
+    Raises:
+        JudgeError: if the options or the key are wrong.
+    """
+    thing, needed = "judge's answer", "scores for one short text"
+    options = judge_options(config)
+    if options is None:
+        return ok(thing, "no judge", "nothing: the rewards need none")
+    if options.base_url is None and config.reward.reward_model.enable:
+        return ok(thing, f"verl serves {options.model} when the training starts")
+    if not calls:
+        return warning(thing, "not asked (--no-calls)", needed, "leave --no-calls away")
+    verdict = ask(options)
+    if verdict.fault is not None:
+        remedy = f"see the key, the model and the address in {JUDGE}, and the network or its proxy"
+        return missing(thing, f"{options.model} at {options.base_url}: {shortened(verdict.fault)}", needed, remedy)
+    scores = ", ".join(f"{name} {score:g}" for name, score in verdict.scores.items())
+    return ok(thing, f"{options.model}: {scores}, {verdict.seconds:.1f} s, ${verdict.dollars:.5f}", needed)
+
+
+def cluster_of(
+    config: DictConfig | None,
+    environ: Mapping[str, str] = os.environ,
+    look: Callable[[str, Path], Cluster] = look,
+) -> Cluster | None:
+    """What the Ray cluster says that a training would join; None if it starts its own.
+
+    Args:
+        config (DictConfig | None): the experiment; None for none.
+        environ (Mapping[str, str]): may hold ``RAY_ADDRESS``.
+        look (Callable[[str, Path], Cluster]): connects, and tries the folder of the training.
+    """
+    address = environ.get("RAY_ADDRESS")
+    try:
+        if config is not None:
+            from saw.cluster import running
+
+            address = running(config)
+        folder = config.trainer.default_local_dir if config is not None else environ.get("SAW_RUNS", "runs")
+        return look(address, Path(folder)) if address not in (None, "", "local") else None
+    except Exception as error:  # noqa: BLE001  each line that needs the cluster says so
+        return Cluster(address or "unknown address", error=f"{type(error).__name__}: {shortened(str(error))}")
+
+
+def ray_cluster(config: DictConfig | None, cluster: Cluster | None) -> Line:
+    """The Ray cluster.
+
+    Args:
+        config (DictConfig | None): the experiment; None for none.
+        cluster (Cluster | None): what it says; None where the training starts its own.
+    """
+    nodes = config.trainer.nnodes if config is not None else 1
+    if cluster is None:
+        if nodes == 1:
+            return ok("Ray cluster", "none: the training starts its own", "1 node")
+        remedy = "start one (docs/clusters.md; recipes/toolrl/slurm.sh), and set RAY_ADDRESS; or trainer.nnodes=1"
+        return missing("Ray cluster", "RAY_ADDRESS is not set", f"{nodes} nodes", remedy)
+    if cluster.error:
+        remedy = "see that it runs and its port can be reached (ray status), or unset RAY_ADDRESS"
+        return missing("Ray cluster", f"{cluster.address}: {cluster.error}", f"{nodes} nodes", remedy)
+    found = f"{cluster.address}: {len(cluster.nodes)} nodes, {cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs"
+    if len(cluster.nodes) < nodes:
+        return missing(
+            "Ray cluster", found, f"{nodes} nodes", "wait until all nodes have joined, or lower trainer.nnodes"
+        )
+    return ok("Ray cluster", found, f"{nodes} nodes")
+
+
+def ray_token(cluster: Cluster | None, environ: Mapping[str, str] = os.environ, home: Path | None = None) -> Line:
+    """The token that the cluster asks for; without one, whoever reaches its port can run code on its nodes.
+
+    Args:
+        cluster (Cluster | None): what it says; None where the training starts its own.
+        environ (Mapping[str, str]): may hold ``RAY_AUTH_MODE``, ``RAY_AUTH_TOKEN``, ``RAY_AUTH_TOKEN_PATH``.
+        home (Path | None): where Ray keeps a token; None takes the user's.
+    """
+    thing = "Ray's token"
+    if cluster is None:
+        return ok(thing, "the training's own Ray makes one", "nothing")
+    mode = environ.get("RAY_AUTH_MODE", "").lower()
+    kept = Path(environ.get("RAY_AUTH_TOKEN_PATH") or (home or Path.home()) / ".ray" / "auth_token")
+    token = bool(environ.get("RAY_AUTH_TOKEN")) or kept.is_file()
+    export = "export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, with the token that the cluster was started with"
+    if mode == "token" and not token:
+        return missing(thing, f"RAY_AUTH_MODE=token, and no RAY_AUTH_TOKEN or {kept}", "the cluster's token", export)
+    if cluster.error == REFUSED:
+        return missing(thing, "refused by the cluster", "the cluster's token", export)
+    if cluster.error:
+        return warning(thing, "not tried: the cluster does not answer", "", "see the line of the Ray cluster")
+    if mode != "token":
+        remedy = "where others reach its port, start it with RAY_AUTH_MODE=token"
+        return warning(thing, "none: the cluster takes whoever reaches it", "a token", remedy)
+    return ok(thing, "accepted by the cluster", "the cluster's token")
+
+
+def shared_files(cluster: Cluster | None) -> Line:
+    """Whether all nodes see the folder that the training writes to.
+
+    Args:
+        cluster (Cluster | None): what it says; None where the training starts its own.
+    """
+    thing, needed = "shared files", "every node reads what another writes"
+    if cluster is None:
+        return ok(thing, "one machine", "nothing")
+    if cluster.error:
+        return warning(thing, "not tried: the cluster does not answer", needed, "see the line of the Ray cluster")
+    if blind := [f"{node.name}: {node.fault}" for node in cluster.nodes if node.fault]:
+        remedy = "the repository, SAW_RUNS and trainer.default_local_dir on a disk that all nodes see"
+        return missing(thing, f"a file in {cluster.folder} is not read on {'; '.join(blind)}", needed, remedy)
+    return ok(thing, f"{len(cluster.nodes)} nodes read a file in {cluster.folder}", needed)

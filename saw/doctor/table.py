@@ -1,0 +1,123 @@
+"""A line for each thing, and the table of them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+Status = Literal["ok", "warning", "missing"]
+#: Width of the table where it is not shown on a terminal.
+WIDTH = 100
+COLOURS = {"ok": "green", "warning": "yellow", "missing": "bold red"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """What was found of one thing.
+
+    Attributes:
+        status (Status): ``missing`` where the training cannot start, or would fail later; ``warning`` where it can.
+        thing (str): its name.
+        found (str): what there is.
+        needed (str): what the experiment needs; empty without an experiment.
+        remedy (str): what to do; empty where nothing is to be done.
+    """
+
+    status: Status
+    thing: str
+    found: str
+    needed: str = ""
+    remedy: str = ""
+
+
+def ok(thing: str, found: str, needed: str = "") -> Line:
+    """It is as it should be."""
+    return Line("ok", thing, found, needed)
+
+
+def warning(thing: str, found: str, needed: str, remedy: str) -> Line:
+    """The training can start, but should know."""
+    return Line("warning", thing, found, needed, remedy)
+
+
+def missing(thing: str, found: str, needed: str, remedy: str) -> Line:
+    """The training cannot start."""
+    return Line("missing", thing, found, needed, remedy)
+
+
+def examine(checks: Iterable[tuple[str, Callable[[], Line]]], later: Sequence[str] = ()) -> list[Line]:
+    """Run the checks in order; one that fails itself is a line with its error.
+
+    Args:
+        checks (Iterable[tuple[str, Callable[[], Line]]]): the name of a thing, and what looks at it.
+        later (Sequence[str]): things that are made before the training starts, and may be absent now.
+    """
+    lines = []
+    for thing, check in checks:
+        try:
+            line = check()
+        except (Exception, SystemExit) as error:  # noqa: BLE001  one broken part must not hide the others
+            remedy = "see the error; the doctor could not look at this"
+            line = missing(thing, f"{type(error).__name__}: {shortened(str(error))}", "", remedy)
+        if line.status == "missing" and thing in later:
+            line = replace(line, status="ok", found=f"not yet: {line.found}", remedy="")
+        lines.append(line)
+    return lines
+
+
+def can_start(lines: Iterable[Line]) -> bool:
+    """Whether nothing is missing."""
+    return all(line.status != "missing" for line in lines)
+
+
+def shortened(text: str, most: int = 300) -> str:
+    """A message in one line, of which the beginning is shown."""
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def gigabytes(number: float) -> str:
+    """Bytes for a reader."""
+    return f"{number / 1e9:.1f} GB" if number < 1e10 else f"{number / 1e9:.0f} GB"
+
+
+def gibibytes(number: float) -> str:
+    """Bytes of a GPU, whose label means GiB."""
+    return f"{number / 2**30:.1f} GiB"
+
+
+def show(lines: Sequence[Line], file: Any = None) -> None:
+    """Print the table; a remedy is below its line in one piece, so that its command can be copied."""
+    absent = [line.thing for line in lines if line.status == "missing"]
+    summary = f"{len(absent)} missing: {', '.join(absent)}" if absent else "nothing is missing"
+    try:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+    except ImportError:  # in a broken environment the doctor is needed most
+        for line in lines:
+            parts = (line.status, line.thing, line.found, line.needed, line.remedy)
+            print(" | ".join(parts), file=file or sys.stdout)
+        print(f"{summary} (plain text: rich is not installed)", file=file or sys.stdout)
+        return
+    console = Console(file=file, highlight=False)
+    if not console.is_terminal:
+        console = Console(file=file, highlight=False, width=WIDTH)
+
+    def row(status: str, *cells: str, style: str = "") -> None:
+        grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
+        for width in (7, 17):
+            grid.add_column(width=width)
+        for ratio in (3, 2):
+            grid.add_column(ratio=ratio, overflow="fold")
+        grid.add_row(Text(status, style=COLOURS.get(status, style)), *(Text(cell, style=style) for cell in cells))
+        console.print(grid)
+
+    row("status", "thing", "found", "needed", style="bold")
+    for line in lines:
+        row(line.status, line.thing, line.found, line.needed)
+        if line.remedy:
+            console.print(Text(f"         remedy: {line.remedy}"), soft_wrap=True)
+    console.print(Text(f"\n{summary}"), soft_wrap=True)

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Whether an experiment can start on this machine, and what to do if not: one table. Exit status 0: nothing is missing.
+#
+#   bash scripts/doctor.sh                                      the machine and the software
+#   bash scripts/doctor.sh experiment=toolrl/1.5b_saw_gdpo      and what this experiment needs
+#   bash scripts/doctor.sh experiment=tldr/saw_gdpo --no-calls  asking neither the Hub, wandb nor the judge
+#
+# See --help; variables of the set-up are in scripts/environment.sh.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+export SAW_RUNS="${SAW_RUNS:-$repository/runs}"
+set_up
+exec "$python" -m saw.doctor "$@"

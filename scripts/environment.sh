@@ -1,0 +1,97 @@
+# Sourced by every script of this folder: decides the platform, the set of requirements and the environment.
+#
+#   SAW_PLATFORM   cpu or gpu                 (gpu where an NVIDIA driver answers, or RAY_ADDRESS names a cluster)
+#   SAW_SET        cpu, gpu or released       (the platform's; released: the versions verl was released with, on a CPU)
+#   SAW_VENV       a folder, or active: the Python on PATH as it is    (.venv, .venv-gpu or .venv-released, by the set)
+#   SAW_BFCL_VENV  the folder of BFCL's environment                    (.venv-bfcl)
+#
+# A script gets: $repository, $python (the environment's), set_up (makes what is missing), fail (says why, and ends).
+repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+driver_needed=580 # by CUDA 13, which the wheels of the GPU set are built for
+on_cpu="SAW_PLATFORM=cpu rehearses on the CPU"
+
+fail() {
+  echo "${0##*/}: $1" >&2
+  exit 2
+}
+
+set_up() { SAW_SET=${requirements:-} SAW_VENV=$venv bash "$repository/scripts/setup.sh" "$@"; }
+
+# Prints the NVIDIA driver's version, or nothing where there is no GPU. A GPU that can't be asked is an error.
+find_driver() {
+  local answer
+  if command -v nvidia-smi > /dev/null; then
+    answer=$(timeout 60 nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>&1 | head -n 1)
+    [[ $answer =~ ^[0-9]+(\.[0-9]+)*$ ]] ||
+      fail "nvidia-smi is here, and instead of the driver's version it says '$answer'; repair the driver, or $on_cpu"
+    echo "$answer"
+  elif compgen -G "/dev/nvidia[0-9]*" > /dev/null; then
+    fail "there is a GPU in /dev, and no nvidia-smi to ask for the driver's version; install it with the driver (in a
+container: NVIDIA_DRIVER_CAPABILITIES=compute,utility), or $on_cpu"
+  fi
+}
+
+# What the variables say about the platform, in the order in which saw/accelerator.py asks them; nothing if they don't.
+told_platform() {
+  case ${SAW_PLATFORM:-} in
+    cpu | gpu) echo "$SAW_PLATFORM"; return ;;
+    ?*) fail "SAW_PLATFORM is $SAW_PLATFORM; expected cpu or gpu" ;;
+  esac
+  case ${SAW_SET:-}-${VERL_PLATFORM:-} in
+    cpu-* | released-*) echo cpu ;;
+    gpu-*) echo gpu ;;
+    *-cpu) echo cpu ;;
+    *-cuda) echo gpu ;;
+    *)
+      if [ -n "${RAY_ADDRESS:-}" ]; then echo gpu; return; fi
+      if [[ ${CUDA_VISIBLE_DEVICES-all} =~ ^[[:space:]]*(-1.*)?$ ]]; then echo cpu; fi  # GPUs hidden on purpose
+      ;;
+  esac
+}
+
+decide_platform() {
+  local driver
+  platform=$(told_platform) || exit
+  if [ "$platform" = cpu ]; then return; fi
+  if [ "${VERL_PLATFORM:-}" = cpu ]; then
+    fail "the platform is to be gpu, but VERL_PLATFORM is cpu, so verl would train on the CPU; unset it, or $on_cpu"
+  fi
+  driver=$(find_driver) || exit
+  if [ -n "$driver" ] && [ "${driver%%.*}" -lt "$driver_needed" ]; then
+    fail "the NVIDIA driver is $driver, and the CUDA 13 wheels need driver $driver_needed or newer;
+update the driver, or $on_cpu"
+  fi
+  if [ -z "$platform" ]; then platform=${driver:+gpu}; fi
+  platform=${platform:-cpu}
+}
+
+decide_requirements() {
+  requirements=${SAW_SET:-$platform}
+  case $requirements in
+    cpu | gpu | released) ;;
+    *) fail "SAW_SET is $requirements; expected cpu, gpu or released" ;;
+  esac
+  case $requirements-$platform in
+    cpu-cpu | released-cpu | gpu-gpu) ;;
+    *) fail "SAW_SET is $requirements, which is not for SAW_PLATFORM=$platform; leave one out" ;;
+  esac
+  # What was chosen here holds for the training too, on a machine with a GPU as well.
+  if [ -n "${SAW_SET:-}" ]; then export SAW_PLATFORM=$platform; fi
+}
+
+case ${SAW_VENV:-} in
+  active)
+    if [ -n "${SAW_SET:-}" ]; then fail "SAW_SET is $SAW_SET, but SAW_VENV=active installs no set; leave one out"; fi
+    venv=active
+    python=$(command -v python || command -v python3) || fail "SAW_VENV is active, and there is no python on PATH"
+    ;;
+  *)
+    decide_platform
+    decide_requirements
+    venv=$repository/.venv-$requirements
+    venv=$(realpath --canonicalize-missing --no-symlinks "${SAW_VENV:-${venv%-cpu}}")
+    python=$venv/bin/python
+    ;;
+esac
+SAW_BFCL_VENV=$(realpath --canonicalize-missing --no-symlinks "${SAW_BFCL_VENV:-$repository/.venv-bfcl}")
+export SAW_BFCL_VENV

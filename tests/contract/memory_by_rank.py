@@ -1,0 +1,99 @@
+"""One rank of verl's actor, started by ``torch.distributed.run``: counts the bytes it holds, as JSON.
+
+python memory_by_rank.py MODEL_FOLDER CASES_FILE RESULTS_FOLDER
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch.distributed.tensor import DTensor
+from verl.trainer.config import CheckpointConfig
+from verl.utils import tensordict_utils as tu
+from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig, TrainingWorkerConfig
+from verl.workers.engine_workers import TrainingWorker
+
+from tests.contract.gradients_by_rank import batch_of  # first: it sets the environment for verl
+
+ROW = {"prompt": [5, 6, 7], "response": [8, 9, 10, 11], "advantages": [1.0, -1.0]}
+
+
+def make_worker(model: str, model_dtype: str) -> TrainingWorker:
+    """verl's worker with the mixed precision of a GPU: its own default."""
+    worker = TrainingWorker(
+        TrainingWorkerConfig(
+            model_type="language_model",
+            model_config=HFModelConfig(
+                path=model,
+                load_tokenizer=False,
+                use_remove_padding=False,
+                enable_gradient_checkpointing=True,
+                override_config={"attn_implementation": "sdpa"},
+            ),
+            engine_config=FSDPEngineConfig(
+                strategy="fsdp2",
+                model_dtype=model_dtype,
+                use_torch_compile=False,
+                use_dynamic_bsz=False,
+                micro_batch_size_per_gpu=1,
+                infer_micro_batch_size_per_gpu=1,
+            ),
+            optimizer_config=FSDPOptimizerConfig(lr=1e-3, total_training_steps=1),
+            checkpoint_config=CheckpointConfig(),
+        )
+    )
+    worker.reset()
+    return worker
+
+
+def held(tensors) -> int:
+    """Bytes on this rank."""
+    local = [t.to_local() if isinstance(t, DTensor) else t for t in tensors if torch.is_tensor(t)]
+    return sum(t.nbytes for t in local if t.dim())  # Adam's step counts are numbers
+
+
+def backward(worker: TrainingWorker, synchronise: bool) -> None:
+    """One micro-batch; without synchronising, as verl does before the last one where it defers that."""
+    data = batch_of([ROW])
+    tu.assign_non_tensor(data, use_remove_padding=False, use_dynamic_bsz=False, micro_batch_size_per_gpu=1)
+    module = worker.engine.module
+    module.set_requires_gradient_sync(synchronise)
+    with worker.engine.train_mode():
+        worker.engine.forward_backward_batch(
+            data, lambda model_output, data, dp_group: (model_output["log_probs"].values().sum(), {})
+        )
+        if synchronise:
+            return count(worker)
+        groups = [state._fsdp_param_group for state in map(fully_shard_state, module.modules()) if state is not None]
+        unreduced = [p.unsharded_accumulated_grad for group in groups for p in group.fsdp_params]
+        return {"unreduced": held(unreduced)}
+
+
+def fully_shard_state(module):
+    get = getattr(module, "_get_fsdp_state", None)
+    return get() if get else None
+
+
+def count(worker: TrainingWorker) -> dict[str, int]:
+    """Weights, their gradients, and what Adam keeps after a step."""
+    parameters = list(worker.engine.module.parameters())
+    found = {"weights": held(parameters), "gradients": held([p.grad for p in parameters])}
+    worker.engine.optimizer_step()
+    states = worker.engine.optimizer.state.values()
+    return found | {"Adam": held([value for state in states for value in state.values()])}
+
+
+def main() -> None:
+    """Go through the cases."""
+    model, cases_file, results = sys.argv[1:]
+    cases = json.loads(Path(cases_file).read_text())
+    for case in cases:
+        worker = make_worker(model, case["model_dtype"])
+        case["found"] = backward(worker, synchronise=True)
+        case["found"] |= backward(make_worker(model, case["model_dtype"]), synchronise=False)
+    Path(results, f"rank{worker.rank}.json").write_text(json.dumps(cases))
+
+
+if __name__ == "__main__":
+    main()
