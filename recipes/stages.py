@@ -7,7 +7,6 @@ finished stage is never taken for another's, is said here once.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shlex
 import shutil
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 from recipes.files import write_whole
 from saw import accelerator
+from saw.cluster import nodes_of_the_cluster
 from saw.launch import Job, Run, RunFailed, stop_job_in
 from saw.report import step_line
 
@@ -204,13 +204,7 @@ def gpus_of_a_node() -> int:
 
 def gpus_of_the_cluster() -> int:
     """GPUs of the Ray cluster that RAY_ADDRESS names."""
-    import ray
-
-    ray.init(address=os.environ["RAY_ADDRESS"], logging_level=logging.ERROR)
-    try:
-        return int(ray.cluster_resources().get("GPU", 0))
-    finally:
-        ray.shutdown()
+    return int(sum(node.gpus for node in nodes_of_the_cluster(os.environ["RAY_ADDRESS"])))
 
 
 def free_bytes(folder: Path) -> int:

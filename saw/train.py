@@ -13,7 +13,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from saw import accelerator, metrics_file
+from saw import accelerator, cluster, handover, metrics_file
 
 #: Why this platform was picked, from the start of this process to the configuration that it composes.
 REASON = "SAW_PLATFORM_REASON"
@@ -73,19 +73,10 @@ def _keep_earlier_metrics(config: DictConfig) -> None:
         metrics_file.begin(path, resume=config.trainer.resume_mode != "disable")
 
 
-def _pass_to_workers(config: DictConfig) -> None:
-    """Have Ray give its workers what this process needs: in a cluster that runs already they don't inherit it."""
-    for name in ("VERL_USE_EXTERNAL_MODULES", "VERL_PLATFORM", "VERL_FILE_LOGGER_PATH", "SAW_COMMAND"):
-        if name in os.environ:
-            key = f"ray_kwargs.ray_init.runtime_env.env_vars.{name}"
-            OmegaConf.update(config, key, os.environ[name], force_add=True)
-
-
 def _fork_workers(config: DictConfig) -> None:
     """On a CPU, and in a Ray of this process's own, have one process import for all workers."""
     key = "ray_kwargs.ray_init.runtime_env.py_executable"
-    ray_is_elsewhere = "RAY_ADDRESS" in os.environ or OmegaConf.select(config, "ray_kwargs.ray_init.address")
-    if os.environ.get("VERL_PLATFORM") != "cpu" or ray_is_elsewhere or OmegaConf.select(config, key):
+    if os.environ.get("VERL_PLATFORM") != "cpu" or cluster.running(config) or OmegaConf.select(config, key):
         return
     from saw.verl.forked_workers import py_executable
 
@@ -97,6 +88,7 @@ def main(config: DictConfig) -> None:
     """Run verl's own entry point on a composed configuration."""
     from verl.trainer import main_ppo
 
+    handover.settle(config)
     # verl checks again, after the metrics of an earlier training have made way: a refused start must not touch them.
     main_ppo.validate_config(
         config=config,
@@ -104,10 +96,11 @@ def main(config: DictConfig) -> None:
         use_critic=main_ppo.need_critic(config),
     )
     _choose(config)
+    cluster.check(config, cluster.available(config))
     _keep_earlier_metrics(config)
-    _pass_to_workers(config)
     _fork_workers(config)
-    main_ppo.main(config)
+    with handover.handing_over(config):
+        main_ppo.main(config)
 
 
 if __name__ == "__main__":

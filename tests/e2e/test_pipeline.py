@@ -38,6 +38,8 @@ SMALL = [
     "actor_rollout_ref.actor.ppo_mini_batch_size=8",
     "trainer.test_freq=2",
 ]
+#: The CPUs that saw/cluster.py counts for it; with one less Ray waits for ever.
+JUST_ENOUGH = "ray_kwargs.ray_init.num_cpus=5"
 #: Keeps a checkpoint and the rollouts of every step.
 KEPT = ["trainer.save_freq=1", "trainer.rollout_data_dir=${trainer.default_local_dir}/rollouts"]
 
@@ -74,7 +76,7 @@ def prompts(folder: Path) -> dict[int, Counter]:
 def whole(tmp_path_factory, toy_data, warm_model) -> tuple[Path, list[str], subprocess.CompletedProcess]:
     """A quickstart that ran to its end: its folder, arguments and output."""
     out = tmp_path_factory.mktemp("quickstart")
-    arguments = [*arguments_of(out, toy_data, warm_model), "--method", "saw_gdpo"]
+    arguments = [*arguments_of(out, toy_data, warm_model), JUST_ENOUGH, "--method", "saw_gdpo"]
     return out, arguments, quickstart(out, *arguments, timeout=LIMIT)
 
 
