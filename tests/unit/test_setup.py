@@ -523,7 +523,7 @@ def _name(line: str) -> str | None:
 FITS = {
     "saw": "0.1.0", "numpy": "2.3.5", "pydantic": "2.14.3", "torch": "2.11.0+cu128", "vllm": "0.24.0", "verl": "0.9.1",
     "TransferQueue": "0.1.11", "hydra-core": "1.3.2", "psutil": "7.2", "pyarrow": "26.0", "ray": "2.60.0",
-    "wrapt": "2.5.2", "transformers": "5.9.0",
+    "wrapt": "2.5.2", "transformers": "5.9.0", "huggingface-hub": "1.33.0", "rich": "15.0",
 }  # fmt: skip
 DECLARED = {
     "verl": ["transformers!=5.6.0,<5.11,>=5.5.3", "ray[default]>=2.41.0", "pytest; extra == 'test'"],
