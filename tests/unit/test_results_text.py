@@ -757,6 +757,23 @@ def test_the_quickstart_s_table_is_that_of_its_logs():
         assert made in text
 
 
+def test_the_released_versions_page_is_what_its_runs_printed():
+    """Kind: as above; the commands, the counts of tests, and the table of the training."""
+    folder = RESULTS / "released"
+    rows = re.findall(
+        r"\| `(SAW_SET=released bash scripts/test.sh [^`]*)` \| ([^|:]*)", (folder / "README.md").read_text()
+    )
+    printed = (folder / "tests.txt").read_text().split("$ ")[1:]
+    assert len(rows) == len(printed) == 2
+    for (command, result), output in zip(rows, printed, strict=True):
+        assert output.startswith(f"{command}\n")
+        assert f" {result.strip()}" in output
+    summary = (folder / "summary.md").read_text()
+    assert summary_table({"saw_gdpo": read_history(folder / "saw_gdpo.jsonl")}) in summary
+    (commit,) = re.findall(r"commit (\w+);", summary)
+    assert f"commit {commit}" in (folder / "README.md").read_text()
+
+
 def test_the_paper_s_numbers_of_the_tables_are_those_of_paper_yaml():
     """Kind: as above, for what the paper reports; and it says that a note is its source."""
     reported = yaml.safe_load((RESULTS / "paper.yaml").read_text())
