@@ -760,9 +760,8 @@ def test_the_quickstart_s_table_is_that_of_its_logs():
 def test_the_released_versions_page_is_what_its_runs_printed():
     """Kind: as above; the commands, the counts of tests, and the table of the training."""
     folder = RESULTS / "released"
-    rows = re.findall(
-        r"\| `(SAW_SET=released bash scripts/test.sh [^`]*)` \| ([^|:]*)", (folder / "README.md").read_text()
-    )
+    page = (folder / "README.md").read_text()
+    rows = re.findall(r"\| `(SAW_SET=released bash scripts/test.sh [^`]*)` \| ([^|:]*)", page)
     printed = (folder / "tests.txt").read_text().split("$ ")[1:]
     assert len(rows) == len(printed) == 2
     for (command, result), output in zip(rows, printed, strict=True):
@@ -771,7 +770,7 @@ def test_the_released_versions_page_is_what_its_runs_printed():
     summary = (folder / "summary.md").read_text()
     assert summary_table({"saw_gdpo": read_history(folder / "saw_gdpo.jsonl")}) in summary
     (commit,) = re.findall(r"commit (\w+);", summary)
-    assert f"commit {commit}" in (folder / "README.md").read_text()
+    assert f"commit {commit}" in page
 
 
 def test_the_paper_s_numbers_of_the_tables_are_those_of_paper_yaml():
