@@ -27,8 +27,8 @@ NEEDS = {
     "cpu_platform": (PLATFORM == "cpu", "about a CPU, and the tests run on a GPU here; SAW_PLATFORM=cpu runs it"),
     "cpu_build": (CPU_BUILD, "about vLLM's CPU build, and another vLLM is installed, or none"),
     "pipeline": (
-        (PLATFORM == "cpu") == CPU_BUILD and find_spec("vllm") is not None,
-        f"needs a vLLM that runs on the {PLATFORM}, and another build is installed, or none",
+        (CPU_BUILD if PLATFORM == "cpu" else accelerator.probe().usable and not CPU_BUILD) and bool(find_spec("vllm")),
+        f"needs a {PLATFORM}, and a vLLM that runs on it",
     ),
 }
 # Hundreds of tests compose a configuration, and libyaml reads the files in a quarter of the time.

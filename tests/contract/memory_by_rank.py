@@ -4,8 +4,12 @@ python memory_by_rank.py MODEL_FOLDER CASES_FILE RESULTS_FOLDER
 """
 
 import json
+import os
 import sys
 from pathlib import Path
+
+os.environ.setdefault("VERL_PLATFORM", "cpu")
+os.environ.setdefault("VERL_USE_EXTERNAL_MODULES", "saw.verl")
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -14,7 +18,7 @@ from verl.utils import tensordict_utils as tu
 from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig, TrainingWorkerConfig
 from verl.workers.engine_workers import TrainingWorker
 
-from tests.contract.gradients_by_rank import batch_of  # first: it sets the environment for verl
+from tests.contract.gradients_by_rank import batch_of
 
 ROW = {"prompt": [5, 6, 7], "response": [8, 9, 10, 11], "advantages": [1.0, -1.0]}
 
