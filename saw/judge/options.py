@@ -134,7 +134,7 @@ class JudgeOptions(BaseModel):
         if not key:
             raise JudgeError(
                 f"judge.api_key_env is {self.api_key_env!r}, and that environment variable is not set on this machine; "
-                "export it, or pick another judge (verl's own command in a running Ray cluster hands nothing over: it must "
-                "be set on every node before ray start there)"
+                "export it, or pick another judge (verl's own command in a running Ray cluster hands nothing over: "
+                "there, set it on every node before ray start)"
             )
         return key
