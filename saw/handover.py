@@ -79,7 +79,7 @@ def settle(config: DictConfig) -> None:
     """Make the configuration mean the same in any process of a cluster.
 
     Raises:
-        ValueError: if it reads a variable that isn't set, or a key.
+        ValueError: if it reads a variable that isn't set, or a key; and for a hook of its own in a running cluster.
     """
     _resolve_environment(config)
     _make_absolute(config)
@@ -87,6 +87,7 @@ def settle(config: DictConfig) -> None:
         OmegaConf.update(config, UNITS, storage_units(config))
     address = running(config)
     if address is not None:
+        _check_hook(config)
         _leave_out(config, address)
 
 
@@ -130,6 +131,14 @@ def _absolute(path: str, exists: Callable[[str], bool]) -> str:
     scheme, rest = ("file://", path[7:]) if path.startswith("file://") else ("", path)
     expanded = os.path.abspath(os.path.expanduser(rest))
     return scheme + expanded if rest and "://" not in rest and exists(expanded) else path
+
+
+def _check_hook(config: DictConfig) -> None:
+    if own := OmegaConf.select(config, f"ray_kwargs.ray_init.runtime_env.{HOOK}"):
+        raise ValueError(
+            f"ray_kwargs.ray_init.runtime_env.{HOOK} is {own!r}, and on a Ray cluster that runs already this hook "
+            "hands over keys: leave it out"
+        )
 
 
 def _leave_out(config: DictConfig, address: str) -> None:
@@ -181,8 +190,6 @@ def handing_over(config: DictConfig) -> Iterator[None]:
     hold a key doesn't go there. It goes into a function that Ray keeps for the job, in the memory of its head node, and
     that each worker calls as it starts: Ray's ``worker_process_setup_hook``.
 
-    Raises:
-        ValueError: if the configuration has such a hook of its own.
     """
     if running(config) is None:
         yield
@@ -203,11 +210,6 @@ def handing_over(config: DictConfig) -> Iterator[None]:
             runtime_env[HOOK] = _setter(private)
         return stock(*args, runtime_env=runtime_env, **options)
 
-    if own := OmegaConf.select(config, f"ray_kwargs.ray_init.runtime_env.{HOOK}"):
-        raise ValueError(
-            f"ray_kwargs.ray_init.runtime_env.{HOOK} is {own!r}, and on a Ray cluster that runs already this hook "
-            "hands over keys: leave it out"
-        )
     ray.init = init
     try:
         yield

@@ -245,14 +245,11 @@ def test_what_a_submitted_job_has_is_not_given_twice(started, monkeypatch):
     assert "SAW_PLATFORM" not in started[0]["runtime_env"]["env_vars"]
 
 
-def test_a_hook_of_the_users_is_refused(started, monkeypatch):
+def test_a_hook_of_the_users_is_refused_before_anything_is_touched(started, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", CLUSTER)
     config = composed_with(QUICKSTART, {"ray_kwargs.ray_init.runtime_env.worker_process_setup_hook": "a.b"})
-    with (
-        pytest.raises(ValueError, match=r"ray_init\.runtime_env\.worker_process_setup_hook is 'a\.b'"),
-        handing_over(config),
-    ):
-        pass
+    with pytest.raises(ValueError, match=r"ray_init\.runtime_env\.worker_process_setup_hook is 'a\.b'"):
+        settle(config)
 
 
 def test_ray_is_given_back_when_the_training_fails(started, monkeypatch):
