@@ -10,6 +10,9 @@ repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 driver_needed=580 # by CUDA 13, which the wheels of the GPU set are built for
 on_cpu="SAW_PLATFORM=cpu rehearses on the CPU"
 
+# Some images set it. Then none of a training's processes keeps what it has compiled: a start takes twice as long.
+unset PYTHONDONTWRITEBYTECODE
+
 fail() {
   echo "${0##*/}: $1" >&2
   exit 2

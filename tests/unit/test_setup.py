@@ -597,3 +597,11 @@ def test_the_method_without_torch_says_what_to_install():
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=dict(os.environ)
     )
     assert "saw needs torch 2.6 or newer" in result.stderr
+
+
+def test_scripts_let_python_keep_what_it_has_compiled():
+    """Kind: a fresh environment that starts as slowly every time, since an image forbids Python to write its cache."""
+    script = f"source {ROOT}/scripts/environment.sh; echo ${{PYTHONDONTWRITEBYTECODE-none}}"
+    environment = {**os.environ, "SAW_PLATFORM": "cpu", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout == "none\n"
