@@ -6,9 +6,12 @@
 #   SAW_BFCL_VENV  the folder of BFCL's environment                    (.venv-bfcl)
 #
 # A script gets: $repository, $python (the environment's), set_up (makes what is missing), fail (says why, and ends).
-repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+repository=$(CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) # an exported CDPATH would have cd print
 driver_needed=580 # by CUDA 13, which the wheels of the GPU set are built for
 on_cpu="SAW_PLATFORM=cpu rehearses on the CPU"
+hides_all='^[[:space:]]*(-1|NoDevFiles)?[[:space:]]*(,.*)?$' # of CUDA_VISIBLE_DEVICES: GPUs hidden on purpose
+verl_platform=${VERL_PLATFORM:-}
+verl_platform=${verl_platform,,}
 
 # Some images set it. Then none of a training's processes keeps what it has compiled: a start takes twice as long.
 unset PYTHONDONTWRITEBYTECODE
@@ -20,14 +23,20 @@ fail() {
 
 set_up() { SAW_SET=${requirements:-} SAW_VENV=$venv bash "$repository/scripts/setup.sh" "$@"; }
 
+# A ~ may have passed no shell, as in a Dockerfile's ENV; whoever finds a folder of that name may try rm -rf ~.
+absolute() { realpath --canonicalize-missing --no-symlinks "${1/#\~\//${HOME:-\~}/}"; }
+
 # Prints the NVIDIA driver's version, or nothing where there is no GPU. A GPU that can't be asked is an error.
 find_driver() {
-  local answer
+  local answer version
   if command -v nvidia-smi > /dev/null; then
-    answer=$(timeout 60 nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>&1 | head -n 1)
-    [[ $answer =~ ^[0-9]+(\.[0-9]+)*$ ]] ||
+    answer=$(timeout 60 nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>&1) || true
+    # a line of its own: the loader and nvidia-smi may print warnings around it
+    version=$(sed -nE 's/^([0-9]+(\.[0-9]+)+)\r?$/\1/p' <<< "$answer" | head -n 1)
+    answer=${answer%%$'\n'*}
+    [ -n "$version" ] ||
       fail "nvidia-smi is here, and instead of the driver's version it says '$answer'; repair the driver, or $on_cpu"
-    echo "$answer"
+    echo "$version"
   elif compgen -G "/dev/nvidia[0-9]*" > /dev/null; then
     fail "there is a GPU in /dev, and no nvidia-smi to ask for the driver's version; install it with the driver (in a
 container: NVIDIA_DRIVER_CAPABILITIES=compute,utility), or $on_cpu"
@@ -40,14 +49,14 @@ told_platform() {
     cpu | gpu) echo "$SAW_PLATFORM"; return ;;
     ?*) fail "SAW_PLATFORM is $SAW_PLATFORM; expected cpu or gpu" ;;
   esac
-  case ${SAW_SET:-}-${VERL_PLATFORM:-} in
+  case ${SAW_SET:-}-${verl_platform} in
     cpu-* | released-*) echo cpu ;;
     gpu-*) echo gpu ;;
     *-cpu) echo cpu ;;
-    *-cuda) echo gpu ;;
+    *-?*) echo gpu ;;
     *)
-      if [ -n "${RAY_ADDRESS:-}" ]; then echo gpu; return; fi
-      if [[ ${CUDA_VISIBLE_DEVICES-all} =~ ^[[:space:]]*(-1.*)?$ ]]; then echo cpu; fi  # GPUs hidden on purpose
+      case ${RAY_ADDRESS:-local} in local) ;; *) echo gpu; return ;; esac
+      if [[ ${CUDA_VISIBLE_DEVICES-all} =~ $hides_all ]]; then echo cpu; fi
       ;;
   esac
 }
@@ -56,7 +65,7 @@ decide_platform() {
   local driver
   platform=$(told_platform) || exit
   if [ "$platform" = cpu ]; then return; fi
-  if [ "${VERL_PLATFORM:-}" = cpu ]; then
+  if [ "$verl_platform" = cpu ]; then
     fail "the platform is to be gpu, but VERL_PLATFORM is cpu, so verl would train on the CPU; unset it, or $on_cpu"
   fi
   driver=$(find_driver) || exit
@@ -92,9 +101,9 @@ case ${SAW_VENV:-} in
     decide_platform
     decide_requirements
     venv=$repository/.venv-$requirements
-    venv=$(realpath --canonicalize-missing --no-symlinks "${SAW_VENV:-${venv%-cpu}}")
+    venv=$(absolute "${SAW_VENV:-${venv%-cpu}}")
     python=$venv/bin/python
     ;;
 esac
-SAW_BFCL_VENV=$(realpath --canonicalize-missing --no-symlinks "${SAW_BFCL_VENV:-$repository/.venv-bfcl}")
+SAW_BFCL_VENV=$(absolute "${SAW_BFCL_VENV:-$repository/.venv-bfcl}")
 export SAW_BFCL_VENV

@@ -43,10 +43,13 @@ check_folder() { # $1: the variable that names it, $2: the folder, $3: the set
   if [ -f "$2/.saw-setup" ]; then
     read -r made_for _ < "$2/.saw-setup" || true
     if [[ $3 = bfcl && $made_for =~ ^[0-9a-f]{16}$ ]]; then made_for=bfcl; fi  # so marked until November 2026
-    if [ "$made_for" != "$3" ]; then
-      fail "$1 is $2, which was made for the set '$made_for', and this is the set '$3'; SAW_SET=$made_for uses it, or
-$remedy"
-    fi
+    case $made_for in
+      "$3") ;;
+      cpu | gpu | released)
+        fail "$1 is $2, which was made for the set '$made_for', and this is the set '$3';
+SAW_SET=$made_for SAW_VENV=$2 uses it, or $remedy" ;;
+      *) fail "$1 is $2, whose mark .saw-setup says '$made_for', and this is the set '$3'; $remedy" ;;
+    esac
   elif [ -n "$(ls -A "$2")" ]; then
     fail "$1 is $2, which was not made by setup.sh; $remedy (an environment of yours: activate it, and SAW_VENV=active)"
   fi
@@ -55,8 +58,9 @@ $remedy"
 fits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' > /dev/null 2>&1; }
 minor() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])'; }
 find_python() {
-  local candidate
-  for candidate in ${SAW_PYTHON:-python3.11 python3.12 python3}; do
+  local candidate candidates=(python3.11 python3.12 python3)
+  if [ -n "${SAW_PYTHON:-}" ]; then candidates=("$SAW_PYTHON"); fi
+  for candidate in "${candidates[@]}"; do
     if fits "$candidate"; then echo "$candidate"; return; fi
   done
   fail "no Python 3.11 or 3.12 found as ${SAW_PYTHON:-python3.11, python3.12 or python3};

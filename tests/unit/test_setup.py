@@ -138,6 +138,14 @@ def machine(tmp_path: Path) -> Machine:
         ("580.65.06", {"CUDA_VISIBLE_DEVICES": ""}, "cpu cpu repository/.venv unset"),
         ("580.65.06", {"CUDA_VISIBLE_DEVICES": "-1"}, "cpu cpu repository/.venv unset"),
         ("580.65.06", {"CUDA_VISIBLE_DEVICES": "1"}, "gpu gpu repository/.venv-gpu unset"),
+        ("580.65.06", {"CUDA_VISIBLE_DEVICES": "MIG-5c6d"}, "gpu gpu repository/.venv-gpu unset"),
+        ("580.65.06", {"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, "cpu cpu repository/.venv unset"),  # Slurm's
+        ("580.65.06", {"CUDA_VISIBLE_DEVICES": ",0"}, "cpu cpu repository/.venv unset"),
+        (None, {"RAY_ADDRESS": "local"}, "cpu cpu repository/.venv unset"),
+        ("580.65.06", {"VERL_PLATFORM": "CPU"}, "cpu cpu repository/.venv unset"),
+        (None, {"VERL_PLATFORM": "nvidia"}, "gpu gpu repository/.venv-gpu unset"),
+        ("ERROR: ld.so: libx.so cannot be preloaded\n580.65.06\r", {}, "gpu gpu repository/.venv-gpu unset"),
+        ("580.65.06\n580.65.06\nWARNING: infoROM is corrupted", {}, "gpu gpu repository/.venv-gpu unset"),
         (None, {"RAY_ADDRESS": "10.0.0.1:6379"}, "gpu gpu repository/.venv-gpu unset"),
         (None, {"RAY_ADDRESS": "10.0.0.1:6379", "CUDA_VISIBLE_DEVICES": ""}, "gpu gpu repository/.venv-gpu unset"),
         ("580.65.06", {"VERL_PLATFORM": "cpu"}, "cpu cpu repository/.venv unset"),
@@ -149,6 +157,7 @@ def machine(tmp_path: Path) -> Machine:
         ("580.65.06", {"SAW_SET": "released"}, "cpu released repository/.venv-released cpu"),
         ("470.1", {"SAW_SET": "cpu"}, "cpu cpu repository/.venv cpu"),
         (None, {"SAW_VENV": "mine"}, "cpu cpu elsewhere/mine unset"),
+        (None, {"SAW_VENV": "~/mine"}, "cpu cpu home/mine unset"),  # as a Dockerfile's ENV gives it
         ("580.65.06", {"SAW_VENV": "/mine"}, "gpu gpu /mine unset"),
     ],
 )
@@ -278,6 +287,8 @@ def test_a_folder_that_holds_the_repository_is_refused_even_with_a_mark(machine,
 
 def test_an_environment_of_another_set_is_refused(machine):
     machine.set_up(SAW_VENV="/tmp/../" + str(machine.folder / "mine"))
+    error = machine.refuses("--set", "gpu", SAW_VENV=str(machine.folder / "mine"))
+    assert f"SAW_SET=cpu SAW_VENV={machine.folder / 'mine'} uses it" in error  # SAW_SET alone names another folder
     for asked in ("released", "gpu"):
         error = machine.refuses("--set", asked, SAW_VENV=str(machine.folder / "mine"))
         for part in ("'cpu'", f"'{asked}'", "SAW_VENV"):
@@ -285,6 +296,36 @@ def test_an_environment_of_another_set_is_refused(machine):
     assert "'cpu'" in machine.refuses(
         "--bfcl", SAW_BFCL_VENV=str(machine.folder / "mine"), SAW_VENV=str(machine.folder / "mine")
     )
+
+
+def test_a_mark_without_a_set_is_refused(machine):
+    """Kind: the disk was full when the mark was written."""
+    (machine.repository / ".venv").mkdir()
+    (machine.repository / ".venv" / ".saw-setup").touch()
+    error = machine.refuses()
+    assert "remove this one yourself" in error
+    assert "uses it" not in error
+
+
+def test_a_stamp_of_the_older_format_is_taken_over(machine):
+    machine.set_up("--dev")
+    mark = machine.repository / ".venv" / ".saw-setup"
+    mark.write_text("cpu 0123456789abcdef dev\n")
+    assert machine.set_up()
+    assert machine.set_up() == []
+
+
+def test_a_python_in_a_folder_with_spaces_is_used(machine):
+    (machine.folder / "my python").mkdir()
+    machine.has(f"{machine.folder}/my python/python", PYTHON.replace("VERSION", "3.12"))
+    assert machine.set_up(SAW_PYTHON=f"{machine.folder}/my python/python")
+
+
+def test_a_cdpath_that_is_exported_changes_nothing(machine):
+    """Kind: cd prints where it went if CDPATH led it there."""
+    script = f"cd {machine.folder} && bash repository/scripts/setup.sh"
+    result = machine.run("bash", "-c", script, CDPATH=f"{machine.folder}:.")
+    assert result.returncode == 0, result.stderr
 
 
 def test_an_empty_folder_is_filled(machine):
