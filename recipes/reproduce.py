@@ -14,6 +14,7 @@ from typing import Any
 from recipes import memory
 from recipes.files import write_whole
 from recipes.stages import Stage, check_marks, free_bytes, gpus_of_a_node, gpus_of_the_cluster, run_all, show
+from saw.accelerator import cluster_address
 
 METHODS = ("grpo", "gradient_grpo", "saw_grpo", "gdpo", "gradient_gdpo", "saw_gdpo")
 #: Reading of the sources (configs/reading) -> GPUs of a node in it.
@@ -152,8 +153,8 @@ def check_machine(arguments: argparse.Namespace, folders: Iterable[tuple[str, st
 
 def _check_gpus(arguments: argparse.Namespace) -> list[str]:
     wanted = arguments.gpus * arguments.nodes
-    if "RAY_ADDRESS" in os.environ:
-        where, there = f"the Ray cluster {os.environ['RAY_ADDRESS']}", gpus_of_the_cluster()
+    if (address := cluster_address()) is not None:
+        where, there = f"the Ray cluster {address}", gpus_of_the_cluster()
     elif arguments.nodes > 1:
         return [f"--nodes {arguments.nodes}: RAY_ADDRESS must name a Ray cluster that runs already (recipes/toolrl)"]
     else:

@@ -54,6 +54,7 @@ class Found:
         torch_cuda (str | None): the CUDA that torch is built for; None for a build without.
         usable (bool): torch can use an accelerator.
         error (str | None): what torch or nvidia-smi says against it.
+        broken (bool): nvidia-smi is there and fails, or lists nothing: a driver without its kernel module, for example.
     """
 
     driver: str | None
@@ -61,6 +62,7 @@ class Found:
     torch_cuda: str | None
     usable: bool
     error: str | None
+    broken: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,10 +90,17 @@ def probe() -> Found:
     if usable and torch.version.cuda is not None:
         error = _unsupported(devices, torch.cuda.get_arch_list())
         usable = error is None
+    complaint = None
     if not usable and not devices:
         devices, complaint = _nvidia_devices()
         error = error or complaint
-    return Found(_driver(), devices, torch.version.cuda, usable, error)
+    return Found(_driver(), devices, torch.version.cuda, usable, error, broken=complaint is not None)
+
+
+def cluster_address(environ: Mapping[str, str] = os.environ) -> str | None:
+    """The Ray cluster that ``RAY_ADDRESS`` names; None where it names none: as ``local``, it asks for one's own."""
+    address = environ.get("RAY_ADDRESS", "")
+    return None if address in ("", "local") else address
 
 
 def decide(environ: Mapping[str, str] = os.environ, probe: Callable[[], Found] = probe) -> Platform:
@@ -116,7 +125,7 @@ def decide(environ: Mapping[str, str] = os.environ, probe: Callable[[], Found] =
     if "cpu" in (asked, verl):
         overruled = f", which overrules VERL_PLATFORM={verl}" if verl not in ("", "cpu") else ""
         return Platform("cpu", told + overruled)
-    if address := environ.get("RAY_ADDRESS"):
+    if address := cluster_address(environ):
         return Platform("gpu", told or f"RAY_ADDRESS is {address}, and that cluster's nodes have the accelerators")
     return _by_machine(told, environ.get("CUDA_VISIBLE_DEVICES"), probe)
 
@@ -128,7 +137,7 @@ def _by_machine(told: str, visible: str | None, probe: Callable[[], Found]) -> P
     found = probe()
     if found.usable:
         return Platform("gpu", f"{told + '; ' if told else ''}torch can use {describe(found.devices)}")
-    if found.devices and not hidden:
+    if (found.devices or found.broken) and not hidden:
         raise AcceleratorError(unusable(found, visible))
     if told:
         return Platform("gpu", f"{told}; this machine has no accelerator that torch can use")
@@ -153,7 +162,8 @@ def unusable(found: Found, visible: str | None = None) -> str:
         found (Found): with devices, and not usable.
         visible (str | None): ``CUDA_VISIBLE_DEVICES``.
     """
-    there = f"{describe(found.devices)} found, driver {found.driver or 'unknown'}, and torch can't use it"
+    what = describe(found.devices) or "nvidia-smi, but no GPU,"
+    there = f"{what} found, driver {found.driver or 'unknown'}, and torch can't use it"
     if found.torch_cuda is None:
         return (
             f"{there}: this torch is built without CUDA. Install the GPU set (SAW_PLATFORM=gpu bash scripts/setup.sh); "
@@ -207,10 +217,11 @@ def _capability(arch: str) -> tuple[int, int]:
 
 
 def _driver() -> str | None:
-    if DRIVER_FILE.exists() and (found := re.search(r"\s(\d+\.\d+(?:\.\d+)*)\s", DRIVER_FILE.read_text())):
+    # the line after the driver's has the compiler's version
+    if DRIVER_FILE.exists() and (found := re.search(r"NVRM.*?\s(\d+\.\d+(?:\.\d+)*)\s", DRIVER_FILE.read_text())):
         return found[1]
     listed, _ = _nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader")  # WSL has no such file
-    return listed[0].strip() if listed else None
+    return next((line.strip() for line in listed if re.fullmatch(r"\d+(\.\d+)+", line.strip())), None)
 
 
 def _nvidia_devices() -> tuple[tuple[Device, ...], str | None]:
@@ -220,6 +231,7 @@ def _nvidia_devices() -> tuple[tuple[Device, ...], str | None]:
     if not names:
         nodes = sorted(path.name for path in DEVICE_FOLDER.glob("nvidia[0-9]*"))
         names = ["NVIDIA GPU"] * len(nodes)
+        complaint = complaint or next((f"nvidia-smi: {line}" for line in listed if line.strip()), None)
     return tuple(Device(name) for name in names), complaint
 
 

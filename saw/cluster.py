@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+ADDRESS = "ray_kwargs.ray_init.address"
 STORAGE = "transfer_queue.backend.SimpleStorage"
 UNITS = f"{STORAGE}.num_data_storage_units"
 #: TransferQueue's storage actors of a node, where their number is not set: what its own documentation recommends.
@@ -22,10 +24,18 @@ def running(config: DictConfig) -> str | None:
 
     Ray itself is asked, with what verl gives it: even without an address it joins a cluster that ``ray start`` has
     started on this machine.
+
+    Raises:
+        ValueError: for what is no address, such as one of a Ray client.
     """
     from ray._private.services import canonicalize_bootstrap_address
 
-    return canonicalize_bootstrap_address(ray_init(config).get("address"))
+    given = ray_init(config).get("address")
+    try:
+        return canonicalize_bootstrap_address(given)
+    except ValueError as error:
+        key, value = ("RAY_ADDRESS", os.environ.get("RAY_ADDRESS")) if given is None else (ADDRESS, given)
+        raise ValueError(f"{key} is {value!r}; expected HOST:PORT, auto or local (Ray: {error})") from None
 
 
 def ray_init(config: DictConfig) -> DictConfig:
@@ -100,8 +110,8 @@ def _pools(config: DictConfig) -> dict[str, tuple[int, int]]:
         sections["distillation"] = config.distillation
     for name, section in sections.items():
         for key in ("nnodes", "n_gpus_per_node"):
-            if section[key] < 1:
-                raise ValueError(f"{name}.{key} is {section[key]}; expected at least 1")
+            if not isinstance(section[key], int) or section[key] < 1:
+                raise ValueError(f"{name}.{key} is {section[key]!r}; expected a whole number of at least 1")
     return {name: (section.nnodes, section.n_gpus_per_node) for name, section in sections.items()}
 
 
@@ -117,7 +127,11 @@ def storage_units(config: DictConfig) -> int:
     if config.transfer_queue.backend.storage_backend != "SimpleStorage":
         return 0
     units = OmegaConf.select(config, UNITS)
-    return UNITS_A_NODE * config.trainer.nnodes if units is None else units
+    if units is None:
+        return UNITS_A_NODE * config.trainer.nnodes
+    if not isinstance(units, int) or units < 1:
+        raise ValueError(f"{UNITS} is {units!r}; expected a whole number of at least 1, or null: {UNITS_A_NODE} a node")
+    return units
 
 
 def needed(config: DictConfig) -> Need:
@@ -128,7 +142,7 @@ def needed(config: DictConfig) -> Need:
     agent loop and reward workers) has Ray's default, which holds none, and starts where none is free.
 
     Raises:
-        ValueError: if a pool has no node or no GPU.
+        ValueError: if a pool has no node or no GPU, or TransferQueue no storage unit.
     """
     pools = _pools(config)
     each = _cpus_of_a_gpu()

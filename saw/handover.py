@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf.resolvers import oc
 
 from saw.cluster import UNITS, ray_init, running, storage_units
 
@@ -62,7 +63,10 @@ SETTINGS = ("SAW_", "VERL_", "VLLM_", "NCCL_", "TENSORBOARD_")
 #: Variables that may hold a key or a password: Ray logs nothing of these.
 PRIVATE = ("WANDB_", "HF_", "http_proxy", "https_proxy", "all_proxy", "no_proxy")
 #: What a name ends with that holds a key.
-SECRET = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD)$", re.IGNORECASE)
+SECRET = re.compile(
+    r"(^|_)((API)?KEYS?|TOKEN|SECRETS?|PASSWORDS?|PASSWD|CREDENTIALS?)$",  # TOKENS are counted
+    re.IGNORECASE,
+)
 #: Variables of this process or node, which would be wrong elsewhere.
 OF_THIS_PROCESS = frozenset({"SAW_RUN_ID", "VLLM_HOST_IP", "VLLM_PORT", "WANDB_SERVICE"})
 #: Variables that hold a path, which may be relative to this process's folder.
@@ -79,7 +83,8 @@ def settle(config: DictConfig) -> None:
     """Make the configuration mean the same in any process of a cluster.
 
     Raises:
-        ValueError: if it reads a variable that isn't set, or a key; and for a hook of its own in a running cluster.
+        ValueError: if it reads a variable that isn't set, or a key; for an address that is none, and for a hook of its
+            own where keys are handed over.
     """
     _resolve_environment(config)
     _make_absolute(config)
@@ -87,7 +92,7 @@ def settle(config: DictConfig) -> None:
         OmegaConf.update(config, UNITS, storage_units(config))
     address = running(config)
     if address is not None:
-        _check_hook(config)
+        _refuse_hook(config)
         _leave_out(config, address)
 
 
@@ -98,19 +103,33 @@ def _resolve_environment(node: Any) -> None:
         if OmegaConf.is_interpolation(node, key):
             text = str(node._get_node(key)._value())
             if "oc.env" in text:
-                _refuse_keys(node, key, text)
-                node[key] = node[key]
+                node[key] = _value(node, key, text)
         elif not OmegaConf.is_missing(node, key) and isinstance(node[key], DictConfig | ListConfig):
             _resolve_environment(node[key])
 
 
-def _refuse_keys(node: Any, key: Any, text: str) -> None:
-    for variable in re.findall(r"oc\.env:\s*(\w+)", text):
+def _value(node: Any, key: Any, text: str) -> Any:
+    """The value of an interpolation; which variables it reads is seen as it reads them, however they are written."""
+    keys: list[str] = []
+
+    def read(variable: str, *default: Any) -> Any:
         if SECRET.search(variable):
-            raise ValueError(
-                f"{node._get_full_key(key)} is {text!r}, and verl prints the configuration: {variable} would be in "
-                "logs and in run.json. Have the code that needs it read the variable, as a judge does by api_key_env"
-            )
+            keys.append(variable)
+            return None
+        return oc.env(variable, *default)
+
+    OmegaConf.register_new_resolver("oc.env", read, replace=True)
+    try:
+        value = node[key]
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
+    if keys:
+        raise ValueError(
+            f"{node._get_full_key(key)} is {text!r}, and verl prints the configuration: {keys[0]} would be in "
+            "logs and in run.json. Have the code that needs it read the variable, as a judge does by api_key_env"
+        )
+    # what a variable holds is no interpolation, whatever it looks like
+    return value.replace("${", r"\${") if isinstance(value, str) else value
 
 
 def _make_absolute(config: DictConfig) -> None:
@@ -120,7 +139,7 @@ def _make_absolute(config: DictConfig) -> None:
             if isinstance(value, str):
                 absolute: Any = _absolute(value, exists)
             elif isinstance(value, ListConfig):
-                absolute = [_absolute(path, exists) for path in value]
+                absolute = [_absolute(path, exists) if isinstance(path, str) else path for path in value]
             else:
                 continue
             if absolute != value:
@@ -133,7 +152,7 @@ def _absolute(path: str, exists: Callable[[str], bool]) -> str:
     return scheme + expanded if rest and "://" not in rest and exists(expanded) else path
 
 
-def _check_hook(config: DictConfig) -> None:
+def _refuse_hook(config: DictConfig) -> None:
     if own := OmegaConf.select(config, f"ray_kwargs.ray_init.runtime_env.{HOOK}"):
         raise ValueError(
             f"ray_kwargs.ray_init.runtime_env.{HOOK} is {own!r}, and on a Ray cluster that runs already this hook "
@@ -189,7 +208,6 @@ def handing_over(config: DictConfig) -> Iterator[None]:
     A Ray of the process's own inherits them. Ray writes a ``runtime_env`` into the logs of every node, so what may
     hold a key doesn't go there. It goes into a function that Ray keeps for the job, in the memory of its head node, and
     that each worker calls as it starts: Ray's ``worker_process_setup_hook``.
-
     """
     if running(config) is None:
         yield

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterable, Sequence
 
 from recipes.compose import compose
 from recipes.memory.fit import fits, largest_tokens, memory_of_a_gpu, usable
 from recipes.memory.phases import CONTEXTS, FRAGMENTATION, GIB, LOGITS_COPIES, Estimate, estimate
 from recipes.memory.shape import shape_of
+from saw.accelerator import cluster_address
 from saw.report.tables import markdown
 
 
@@ -48,7 +48,7 @@ def check(commands: Iterable[Sequence[str]], gpus: int) -> list[str]:
         commands (Iterable[Sequence[str]]): Hydra overrides of the trainings; the first of each experiment counts.
         gpus (int): of all nodes together.
     """
-    on_cluster = "RAY_ADDRESS" in os.environ
+    on_cluster = cluster_address() is not None
     here = None if on_cluster else memory_of_a_gpu()
     assumed = "the cluster's GPUs are not asked" if on_cluster else "no GPU here"
     where = "this machine's GPUs" if here else f"{assumed}; for 80 GB"

@@ -43,14 +43,14 @@ def driver(config: DictConfig | None, found: Any, environ: Mapping[str, str] = o
         found (saw.accelerator.Found): what ``saw.accelerator.probe`` says of this machine.
         environ (Mapping[str, str]): decides between CPU and GPU.
     """
-    from saw.accelerator import decide
+    from saw.accelerator import cluster_address, decide
 
     has = f"driver {found.driver or 'none'}, torch for CUDA {found.torch_cuda or 'none'}"
     try:
         platform = decide(environ, probe=lambda: found)
     except RuntimeError as error:
         return missing("driver and CUDA", has, "a GPU that torch can use", shortened(str(error)))
-    if on_gpus(config) and not found.usable and "RAY_ADDRESS" not in environ:
+    if on_gpus(config) and not found.usable and cluster_address(environ) is None:
         reason = f" ({shortened(found.error)})" if found.error else ""
         remedy = "run on a GPU node, or rehearse on the CPU: SAW_PLATFORM=cpu and size=toy"
         return missing("driver and CUDA", has + reason, "a GPU that torch can use", remedy)

@@ -182,14 +182,16 @@ def cluster_of(
         environ (Mapping[str, str]): may hold ``RAY_ADDRESS``.
         look (Callable[[str, Path], Cluster]): connects, and tries the folder of the training.
     """
-    address = environ.get("RAY_ADDRESS")
+    from saw.accelerator import cluster_address
+
+    address = cluster_address(environ)
     try:
         if config is not None:
             from saw.cluster import running
 
             address = running(config)
         folder = config.trainer.default_local_dir if config is not None else environ.get("SAW_RUNS", "runs")
-        return look(address, Path(folder)) if address not in (None, "", "local") else None
+        return look(address, Path(folder)) if address is not None else None
     except Exception as error:  # noqa: BLE001  each line that needs the cluster says so
         return Cluster(address or "unknown address", error=f"{type(error).__name__}: {shortened(str(error))}")
 

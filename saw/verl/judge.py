@@ -11,7 +11,6 @@ import functools
 import json
 import logging
 import math
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +18,7 @@ import ray
 from omegaconf import DictConfig, OmegaConf
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from saw.accelerator import cluster_address
 from saw.judge import Judge, JudgeOptions, Verdict, prompt
 from saw.judge.cache import Cache
 from saw.judge.options import JudgeError
@@ -100,5 +100,5 @@ def check(judge: Mapping[str, Any] | None = None, reward_router_address: str | N
     if options.base_url is None:
         raise JudgeError("judge.base_url is not set, and verl serves no judge; set it, or pick judge=verl")
     prompt.check(options.prompt_path)
-    if "RAY_ADDRESS" not in os.environ:  # else the reward workers may be on other machines
+    if cluster_address() is None:  # else the reward workers may be on other machines
         options.api_key()

@@ -24,6 +24,10 @@ TOO_OLD = Found("550.54.15", (Device("NVIDIA A100"),) * 4, "13.0", False, "The N
 NPU = Found(None, (Device("npu"),), None, True, None)
 
 
+#: After an update of the kernel without the driver's module: no node, no file, and an nvidia-smi.
+BROKEN = Found(None, (), "13.0", False, "nvidia-smi: couldn't communicate with the NVIDIA driver", broken=True)
+
+
 def never() -> Found:
     raise AssertionError("the machine is looked at, and need not be")
 
@@ -49,6 +53,9 @@ def never() -> Found:
         ({"SAW_PLATFORM": "gpu"}, NOTHING, "gpu", "SAW_PLATFORM is gpu; this machine has no"),
         ({"RAY_ADDRESS": "head:6379"}, None, "gpu", "RAY_ADDRESS is head:6379"),
         ({"RAY_ADDRESS": "head:6379", "SAW_PLATFORM": "gpu"}, None, "gpu", "SAW_PLATFORM is gpu"),
+        ({"RAY_ADDRESS": "local"}, NOTHING, "cpu", "no accelerator"),  # a Ray of the training's own
+        ({"RAY_ADDRESS": "auto"}, None, "gpu", "RAY_ADDRESS is auto"),
+        ({"CUDA_VISIBLE_DEVICES": ""}, BROKEN, "cpu", "hides the GPUs"),
         *(({"CUDA_VISIBLE_DEVICES": v}, None, "cpu", "CUDA_VISIBLE_DEVICES") for v in ("", "-1", "NoDevFiles", "-1,0")),
         (
             {"CUDA_VISIBLE_DEVICES": "", "SAW_PLATFORM": "gpu"},
@@ -154,6 +161,13 @@ def unusable_torch(monkeypatch, cuda: str | None, warning: str | None = None) ->
         ({"driver": PROPRIETARY, "nodes": 2}, "550.54.15", ["NVIDIA GPU"] * 2),
         ({"driver": OPEN, "smi": LISTS}, "580.65.06", ["NVIDIA A100-SXM4-80GB"]),
         ({"smi": LISTS}, "535.1.2", ["NVIDIA A100-SXM4-80GB"]),  # WSL
+        ({"smi": f"echo 'WARNING: infoROM is corrupted'; {LISTS}"}, "535.1.2", ["NVIDIA A100-SXM4-80GB"]),
+        (
+            {"driver": "NVRM version: unknown\nGCC version:  gcc version 11.4.0 (Ubuntu)\n", "nodes": 1},
+            None,
+            ["NVIDIA GPU"],
+        ),
+        ({"smi": "echo '[N/A]'", "nodes": 1}, None, ["NVIDIA GPU"]),
     ],
 )
 def test_what_is_there_and_cannot_be_used_is_found(machine, monkeypatch, has, driver, names):
@@ -171,6 +185,18 @@ def test_a_broken_nvidia_smi_is_quoted(machine, monkeypatch):
     assert len(found.devices) == 1
     assert found.error is not None
     assert "version mismatch" in found.error
+
+
+@pytest.mark.parametrize("smi", ["echo couldn\\'t communicate; exit 9", "echo No devices were found", "exec sleep 9"])
+@pytest.mark.parametrize("environ", [{}, {"SAW_PLATFORM": "gpu"}, {"VERL_PLATFORM": "nvidia"}])
+def test_an_nvidia_smi_that_finds_nothing_is_no_cpu(machine, monkeypatch, smi, environ):
+    """Kind: scripts/environment.sh refuses this; SAW_VENV=active does not ask it."""
+    stock = accelerator.subprocess.run
+    monkeypatch.setattr(accelerator.subprocess, "run", lambda *a, **options: stock(*a, **{**options, "timeout": 0.5}))
+    machine(smi=smi)
+    unusable_torch(monkeypatch, "13.0")
+    with pytest.raises(AcceleratorError, match=r"nvidia-smi.*SAW_PLATFORM=cpu"):
+        decide(environ)
 
 
 @pytest.mark.parametrize(

@@ -67,12 +67,6 @@ def test_too_few_gpus_are_named_by_their_pools():
         check(config, nodes((99, 1)))
 
 
-@pytest.mark.parametrize("key", ["trainer.n_gpus_per_node", "trainer.nnodes"])
-def test_a_pool_of_nothing_is_refused(key):
-    with pytest.raises(ValueError, match=f"{key} is 0; expected at least 1"):
-        needed(composed_with(QUICKSTART, {key: 0}))
-
-
 TWO_NODES = {"trainer.n_gpus_per_node": 8, "trainer.nnodes": 2}
 
 
@@ -149,6 +143,23 @@ def test_which_cluster_is_joined(monkeypatch, variable, given, started_here, add
     monkeypatch.setattr("ray._private.services.find_bootstrap_address", lambda temp_dir: started_here)
     config = composed_with(QUICKSTART, {"ray_kwargs.ray_init.address": given})
     assert running(config) == address
+
+
+@pytest.mark.parametrize(
+    ("variable", "given", "key"), [("ray://h:1", None, "RAY_ADDRESS"), (None, "h", "ray_init.address")]
+)
+def test_what_is_no_address_is_named_by_its_key(monkeypatch, variable, given, key):
+    if variable is not None:
+        monkeypatch.setenv("RAY_ADDRESS", variable)
+    with pytest.raises(ValueError, match=f"{key} is '{variable or given}'; expected HOST:PORT"):
+        running(composed_with(QUICKSTART, {"ray_kwargs.ray_init.address": given}))
+
+
+@pytest.mark.parametrize("key", [UNITS, "trainer.nnodes", "trainer.n_gpus_per_node"])
+@pytest.mark.parametrize("value", [0, -3, 1.5, "2"])
+def test_a_count_that_is_none_is_named_by_its_key(key, value):
+    with pytest.raises(ValueError, match=f"{key} is {value!r}; expected a whole number"):
+        needed(composed_with(QUICKSTART, {key: value}))
 
 
 def test_every_shipped_size_is_counted_on_the_node_that_it_is_for():

@@ -24,6 +24,7 @@ from omegaconf import OmegaConf
 import saw.doctor.__main__ as doctor
 from recipes import reproduce
 from recipes.stages import Stage
+from saw.accelerator import cluster_address
 from saw.doctor import data, estimates, machine, services, software
 from saw.doctor.cluster import REFUSED, Cluster, Node, connect, look
 from saw.doctor.table import Line, can_start, examine, missing, ok, show, warning
@@ -105,7 +106,7 @@ def check(config, there):
 def others(monkeypatch):
     """The modules that the doctor asks, with answers of a machine in order."""
     modules = {
-        "saw.accelerator": Namespace(probe=lambda: BARE, decide=decide),
+        "saw.accelerator": Namespace(probe=lambda: BARE, decide=decide, cluster_address=cluster_address),
         "saw.cluster": Namespace(
             needed=lambda config: Need({"GPUs": 12, "TransferQueue": 9, "other": 1}, 22, 4),
             check=check,

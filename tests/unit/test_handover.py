@@ -61,7 +61,19 @@ def test_a_variable_that_is_not_set_is_named():
         settle(composed_with(QUICKSTART, {"mine.url": "${oc.env:JUDGE_URL}/v1"}))
 
 
-@pytest.mark.parametrize("variable", ["MY_API_KEY", "HF_TOKEN", "PASSWORD", "aws_secret"])
+NAMES = [
+    "MY_API_KEY",
+    "HF_TOKEN",
+    "PASSWORD",
+    "aws_secret",
+    "OPENAI_API_KEYS",
+    "WANDB_APIKEY",
+    "DB_PASSWD",
+    "CREDENTIALS",
+]
+
+
+@pytest.mark.parametrize("variable", NAMES)
 def test_a_key_is_not_read_into_the_configuration(monkeypatch, variable):
     """Kind: verl prints the configuration, and the record of the run holds it."""
     monkeypatch.setenv(variable, "sk-0123456789")
@@ -69,6 +81,29 @@ def test_a_key_is_not_read_into_the_configuration(monkeypatch, variable):
     with pytest.raises(ValueError, match=rf"mine\.list\[0\]\.header.*{variable}") as refused:
         settle(config)
     assert "0123456789" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["${oc.env:'MY_TOKEN'}", "${ oc.env : MY_TOKEN }", "${oc.env:${mine.name}}", "${oc.select:no,${oc.env:MY_TOKEN}}"],
+)
+def test_a_key_is_seen_however_it_is_written(monkeypatch, text):
+    """Kind: a name that is looked for in the text, and not where it is read."""
+    monkeypatch.setenv("MY_TOKEN", "sk-0123456789")
+    with pytest.raises(ValueError, match=r"mine\.header.*MY_TOKEN") as refused:
+        settle(composed_with(QUICKSTART, {"mine.name": "MY_TOKEN", "mine.header": text}))
+    assert "0123456789" not in str(refused.value)
+    assert OmegaConf.create({"a": "${oc.env:MY_TOKEN}"}).a == "sk-0123456789"
+
+
+@pytest.mark.parametrize("value", ["${HOME}/x", "a${b", "$x", "${oc.env:MY_TOKEN}", "two\nlines é", "{a: 1}"])
+def test_what_a_variable_holds_is_taken_as_it_is(monkeypatch, value):
+    """Kind: a value that OmegaConf would read as an interpolation, in another process."""
+    monkeypatch.setenv("WHERE", value)
+    config = composed_with(QUICKSTART, {"mine.whole": "${oc.env:WHERE}", "mine.part": "x/${oc.env:WHERE}/y"})
+    settle(config)
+    sent = OmegaConf.to_container(config.mine, resolve=True)
+    assert sent == {"whole": value, "part": f"x/{value}/y"}
 
 
 @pytest.mark.parametrize("variable", ["TOKENIZER", "KEYBOARD", "MAX_TOKENS", "API_KEY_FILE"])
@@ -88,7 +123,7 @@ def test_outputs_are_absolute_and_inputs_where_they_are_there(tmp_path):
     config = composed_with(
         QUICKSTART,
         {
-            "data.train_files": ["train.parquet", "hdfs://a/b.parquet"],
+            "data.train_files": ["train.parquet", "hdfs://a/b.parquet", None],
             "data.val_files": "train.parquet",
             "actor_rollout_ref.model.path": "model",
             "actor_rollout_ref.model.tokenizer_path": "Qwen/Qwen2.5-1.5B-Instruct",
@@ -99,7 +134,7 @@ def test_outputs_are_absolute_and_inputs_where_they_are_there(tmp_path):
         },
     )
     settle(config)
-    assert config.data.train_files == [f"{tmp_path}/train.parquet", "hdfs://a/b.parquet"]
+    assert config.data.train_files == [f"{tmp_path}/train.parquet", "hdfs://a/b.parquet", None]
     assert config.data.val_files == f"{tmp_path}/train.parquet"
     assert config.actor_rollout_ref.model.path == f"{tmp_path}/model"
     assert config.actor_rollout_ref.model.tokenizer_path == "Qwen/Qwen2.5-1.5B-Instruct"
@@ -245,9 +280,10 @@ def test_what_a_submitted_job_has_is_not_given_twice(started, monkeypatch):
     assert "SAW_PLATFORM" not in started[0]["runtime_env"]["env_vars"]
 
 
-def test_a_hook_of_the_users_is_refused_before_anything_is_touched(started, monkeypatch):
-    monkeypatch.setenv("RAY_ADDRESS", CLUSTER)
+def test_a_hook_of_the_users_is_refused_before_earlier_metrics_make_way(monkeypatch):
     config = composed_with(QUICKSTART, {"ray_kwargs.ray_init.runtime_env.worker_process_setup_hook": "a.b"})
+    settle(config)
+    monkeypatch.setenv("RAY_ADDRESS", CLUSTER)
     with pytest.raises(ValueError, match=r"ray_init\.runtime_env\.worker_process_setup_hook is 'a\.b'"):
         settle(config)
 
