@@ -39,17 +39,34 @@ def prepare_environment() -> None:
     _say(f"platform {platform.name}: {platform.reason}")
 
 
-def _choose(config: DictConfig) -> None:
-    """Choose what the configuration leaves open, and keep what was chosen for ``run.json``, which holds all of it."""
-    from saw.verl import attention
+def settle(config: DictConfig, platform: str | None) -> None:
+    """Make a configuration mean the same in any process, and refuse what neither verl nor the method looks at.
+
+    The doctor calls it too. A start that is refused must not touch the metrics of an earlier training.
+
+    Args:
+        config (DictConfig): verl's whole configuration.
+        platform (str | None): cpu or gpu, by :mod:`saw.accelerator`; None if nobody has decided.
+
+    Raises:
+        ValueError: naming the key.
+    """
     from saw.verl.settings import ConfigError
 
-    device, platform = config.trainer.device, os.environ.get("SAW_PLATFORM")
+    handover.settle(config)
+    cluster.needed(config)  # names a count that is none; verl would divide by it
+    device = config.trainer.device
     if platform and (device == "cpu") != (platform == "cpu"):  # by platform=... on the command line
         raise ConfigError(
             f"trainer.device is {device!r}, and verl was told to use the {platform} ({os.environ.get(REASON)}); "
             "pick the platform by SAW_PLATFORM=cpu or SAW_PLATFORM=gpu, for both"
         )
+
+
+def _choose(config: DictConfig) -> None:
+    """Choose what the configuration leaves open, and keep what was chosen for ``run.json``, which holds all of it."""
+    from saw.verl import attention
+
     chosen = {"platform": os.environ.get(REASON, "by whoever called saw.train.main")}
     choice = attention.choose(config)
     if choice is not None:
@@ -88,7 +105,7 @@ def main(config: DictConfig) -> None:
     """Run verl's own entry point on a composed configuration."""
     from verl.trainer import main_ppo
 
-    handover.settle(config)
+    settle(config, os.environ.get("SAW_PLATFORM"))
     # verl checks again, after the metrics of an earlier training have made way: a refused start must not touch them.
     main_ppo.validate_config(
         config=config,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import functools
 import io
 import logging
@@ -69,6 +70,7 @@ def diagnose(overrides: Sequence[str], calls: bool = True, later: Sequence[str] 
     found = functools.cache(probe)
     platform = functools.cache(lambda: platform_of(found))
     composed, composition = compose(overrides, platform)
+    composed = settled(composed, platform)
     experiment = composed if any(name.lstrip("+").startswith("experiment=") for name in overrides) else None
     cluster = services.cluster_of(experiment)
     checks: list[Check] = [
@@ -85,7 +87,7 @@ def diagnose(overrides: Sequence[str], calls: bool = True, later: Sequence[str] 
     if composed is not None:
         checks.append(("attention", lambda: software.attention(composed, attention_of)))
     if experiment is not None:
-        checks += checks_of(experiment, calls, found)
+        checks += checks_of(experiment, calls, found, platform)
     else:
         checks.append(("configuration", lambda: composition))
     if experiment is not None or cluster is not None:
@@ -97,13 +99,14 @@ def diagnose(overrides: Sequence[str], calls: bool = True, later: Sequence[str] 
     return examine(sorted(checks, key=lambda check: THINGS.index(check[0])), later)
 
 
-def checks_of(config: DictConfig, calls: bool, found: Callable[[], Any]) -> list[Check]:
+def checks_of(config: DictConfig, calls: bool, found: Callable[[], Any], platform: Callable[[], str]) -> list[Check]:
     """What an experiment needs beside a machine with the software.
 
     Args:
         config (DictConfig): the experiment.
         calls (bool): whether the Hub, wandb and the judge may be called.
         found (Callable): the accelerators.
+        platform (Callable[[], str]): cpu or gpu.
     """
     listed = data.files_on_hub if calls else None
     judge_model = config.reward.reward_model
@@ -114,7 +117,7 @@ def checks_of(config: DictConfig, calls: bool, found: Callable[[], Any]) -> list
         ("training data", lambda: data.files(config, "train_files")),
         ("validation data", lambda: data.files(config, "val_files")),
         ("reward function", lambda: data.reward_function(config, reward_function_of)),
-        ("configuration", lambda: software.configuration(config, check_config)),
+        ("configuration", lambda: software.configuration(config, lambda config: check_config(config, platform()))),
         ("wandb", lambda: services.wandb(config, calls)),
         ("judge's key", lambda: services.judge_key(config)),
         ("judge's answer", lambda: services.judge_call(config, calls)),
@@ -169,12 +172,28 @@ def package_faults() -> list[str]:
     return [str(problem) for problem in problems()]
 
 
-def check_config(config: DictConfig) -> None:
-    """What saw.train checks before Ray starts: SAW's settings, then verl's own."""
+def settled(config: DictConfig | None, platform: Callable[[], str]) -> DictConfig | None:
+    """The configuration as the training would have it: what its variables say, with absolute paths."""
+    settled = copy.deepcopy(config)
+    try:
+        from saw import train
+
+        if settled is not None:
+            train.settle(settled, platform())
+    except Exception:  # noqa: BLE001  the line of the configuration says why
+        return config
+    return settled
+
+
+def check_config(config: DictConfig, platform: str | None = None) -> None:
+    """What saw.train checks before Ray starts: what all settings need, SAW's, then verl's own."""
     from verl.trainer import main_ppo
 
+    from saw import train
     from saw.verl.settings import check_config
 
+    config = copy.deepcopy(config)
+    train.settle(config, platform)
     check_config(config)
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # verl says that it has found nothing
         warnings.simplefilter("ignore")

@@ -182,10 +182,11 @@ def cluster_of(
         environ (Mapping[str, str]): may hold ``RAY_ADDRESS``.
         look (Callable[[str, Path], Cluster]): connects, and tries the folder of the training.
     """
-    from saw.accelerator import cluster_address
-
-    address = cluster_address(environ)
+    address = environ.get("RAY_ADDRESS")
     try:
+        from saw.accelerator import cluster_address
+
+        address = cluster_address(environ)
         if config is not None:
             from saw.cluster import running
 

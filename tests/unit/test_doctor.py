@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import importlib.metadata
 import io
 import json
@@ -105,7 +106,7 @@ def check(config, there):
 @pytest.fixture(autouse=True)
 def others(monkeypatch):
     """The modules that the doctor asks, with answers of a machine in order."""
-    modules = {
+    answers = {
         "saw.accelerator": Namespace(probe=lambda: BARE, decide=decide, cluster_address=cluster_address),
         "saw.cluster": Namespace(
             needed=lambda config: Need({"GPUs": 12, "TransferQueue": 9, "other": 1}, 22, 4),
@@ -126,8 +127,10 @@ def others(monkeypatch):
             fits=lambda found, size: [] if size > 60 * GB else ["lower ppo_max_token_len_per_gpu"],
         ),
     }
-    for name, module in modules.items():
-        monkeypatch.setitem(sys.modules, name, module)
+    modules = {name: importlib.import_module(name) for name in answers}
+    for name, answer in answers.items():
+        for function, value in vars(answer).items():
+            monkeypatch.setattr(modules[name], function, value)
     for name in ("RAY_ADDRESS", "SAW_PLATFORM", "SAW_SET", "WANDB_API_KEY", "WANDB_MODE", "GEMINI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     return modules
@@ -743,7 +746,7 @@ def test_the_cluster_that_the_training_would_join(gpu, monkeypatch, others):
     def raises(config):
         raise ConnectionError("two clusters run")
 
-    others["saw.cluster"].running = raises
+    monkeypatch.setattr(others["saw.cluster"], "running", raises)
     assert "two clusters run" in services.cluster_of(gpu, {}).error
 
 
@@ -786,6 +789,11 @@ def test_an_experiment_in_order_can_start(in_order, capsys):
         ("saw.options.ema=2", "configuration"),
         ("saw.no_such_key=1", "configuration"),
         ("trainer.nnodes=2", "Ray cluster"),
+        # what the start refuses, the doctor does
+        ("trainer.project_name=${oc.env:SAW_NOT_SET}", "configuration"),
+        ("+mine=${oc.env:SAW_SOME_TOKEN,none}", "configuration"),
+        ("trainer.device=cuda", "configuration"),
+        ("trainer.nnodes=0", "configuration"),
     ],
 )
 def test_one_thing_that_is_broken_keeps_it_from_starting(in_order, capsys, override, thing):
@@ -793,6 +801,21 @@ def test_one_thing_that_is_broken_keeps_it_from_starting(in_order, capsys, overr
         doctor.main(doctor.parse(["--no-calls", *in_order, override]))
     assert ended.value.code == 1
     assert thing in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_platform_that_was_not_decided_is_refused_as_by_the_start(in_order, monkeypatch):
+    """Kind: platform=cpu on the command line, on a GPU node."""
+    monkeypatch.setenv("SAW_PLATFORM", "gpu")
+    lines = {line.thing: line for line in doctor.diagnose(["platform=cpu", *in_order], calls=False)}
+    is_missing(lines["configuration"], "SAW_PLATFORM=cpu")
+
+
+def test_paths_are_looked_at_as_the_start_will_write_them(in_order, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    seen = []
+    monkeypatch.setattr(doctor, "attention_of", lambda config: seen.append(config.actor_rollout_ref.model.path))
+    doctor.diagnose([*in_order, "actor_rollout_ref.model.path='~/weights'"], calls=False)
+    assert seen == [f"{tmp_path}/weights"]
 
 
 def test_the_order_is_that_of_the_list(in_order):
