@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,11 +78,11 @@ def shape_of(model: str) -> Shape:
     Raises:
         ValueError: if none of the three knows it, or its config lacks a size.
     """
-    for name, shape in SHAPES.items():
-        if Path(model).name.lower() in (name, f"{name}-instruct"):
-            return shape
-    file = Path(model) / "config.json"
-    if not file.is_file():
+    file = Path(model).expanduser() / "config.json"
+    if not file.is_file():  # a folder of a known model's name may hold another
+        for name, shape in SHAPES.items():
+            if Path(model).name.lower() in (name, f"{name}-instruct"):
+                return shape
         from huggingface_hub import try_to_load_from_cache  # costs a second
         from huggingface_hub.errors import HFValidationError
 
@@ -96,6 +97,8 @@ def shape_of(model: str) -> Shape:
             )
         file = Path(cached)
     config = json.loads(file.read_text())
+    if experts := [key for key in config if re.fullmatch(r"(num|n)_(local_|routed_)?experts", key) and config[key]]:
+        raise ValueError(f"{file} has {experts[0]}: {config[experts[0]]}; the estimate covers models without experts")
     try:
         return Shape(
             hidden=config["hidden_size"],

@@ -122,6 +122,8 @@ def _for_machine(config: DictConfig) -> Attention:
 
 def _fault(config: DictConfig, name: str) -> str | None:
     """Why an attention can't work here; None if it can."""
+    if not isinstance(name, str):
+        return "expected a name"
     if name in FLASH:
         return _flash_fault(config, name, _policies(config))
     if "/" in name:  # a kernel of the Hub

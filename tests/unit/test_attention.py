@@ -151,6 +151,7 @@ def test_null_chooses(gpu, flash_attn):
     [
         ("spda", "expected one of .*sdpa"),
         ("paged|sdpa", "expected one of"),
+        ("SDPA", "expected one of .*sdpa"),
         ("kernels-community/flash-attn2", "pip install kernels"),
         ("someone/attention", "only flash attention's"),
     ],
@@ -159,6 +160,11 @@ def test_what_is_no_attention_for_a_training_is_refused(gpu, monkeypatch, name, 
     monkeypatch.setattr(attention.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=says):
         choose(gpu(f"+{KEY}='{name}'"))
+
+
+def test_a_number_is_no_attention(gpu):
+    with pytest.raises(ConfigError, match="is 3: expected a name"):
+        choose(gpu(f"+{KEY}=3"))
 
 
 def test_a_flash_attention_of_the_hub_is_one(gpu, monkeypatch):

@@ -23,6 +23,14 @@ from tests.conftest import ROOT
 
 EXPERIMENT = ("platform=gpu", "experiment=toolrl/1.5b_saw_gdpo")
 MODEL = SHAPES["qwen2.5-1.5b"]
+SIZES = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+    "vocab_size": 128,
+}
 
 
 @pytest.fixture(scope="module")
@@ -75,21 +83,28 @@ def test_a_shape_has_its_model_s_parameters(name, billions):
 )
 def test_a_folder_s_config_gives_the_shape(tmp_path, sizes):
     """Kind: a field that a family of models leaves out or means otherwise. Biases of llama's o_proj are not Qwen2's."""
-    common_sizes = {
-        "hidden_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "intermediate_size": 96,
-        "vocab_size": 128,
-    }
-    (tmp_path / "config.json").write_text(json.dumps(common_sizes | sizes))
+    (tmp_path / "config.json").write_text(json.dumps(SIZES | sizes))
     from transformers import AutoConfig
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
     counted = sum(parameter.numel() for name, parameter in model.named_parameters() if name[-11:] != "o_proj.bias")
     assert shape_of(str(tmp_path)).parameters == counted
+
+
+@pytest.mark.parametrize("key", ["num_experts", "num_local_experts", "n_routed_experts"])
+def test_a_model_with_experts_is_not_taken_for_one_without(tmp_path, key):
+    """Kind: an estimate that is far too small, and looks like any other."""
+    (tmp_path / "config.json").write_text(json.dumps(SIZES | {key: 128}))
+    with pytest.raises(ValueError, match=f"{key}: 128"):
+        shape_of(str(tmp_path))
+
+
+def test_a_folder_with_a_known_model_s_name_is_what_is_in_it(tmp_path):
+    folder = tmp_path / "Qwen2.5-1.5B-Instruct"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(SIZES))
+    assert shape_of(str(folder)).layers == 2
 
 
 def test_an_unknown_model_and_a_config_without_sizes_are_refused(tmp_path):
