@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes import memory
 from recipes.files import write_whole
 from recipes.stages import Stage, check_marks, free_bytes, gpus_of_a_node, gpus_of_the_cluster, run_all, show
 from saw.accelerator import cluster_address
@@ -217,6 +216,8 @@ def go(
 
 
 def _check_memory(arguments: argparse.Namespace, chains: Mapping[str, Sequence[Stage]]) -> list[str]:
+    from recipes import memory  # torch, which only a dry run needs here
+
     trainings = [stage.command[2:] for stages in chains.values() for stage in stages if stage.trains]
     return memory.check(trainings, arguments.gpus * arguments.nodes)
 
