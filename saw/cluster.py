@@ -6,11 +6,13 @@ import logging
 import math
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+
+from saw.nodes import Node, Nodes
 
 ADDRESS = "ray_kwargs.ray_init.address"
 STORAGE = "transfer_queue.backend.SimpleStorage"
@@ -59,43 +61,18 @@ class Need:
 
 
 @dataclass(frozen=True)
-class Node:
-    """What Ray has on one machine.
-
-    Attributes:
-        name (str): its host name.
-        cpus (float): logical ones, as many as Ray was told.
-        gpus (float): or other accelerators.
-    """
-
-    name: str
-    cpus: float
-    gpus: float
-
-
-@dataclass(frozen=True)
-class Available:
+class Available(Nodes):
     """What Ray has.
 
     Attributes:
         where (str): for a message.
-        nodes (tuple[Node, ...]): that are alive.
+        nodes (Sequence[Node]): that are alive.
         own (bool): a Ray that verl will start, not a cluster that runs already.
     """
 
     where: str
-    nodes: tuple[Node, ...]
+    nodes: Sequence[Node]
     own: bool
-
-    @property
-    def cpus(self) -> float:
-        """Of all nodes."""
-        return sum(node.cpus for node in self.nodes)
-
-    @property
-    def gpus(self) -> float:
-        """Of all nodes."""
-        return sum(node.gpus for node in self.nodes)
 
 
 def _pools(config: DictConfig) -> dict[str, tuple[int, int]]:

@@ -11,11 +11,12 @@ import socket
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from saw.doctor.table import shortened
+from saw.nodes import Node, Nodes
 
 #: Seconds for connecting, and for all nodes to read a file.
 LIMIT = 90
@@ -55,47 +56,31 @@ print("SAW_DOCTOR" + json.dumps(answer))
 
 
 @dataclass(frozen=True)
-class Node:
-    """A node of a running cluster.
+class AskedNode(Node):
+    """A node of a running cluster, by its address.
 
     Attributes:
-        name (str): its address.
-        cpus (float): logical ones.
-        gpus (float): logical ones.
         fault (str | None): why it cannot read a file that this machine wrote; None if it can.
     """
 
-    name: str
-    cpus: float
-    gpus: float
     fault: str | None = None
 
 
 @dataclass(frozen=True)
-class Cluster:
+class Cluster(Nodes):
     """What a running cluster says.
 
     Attributes:
         address (str): where it is.
-        nodes (tuple[Node, ...]): that are alive.
+        nodes (Sequence[AskedNode]): that are alive.
         folder (str): where the file was that they were to read.
         error (str | None): why it says nothing.
     """
 
     address: str
-    nodes: tuple[Node, ...] = ()
+    nodes: Sequence[AskedNode] = ()
     folder: str = ""
     error: str | None = None
-
-    @property
-    def cpus(self) -> float:
-        """Of all nodes."""
-        return sum(node.cpus for node in self.nodes)
-
-    @property
-    def gpus(self) -> float:
-        """Of all nodes."""
-        return sum(node.gpus for node in self.nodes)
 
 
 def connect(address: str) -> None:
@@ -162,7 +147,9 @@ def look(
         last = [line for line in result.stderr.splitlines() if line.strip()][-1:] or ["no message"]
         return Cluster(address, error=shortened(last[0]))
     nodes = tuple(
-        Node(node["name"], node["cpus"], node["gpus"], None if node["read"] == text else shortened(node["read"], 80))
+        AskedNode(
+            node["name"], node["cpus"], node["gpus"], None if node["read"] == text else shortened(node["read"], 80)
+        )
         for node in json.loads(answers[-1].removeprefix("SAW_DOCTOR"))
     )
     return Cluster(address, nodes, str(folder))

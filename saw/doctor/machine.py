@@ -127,8 +127,7 @@ def cores(config: DictConfig | None, cluster: Cluster | None = None, there: Any 
     from saw.cluster import Available, available, check, needed
 
     if there is None and cluster is not None:
-        nodes: Any = cluster.nodes  # have what saw.cluster's have
-        there = Available(f"the Ray cluster at {cluster.address}", nodes, own=False)
+        there = Available(f"the Ray cluster at {cluster.address}", cluster.nodes, own=False)
     there = there or available(config)
     need = needed(config)
     found = f"{there.cpus:g} on {there.where}" + (", as Ray counts" if there.own else "")

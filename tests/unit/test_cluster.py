@@ -7,7 +7,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from saw import cluster
-from saw.cluster import STORAGE, UNITS, Available, Node, check, needed, running
+from saw.cluster import STORAGE, UNITS, Available, check, needed, running
+from saw.nodes import Node
 from tests.configs import composed_with
 
 QUICKSTART = ("experiment=quickstart",)

@@ -27,7 +27,7 @@ from recipes import reproduce
 from recipes.stages import Stage
 from saw.accelerator import cluster_address
 from saw.doctor import data, estimates, machine, services, software
-from saw.doctor.cluster import REFUSED, Cluster, Node, connect, look
+from saw.doctor.cluster import REFUSED, AskedNode, Cluster, connect, look
 from saw.doctor.table import Line, can_start, examine, missing, ok, show, warning
 from tests.configs import compose
 
@@ -255,7 +255,7 @@ def test_driver(gpu, cpu):
 
 
 def cluster_of(*rooms: tuple[float, float], fault: str | None = None) -> Cluster:
-    nodes = tuple(Node(f"10.0.0.{number}", cpus, gpus, fault) for number, (cpus, gpus) in enumerate(rooms, 1))
+    nodes = tuple(AskedNode(f"10.0.0.{number}", cpus, gpus, fault) for number, (cpus, gpus) in enumerate(rooms, 1))
     return Cluster("head:6379", nodes, "/shared")
 
 
