@@ -126,9 +126,8 @@ def warm_up(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, peak, total_steps=steps, pct_start=0.1)
     model.train()
     threads = torch.get_num_threads()
-    torch.set_num_threads(
-        1
-    )  # so small a model gains little from more, and loses much where another process wants a core
+    # so small a model gains little from more, and loses much where another process wants a core
+    torch.set_num_threads(1)
     for _ in tqdm(range(steps), desc="    warm-up", leave=False, disable=None):
         batch = [(prompt, spoilt(answer, chance)) for prompt, answer in chance.sample(rows, batch_size)]
         ids, labels = encode(tokenizer, batch)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 SLOW_STORE = 10**10
 #: Ray gives its object store this share of the memory unless it is told.
 STORE_SHARE = 0.3
-#: Bytes of a GPU where none is seen: those of the experiments, 80 GB.
-ASSUMED = 79 * 2**30
+#: GB of a GPU where none is seen, as it is sold: those of the experiments.
+ASSUMED = 80
 #: Shared memory that NCCL and vLLM's queues between processes get along with; Docker's default of 64 MB is too little.
 SHARED_BETWEEN_PROCESSES = 10**9
 #: Ray stores nothing more once its disk is fuller than this.
@@ -94,8 +94,10 @@ def gpu_memory(config: DictConfig, found: Any, fit: Callable[[DictConfig, float]
     thing = "GPU memory"
     if not on_gpus(config):
         return ok(thing, "not looked at", "none on platform cpu")
+    from recipes.memory import usable
+
     sizes = [device.memory for device in found.devices if device.memory]
-    size = min(sizes, default=ASSUMED)
+    size = min(sizes, default=usable(ASSUMED))
     try:
         need, faults = fit(config, size)
     except ValueError as error:
