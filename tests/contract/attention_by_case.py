@@ -10,57 +10,40 @@ from pathlib import Path
 from typing import Any
 
 os.environ["VERL_PLATFORM"] = "cpu"
-os.environ.setdefault("VERL_USE_EXTERNAL_MODULES", "saw.verl")
 
+from tests.contract.worker import TrainingWorker, batch_of, make_worker
+
+# isort: split
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 from transformers import LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
-from verl.trainer.config import CheckpointConfig
 from verl.utils import tensordict_utils as tu
-from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig, TrainingWorkerConfig
-from verl.workers.engine_workers import TrainingWorker
 from verl.workers.utils.padding import no_padding_2_padding
 
 from saw.verl import gradients
-from tests.contract.gradients_by_rank import batch_of
 
 #: verl's fused kernels replace it in the class.
 FORWARDS = {kind: kind.forward for kind in (LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)}
 
 
-def make_worker(models: str, case: dict[str, Any]) -> TrainingWorker:
+def worker_of(models: str, case: dict[str, Any]) -> TrainingWorker:
     """verl's worker as platform=gpu configures it, on a CPU."""
-    precision = case["precision"]
-    worker = TrainingWorker(
-        TrainingWorkerConfig(
-            model_type="language_model",
-            model_config=HFModelConfig(
-                path=f"{models}/{case['model']}",
-                load_tokenizer=False,
-                use_remove_padding=case["remove_padding"],
-                enable_gradient_checkpointing=True,
-                use_fused_kernels=case["fused"],
-                fused_kernel_options={"impl_backend": "torch"},
-                override_config={"attn_implementation": case["attention"]},
-            ),
-            engine_config=FSDPEngineConfig(
-                strategy="fsdp2",
-                model_dtype="fp32",
-                use_torch_compile=False,
-                mixed_precision={"param_dtype": precision, "reduce_dtype": "fp32", "buffer_dtype": "fp32"},
-                use_dynamic_bsz=case["dynamic"],
-                max_token_len_per_gpu=16,
-                infer_max_token_len_per_gpu=16,
-                micro_batch_size_per_gpu=4,
-                infer_micro_batch_size_per_gpu=4,
-            ),
-            optimizer_config=FSDPOptimizerConfig(lr=1e-3, total_training_steps=1),
-            checkpoint_config=CheckpointConfig(),
-        )
-    )
-    worker.reset()
-    return worker
+    model: dict[str, Any] = {
+        "use_remove_padding": case["remove_padding"],
+        "enable_gradient_checkpointing": True,
+        "use_fused_kernels": case["fused"],
+        "fused_kernel_options": {"impl_backend": "torch"},
+        "override_config": {"attn_implementation": case["attention"]},
+    }
+    engine: dict[str, Any] = {
+        "model_dtype": "fp32",
+        "mixed_precision": {"param_dtype": case["precision"], "reduce_dtype": "fp32", "buffer_dtype": "fp32"},
+        "use_dynamic_bsz": case["dynamic"],
+        "max_token_len_per_gpu": 16,
+        "infer_max_token_len_per_gpu": 16,
+    }
+    return make_worker(f"{models}/{case['model']}", 4, model=model, engine=engine)
 
 
 def loss_of(model_output: dict[str, Tensor], data: TensorDict, dp_group: object = None) -> tuple[Tensor, dict]:
@@ -140,7 +123,7 @@ def main() -> None:
     for case in cases:
         for kind, forward in FORWARDS.items():
             kind.forward = forward
-        worker = make_worker(models, case)
+        worker = worker_of(models, case)
         try:
             found.append(find(worker, rows[worker.rank :: worker.world_size]))
         except RuntimeError as error:

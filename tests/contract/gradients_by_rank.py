@@ -6,53 +6,20 @@ On a CPU, unless VERL_PLATFORM says otherwise. vLLM is not needed.
 """
 
 import json
-import os
 import sys
 from pathlib import Path
+from typing import Any
 
-os.environ.setdefault("VERL_PLATFORM", "cpu")
-os.environ.setdefault("VERL_USE_EXTERNAL_MODULES", "saw.verl")
+from tests.contract.worker import TrainingWorker, batch_of, make_worker
 
-import torch
-from tensordict import TensorDict
-from verl.trainer.config import CheckpointConfig
+# isort: split
 from verl.utils import tensordict_utils as tu
-from verl.workers.config import (
-    FSDPEngineConfig,
-    FSDPOptimizerConfig,
-    HFModelConfig,
-    TrainingWorkerConfig,
-)
-from verl.workers.engine_workers import TrainingWorker
 
 from saw.verl import gradients
 
 
-def nested(rows):
-    return torch.nested.as_nested_tensor([torch.tensor(row) for row in rows], layout=torch.jagged)
-
-
-def batch_of(rows: list[dict]) -> TensorDict:
-    """Rows as verl's trainer hands them to its workers."""
-    tokens = [row["prompt"] + row["response"] for row in rows]
-    data = TensorDict(
-        {
-            "prompts": nested([row["prompt"] for row in rows]),
-            "responses": nested([row["response"] for row in rows]),
-            "input_ids": nested(tokens),
-            "position_ids": nested([list(range(len(row))) for row in tokens]),
-            "loss_mask": nested([[0] * len(row["prompt"]) + [1] * len(row["response"]) for row in rows]),
-            "response_mask": nested([[1] * len(row["response"]) for row in rows]),
-            gradients.ADVANTAGES: torch.tensor([row["advantages"] for row in rows]),
-        },
-        batch_size=len(rows),
-    )
-    tu.assign_non_tensor(data, temperature=0.7, calculate_entropy=True, compute_loss=False)
-    return data
-
-
-def make_worker(
-    model: str,
+def worker_of(
+    path: str,
     micro_batch: int,
     checkpointing: bool,
     *,
@@ -61,33 +28,18 @@ def make_worker(
     precision: str = "fp32",
 ) -> TrainingWorker:
     """verl's worker as the pipeline builds it; by default as on a CPU."""
-    mixed_precision = {"param_dtype": precision, "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
-    worker = TrainingWorker(
-        TrainingWorkerConfig(
-            model_type="language_model",
-            model_config=HFModelConfig(
-                path=model,
-                load_tokenizer=False,
-                use_remove_padding=remove_padding,
-                enable_gradient_checkpointing=checkpointing,
-                override_config={"attn_implementation": attention},
-            ),
-            engine_config=FSDPEngineConfig(
-                strategy="fsdp2",
-                model_dtype="fp32",
-                dtype={"fp32": "float32", "bf16": "bfloat16"}[precision],
-                use_torch_compile=False,
-                mixed_precision=mixed_precision,
-                use_dynamic_bsz=False,
-                micro_batch_size_per_gpu=micro_batch,
-                infer_micro_batch_size_per_gpu=micro_batch,
-            ),
-            optimizer_config=FSDPOptimizerConfig(lr=1e-3, total_training_steps=1),
-            checkpoint_config=CheckpointConfig(),
-        )
-    )
-    worker.reset()
-    return worker
+    model: dict[str, Any] = {
+        "use_remove_padding": remove_padding,
+        "enable_gradient_checkpointing": checkpointing,
+        "override_config": {"attn_implementation": attention},
+    }
+    engine: dict[str, Any] = {
+        "model_dtype": "fp32",
+        "dtype": {"fp32": "float32", "bf16": "bfloat16"}[precision],
+        "mixed_precision": {"param_dtype": precision, "reduce_dtype": "fp32", "buffer_dtype": "fp32"},
+        "use_dynamic_bsz": False,
+    }
+    return make_worker(path, micro_batch, model=model, engine=engine)
 
 
 def find(worker: TrainingWorker, rows: list[dict], layers: list[int], reduction: str) -> dict:
@@ -109,7 +61,7 @@ def main() -> None:
     model, rows_file, cases_file, results = sys.argv[1:]
     rows, cases = json.loads(Path(rows_file).read_text()), json.loads(Path(cases_file).read_text())
     for case in cases:
-        worker = make_worker(model, case["micro_batch"], case["checkpointing"], **case.get("engine", {}))
+        worker = worker_of(model, case["micro_batch"], case["checkpointing"], **case.get("engine", {}))
         case["found"] = find(worker, rows, case["layers"], case["reduction"])
     Path(results, f"rank{worker.rank}.json").write_text(json.dumps(cases))
 

@@ -4,51 +4,27 @@ python memory_by_rank.py MODEL_FOLDER CASES_FILE RESULTS_FOLDER
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("VERL_PLATFORM", "cpu")
-os.environ.setdefault("VERL_USE_EXTERNAL_MODULES", "saw.verl")
+from tests.contract.worker import TrainingWorker, batch_of, make_worker
 
+# isort: split
 import torch
 from torch.distributed.tensor import DTensor
-from verl.trainer.config import CheckpointConfig
 from verl.utils import tensordict_utils as tu
-from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig, TrainingWorkerConfig
-from verl.workers.engine_workers import TrainingWorker
-
-from tests.contract.gradients_by_rank import batch_of
 
 ROW = {"prompt": [5, 6, 7], "response": [8, 9, 10, 11], "advantages": [1.0, -1.0]}
 
 
-def make_worker(model: str, model_dtype: str) -> TrainingWorker:
+def worker_of(path: str, model_dtype: str) -> TrainingWorker:
     """verl's worker with the mixed precision of a GPU: its own default."""
-    worker = TrainingWorker(
-        TrainingWorkerConfig(
-            model_type="language_model",
-            model_config=HFModelConfig(
-                path=model,
-                load_tokenizer=False,
-                use_remove_padding=False,
-                enable_gradient_checkpointing=True,
-                override_config={"attn_implementation": "sdpa"},
-            ),
-            engine_config=FSDPEngineConfig(
-                strategy="fsdp2",
-                model_dtype=model_dtype,
-                use_torch_compile=False,
-                use_dynamic_bsz=False,
-                micro_batch_size_per_gpu=1,
-                infer_micro_batch_size_per_gpu=1,
-            ),
-            optimizer_config=FSDPOptimizerConfig(lr=1e-3, total_training_steps=1),
-            checkpoint_config=CheckpointConfig(),
-        )
-    )
-    worker.reset()
-    return worker
+    model = {
+        "use_remove_padding": False,
+        "enable_gradient_checkpointing": True,
+        "override_config": {"attn_implementation": "sdpa"},
+    }
+    return make_worker(path, 1, model=model, engine={"model_dtype": model_dtype, "use_dynamic_bsz": False})
 
 
 def held(tensors) -> int:
@@ -93,9 +69,9 @@ def main() -> None:
     model, cases_file, results = sys.argv[1:]
     cases = json.loads(Path(cases_file).read_text())
     for case in cases:
-        worker = make_worker(model, case["model_dtype"])
+        worker = worker_of(model, case["model_dtype"])
         case["found"] = backward(worker, synchronise=True)
-        case["found"] |= backward(make_worker(model, case["model_dtype"]), synchronise=False)
+        case["found"] |= backward(worker_of(model, case["model_dtype"]), synchronise=False)
     Path(results, f"rank{worker.rank}.json").write_text(json.dumps(cases))
 
 
