@@ -235,6 +235,7 @@ def test_the_host_waits_for_the_checks_alone(accelerator, method):
     assert 0 < waits(64) == waits(N) <= 10
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs(device):
     command = [sys.executable, "-m", "benchmarks.advantage", "--device", device]
     command += ["--sizes", "64x32", "--objectives", "2", "--repeats", "1"]
