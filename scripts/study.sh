@@ -9,7 +9,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 case ${1:-} in
   tabular) module=recipes.study.tabular_study ;;
-  lm) module=recipes.study.lm ;;
+  lm) module=recipes.study.language_model ;;
   *) fail "the first argument is '${1:-}'; expected tabular or lm" ;;
 esac
 shift

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from saw import accelerator
+from saw.machine import accelerator
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Golden values and real rows; they are no part of the repository, and the tests that need them skip without.

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from recipes import memory
-from recipes.compose import compose
+from recipes.common.compose import compose
 from recipes.memory.fit import fits, memory_of_a_gpu, usable
 from recipes.memory.phases import estimate
 from recipes.memory.report import document, summary, table

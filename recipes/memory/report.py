@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 
-from recipes.compose import compose
+from recipes.common.compose import compose
 from recipes.memory.fit import fits, largest_tokens, memory_of_a_gpu, usable
 from recipes.memory.phases import CONTEXTS, FRAGMENTATION, GIB, LOGITS_COPIES, Estimate, estimate
 from recipes.memory.shape import shape_of
-from saw.accelerator import cluster_address
+from saw.machine.accelerator import cluster_address
 from saw.report.tables import markdown
 
 

@@ -19,11 +19,11 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from recipes.study.tabular import Objective, Rule, Trajectories, World, learn
-from saw.provenance import commit, machine, versions
-from saw.report.comparison import Interval, bootstrap_mean, equivalence
+from recipes.study.tabular_world import Objective, Rule, Trajectories, World, learn
 from saw.report.figures import COLOURS, figure_of
+from saw.report.seed_statistics import Interval, bootstrap_mean, equivalence
 from saw.report.tables import markdown, write_csv
+from saw.runs.provenance import commit, machine, versions
 
 THRESHOLD = 0.9
 #: Two objectives that are learned at different speeds, and keep noise when they are.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saw.doctor.table import Line, missing, ok, shortened, warning
+from saw.doctor.lines import Line, missing, ok, shortened, warning
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

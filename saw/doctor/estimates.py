@@ -45,7 +45,7 @@ def with_attention(config: DictConfig) -> DictConfig:
 
 def checkpoint_bytes(config: DictConfig) -> float:
     """Bytes of the checkpoints that a training keeps, and of the merged model; 0 for one that saves none."""
-    from recipes.reproduce import training_bytes
+    from recipes.common.reproduce import training_bytes
 
     if config.trainer.save_freq <= 0:
         return 0.0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saw.doctor.cluster import REFUSED, Cluster, look
-from saw.doctor.table import Line, missing, ok, shortened, warning
+from saw.doctor.lines import Line, missing, ok, shortened, warning
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -93,7 +93,7 @@ def judge_options(config: DictConfig) -> Any:
     section = OmegaConf.select(config, JUDGE)
     if section is None:
         return None
-    from saw.judge.options import JudgeOptions
+    from saw.rewards.judge.options import JudgeOptions
 
     plain: Any = OmegaConf.to_container(section, resolve=True)
     return JudgeOptions.of(plain)
@@ -127,9 +127,9 @@ def ask_judge(options: Any) -> Any:
         options (JudgeOptions): the judge; nothing is kept.
 
     Returns:
-        saw.judge.Verdict: with a fault if it did not answer with scores.
+        saw.rewards.judge.Verdict: with a fault if it did not answer with scores.
     """
-    from saw.judge import Judge
+    from saw.rewards.judge import Judge
 
     limits = {"attempts": 1, "longest_wait": 0.0, "timeout": min(LIMIT, options.timeout), "cache": None, "faults": None}
 
@@ -184,11 +184,11 @@ def cluster_of(
     """
     address = environ.get("RAY_ADDRESS")
     try:
-        from saw.accelerator import cluster_address
+        from saw.machine.accelerator import cluster_address
 
         address = cluster_address(environ)
         if config is not None:
-            from saw.cluster import running
+            from saw.machine.cluster import running
 
             address = running(config)
         folder = config.trainer.default_local_dir if config is not None else environ.get("SAW_RUNS", "runs")

@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
 
+from saw.verl.reward_values import plain, reward_value
 from saw.verl.settings import FAILED, Settings
-from saw.verl.values import plain, reward_value
 
 logger = logging.getLogger(__name__)
 

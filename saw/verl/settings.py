@@ -22,7 +22,7 @@ from verl.workers.config import FSDPActorConfig
 from saw.method.options import Options
 from saw.method.registry import check_combination, get_method
 from saw.verl import NAME
-from saw.verl.values import reward_value
+from saw.verl.reward_values import reward_value
 
 #: The scalar in a reward function's dict, which is no objective: verl reads ``score`` and adds ``reward``.
 SCALARS = frozenset({"score", "reward"})

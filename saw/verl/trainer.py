@@ -20,11 +20,17 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from saw.method.advantage import objective_advantages
 from saw.method.objective import Objective
 from saw.method.weighting import clip_norms
-from saw.verl import logs, record, samples  # noqa: F401  logs: before verl imports vLLM
-from saw.verl import metrics as objective_metrics
+from saw.runs import (
+    run_info,
+    validation_samples,
+)
+from saw.verl import step_metrics as objective_metrics
 from saw.verl.estimator import StepRewards, rewards_of_step
+from saw.verl.patches import vllm_log_level  # noqa: F401  logs: before verl imports vLLM
 from saw.verl.replay_buffer import AllLost, MultiRewardReplayBuffer
-from saw.verl.rows import (
+from saw.verl.reward_values import plain
+from saw.verl.settings import FAILED, NAME, ROLLOUTS, SCALARS, ConfigError, check_config, check_group_size, ranges_at
+from saw.verl.transfer_queue import (
     checked_objective_matrix,
     lost_samples,
     of_all_rows,
@@ -33,9 +39,7 @@ from saw.verl.rows import (
     reward_of,
     scored_rows,
 )
-from saw.verl.settings import FAILED, NAME, ROLLOUTS, SCALARS, ConfigError, check_config, check_group_size, ranges_at
-from saw.verl.state import State
-from saw.verl.values import plain
+from saw.verl.weight_state import State
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +91,7 @@ class SAWTrainer(PPOTrainerSync):
         """Write what this run is beside its metrics."""
         super().on_init_end()
         ranges = ranges_at(self.config, self.settings, step=1)
-        record.write(self.config, dict(zip(self.settings.names, ranges, strict=True)), self.total_training_steps)
+        run_info.write(self.config, dict(zip(self.settings.names, ranges, strict=True)), self.total_training_steps)
 
     def on_step_begin(self):
         """Remember where the data stands, for a checkpoint of the step before this one."""
@@ -298,7 +302,7 @@ class SAWTrainer(PPOTrainerSync):
             if all(infos[name][row] is None for name in self.settings.names):
                 for scalar in SCALARS & infos.keys():  # there it is 0, which is nobody's reward
                     infos[scalar][row] = None
-        samples.log(self.config.trainer, self.global_steps, *self._val_texts, infos, self.settings.names)
+        validation_samples.log(self.config.trainer, self.global_steps, *self._val_texts, infos, self.settings.names)
         metrics = super()._val_metrics_update(
             data_sources, sample_uids, infos, sample_turns, expected_acc_counts=expected_acc_counts
         )

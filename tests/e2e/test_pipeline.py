@@ -21,8 +21,8 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from recipes.quickstart.run import DEFAULT_METHODS
-from saw.launch import Run, processes_of
 from saw.report import History, read_history
+from saw.runs.process_tree import Run, processes_of
 from tests.configs import CONFIGS
 from tests.conftest import PLATFORM, ROOT
 
@@ -38,7 +38,7 @@ SMALL = [
     "actor_rollout_ref.actor.ppo_mini_batch_size=8",
     "trainer.test_freq=2",
 ]
-#: The CPUs that saw/cluster.py counts for it; with one less Ray waits for ever.
+#: The CPUs that saw/machine/cluster.py counts for it; with one less Ray waits for ever.
 JUST_ENOUGH = "ray_kwargs.ray_init.num_cpus=5"
 #: Keeps a checkpoint and the rollouts of every step.
 KEPT = ["trainer.save_freq=1", "trainer.rollout_data_dir=${trainer.default_local_dir}/rollouts"]
@@ -147,7 +147,7 @@ def test_a_killed_run_leaves_nothing_and_resumes_with_the_data_it_would_have_see
     assert 1 <= saved < STEPS
 
     command = [
-        *(sys.executable, "-m", "saw.train", "experiment=quickstart", "saw.method=saw_gdpo", *SMALL, *KEPT),
+        *(sys.executable, "-m", "saw.runs.train", "experiment=quickstart", "saw.method=saw_gdpo", *SMALL, *KEPT),
         *(f"data.train_files={toy_data[0]}", f"data.val_files={toy_data[1]}"),
         *(f"actor_rollout_ref.model.path={warm_model}", f"trainer.total_training_steps={STEPS}"),
         *(f"trainer.default_local_dir={folder}", "trainer.resume_mode=auto"),

@@ -1,0 +1,1 @@
+"""Runs: start one, follow it, and keep what it was."""

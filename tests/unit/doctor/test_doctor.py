@@ -1,0 +1,889 @@
+"""The doctor: each thing right and broken in turn, and the table that tells."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import importlib.metadata
+import io
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+from argparse import Namespace
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from omegaconf import OmegaConf
+
+import saw.doctor.__main__ as doctor
+from recipes.common import reproduce
+from recipes.common.stages import Stage
+from saw.doctor import data, estimates, machine, services, software
+from saw.doctor.cluster import REFUSED, AskedNode, Cluster, connect, look
+from saw.doctor.lines import Line, can_start, examine, missing, ok, show, warning
+from saw.machine.accelerator import cluster_address
+from tests.configs import compose
+
+GB = 10**9
+
+
+@dataclass(frozen=True)
+class Device:
+    """As saw.machine.accelerator has it."""
+
+    name: str
+    memory: int | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """As saw.machine.accelerator has it."""
+
+    driver: str | None = None
+    devices: tuple[Device, ...] = ()
+    torch_cuda: str | None = None
+    usable: bool = False
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Need:
+    """As saw.machine.cluster has it."""
+
+    parts: dict[str, float]
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True)
+class Room:
+    """A node, as saw.machine.cluster has it."""
+
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True)
+class Available:
+    """As saw.machine.cluster has it."""
+
+    where: str
+    nodes: tuple[Room, ...]
+    own: bool
+    cpus: float = field(init=False)
+    gpus: float = field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "cpus", sum(node.cpus for node in self.nodes))
+        object.__setattr__(self, "gpus", sum(node.gpus for node in self.nodes))
+
+
+NODE = Found("580.65.06", (Device("H100", 80 * GB),) * 4, "13.0", usable=True)
+BARE = Found()
+
+
+def decide(environ, probe):
+    """The rules in small."""
+    found = probe()
+    if environ.get("SAW_PLATFORM") is None and found.driver and not found.usable:
+        raise RuntimeError(f"driver {found.driver} is too old, update it")
+    return SimpleNamespace(name=environ.get("SAW_PLATFORM", "gpu" if found.usable else "cpu"), reason="stated")
+
+
+def check(config, there):
+    """Refuses too few CPUs."""
+    if there.cpus < 22:
+        raise ValueError(f"Ray needs 22 CPUs and there are {there.cpus:g}; lower num_data_storage_units")
+
+
+@pytest.fixture(autouse=True)
+def others(monkeypatch):
+    """The modules that the doctor asks, with answers of a machine in order."""
+    answers = {
+        "saw.machine.accelerator": Namespace(probe=lambda: BARE, decide=decide, cluster_address=cluster_address),
+        "saw.machine.cluster": Namespace(
+            needed=lambda config: Need({"GPUs": 12, "TransferQueue": 9, "other": 1}, 22, 4),
+            check=check,
+            Available=Available,
+            available=lambda config: Available("this machine", (Room(64, 4),), own=True),
+            running=lambda config: os.environ.get("RAY_ADDRESS"),
+        ),
+        "saw.verl.attention": Namespace(
+            choose=lambda config: Namespace(name="sdpa", reason="device is cpu"), apply=lambda config, choice: None
+        ),
+        "saw.machine.requirements": Namespace(problems=lambda: []),
+        "recipes.memory": Namespace(
+            shape_of=lambda path: Namespace(parameters=1.5e9),
+            estimate=lambda config, shape, gpus: Namespace(
+                settings=Namespace(share=0.5), peak=lambda size: Namespace(total=lambda size, share: 60 * GB)
+            ),
+            fits=lambda found, size: [] if size > 60 * GB else ["lower ppo_max_token_len_per_gpu"],
+        ),
+    }
+    modules = {name: importlib.import_module(name) for name in answers}
+    for name, answer in answers.items():
+        for function, value in vars(answer).items():
+            monkeypatch.setattr(modules[name], function, value)
+    for name in ("RAY_ADDRESS", "SAW_PLATFORM", "SAW_SET", "WANDB_API_KEY", "WANDB_MODE", "GEMINI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    return modules
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    """An experiment on four GPUs, with wandb."""
+    return compose("platform=gpu", "experiment=toolrl/1.5b_saw_gdpo")
+
+
+def changed(config, values: dict):
+    """A configuration with other values."""
+    config = copy.deepcopy(config)
+    OmegaConf.set_struct(config, False)
+    return OmegaConf.merge(config, values)
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """An experiment with a judge."""
+    monkeypatch.setenv("GEMINI_API_KEY", "a-key-of-a-judge")
+    return compose("platform=gpu", "experiment=tldr/saw_gdpo")
+
+
+@pytest.fixture(scope="module")
+def cpu():
+    """The quickstart on a CPU."""
+    return compose("experiment=quickstart")
+
+
+def is_missing(line: Line, *words: str) -> None:
+    """See that a line is missing, has a remedy, and says what it found."""
+    assert line.status == "missing", line
+    assert line.remedy
+    for word in words:
+        assert word in f"{line.found} {line.needed} {line.remedy}"
+
+
+# ---------------------------------------------------------------- the table
+
+
+def test_a_check_that_raises_is_a_line_and_the_others_are_still_made():
+    def broken():
+        raise KeyError("nobody expected this")
+
+    def leaves():
+        raise SystemExit("no environment")
+
+    lines = examine([("one", broken), ("two", lambda: ok("two", "fine")), ("three", leaves)])
+    assert [line.status for line in lines] == ["missing", "ok", "missing"]
+    assert lines[0].thing == "one"
+    assert "KeyError" in lines[0].found
+    assert "nobody expected this" in lines[0].found
+    assert "no environment" in lines[2].found
+
+
+@pytest.mark.parametrize(
+    ("statuses", "expected"),
+    [
+        (["ok", "ok"], True),
+        (["ok", "warning"], True),
+        (["missing", "ok"], False),
+        (["ok", "missing"], False),
+        ([], True),
+    ],
+)
+def test_only_what_is_missing_keeps_a_training_from_starting(statuses, expected):
+    assert can_start([Line(status, "thing", "") for status in statuses]) is expected
+
+
+def test_what_is_made_later_may_be_missing_now():
+    checks = [
+        ("model", lambda: missing("model", "no folder", "one", "make it")),
+        ("disk", lambda: missing("disk", "", "", "")),
+    ]
+    lines = examine(checks, later=["model"])
+    assert [line.status for line in lines] == ["ok", "missing"]
+    assert "no folder" in lines[0].found
+
+
+def test_the_table_is_plain_where_it_is_piped_and_keeps_commands_in_one_piece():
+    remedy = "pip install " + " ".join(f"package{number}" for number in range(30))
+    path = "/" + "/".join(["folder"] * 30)
+    lines = [ok("disk", f"[bold]{path}[/bold]", "a lot"), warning("attention", "sdpa", "flash", remedy)]
+    file = io.StringIO()
+    show(lines, file)
+    text = file.getvalue()
+    rows = [row for row in text.splitlines() if "remedy" not in row]
+    assert max(map(len, rows)) <= 100
+    assert f"remedy: {remedy}\n" in text
+    assert "\x1b" not in text
+    assert "[bold]" in text  # a cell is text, whatever stands in it
+    assert text.count("folder") == 30
+    columns = [row.index(word) for row, word in zip(rows, ("status", "ok"), strict=False)]
+    assert columns == [0, 0]
+    assert rows[0].index("found") == rows[1].index("[bold]")
+    assert text.endswith("nothing is missing\n")
+
+
+def test_without_rich_the_table_is_there_all_the_same(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    file = io.StringIO()
+    show([missing("disk", "1 GB", "2 GB", "a larger one")], file)
+    assert "missing | disk | 1 GB | 2 GB | a larger one\n" in file.getvalue()
+    assert "rich is not installed" in file.getvalue()
+
+
+# ---------------------------------------------------------------- the machine
+
+
+def test_driver(gpu, cpu):
+    assert machine.driver(gpu, NODE, {}).status == "ok"
+    assert machine.driver(cpu, BARE, {}).status == "ok"
+    assert machine.driver(None, BARE, {}).status == "ok"
+    old = Found("550.1", (Device("A100", 0),), "13.0", usable=False, error="the driver is too old")
+    is_missing(machine.driver(gpu, old, {}), "550.1", "update it")
+    is_missing(machine.driver(None, old, {}), "550.1")  # a GPU that is there and cannot be used
+    is_missing(machine.driver(gpu, BARE, {"SAW_PLATFORM": "gpu"}), "SAW_PLATFORM=cpu")
+    elsewhere = {"SAW_PLATFORM": "gpu", "RAY_ADDRESS": "head:6379"}  # the GPUs are the cluster's
+    assert machine.driver(gpu, BARE, elsewhere).status == "ok"
+
+
+def cluster_of(*rooms: tuple[float, float], fault: str | None = None) -> Cluster:
+    nodes = tuple(AskedNode(f"10.0.0.{number}", cpus, gpus, fault) for number, (cpus, gpus) in enumerate(rooms, 1))
+    return Cluster("head:6379", nodes, "/shared")
+
+
+SILENT = Cluster("head:6379", error="no answer within 90 s")
+
+
+def test_gpus(gpu, cpu):
+    assert machine.gpus(gpu, NODE).status == "ok"
+    is_missing(
+        machine.gpus(gpu, Found("580", NODE.devices[:3], "13.0", usable=True)), "3 on", "4 (1 nodes x 4)", "n_gpus"
+    )
+    assert machine.gpus(cpu, BARE).status == "ok"
+    assert machine.gpus(None, BARE).status == "ok"
+    assert machine.gpus(gpu, BARE, cluster_of((32, 2), (32, 2))).status == "ok"
+    is_missing(machine.gpus(gpu, NODE, cluster_of((32, 2), (32, 1))), "3 on the Ray cluster")
+    assert machine.gpus(gpu, NODE, SILENT).status == "warning"
+
+
+def test_gpu_memory(gpu, cpu):
+    assert machine.gpu_memory(gpu, NODE, estimates.fit).status == "ok"
+    small = Found("580", (Device("H100", 80 * GB), Device("A100", 40 * GB)), "13.0", usable=True)
+    is_missing(machine.gpu_memory(gpu, small, estimates.fit), "37.3 GiB", "55.9 GiB", "lower ppo_max_token_len_per_gpu")
+    assert machine.gpu_memory(cpu, BARE, estimates.fit).status == "ok"
+    assert machine.gpu_memory(gpu, BARE, estimates.fit).status == "warning"
+    assert machine.gpu_memory(gpu, Found("580", (Device("GPU"),)), estimates.fit).status == "warning"
+
+    def uncovered(config, size):
+        raise ValueError("strategy is 'megatron'")
+
+    assert "megatron" in machine.gpu_memory(gpu, NODE, uncovered).found
+
+
+def test_cores(gpu):
+    assert machine.cores(gpu).status == "ok"
+    few = Available("this machine", (Room(8, 4),), own=True)
+    is_missing(machine.cores(gpu, there=few), "8 on this machine", "22", "9 TransferQueue", "num_data_storage_units")
+    assert machine.cores(gpu, cluster_of((11, 2), (11, 2))).status == "ok"
+    is_missing(machine.cores(gpu, cluster_of((11, 2), (10, 2))), "21 on the Ray cluster at head:6379")
+    is_missing(machine.cores(gpu, there=Available("this machine", (Room(8, 0),), own=True)), "8 on this machine")
+    assert (
+        machine.cores(gpu, there=Available("this machine", (Room(64, 0),), own=True)).status == "ok"
+    )  # GPUs: their line
+    assert machine.cores(gpu, SILENT).status == "warning"
+    assert machine.cores(None).status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("free", "store", "status"),
+    [
+        (64 * 10**6, None, "missing"),  # Docker's default: NCCL fails
+        (2 * GB, None, "warning"),  # Ray takes the disk
+        (20 * GB, None, "ok"),
+        (20 * GB, 30 * GB, "missing"),  # Ray refuses
+        (4 * GB, 5 * GB, "warning"),
+    ],
+)
+def test_shared_memory(gpu, free, store, status):
+    config = changed(gpu, {"ray_kwargs": {"ray_init": {"object_store_memory": store}}})
+    line = machine.shared_memory(config, free, memory=500 * GB)
+    assert line.status == status
+    assert bool(line.remedy) == (status != "ok")
+
+
+def test_shared_memory_of_a_cpu_run_is_its_object_store(cpu):
+    assert machine.shared_memory(cpu, GB).status == "ok"
+    assert machine.shared_memory(cpu, GB // 10).status == "warning"
+    assert machine.shared_memory(None, 20 * GB, memory=GB).status == "ok"
+
+
+def test_disk(gpu, cpu):
+    need = 1.5e9 * (2 * 12 + 4)
+    assert estimates.checkpoint_bytes(gpu) == need
+    assert machine.disk(gpu, estimates.checkpoint_bytes, free=int(need)).status == "ok"
+    is_missing(machine.disk(gpu, estimates.checkpoint_bytes, free=int(need) - 1), "42 GB", "default_local_dir")
+    assert machine.disk(cpu, estimates.checkpoint_bytes, free=0).status == "ok"  # saves none
+    all_kept = changed(gpu, {"trainer": {"max_actor_ckpt_to_keep": None, "total_training_steps": 11}})
+    assert estimates.checkpoint_bytes(all_kept) == 1.5e9 * (3 * 12 + 4)
+    assert machine.disk(None, estimates.checkpoint_bytes).status == "ok"
+
+
+def test_rays_disk(tmp_path):
+    assert machine.ray_disk(tmp_path, used=0.94).status == "ok"
+    is_missing(machine.ray_disk(tmp_path, used=0.96), "96%", "RAY_TMPDIR")
+    assert str(tmp_path) in machine.ray_disk(tmp_path).found
+
+
+def executable(path: Path, text: str) -> Path:
+    path.write_text(text)
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def test_compiler(gpu, cpu, tmp_path):
+    headers = tmp_path / "include"
+    headers.mkdir()
+    is_missing(machine.compiler(gpu, which=lambda name: None), "gcc")
+    is_missing(machine.compiler(gpu, environ={"CC": "/nowhere/cc"}), "/nowhere/cc")
+    works = executable(tmp_path / "works", "#!/bin/sh\nexit 0\n")
+    fails = executable(tmp_path / "fails", "#!/bin/sh\necho cannot find limits.h >&2\nexit 1\n")
+    is_missing(machine.compiler(gpu, include=headers, environ={"CC": str(works)}), "no Python.h", "-dev")
+    (headers / "Python.h").touch()
+    assert machine.compiler(gpu, include=headers, environ={"CC": str(works)}).status == "ok"
+    is_missing(machine.compiler(gpu, include=headers, environ={"CC": str(fails)}), "cannot find limits.h")
+    assert machine.compiler(cpu, which=lambda name: None).status == "ok"
+    assert machine.compiler(None, which=lambda name: None).status == "missing"  # of a machine without an experiment
+
+
+# ---------------------------------------------------------------- the software
+
+
+def test_packages():
+    assert software.packages(list).status == "ok"
+    is_missing(software.packages(lambda: ["verl is 0.9.0, needed 0.9.1"]), "verl is 0.9.0")
+
+
+@pytest.fixture
+def pinned(tmp_path):
+    (tmp_path / "gpu.txt").write_text(
+        "# a set\n--extra-index-url nowhere\ntorch==2.11.0\nverl[vllm]==0.9.1  # why\n"
+        "vllm==0.24.0 \\\n    --hash=sha256:00\nold==1; python_version < '3'\n./folder\nopenai\n"
+    )
+    return tmp_path
+
+
+def test_versions(pinned):
+    versions = {"torch": "2.11.0+cu130", "verl": "0.9.1", "vllm": "0.24.0", "openai": "3.0"}
+
+    def installed(name):
+        if name not in versions:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    line = software.pins("gpu", pinned, installed, {})
+    assert (line.status, line.found) == ("ok", "4 packages as pinned")
+    versions["torch"] = "2.12.0"
+    line = software.pins("gpu", pinned, installed, {})
+    assert line.status == "warning"
+    assert "torch 2.12.0 (==2.11.0)" in line.found
+    del versions["vllm"]
+    assert "vllm absent" in software.pins("gpu", pinned, installed, {}).found
+    assert software.pins("cpu", pinned, installed, {"SAW_SET": "gpu"}).found == line.found.replace("; and", ";") + (
+        "; vllm absent (==0.24.0)"
+    )
+    is_missing(software.pins("cpu", pinned, installed, {"SAW_SET": "tpu"}), "SAW_SET is 'tpu'", "cpu, gpu, released")
+    assert software.pins("cpu", pinned, installed, {}).status == "warning"  # no such file outside of a checkout
+
+
+def test_a_later_file_of_a_set_overrules_an_earlier_one(tmp_path):
+    (tmp_path / "cpu.txt").write_text("torch==2.13.0\nray==2.60.0\n")
+    (tmp_path / "released.txt").write_text("torch==2.11.0\n")
+    (tmp_path / "vllm-cpu-released.txt").write_text("")
+    versions = {"torch": "2.11.0+cpu", "ray": "2.60.0"}
+    assert software.pins("cpu", tmp_path, versions.__getitem__, {"SAW_SET": "released"}).status == "ok"
+    versions["torch"] = "2.13.0+cpu"
+    assert software.pins("cpu", tmp_path, versions.__getitem__, {"SAW_SET": "released"}).status == "warning"
+
+
+def test_the_shipped_requirement_files_are_read():
+    for name in ("cpu.txt", "vllm-cpu.txt", "gpu.txt"):
+        assert list(software.requirements(software.REQUIREMENTS / name))
+
+
+def test_attention(gpu, cpu):
+    flash = Namespace(name="flash_attention_2", reason="flash-attn 2.8.3 is installed")
+    sdpa = Namespace(name="sdpa", reason="flash-attn can't be imported")
+    assert software.attention(gpu, lambda config: flash).status == "ok"
+    line = software.attention(gpu, lambda config: sdpa)
+    assert line.status == "warning"
+    assert "--no-build-isolation" in line.remedy
+    assert software.attention(cpu, lambda config: sdpa).status == "ok"
+    assert software.attention(gpu, lambda config: None).status == "ok"  # another engine's
+
+    def refuse(config):
+        raise ValueError("ulysses_sequence_parallel_size is 2")
+
+    is_missing(software.attention(gpu, refuse), "ulysses_sequence_parallel_size is 2")
+
+
+def test_configuration(gpu, cpu):
+    assert software.configuration(gpu, lambda config: None).status == "ok"
+
+    def refuse(config):
+        raise ValueError("trainer.use_v1 is False; set it to True")
+
+    is_missing(software.configuration(gpu, refuse), "trainer.use_v1 is False")
+    assert software.configuration(gpu, doctor.check_config).status == "ok"
+    is_missing(software.configuration(changed(cpu, {"trainer": {"n_gpus_per_node": 3}}), doctor.check_config), "128")
+    is_missing(
+        software.configuration(changed(gpu, {"saw": {"options": {"ema": 2}}}), doctor.check_config), "saw.options.ema"
+    )
+
+
+# ---------------------------------------------------------------- model, data, reward
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A model of two files of weights."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    parts = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
+    for part in parts.values():
+        (folder / part).touch()
+    return folder
+
+
+def test_a_model_in_a_folder(weights):
+    assert data.model(str(weights)).status == "ok"
+    (weights / "model-2.safetensors").unlink()
+    is_missing(data.model(str(weights)), "model-2.safetensors")
+    (weights / "model.safetensors.index.json").unlink()
+    is_missing(data.model(str(weights)), "model.safetensors")
+    (weights / "model.safetensors").touch()
+    assert data.model(str(weights)).status == "ok"
+    (weights / "config.json").unlink()
+    is_missing(data.model(str(weights)), "config.json")
+    is_missing(data.model(str(weights / "not" / "there")), "no such folder")
+    assert data.model("hdfs://somewhere/model").status == "warning"
+
+
+def test_a_model_of_the_hub(weights):
+    def cached(name, file):
+        return str(weights / file) if (weights / file).is_file() else None
+
+    def nothing(name, file):
+        return None
+
+    def offline(name):
+        raise OSError("cannot connect")
+
+    hub = "Qwen/Qwen2.5-1.5B-Instruct"
+    assert data.model(hub, cached=cached, listed=offline).status == "ok"
+    assert data.model(hub, cached=nothing, listed=lambda name: ["config.json", "model.safetensors"]).status == "ok"
+    is_missing(data.model(hub, cached=nothing, listed=offline), "cannot connect", f"hf download {hub}")
+    is_missing(data.model(hub, cached=nothing, listed=lambda name: ["README.md"]), "config.json")
+    assert data.model(hub, cached=nothing, listed=None).status == "warning"
+    (weights / "model-1.safetensors").unlink()  # a download that was cut short
+    is_missing(data.model(hub, cached=cached, listed=offline), "without model-1.safetensors")
+
+
+def test_tokenizer(gpu):
+    here = lambda name, file: "somewhere"  # noqa: E731
+    away = lambda name, file: None  # noqa: E731
+    asked = []
+
+    def load(template):
+        def loaded(name, local):
+            asked.append(local)
+            if template is OSError:
+                raise OSError("no tokenizer.json")
+            return Namespace(chat_template=template)
+
+        return loaded
+
+    assert data.tokenizer(gpu, load=load("{{ messages }}"), cached=here).status == "ok"
+    assert data.tokenizer(gpu, load=load("{{ messages }}"), cached=away).status == "ok"
+    assert asked == [True, False]
+    is_missing(data.tokenizer(gpu, load=load(None), cached=here), "no chat template", "custom_chat_template")
+    is_missing(data.tokenizer(gpu, load=load(OSError), cached=here), "no tokenizer.json")
+    assert data.tokenizer(gpu, calls=False, load=load(OSError), cached=away).status == "warning"
+
+
+ROW = {"prompt": [{"role": "user", "content": "?"}], "data_source": "toy", "reward_model": {"ground_truth": "!"}}
+
+
+def rows(path: Path, *values: dict) -> Path:
+    pq.write_table(pa.Table.from_pylist(list(values)), path)
+    return path
+
+
+def with_files(config, *files: Path):
+    return changed(config, {"data": {"train_files": [str(file) for file in files]}})
+
+
+def test_data_files(gpu, tmp_path):
+    good = rows(tmp_path / "good.parquet", ROW, ROW)
+    line = data.files(with_files(gpu, good), "train_files")
+    assert line.status == "ok"
+    assert "2 rows" in line.found
+    is_missing(
+        data.files(with_files(gpu, good, tmp_path / "absent.parquet"), "train_files"), "absent.parquet", "no such"
+    )
+    broken = tmp_path / "broken.parquet"
+    broken.write_text("PAR1 and no more")
+    is_missing(data.files(with_files(gpu, broken), "train_files"), "broken.parquet", "Arrow")
+    bare = rows(tmp_path / "bare.parquet", {key: value for key, value in ROW.items() if key != "data_source"})
+    is_missing(data.files(with_files(gpu, bare), "train_files"), "without the columns data_source")
+    without = rows(tmp_path / "without.parquet", {**ROW, "reward_model": {"style": "rule"}})
+    is_missing(data.files(with_files(gpu, without), "train_files"), "ground_truth")
+    empty = tmp_path / "empty.parquet"
+    pq.write_table(pa.Table.from_pylist([ROW]).slice(0, 0), empty)
+    is_missing(data.files(with_files(gpu, empty), "train_files"), "no rows")
+    is_missing(data.files(with_files(gpu), "train_files"), "data.train_files names none")
+    table = tmp_path / "table.csv"
+    table.touch()
+    is_missing(data.files(with_files(gpu, table), "train_files"), "expected .parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "status"),
+    [
+        ("lines.jsonl", json.dumps(ROW) + "\n" + json.dumps(ROW), "ok"),
+        ("list.json", json.dumps([ROW], indent=1), "ok"),
+        ("empty.jsonl", "", "missing"),
+        ("none.json", "[]", "missing"),
+        ("cut.jsonl", json.dumps(ROW)[:-5], "missing"),
+    ],
+)
+def test_data_files_of_json(gpu, tmp_path, name, text, status):
+    path = tmp_path / name
+    path.write_text(text)
+    assert data.files(with_files(gpu, path), "train_files").status == status
+
+
+def test_a_data_set_of_its_own_class_is_not_judged_by_its_columns(gpu):
+    config = changed(gpu, {"data": {"custom_cls": {"path": "mine.py"}}})
+    assert data.files(config, "train_files").status == "warning"
+
+
+def test_reward_function(gpu):
+    assert data.reward_function(gpu, doctor.reward_function_of).status == "ok"
+    absent = changed(gpu, {"reward": {"custom_reward_function": {"path": "/nowhere/rewards.py"}}})
+    is_missing(data.reward_function(absent, doctor.reward_function_of), "/nowhere/rewards.py")
+    nameless = changed(gpu, {"reward": {"custom_reward_function": {"name": "toolrll"}}})
+    is_missing(data.reward_function(nameless, doctor.reward_function_of), "toolrll")
+    none = changed(gpu, {"reward": {"custom_reward_function": {"path": None}}})
+    is_missing(data.reward_function(none, doctor.reward_function_of), "is not set")
+    more = changed(gpu, {"saw": {"objectives": {"style": {"minimum": 0}}}})
+    is_missing(data.reward_function(more, doctor.reward_function_of), "style")
+
+
+# ---------------------------------------------------------------- services
+
+
+def unreachable(address):
+    raise OSError("no route to host")
+
+
+def test_wandb(gpu, cpu):
+    never = {"netrc_has": lambda address: False, "reach": lambda address: None}
+    key = {"WANDB_API_KEY": "secret-of-wandb"}
+    assert services.wandb(cpu, environ={}, **never).status == "ok"
+    is_missing(services.wandb(gpu, environ={}, **never), "WANDB_API_KEY", "WANDB_MODE=offline")
+    assert services.wandb(gpu, environ={"WANDB_MODE": "offline"}, **never).status == "ok"
+    assert services.wandb(gpu, environ=key, **never).status == "ok"
+    in_file = {"netrc_has": lambda address: "api.wandb.ai" in address, "reach": lambda address: None}
+    assert services.wandb(gpu, environ={}, **in_file).status == "ok"
+    is_missing(services.wandb(gpu, environ={"WANDB_BASE_URL": "https://own.server"}, **in_file), "own.server")
+    line = services.wandb(gpu, environ=key, netrc_has=never["netrc_has"], reach=unreachable)
+    is_missing(line, "no route to host", "proxy")
+    assert "secret-of-wandb" not in str(line)
+    assert services.wandb(gpu, calls=False, environ=key, reach=unreachable).status == "ok"
+
+
+def test_judges_key(gpu, judged, monkeypatch):
+    assert services.judge_key(gpu).status == "ok"
+    line = services.judge_key(judged)
+    assert line.status == "ok"
+    assert "a-key-of-a-judge" not in str(line)
+    monkeypatch.delenv("GEMINI_API_KEY")
+    is_missing(services.judge_key(judged), "GEMINI_API_KEY")
+    monkeypatch.delenv("JUDGE_URL", raising=False)
+    is_missing(services.judge_key(compose("experiment=tldr/saw_gdpo", "judge=server")), "JUDGE_URL")
+    monkeypatch.setenv("JUDGE_URL", "http://localhost:1/v1")
+    assert services.judge_key(compose("experiment=tldr/saw_gdpo", "judge=server")).status == "ok"
+
+
+def verdict(**values):
+    return Namespace(**{"fault": None, "scores": {"quality": 3.0}, "seconds": 1.0, "dollars": 0.0001, **values})
+
+
+def test_judges_answer(gpu, judged):
+    def never(options):
+        raise AssertionError("asked")
+
+    assert services.judge_call(gpu, ask=never).status == "ok"
+    assert services.judge_call(judged, ask=lambda options: verdict()).status == "ok"
+    is_missing(services.judge_call(judged, ask=lambda options: verdict(fault="HTTP 401: wrong key")), "HTTP 401")
+    assert services.judge_call(judged, calls=False, ask=never).status == "warning"
+    served = compose(
+        "experiment=tldr/saw_gdpo", "judge=verl", "reward.reward_model.model_path=Qwen/Qwen2.5-7B-Instruct"
+    )
+    assert services.judge_call(served, ask=never).status == "ok"
+
+
+def test_the_one_question_is_a_real_request(monkeypatch):
+    from recipes.tldr.stand_in_judge import StandIn, serving
+
+    stand_in = StandIn()
+    with serving(stand_in) as address:
+        monkeypatch.setenv("JUDGE_URL", address)
+        line = services.judge_call(compose("experiment=tldr/saw_gdpo", "judge=server"))
+    assert line.status == "ok"
+    assert "quality" in line.found
+    is_missing(services.judge_call(compose("experiment=tldr/saw_gdpo", "judge=server")), "Connection")  # gone
+
+
+def test_ray_cluster(gpu):
+    two = changed(gpu, {"trainer": {"nnodes": 2}})
+    assert services.ray_cluster(gpu, None).status == "ok"
+    is_missing(services.ray_cluster(two, None), "RAY_ADDRESS", "2 nodes")
+    is_missing(services.ray_cluster(two, SILENT), "no answer within", "ray status")
+    is_missing(services.ray_cluster(two, cluster_of((64, 8))), "1 nodes", "joined")
+    assert services.ray_cluster(two, cluster_of((64, 8), (64, 8))).status == "ok"
+    assert services.ray_cluster(None, cluster_of((64, 8))).status == "ok"
+
+
+def test_rays_token(tmp_path):
+    there = cluster_of((64, 8))
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "secret-of-ray"}
+    assert services.ray_token(None, {}, tmp_path).status == "ok"
+    line = services.ray_token(there, token, tmp_path)
+    assert line.status == "ok"
+    is_missing(services.ray_token(there, {"RAY_AUTH_MODE": "token"}, tmp_path), "RAY_AUTH_TOKEN")
+    assert services.ray_token(there, {}, tmp_path).status == "warning"
+    refused = Cluster("head:6379", error=REFUSED)
+    is_missing(services.ray_token(refused, token, tmp_path), "refused")
+    assert services.ray_token(SILENT, token, tmp_path).status == "warning"
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("secret-of-ray")
+    assert services.ray_token(there, {"RAY_AUTH_MODE": "token"}, tmp_path).status == "ok"
+
+
+def test_shared_files():
+    assert services.shared_files(None).status == "ok"
+    assert services.shared_files(cluster_of((64, 8))).status == "ok"
+    is_missing(services.shared_files(cluster_of((64, 8), fault="FileNotFoundError")), "10.0.0.1", "/shared")
+    assert services.shared_files(SILENT).status == "warning"
+
+
+def reached(address):
+    """A port that answers."""
+
+
+def answers(stdout: str = "", stderr: str = "", returncode: int = 0):
+    def ask(script, environ, path, limit):
+        assert environ["RAY_ADDRESS"] == "head:6379"
+        text = stdout.replace("TEXT", Path(path).read_text())
+        return subprocess.CompletedProcess([], returncode, text, stderr)
+
+    return ask
+
+
+def test_a_cluster_is_looked_at_from_a_process_of_its_own(tmp_path):
+    nodes = [{"name": name, "cpus": 8, "gpus": 4, "read": read} for name, read in (("a", "TEXT"), ("b", "gone"))]
+    ask = answers("noise\nSAW_DOCTOR" + json.dumps(nodes))
+    found = look("head:6379", tmp_path / "runs" / "mine", {}, ask, reached)
+    assert (found.cpus, found.gpus, found.folder) == (16, 8, str(tmp_path))
+    assert [node.fault for node in found.nodes] == [None, "gone"]
+    assert look("head:6379", tmp_path, {}, answers("", "Traceback\nConnectionError: refused\n", 1), reached).error == (
+        "ConnectionError: refused"
+    )
+    refused = answers("", "AuthenticationError: RPC error\nTraceback\nConnectionError: Failed to connect\n", 1)
+    assert look("head:6379", tmp_path, {}, refused, reached).error == REFUSED
+    assert list(tmp_path.iterdir()) == []  # the file is gone
+
+
+def test_a_port_where_nobody_listens_is_named_at_once(tmp_path):
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        connect(address)
+        connect(f"ray://{address}")
+    connect("auto")
+    found = look(address, tmp_path, {}, answers())
+    assert "nobody answers" in found.error
+
+
+def test_a_cluster_that_does_not_answer_ends_the_wait(tmp_path):
+    def hangs(*arguments):
+        raise subprocess.TimeoutExpired("python", 90)
+
+    assert "no answer within" in look("head:6379", tmp_path, {}, hangs, reached).error
+
+
+def test_the_cluster_that_the_training_would_join(gpu, monkeypatch, others):
+    seen = []
+    assert services.cluster_of(gpu, {}, lambda *asked: seen.append(asked)) is None
+    assert not seen
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    services.cluster_of(gpu, {}, lambda *asked: seen.append(asked))
+    assert seen == [("head:6379", Path(gpu.trainer.default_local_dir))]
+    assert services.cluster_of(None, {"RAY_ADDRESS": "local"}, lambda *asked: seen.append(asked)) is None
+
+    def raises(config):
+        raise ConnectionError("two clusters run")
+
+    monkeypatch.setattr(others["saw.machine.cluster"], "running", raises)
+    assert "two clusters run" in services.cluster_of(gpu, {}).error
+
+
+# ---------------------------------------------------------------- the whole
+
+
+@pytest.fixture
+def in_order(monkeypatch, tmp_path, weights):
+    """Overrides of a quickstart that can start."""
+    monkeypatch.setattr("recipes.common.compose.compose", compose)  # keeps what it has composed
+    monkeypatch.setattr(software.pins, "__defaults__", (tmp_path, importlib.metadata.version, {}))
+    monkeypatch.setattr(data.tokenizer, "__defaults__", (True, lambda *_: Namespace(chat_template="x"), data.in_cache))
+    monkeypatch.setattr(machine.shared_memory, "__defaults__", (100 * GB, GB))
+    monkeypatch.setattr(machine.ray_disk, "__defaults__", (tmp_path, 0.5))
+    file = rows(tmp_path / "rows.parquet", ROW)
+    return [
+        "experiment=quickstart",
+        f"data.train_files={file}",
+        f"data.val_files={file}",
+        f"actor_rollout_ref.model.path={weights}",
+        f"trainer.default_local_dir={tmp_path}",
+    ]
+
+
+def test_an_experiment_in_order_can_start(in_order, capsys):
+    with pytest.raises(SystemExit) as ended:
+        doctor.main(doctor.parse(["--no-calls", *in_order]))
+    text = capsys.readouterr().out
+    assert ended.value.code == 0, text
+    assert "nothing is missing" in text
+    for thing in set(doctor.THINGS) - {"judge's model"}:
+        assert f" {thing} " in text
+
+
+@pytest.mark.parametrize(
+    ("override", "thing"),
+    [
+        ("actor_rollout_ref.model.path=/nowhere", "model"),
+        ("data.val_files=/nowhere.parquet", "validation data"),
+        ("saw.options.ema=2", "configuration"),
+        ("saw.no_such_key=1", "configuration"),
+        ("trainer.nnodes=2", "Ray cluster"),
+        # what the start refuses, the doctor does
+        ("trainer.project_name=${oc.env:SAW_NOT_SET}", "configuration"),
+        ("+mine=${oc.env:SAW_SOME_TOKEN,none}", "configuration"),
+        ("trainer.device=cuda", "configuration"),
+        ("trainer.nnodes=0", "configuration"),
+    ],
+)
+def test_one_thing_that_is_broken_keeps_it_from_starting(in_order, capsys, override, thing):
+    with pytest.raises(SystemExit) as ended:
+        doctor.main(doctor.parse(["--no-calls", *in_order, override]))
+    assert ended.value.code == 1
+    assert thing in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_platform_that_was_not_decided_is_refused_as_by_the_start(in_order, monkeypatch):
+    """Kind: platform=cpu on the command line, on a GPU node."""
+    monkeypatch.setenv("SAW_PLATFORM", "gpu")
+    lines = {line.thing: line for line in doctor.diagnose(["platform=cpu", *in_order], calls=False)}
+    is_missing(lines["configuration"], "SAW_PLATFORM=cpu")
+
+
+def test_paths_are_looked_at_as_the_start_will_write_them(in_order, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    seen = []
+    monkeypatch.setattr(doctor, "attention_of", lambda config: seen.append(config.actor_rollout_ref.model.path))
+    doctor.diagnose([*in_order, "actor_rollout_ref.model.path='~/weights'"], calls=False)
+    assert seen == [f"{tmp_path}/weights"]
+
+
+def test_the_order_is_that_of_the_list(in_order):
+    things = [line.thing for line in doctor.diagnose(in_order, calls=False)]
+    assert things == [thing for thing in doctor.THINGS if thing in things]
+    assert len(set(things)) == len(things)
+
+
+def test_without_an_experiment_it_is_the_machine_and_the_software(in_order):
+    things = [line.thing for line in doctor.diagnose([], calls=False)]
+    assert things == [*doctor.THINGS[:2], *doctor.THINGS[3:12]]
+
+
+def test_a_part_that_is_broken_breaks_its_lines_only(in_order, others, monkeypatch):
+    monkeypatch.setitem(sys.modules, "saw.machine.cluster", Namespace())
+    lines = {line.thing: line for line in doctor.diagnose(in_order, calls=False)}
+    assert lines["Ray cluster"].status == "missing"
+    assert "ImportError" in lines["Ray cluster"].found
+    assert lines["model"].status == "ok"
+    monkeypatch.setattr(others["saw.machine.accelerator"], "probe", lambda: 1 / 0)
+    lines = {line.thing: line for line in doctor.diagnose(["platform=cpu", *in_order], calls=False)}
+    assert "ZeroDivisionError" in lines["driver and CUDA"].found
+    assert lines["model"].status == "ok"
+
+
+@pytest.mark.parametrize(("given", "fault"), [(["quickstart"], "expected KEY=VALUE"), (["--later=sun"], "sun")])
+def test_wrong_arguments_are_refused(given, fault, capsys):
+    with pytest.raises(SystemExit):
+        doctor.parse(given)
+    assert fault in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- the dry run of a table
+
+
+@pytest.mark.parametrize(("code", "missing_before", "expected"), [(0, [], 0), (1, [], 2), (0, ["disk"], 2)])
+def test_a_dry_run_shows_the_doctors_table_of_the_first_training(tmp_path, monkeypatch, code, missing_before, expected):
+    asked = []
+
+    def run(command, env, check):
+        asked.append((command, env))
+        return subprocess.CompletedProcess(command, code)
+
+    monkeypatch.setattr(reproduce.subprocess, "run", run)
+    trains = [
+        Stage(
+            "train",
+            tmp_path / name,
+            ("-m", "saw.runs.train", f"experiment={name}"),
+            1.0,
+            {"SAW_PLATFORM": "gpu"},
+            trains=True,
+        )
+        for name in ("first", "second")
+    ]
+    shared = [Stage("toy_model", tmp_path, ("-m", "model")), Stage("data", tmp_path, ("-m", "data"))]
+    (tmp_path / "toy_model.done.json").write_text(json.dumps({"command": ["-m", "model"]}))
+    plan = shared, {stage.folder.name: [stage] for stage in trains}
+    with pytest.raises(SystemExit) as ended:
+        reproduce.go(Namespace(dry_run=True, rehearse=True), missing_before, plan, lambda: None, lambda: None)
+    assert ended.value.code == expected
+    ((command, env),) = asked
+    assert command[1:3] == ["-m", "saw.doctor"]
+    assert command[-1] == "experiment=first"
+    assert command[3:-1] == ["--later=training data", "--later=validation data", "--later=judge's answer"]
+    assert env["SAW_PLATFORM"] == "gpu"
+    assert doctor.parse(command[3:]).later == ["training data", "validation data", "judge's answer"]
+
+
+def test_every_thing_that_a_stage_makes_is_a_line():
+    assert {thing for things in reproduce.MADE_BY.values() for thing in things} <= set(doctor.THINGS)
