@@ -26,7 +26,7 @@ from saw.runs import metrics_file
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        prog="saw.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="saw report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders")
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder for the report (report)")

@@ -101,7 +101,7 @@ def _fork_workers(config: DictConfig) -> None:
     OmegaConf.update(config, key, py_executable(), force_add=True)
 
 
-@hydra.main(config_path="../configs", config_name="train", version_base=None)
+@hydra.main(config_path="../../configs", config_name="train", version_base=None)
 def main(config: DictConfig) -> None:
     """Run verl's own entry point on a composed configuration."""
     from verl.trainer import main_ppo
@@ -122,7 +122,7 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    os.environ["SAW_COMMAND"] = shlex.join(["python", "-m", "saw.runs.train", *sys.argv[1:]])
+    os.environ["SAW_COMMAND"] = shlex.join(["python", "-m", "saw", "train", *sys.argv[1:]])
     try:
         prepare_environment()
     except accelerator.AcceleratorError as error:

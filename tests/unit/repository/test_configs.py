@@ -9,7 +9,7 @@ from verl.utils.config import omega_conf_to_dataclass, validate_config
 from verl.workers.config import ActorConfig
 
 from recipes.common.reproduce import METHODS, READINGS
-from saw import methods
+from saw.method import registry as methods
 from saw.verl.settings import check_config
 from tests.configs import CONFIGS, EXPERIMENTS, compose
 
