@@ -7,28 +7,36 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from saw.advantage import Advantage, compute_advantage, objective_advantages
-    from saw.methods import METHODS, Method
-    from saw.options import GradientOptions, Options
-    from saw.statistics import ObjectiveStatistics
+    from saw.method.advantage import Advantage, compute_advantage, objective_advantages
+    from saw.method.context import Context
+    from saw.method.objective import Objective
+    from saw.method.options import GradientOptions, Options
+    from saw.method.registry import METHODS, Method, measure, weighting
+    from saw.method.statistics import ObjectiveStatistics
 
 __version__ = "0.1.0"
 __all__ = [
     "METHODS",
     "Advantage",
+    "Context",
     "GradientOptions",
     "Method",
+    "Objective",
     "ObjectiveStatistics",
     "Options",
     "compute_advantage",
+    "measure",
     "objective_advantages",
+    "weighting",
 ]
 #: Where each name is. They are loaded on first use: what follows a run, say, needs no torch.
 _MODULES = {
-    **dict.fromkeys(("Advantage", "compute_advantage", "objective_advantages"), "saw.advantage"),
-    **dict.fromkeys(("METHODS", "Method"), "saw.methods"),
-    **dict.fromkeys(("GradientOptions", "Options"), "saw.options"),
-    "ObjectiveStatistics": "saw.statistics",
+    **dict.fromkeys(("Advantage", "compute_advantage", "objective_advantages"), "saw.method.advantage"),
+    **dict.fromkeys(("METHODS", "Method", "measure", "weighting"), "saw.method.registry"),
+    **dict.fromkeys(("GradientOptions", "Options"), "saw.method.options"),
+    "Context": "saw.method.context",
+    "Objective": "saw.method.objective",
+    "ObjectiveStatistics": "saw.method.statistics",
 }
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from recipes.compose import CONFIGS
 from recipes.reproduce import guarded, seed_list
 from recipes.stages import Stage, run_all, show
-from saw.methods import METHODS
+from saw.method.registry import METHODS
 from saw.report import plot_curves, read_history, summary_table
 
 #: Experiment -> where its toy model lies in the folder of all runs, and how it is made. The study's starts with nearly

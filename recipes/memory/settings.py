@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig, OmegaConf
 
-from saw.methods import get_method
-from saw.options import Options
+from saw.method.options import Options
+from saw.method.registry import get_method
 
 DTYPE_BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2, "auto": 2}
 #: Key of each limit on a micro-batch's tokens, and the one that stands for it where batches are not dynamic.
@@ -116,7 +116,7 @@ def read_settings(config: DictConfig) -> Settings:
         tokens={name: _tokens(parts, name, actor.use_dynamic_bsz, longest) for name in names},
         dynamic=actor.use_dynamic_bsz,
         longest=longest,
-        objectives=len(config.saw.objectives) if get_method(config.saw.method).needs_gradients(options) else 0,
+        objectives=len(config.saw.objectives) if "gradients" in get_method(config.saw.method).needs(options) else 0,
         gradient_layers=len(options.gradient.layers) if options.gradient.layers else None,
         share=rollout.gpu_memory_utilization,
         sleeps=rollout.free_cache_engine and rollout.get("enable_sleep_mode", True),

@@ -30,7 +30,7 @@ from transformers.utils import logging as transformers_logging
 from data_prep.toy_toolrl import write_splits
 from recipes.quickstart.toy_model import make_toy_model
 from saw.launch import Run, RunFailed
-from saw.methods import METHODS
+from saw.method.registry import METHODS
 from saw.provenance import commit, machine, versions
 from saw.report import plot_curves, read_history, step_line, summary_table
 

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saw.batch import RewardBatch
-from saw.methods import get_method
-from saw.options import Options
-from saw.stability import steady
-from saw.statistics import objective_statistics
-from saw.weighting import Context
+from saw.method.context import Context
+from saw.method.options import Options
+from saw.method.registry import get_method
+from saw.method.reward_batch import RewardBatch, extremes
+from saw.method.smoothing import smooth
+from saw.method.statistics import objective_statistics
 
 
 @dataclass(frozen=True)
@@ -138,15 +138,17 @@ def advantages(world: World, rule: Rule) -> Callable[..., tuple[Tensor, ...]]:
     group = torch.arange(number) // world.rollouts
     size = len(world.objectives)
     is_random = rule.method.startswith("random_")
-    penalised = world.penalty > 0 and rule.feels_penalty and method.combines_rewards
+    penalised = world.penalty > 0 and rule.feels_penalty and method.aggregation.takes_penalty
 
     def one(rewards: Tensor, penalty: Tensor, given: Tensor, previous: Tensor, first: bool) -> tuple[Tensor, ...]:
+        smallest, largest = extremes(rewards, None)
         batch = RewardBatch(
             rewards=rewards,
             missing=None,
             group=group,
             n_groups=world.prompts,
-            names=tuple(objective.name for objective in world.objectives),
+            smallest=smallest,
+            largest=largest,
             minima=rewards.new_zeros(size),
             maxima=rewards.new_ones(size),
             priorities=rewards.new_ones(size),
@@ -157,10 +159,10 @@ def advantages(world: World, rule: Rule) -> Callable[..., tuple[Tensor, ...]]:
         if is_random:
             weights = given
         else:
-            weights = method.weighting(Context(batch, statistics, options))
+            weights = method.weighting.compute(Context(batch, statistics, options))
             if weights.ndim == 1:
-                weights = steady(weights, None if first else previous, options)
-        combined = method.aggregation(batch, weights, options.numerics)
+                weights = smooth(weights, None if first else previous, options)
+        combined = method.aggregation.combine(batch, weights, options.numerics)
         mean_weights = weights if weights.ndim == 1 else weights.mean(dim=0)
         return combined, mean_weights, statistics.cv, 1.0 - statistics.zero_spread
 

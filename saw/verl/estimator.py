@@ -7,7 +7,6 @@ correction and the way back to TransferQueue, stays verl's own.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,7 +16,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from saw.advantage import Advantage, compute_advantage
+from saw.method.advantage import Advantage, compute_advantage
+from saw.method.objective import Objective
 from saw.verl.rows import of_all_rows
 from saw.verl.settings import Settings
 
@@ -28,8 +28,7 @@ class StepRewards:
 
     Attributes:
         settings (Settings): method, objectives, options.
-        minima (Sequence[float]): the minimum of each objective at this step.
-        maxima (Sequence[float]): the maximum; infinite where it is not known.
+        objectives (Sequence[Objective]): with their ranges at this step.
         step (int): verl's global step.
         previous_weights (Sequence[float] | None): those that the last step used.
         rewards (Tensor): shape ``(R, K)``, NaN where missing.
@@ -42,8 +41,7 @@ class StepRewards:
     """
 
     settings: Settings
-    minima: Sequence[float]
-    maxima: Sequence[float]
+    objectives: Sequence[Objective]
     step: int
     previous_weights: Sequence[float] | None
     rewards: Tensor
@@ -102,17 +100,14 @@ def estimate(
         np.asarray(index, dtype=object)[rows.numpy()],
         response_mask[rows],
         method=step.settings.method,
-        minima=step.minima,
-        maxima=step.maxima if all(map(math.isfinite, step.maxima)) else None,
-        priorities=[objective.priority for objective in step.settings.objectives],
+        objectives=step.objectives,
         options=step.settings.options,
-        names=step.settings.names,
         penalty=penalty,
         step=step.step,
         previous_weights=step.previous_weights,
         gram=step.gram,
     )
-    if len(rows) == len(response_mask):
+    if len(rows) == len(response_mask) and advantage.tokens is not None:
         return advantage.tokens, advantage.tokens
     # Every output of a session carries the session's advantage; padding carries none.
     tokens = response_mask * of_all_rows(advantage.samples, step.scored_of_row).float()[:, None]

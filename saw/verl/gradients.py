@@ -33,7 +33,7 @@ from verl.workers.utils.padding import no_padding_2_padding
 ADVANTAGES = "saw_objective_advantages"
 #: The batch's mark that gradients are wanted; its value is a tuple of layers, empty for all.
 LAYERS = "saw_gradient_layers"
-#: What a gradient is of, ``mean`` or ``sum`` (:class:`saw.options.GradientOptions`).
+#: What a gradient is of, ``mean`` or ``sum`` (:class:`saw.method.options.GradientOptions`).
 REDUCTION = "saw_gradient_reduction"
 
 Gradients = dict[nn.Parameter, Tensor]

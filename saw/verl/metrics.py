@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from saw.advantage import Advantage
+from saw.method.advantage import Advantage
 from saw.verl.settings import FAILED
 from saw.verl.values import reward_value
 
@@ -49,7 +49,7 @@ def training_metrics(advantage: Advantage, names: Sequence[str]) -> dict[str, fl
 
 
 def gradient_metrics(found: ObjectiveGradients, compared: Tensor, names: Sequence[str]) -> dict[str, float]:
-    """Each objective's ``gradient_norm`` and ``influence`` (:func:`saw.weighting.gradient`), and what they cost.
+    """Each objective's ``gradient_norm`` and ``influence`` (:func:`saw.method.weighting.gradient`), and what they cost.
 
     Args:
         found (ObjectiveGradients): what the workers say; the norms are of these gradients, before a clip.

@@ -19,8 +19,8 @@ from verl.utils.import_utils import load_extern_object
 from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.config import FSDPActorConfig
 
-from saw.methods import check_combination, get_method
-from saw.options import Options
+from saw.method.options import Options
+from saw.method.registry import check_combination, get_method
 from saw.verl import NAME
 from saw.verl.values import reward_value
 
@@ -40,7 +40,7 @@ class ConfigError(ValueError):
     """A setting that cannot work; the message names the key, the value and what is allowed."""
 
 
-class Objective(BaseModel):
+class ObjectiveSettings(BaseModel):
     """One reward among several.
 
     Attributes:
@@ -67,7 +67,7 @@ class Objective(BaseModel):
         return name
 
     @model_validator(mode="after")
-    def _range(self) -> Objective:
+    def _range(self) -> ObjectiveSettings:
         if isinstance(self.minimum, float) and self.maximum is not None and self.maximum <= self.minimum:
             raise ValueError(f"maximum is {self.maximum:g}; expected a number above the minimum {self.minimum:g}")
         return self
@@ -78,7 +78,7 @@ class Settings(BaseModel):
 
     Attributes:
         method (str): a name in :data:`saw.METHODS`.
-        objectives (tuple[Objective, ...]): written as a mapping from name to the rest, or as a list with names.
+        objectives (tuple[ObjectiveSettings, ...]): written as a mapping from name to the rest, or as a list with names.
         options (Options): see :class:`saw.Options`.
         kl_in_reward (Literal["combined", "grpo_only"]): who feels verl's ``algorithm.use_kl_in_reward``. Combined: the
             penalty is taken off the combined reward; for the methods that have one. grpo_only: as in the released
@@ -93,7 +93,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: str
-    objectives: tuple[Objective, ...] = Field(min_length=1)
+    objectives: tuple[ObjectiveSettings, ...] = Field(min_length=1)
     options: Options = Options()
     kl_in_reward: Literal["combined", "grpo_only"] = "combined"
     max_missing: float = Field(default=1.0, ge=0.0, le=1.0)
@@ -114,7 +114,7 @@ class Settings(BaseModel):
 
     @field_validator("objectives")
     @classmethod
-    def _unique(cls, objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
+    def _unique(cls, objectives: tuple[ObjectiveSettings, ...]) -> tuple[ObjectiveSettings, ...]:
         names = [objective.name for objective in objectives]
         for name in names:
             if names.count(name) > 1:
@@ -145,17 +145,22 @@ class Settings(BaseModel):
     @property
     def gradient_clip(self) -> float | None:
         """The norm to which each step's gradients are clipped before they are compared; None where they are not."""
-        return self.options.gradient.clip if get_method(self.method).ascends else None
+        return self.options.gradient.clip if self._ascends else None
 
     @property
     def needs_gradients(self) -> bool:
         """Whether the actor's workers must compute a policy gradient of each objective."""
-        return get_method(self.method).needs_gradients(self.options)
+        return "gradients" in get_method(self.method).needs(self.options)
+
+    @property
+    def _ascends(self) -> bool:
+        """Whether the weights climb by mirror ascent, which has a learning rate."""
+        return "learning_rate" in get_method(self.method).needs(self.options)
 
     def _with_actor_lr(self, config: DictConfig) -> Settings:
         """The mirror ascent's learning rate is the actor's where no other is set."""
         lr = OmegaConf.select(config, "actor_rollout_ref.actor.optim.lr", default=None)
-        if not get_method(self.method).ascends or self.options.gradient.lr is not None or lr is None:
+        if not self._ascends or self.options.gradient.lr is not None or lr is None:
             return self
         gradient = self.options.gradient.model_copy(update={"lr": float(lr)})
         return self.model_copy(update={"options": self.options.model_copy(update={"gradient": gradient})})
@@ -251,7 +256,7 @@ def _check_rest(config: DictConfig, settings: Settings) -> None:
         wrong.append(
             "algorithm.norm_adv_by_std_in_grpo is False; the methods divide by the group's std: set it to True"
         )
-    combines = get_method(settings.method).combines_rewards
+    combines = get_method(settings.method).aggregation.takes_penalty
     if algorithm.use_kl_in_reward and not combines and settings.kl_in_reward == "combined":
         wrong.append(
             f"algorithm.use_kl_in_reward is True, and saw.method {settings.method!r} never sums the rewards that the "
@@ -452,7 +457,7 @@ def ranges_at(config: DictConfig, settings: Settings, step: int) -> list[tuple[f
                 f"the bounds that the reward function declares with {KWARGS}"
             )
         ranges.append((low, high))
-    if get_method(settings.method).needs_maxima(settings.options):
+    if "maxima" in get_method(settings.method).needs(settings.options):
         for objective, (low, high) in zip(settings.objectives, ranges, strict=True):
             if math.isinf(high) or math.isinf(low) or high == low:
                 raise ConfigError(

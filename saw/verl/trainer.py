@@ -17,7 +17,9 @@ from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
-from saw.advantage import objective_advantages
+from saw.method.advantage import objective_advantages
+from saw.method.objective import Objective
+from saw.method.weighting import clip_norms
 from saw.verl import logs, record, samples  # noqa: F401  logs: before verl imports vLLM
 from saw.verl import metrics as objective_metrics
 from saw.verl.estimator import StepRewards, rewards_of_step
@@ -34,7 +36,6 @@ from saw.verl.rows import (
 from saw.verl.settings import FAILED, NAME, ROLLOUTS, SCALARS, ConfigError, check_config, check_group_size, ranges_at
 from saw.verl.state import State
 from saw.verl.values import plain
-from saw.weighting import clip_norms
 
 logger = logging.getLogger(__name__)
 
@@ -151,11 +152,7 @@ class SAWTrainer(PPOTrainerSync):
         ranges = ranges_at(self.config, self.settings, self.global_steps)
         rewards = self._step
         self.state.see(rewards.rewards[rewards.scored], self.settings)
-        rewards.minima = [
-            # a running minimum before the first reward: any number will do
-            self.state.minima.get(name, low if math.isfinite(low) else 0.0)
-            for name, (low, _) in zip(self.settings.names, ranges, strict=True)
-        ]
+        rewards.objectives = self._objectives(ranges)
         with rewards_of_step(rewards) as step:
             batch = super()._compute_advantage(batch, metrics)
         if step.advantage is None:
@@ -235,8 +232,7 @@ class SAWTrainer(PPOTrainerSync):
         metrics.update(objective_metrics.sample_counts(objective_metrics.failed_samples(scored_infos), lost))
         return StepRewards(
             settings=self.settings,
-            minima=[low for low, _ in ranges],
-            maxima=[high for _, high in ranges],
+            objectives=self._objectives(ranges),
             step=self.global_steps,
             previous_weights=self.state.weights,
             rewards=checked_objective_matrix(infos, self.settings),
@@ -245,6 +241,18 @@ class SAWTrainer(PPOTrainerSync):
             lost=lost,
             scores=scores if self.config.algorithm.use_kl_in_reward and self.settings.feels_kl_in_reward else None,
         )
+
+    def _objectives(self, ranges: Sequence[tuple[float, float]]) -> list[Objective]:
+        """The objectives with their ranges at this step, running minima included."""
+        return [
+            Objective(
+                objective.name,
+                minimum=self.state.minima.get(objective.name, low if math.isfinite(low) else None),
+                maximum=high if math.isfinite(low) and math.isfinite(high) else None,  # a running minimum may pass it
+                priority=objective.priority,
+            )
+            for objective, (low, high) in zip(self.settings.objectives, ranges, strict=True)
+        ]
 
     def _expected_samples(self, prompts: Sequence[str]) -> dict[str, int]:
         """How many samples each prompt of the batch should have, also the prompts of which no row is left."""

@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from saw.method.weighting import clip_norms
 from saw.verl.gradients import chosen_parameters, gram_matrix
-from saw.weighting import clip_norms
 from tests.conftest import ROOT
 
 TEMPERATURE = 0.7

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from saw.launch import Run
-from saw.methods import METHODS
+from saw.method.registry import METHODS
 from saw.report import read_history
 from saw.report.__main__ import main as report
 from tests.conftest import ROOT

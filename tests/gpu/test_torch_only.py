@@ -25,8 +25,8 @@ from torch import Tensor
 
 import saw
 from benchmarks.advantage import measure_extra_bytes
-from saw.methods import METHODS
-from saw.options import PROFILES, GradientOptions, Options
+from saw.method.options import PROFILES, GradientOptions, Options
+from saw.method.registry import METHODS
 from tests.gpu.stand_in import DEVICE, Elsewhere, StandIn
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,10 +73,15 @@ def own_options(method: str) -> dict[str, Any]:
     return own.get(method.partition("_")[0], {})
 
 
+OBJECTIVES = [saw.Objective("a", -1.0), saw.Objective("b", 0.0, priority=0.5), saw.Objective("c", -3.0, priority=2.0)]
 #: What an option, or an argument of the function, adds to a method.
 OPTIONS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     *(
-        ("saw_gdpo", {"informativeness": name, "over": over}, {"maxima": [1.0] * K})
+        (
+            "saw_gdpo",
+            {"informativeness": name, "over": over},
+            {"objectives": [saw.Objective(str(k), 0.0, 1.0) for k in range(K)]},
+        )
         for name in ("cv", "normalised_variance", "range_std", "advantage_entropy", "group_spread")
         for over in ("batch", "group")
     ),
@@ -86,8 +91,7 @@ OPTIONS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("random_gdpo", {"seed": 3}, {"step": 5}),
     ("gradient_gdpo", {"gradient": {"lr": 1e-6, "mu": 1e-4, "accumulate": 2, "clip": 1.0}}, {"step": 4}),
     ("gradient_grpo", {"gradient": {"lr": 1e-6, "accumulate": 2}}, {"step": 5, "previous_weights": [0.2, 0.5, 0.3]}),
-    ("saw_grpo", {}, {"minima": [-1.0, 0.0, -3.0], "priorities": [1.0, 0.5, 2.0], "penalty": torch.arange(N) / N}),
-    ("saw_gdpo", {}, {"minima": torch.zeros(K), "priorities": torch.ones(K, dtype=torch.float64)}),
+    ("saw_grpo", {}, {"objectives": OBJECTIVES, "penalty": torch.arange(N) / N}),
 ]
 
 
@@ -132,8 +136,7 @@ def test_the_mask_says_where_the_work_is_done(accelerator):
     """What comes from the host is copied there: rewards, bounds, priorities, weights, a penalty."""
     rewards, groups, mask = made()
     given = {
-        "minima": torch.zeros(K),
-        "priorities": [1.0, 2.0, 3.0],
+        "objectives": OBJECTIVES,
         "penalty": torch.arange(N) / N,
         "previous_weights": torch.full((K,), 1 / K),
         "options": {"ema": 0.5},

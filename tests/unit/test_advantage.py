@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import saw
+from tests.objectives import objectives
 
 METHODS = ["grpo", "gdpo", "saw_grpo", "saw_gdpo"]
 NAN = math.nan
@@ -41,7 +42,7 @@ def test_grpo_by_hand():
 
 
 def test_saw_grpo_by_hand():
-    result = advantage(REWARDS, GROUP, method="saw_grpo", minima=[0, 0])
+    result = advantage(REWARDS, GROUP, method="saw_grpo", objectives=objectives(minimum=[0, 0]))
     torch.testing.assert_close(result.weights, torch.tensor(SAW_WEIGHTS).double(), atol=1e-7, rtol=0)
     a, b = SAW_WEIGHTS
     combined = torch.tensor([-a - b, -b, a + 2 * b, 0.0])
@@ -73,15 +74,17 @@ def test_whitening_weighs_a_sample_by_its_tokens():
 def test_the_shift_of_the_paper_and_of_the_released_code():
     rewards = [[-3.0], [-1.0], [1.0], [3.0]]
     std = np.std([-3, -1, 1, 3], ddof=1)
-    cv = advantage(rewards, GROUP, method="saw_grpo", minima=[-3]).statistics.cv
+    cv = advantage(rewards, GROUP, method="saw_grpo", objectives=objectives(minimum=[-3])).statistics.cv
     assert cv.item() == pytest.approx(std / (3 + 2e-8), rel=1e-9)
-    released = advantage(rewards, GROUP, method="saw_grpo", minima=[-3], options={"profile": "released"})
+    released = advantage(
+        rewards, GROUP, method="saw_grpo", objectives=objectives(minimum=[-3]), options={"profile": "released"}
+    )
     assert released.statistics.cv.item() == pytest.approx(std / (3 + 1e-8), rel=1e-9)
 
 
 def test_priorities_multiply_after_the_weight():
     plain = advantage(REWARDS, GROUP, method="saw_grpo")
-    scaled = advantage(REWARDS, GROUP, method="saw_grpo", priorities=[2.0, 1.0])
+    scaled = advantage(REWARDS, GROUP, method="saw_grpo", objectives=objectives(priority=[2.0, 1.0]))
     torch.testing.assert_close(plain.weights, scaled.weights)  # CV does not feel a multiplicative scale
     a, b = 2 * SAW_WEIGHTS[0], SAW_WEIGHTS[1]
     combined = torch.tensor([-a - b, -b, a + 2 * b, 0.0])
@@ -92,13 +95,15 @@ def test_priorities_multiply_after_the_weight():
 @pytest.mark.parametrize("method", METHODS)
 def test_priority_zero_silences_an_objective(method):
     one = advantage([[row[0]] for row in REWARDS], GROUP, method=method)
-    both = advantage(REWARDS, GROUP, method=method, priorities=[1.0, 0.0])
+    both = advantage(REWARDS, GROUP, method=method, objectives=objectives(priority=[1.0, 0.0]))
     torch.testing.assert_close(both.tokens, one.tokens, atol=1e-4, rtol=0)
 
 
 def test_statistics():
     rewards = [[0.0, 1.0], [2.0, 1.0], [5.0, NAN], [5.0, 1.0]]
-    statistics = advantage(rewards, ["a", "a", "b", "b"], method="saw_grpo", minima=[-1, 0]).statistics
+    statistics = advantage(
+        rewards, ["a", "a", "b", "b"], method="saw_grpo", objectives=objectives(minimum=[-1, 0])
+    ).statistics
     assert statistics.mean.tolist() == [3.0, 1.0]
     assert statistics.std.tolist() == pytest.approx([np.std([0, 2, 5, 5], ddof=1), 0.0])
     assert statistics.cv.tolist() == pytest.approx([np.std([0, 2, 5, 5], ddof=1) / 4, 0.0], rel=1e-7)
@@ -209,7 +214,11 @@ def test_a_million_samples_with_a_large_offset():
     n = 1_000_000
     rewards = (torch.rand(n, 2, generator=torch.Generator().manual_seed(0)) * 1024).round() / 1024 + 4096.0
     result = saw.compute_advantage(
-        rewards, torch.arange(n) // 4, torch.ones(n, 1), method="saw_gdpo", minima=[4096.0, 4096.0]
+        rewards,
+        torch.arange(n) // 4,
+        torch.ones(n, 1),
+        method="saw_gdpo",
+        objectives=objectives(minimum=[4096.0, 4096.0]),
     )
     exact = rewards.double()
     torch.testing.assert_close(result.statistics.std, exact.std(dim=0), rtol=1e-10, atol=0)
@@ -263,7 +272,7 @@ def test_the_inputs_are_left_as_they_are():
         ({"method": "ppo"}, ["'ppo'", "saw_gdpo"]),
         ({"options": {"profile": "new"}}, ["profile", "paper", "released"]),
         ({"options": {"profil": "paper"}}, ["profil"]),
-        ({"rewards": torch.zeros(0, 2), "groups": [], "response_mask": torch.ones(0, 3)}, ["no rewards"]),
+        ({"rewards": torch.zeros(0, 2), "groups": [], "responses": torch.ones(0, 3)}, ["no rewards"]),
         ({"rewards": torch.zeros(4, 0)}, ["no rewards"]),
         ({"rewards": torch.full((4, 2), NAN)}, ["no rewards", "missing"]),
         (
@@ -271,14 +280,11 @@ def test_the_inputs_are_left_as_they_are():
             ["'fmt'", "inf", "sample 1"],
         ),
         ({"rewards": torch.zeros(4)}, ["rewards", "(4,)"]),
-        ({"response_mask": torch.ones(3, 3)}, ["response_mask", "3", "4"]),
+        ({"responses": torch.ones(3, 3)}, ["responses", "3", "4"]),
         ({"groups": ["p"] * 3}, ["groups", "3", "4"]),
-        ({"minima": [0.0]}, ["minima", "(2,)"]),
-        ({"minima": [0.0, 0.5]}, ["'fmt'", "0", "0.5"]),
-        ({"priorities": [1.0, -2.0]}, ["'fmt'", "-2", "at least 0"]),
-        ({"priorities": [1.0, NAN]}, ["priorities", "finite"]),
-        ({"names": ["a", "a"]}, ["duplicate"]),
-        ({"names": ["a"]}, ["names"]),
+        ({"objectives": objectives(minimum=[0.0])}, ["objectives", "expected 2"]),
+        ({"objectives": objectives(name=["corr", "fmt"], minimum=[0.0, 0.5])}, ["'fmt'", "0", "0.5"]),
+        ({"objectives": [saw.Objective("a"), saw.Objective("a")]}, ["'a'", "duplicate"]),
         ({"penalty": torch.zeros(3)}, ["penalty", "(4,)"]),
     ],
 )
@@ -286,10 +292,9 @@ def test_bad_input_is_named(change, words):
     good = {
         "rewards": torch.zeros(4, 2),
         "groups": ["p"] * 4,
-        "response_mask": torch.ones(4, 3),
+        "responses": torch.ones(4, 3),
         "method": "saw_grpo",
-        "minima": [-3.0, 0.0],
-        "names": ["corr", "fmt"],
+        "objectives": objectives(name=["corr", "fmt"], minimum=[-3.0, 0.0]),
     }
     with pytest.raises(ValueError, match=r".") as error:
         saw.compute_advantage(**{**good, **change})
@@ -297,7 +302,45 @@ def test_bad_input_is_named(change, words):
         assert word in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"priority": -2.0}, ["priority", "-2", "at least 0"]),
+        ({"priority": NAN}, ["priority", "nan", "finite"]),
+        ({"priority": 1e300}, ["priority", "1e+300"]),
+        ({"priority": None}, ["priority", "None"]),
+        ({"minimum": -math.inf}, ["minimum", "-inf"]),
+        ({"maximum": "1"}, ["maximum", "'1'"]),
+        ({"minimum": 1.0, "maximum": 0.5}, ["maximum", "0.5", "1.0"]),
+    ],
+)
+def test_an_objective_that_makes_no_sense_is_named(fields, words):
+    with pytest.raises(ValueError, match="'fmt'") as error:
+        saw.Objective("fmt", **fields)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_lengths_do_for_a_mask():
+    """Whoever has no mask at hand gives the number of response tokens, and reads ``samples``."""
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 0], [1, 1, 1]])
+    for method in (*METHODS, "mo_grpo", "dvao"):
+        expected = advantage(REWARDS, GROUP, method=method, mask=mask)
+        for dtype in (torch.int64, torch.float32):
+            found = advantage(REWARDS, GROUP, method=method, mask=mask.sum(dim=1).to(dtype))
+            torch.testing.assert_close(found.samples, expected.samples, rtol=0, atol=0)
+            assert found.tokens is None
+
+
+@pytest.mark.parametrize("wrong", [-1.0, 0.5, NAN, math.inf])
+def test_a_length_that_is_no_number_of_tokens_is_named(wrong):
+    with pytest.raises(ValueError, match=r"responses is .* for sample 2"):
+        advantage(REWARDS, GROUP, method="saw_gdpo", mask=torch.tensor([1.0, 2.0, wrong, 1.0]))
+
+
 def test_bad_types():
+    with pytest.raises(TypeError, match=r"saw\.Objective"):
+        advantage(REWARDS, GROUP, method="grpo", objectives=["corr", "fmt"])
     with pytest.raises(TypeError, match="rewards is a list"):
         saw.compute_advantage([[1.0]], ["p"], torch.ones(1, 1), method="grpo")
     with pytest.raises(TypeError, match="not hashable"):
@@ -306,7 +349,9 @@ def test_bad_types():
 
 def test_a_minimum_that_is_no_binary_fraction_is_not_undercut_by_rounding():
     rewards = torch.tensor([[-0.1], [0.3]])
-    saw.compute_advantage(rewards, ["p", "p"], torch.ones(2, 1), method="saw_grpo", minima=[-0.1])
+    saw.compute_advantage(
+        rewards, ["p", "p"], torch.ones(2, 1), method="saw_grpo", objectives=objectives(minimum=[-0.1])
+    )
 
 
 @pytest.mark.parametrize("method", ["saw_grpo", "saw_gdpo"])
@@ -403,7 +448,7 @@ def test_a_mask_of_anything_but_0_and_1_is_named(method, row, token, value):
     for dtype in kinds:
         mask = torch.ones(4, 3, dtype=dtype)
         mask[2] = torch.tensor(row, dtype=dtype)
-        with pytest.raises(ValueError, match=f"response_mask is .* for token {token} of sample 2") as error:
+        with pytest.raises(ValueError, match=f"responses is .* for token {token} of sample 2") as error:
             advantage(REWARDS, GROUP, method=method, mask=mask)
         assert value in str(error.value)
 
@@ -411,15 +456,15 @@ def test_a_mask_of_anything_but_0_and_1_is_named(method, row, token, value):
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32])
 def test_a_mask_of_small_integers_is_checked_too(dtype):
     """The same for the other integer types; unsigned ones below."""
-    with pytest.raises(ValueError, match="response_mask is -1 for token 0 of sample 0"):
+    with pytest.raises(ValueError, match="responses is -1 for token 0 of sample 0"):
         advantage(REWARDS, GROUP, method="gdpo", mask=torch.full((4, 3), -1, dtype=dtype))
-    with pytest.raises(ValueError, match="response_mask is 255 for token 0 of sample 0"):
+    with pytest.raises(ValueError, match="responses is 255 for token 0 of sample 0"):
         advantage(REWARDS, GROUP, method="gdpo", mask=torch.full((4, 3), 255, dtype=torch.uint8))
 
 
 def test_a_complex_mask_is_of_the_wrong_type():
     """A mask whose imaginary part would silently be dropped."""
-    with pytest.raises(TypeError, match=r"response_mask has dtype torch\.complex64"):
+    with pytest.raises(TypeError, match=r"responses has dtype torch\.complex64"):
         advantage(REWARDS, GROUP, method="gdpo", mask=torch.ones(4, 3, dtype=torch.complex64))
 
 
@@ -445,8 +490,6 @@ def test_masks_of_unusual_layout(method, dtype):
         ({"penalty": torch.tensor([0.0, 0.0, 0.0, -math.inf])}, ["penalty", "-inf", "sample 3"]),
         ({"rewards": torch.tensor([[1e200, 1.0]] * 4, dtype=torch.float64)}, ["'objective 0'", "1e+200", "sample 0"]),
         ({"rewards": torch.tensor([[1.0, NAN], [1.0, -math.inf]] * 2)}, ["'objective 1'", "-inf", "sample 1"]),
-        ({"priorities": [1.0, 1e300]}, ["priorities", "1e+300"]),
-        ({"minima": [-math.inf, 0.0]}, ["minima", "-inf"]),
         ({"previous_weights": [NAN, 1.0]}, ["previous_weights", "nan"]),
         ({"previous_weights": [1.0]}, ["previous_weights", "2"]),
         ({"previous_weights": [2.0, -1.0]}, ["previous_weights", "-1"]),
@@ -454,7 +497,7 @@ def test_masks_of_unusual_layout(method, dtype):
 )
 def test_no_other_input_makes_the_result_infinite(change, words):
     """The further inputs that "always finite" is promised of: a NaN or an overflow is refused, not passed on."""
-    good = {"rewards": torch.tensor(REWARDS), "groups": GROUP, "response_mask": full_mask(4), "method": "saw_grpo"}
+    good = {"rewards": torch.tensor(REWARDS), "groups": GROUP, "responses": full_mask(4), "method": "saw_grpo"}
     with pytest.raises(ValueError, match=r".") as error:
         saw.compute_advantage(**{**good, "options": {"ema": 0.5}, **change})
     for word in words:

@@ -9,6 +9,7 @@ import saw
 from saw.verl.settings import check_config
 from tests.configs import compose
 from tests.conftest import GOLDEN
+from tests.objectives import objectives
 
 #: The released code's names and ours.
 METHODS = {"grpo": "grpo", "gdpo": "gdpo", "grpo-h": "saw_grpo", "gdpo-h": "saw_gdpo"}
@@ -28,7 +29,7 @@ def test_golden(released_name):
             case["uid"],
             mask,
             method=METHODS[released_name],
-            minima=[-3.0, 0.0],
+            objectives=objectives(minimum=[-3.0, 0.0]),
             options=options,
         ).tokens
         expected = torch.tensor([value for row in case["advantages"][released_name] for value in row])

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 import saw
-from saw import informativeness
-from saw.batch import make_batch
-from saw.options import PAPER
-from saw.statistics import objective_statistics
+from saw.method.context import Context
+from saw.method.inputs import make_batch
+from saw.method.options import PAPER, Options
+from saw.method.registry import get_measure
+from saw.method.statistics import objective_statistics
+from tests.objectives import objectives
 
 NAN = math.nan
 # Two prompts of three; the second objective is constant in the first group.
@@ -18,18 +20,11 @@ REWARDS = [[0.0, 1.0], [1.0, 1.0], [2.0, 1.0], [1.0, 0.0], [1.0, 2.0], [4.0, 4.0
 GROUPS = ["a", "a", "a", "b", "b", "b"]
 
 
-def measure(name, over="batch", rewards=REWARDS, maxima=None):
-    batch = make_batch(
-        torch.tensor(rewards),
-        GROUPS[: len(rewards)],
-        torch.ones(len(rewards)),
-        minima=[0, 0],
-        maxima=maxima,
-        priorities=None,
-        names=None,
-        penalty=None,
-    )
-    return informativeness.measure(name, over, batch, objective_statistics(batch, PAPER), PAPER).numpy()
+def measure(name, over="batch", rewards=REWARDS, maxima=(None, None)):
+    ranges = objectives(minimum=[0, 0], maximum=maxima)
+    batch = make_batch(torch.tensor(rewards), GROUPS[: len(rewards)], torch.ones(len(rewards)), ranges)
+    context = Context(batch, objective_statistics(batch, PAPER), Options(over=over))
+    return get_measure(name).compute(context).numpy()
 
 
 def test_over_the_batch():
@@ -72,7 +67,7 @@ def test_an_objective_that_is_missing_everywhere_has_no_value_and_no_weight(name
         GROUPS,
         torch.ones(6, 2),
         method="saw_gdpo",
-        maxima=[4, 4],
+        objectives=objectives(maximum=[4, 4]),
         options={"informativeness": name, "over": over},
     )
     assert result.weights.tolist() == [1.0, 0.0]
@@ -105,7 +100,7 @@ def test_each_group_is_weighted_by_itself():
 
 
 def test_a_measure_that_needs_the_range_says_so():
-    with pytest.raises(ValueError, match=r"maxima is None; informativeness='range_std' needs them"):
+    with pytest.raises(ValueError, match=r"'objective 0' .* informativeness='range_std' needs a maximum"):
         saw.compute_advantage(
             torch.tensor(REWARDS), GROUPS, torch.ones(6, 2), method="saw_grpo", options={"informativeness": "range_std"}
         )

@@ -101,7 +101,7 @@ def trainer(tmp_path, step, max_missing=0.5) -> SAWTrainer:
 
 def step_of(rewards) -> StepRewards:
     scored = torch.tensor([0, 1, 2, 3])
-    return StepRewards(None, [], [], 1, None, torch.tensor(rewards), scored, scored)  # type: ignore[arg-type]
+    return StepRewards(None, [], 1, None, torch.tensor(rewards), scored, scored)  # type: ignore[arg-type]
 
 
 NAN = math.nan

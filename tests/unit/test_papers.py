@@ -3,13 +3,11 @@
 import re
 import subprocess
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import yaml
 
-from saw.methods import METHODS
-from saw.options import Informativeness
+from saw.method.registry import MEASURES, METHODS, SMOOTHING
 from tests.configs import CONFIGS
 from tests.conftest import ROOT
 
@@ -75,12 +73,9 @@ def test_every_method_has_one_complete_entry():
 @pytest.mark.parametrize(
     ("section", "names"),
     [
-        (
-            "Aggregations",
-            ["sum_then_normalise", "normalise_then_sum", "normalise_then_sum_only", "normalise_then_average"],
-        ),
-        ("Measures", get_args(Informativeness)),
-        ("Smoothing", [f"saw.options.{name}" for name in ("ema", "floor", "max_change", "log_only")]),
+        ("Aggregations", {method.aggregation.combine.__name__ for method in METHODS.values()}),
+        ("Measures", MEASURES),
+        ("Smoothing", [f"saw.options.{name}" for name in (*SMOOTHING, "log_only")]),
     ],
 )
 def test_every_part_of_a_method_has_one_row(section, names):

@@ -18,6 +18,7 @@ from saw.verl.reward_manager import Failures, MultiRewardManager, finite_score, 
 from saw.verl.rows import checked_objective_matrix, objective_matrix, reward_infos, scored_rows
 from saw.verl.settings import ConfigError, Settings, check_config
 from tests.configs import compose
+from tests.objectives import objectives
 
 NAN = math.nan
 SETTINGS = Settings(
@@ -67,8 +68,7 @@ def step_of(rewards, keys, tags, scores=None, method="saw_gdpo") -> StepRewards:
     settings = SETTINGS.model_copy(update={"method": method})
     return StepRewards(
         settings=settings,
-        minima=[0.0, -3.0],
-        maxima=[1.0, 3.0],
+        objectives=objectives(name=settings.names, minimum=[0.0, -3.0], maximum=[1.0, 3.0], priority=[1.0, 2.0]),
         step=1,
         previous_weights=None,
         rewards=torch.tensor(rewards, dtype=torch.float64),
@@ -83,7 +83,7 @@ REWARDS = [[0.0, -3.0], [1.0, -3.0], [1.0, 3.0], [0.0, 1.0]]
 
 def expected(mask, groups=("p", "p", "p", "p")) -> torch.Tensor:
     return saw.compute_advantage(
-        torch.tensor(REWARDS), groups, mask, method="saw_gdpo", minima=[0, -3], priorities=[1, 2]
+        torch.tensor(REWARDS), groups, mask, method="saw_gdpo", objectives=objectives(minimum=[0, -3], priority=[1, 2])
     ).tokens
 
 
@@ -124,7 +124,12 @@ def test_kl_penalty_in_the_reward_reaches_grpo():
     with rewards_of_step(step_of(REWARDS, keys, [{}] * 4, scores, method="grpo")):
         tokens, _ = estimate(penalised, mask, config={}, index=np.array(["p"] * 4, dtype=object))
     reference = saw.compute_advantage(
-        torch.tensor(REWARDS), ["p"] * 4, mask, method="grpo", priorities=[1, 2], penalty=torch.tensor([0, 0, 0, 1.5])
+        torch.tensor(REWARDS),
+        ["p"] * 4,
+        mask,
+        method="grpo",
+        objectives=objectives(priority=[1, 2]),
+        penalty=torch.tensor([0, 0, 0, 1.5]),
     ).tokens
     torch.testing.assert_close(tokens.float(), reference)
 
@@ -139,7 +144,11 @@ def under(reading, method):
     keys, mask = [f"p_{i}_0" for i in range(4)], torch.ones(4, 2, dtype=torch.int64)
     scores = torch.tensor(REWARDS, dtype=torch.float64).sum(dim=1)
     feels = config.algorithm.use_kl_in_reward and settings.feels_kl_in_reward
-    step = replace(step_of(REWARDS, keys, [{}] * 4, scores if feels else None), settings=settings)
+    step = replace(
+        step_of(REWARDS, keys, [{}] * 4, scores if feels else None),
+        settings=settings,
+        objectives=objectives(name=settings.names, minimum=[0.0, -3.0]),
+    )
     rewards = torch.zeros(4, 2, dtype=torch.float64)
     rewards[:, 1] = scores - (PENALTY if config.algorithm.use_kl_in_reward else 0.0)
     with rewards_of_step(step):
@@ -164,8 +173,8 @@ def test_grpo_as_released_takes_the_penalty_off_the_sum_of_the_rewards():
 @pytest.mark.parametrize("method", ["saw_grpo", "gdpo", "saw_gdpo", "mo_grpo", "random_grpo", "dvao"])
 def test_no_other_method_feels_the_penalty_as_released(method):
     plain = saw.compute_advantage(
-        torch.tensor(REWARDS), ["p"] * 4, torch.ones(4, 2), method=method, minima=[0, -3], step=1,
-        options={"profile": "released", "seed": 1},
+        torch.tensor(REWARDS), ["p"] * 4, torch.ones(4, 2), method=method, step=1,
+        objectives=objectives(minimum=[0, -3]), options={"profile": "released", "seed": 1},
     )  # fmt: skip
     np.testing.assert_allclose(under("as_released", method), plain.samples, atol=1e-12)
 
@@ -252,7 +261,7 @@ def test_the_training_step_reaches_the_reward_function(has_info):
 
 def test_training_metrics_have_stable_names():
     advantage = saw.compute_advantage(
-        torch.tensor(REWARDS), ["p"] * 4, torch.ones(4, 2), method="saw_gdpo", minima=[0, -3]
+        torch.tensor(REWARDS), ["p"] * 4, torch.ones(4, 2), method="saw_gdpo", objectives=objectives(minimum=[0, -3])
     )
     metrics = training_metrics(advantage, SETTINGS.names)
     kinds = ["mean", "std", "min", "max", "cv", "weight", "proposed_weight", "zero_spread", "missing"]

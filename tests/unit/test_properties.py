@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import saw
+from tests.objectives import objectives
 
 METHODS = ["grpo", "gdpo", "saw_grpo", "saw_gdpo", "mo_grpo", "dvao"]
 MEASURES = ["cv", "normalised_variance", "range_std", "advantage_entropy", "group_spread"]
@@ -56,7 +57,8 @@ def test_every_measure_is_finite_and_does_not_see_order(batch, method, name, ove
     rewards, groups, mask = batch
     order = list(range(len(rewards)))
     random.shuffle(order)
-    more = {"method": method, "maxima": [5.0] * rewards.shape[1], "options": {"informativeness": name, "over": over}}
+    ranges = objectives(maximum=[5.0] * rewards.shape[1])
+    more = {"method": method, "objectives": ranges, "options": {"informativeness": name, "over": over}}
     result = saw.compute_advantage(rewards, groups, mask, **more)
     assert result.tokens.isfinite().all()
     assert result.weights.sum().item() == pytest.approx(1)
@@ -95,7 +97,11 @@ def test_weights_do_not_feel_scale_and_shift_of_a_reward(batch, scale, shift):
     rewards = rewards.double()
     plain = saw.compute_advantage(rewards, groups, mask, method="saw_gdpo")
     moved = saw.compute_advantage(
-        rewards * scale + shift, groups, mask, method="saw_gdpo", minima=[float(shift)] * rewards.shape[1]
+        rewards * scale + shift,
+        groups,
+        mask,
+        method="saw_gdpo",
+        objectives=objectives(minimum=[float(shift)] * rewards.shape[1]),
     )
     torch.testing.assert_close(moved.weights, plain.weights, atol=1e-6, rtol=1e-6)
 
@@ -180,5 +186,5 @@ def test_a_mask_is_zeros_and_ones_or_refused(data, dtype):
     if ((mask == 0) | (mask == 1)).all():
         assert saw.compute_advantage(rewards, "ppp", mask, method="gdpo").tokens.isfinite().all()
     else:
-        with pytest.raises(ValueError, match="response_mask is"):
+        with pytest.raises(ValueError, match="responses is"):
             saw.compute_advantage(rewards, "ppp", mask, method="gdpo")

@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 
-from saw.verl.settings import ConfigError, Objective, Settings, check_config, ranges_at
+from saw.verl.settings import ConfigError, ObjectiveSettings, Settings, check_config, ranges_at
 from tests.configs import compose
 
 TWO = {"format": {"minimum": 0, "maximum": 1}, "correctness": {"minimum": -3, "maximum": 3, "priority": 2}}
@@ -18,13 +18,13 @@ def test_mapping_and_list_mean_the_same():
     as_list = [{"name": name, **rest} for name, rest in TWO.items()]
     assert settings() == settings(objectives=as_list)
     assert settings().names == ("format", "correctness")
-    assert settings().objectives[1] == Objective(name="correctness", minimum=-3, maximum=3, priority=2)
+    assert settings().objectives[1] == ObjectiveSettings(name="correctness", minimum=-3, maximum=3, priority=2)
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"method": "ppo"}, ["saw.method", "'ppo'", "grpo, gdpo, saw_grpo, saw_gdpo"]),
+        ({"method": "ppo"}, ["saw.method", "'ppo'", "saw_grpo, saw_gdpo"]),
         ({"metod": "grpo"}, ["saw.metod", "no such setting"]),
         ({"options": {"profile": "new"}}, ["saw.options.profile", "'new'", "'paper' or 'released'"]),
         ({"objectives": {}}, ["saw.objectives", "at least 1"]),

@@ -153,10 +153,10 @@ def test_a_running_minimum_warns(caplog, monkeypatch):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["saw.method=static_gdpo"], "saw: options.static_weights is not set, and static_gdpo needs 2"),
+        (["saw.method=static_gdpo"], "saw: options.static_weights is None; static_gdpo needs 2"),
         (
             ["saw.method=grpo", "saw.options.ema=0.5"],
-            "saw: options.ema is 0.5, and with grpo its weights never change",
+            "saw: options.ema is 0.5, and grpo does not read it",
         ),
         (["saw.options.floor=0.7"], "saw: options.floor is 0.7; expected at most 1/2"),
         (["saw.options.ema=2"], "saw.options.ema: .*it is 2"),
@@ -165,7 +165,7 @@ def test_a_running_minimum_warns(caplog, monkeypatch):
             ["saw.options.informativeness=range_std", "+saw.objectives.format.minimum=running"],
             "informativeness is 'range_std', which needs the range of 'format'",
         ),
-        (["saw.method=saw_grpo", "saw.options.gradient.mu=1"], "options.gradient.mu is 1.0, and saw_grpo does not use"),
+        (["saw.method=saw_grpo", "saw.options.gradient.mu=1"], "gradient.mu is 1.0, and saw_grpo does not read"),
         (["saw.method=gradient_grpo", "actor_rollout_ref.actor.strategy=fsdp"], "strategy is 'fsdp'.*set it to fsdp2"),
         (
             ["informativeness=gradient_norm", "algorithm.rollout_correction.bypass_mode=true"],

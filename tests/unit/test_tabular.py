@@ -11,6 +11,7 @@ from recipes.study.tabular import Objective, Rule, World, advantages, learn
 from recipes.study.tabular_study import BASE, PARTS, THRESHOLD, exact_weights, main, released_rule
 from saw.report.comparison import bootstrap_mean
 from tests.conftest import ROOT
+from tests.objectives import objectives
 
 SMALL = World((Objective("a", 2, noise=0.5), Objective("b", 5)), prompts=8, steps=5)
 
@@ -37,7 +38,7 @@ def test_the_world_uses_the_library_s_methods(rule):
             torch.ones(32, 1),
             method=rule.method,
             options=rule.options,
-            minima=[0, 0],
+            objectives=objectives(minimum=[0, 0]),
             previous_weights=previous[seed],
         )
         np.testing.assert_allclose(found[seed], one.samples, atol=1e-12)

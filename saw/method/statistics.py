@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from saw.batch import RewardBatch
-from saw.options import Profile
+from saw.method.options import Profile
+from saw.method.reward_batch import RewardBatch, std_of_squares
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def coefficient_of_variation(mean: Tensor, std: Tensor, minima: Tensor, profile:
     r"""Relative spread of an objective, :math:`CV_k = \sigma(s_k) / (\mu(s_k) + \delta)`.
 
     With :math:`s_{jk} = r_{jk} - min_k + \delta`; the shift leaves the standard deviation as it is, so both
-    moments of the rewards suffice (paper, section 4; constants in :class:`~saw.options.Profile`).
+    moments of the rewards suffice (paper, section 4; constants in :class:`~saw.method.options.Profile`).
 
     Args:
         mean (Tensor): mean of the rewards, shape ``(K,)``.
@@ -52,7 +52,7 @@ def coefficient_of_variation(mean: Tensor, std: Tensor, minima: Tensor, profile:
         profile (Profile): the constants.
 
     Returns:
-        Tensor: shape ``(K,)``; NaN for an objective that has no mean.
+        Tensor: shape ``(K,)``; NaN for an objective without a mean or a known minimum.
     """
     return std / (mean - minima + profile.cv_shift + profile.cv_eps)
 
@@ -68,15 +68,16 @@ def objective_statistics(batch: RewardBatch, profile: Profile) -> ObjectiveStati
     above = batch.rewards - smallest
     mean_above = batch.present_only(above).sum(dim=0) / number
     squares = batch.present_only(above - mean_above).square().sum(dim=0)
-    std = (squares / (number - 1).clamp(min=1)).sqrt().masked_fill(number == 0, torch.nan)
+    std = std_of_squares(squares, number)
+    if batch.missing is not None:
+        std = std.masked_fill(number == 0, torch.nan)
     mean = smallest + mean_above
-    no_cv = torch.full_like(mean, torch.nan)
     return ObjectiveStatistics(
         mean=mean,
         std=std,
         min=smallest,
         max=batch.largest,
-        cv=no_cv if batch.minima is None else coefficient_of_variation(mean, std, batch.minima, profile),
+        cv=coefficient_of_variation(mean, std, batch.minima, profile),
         zero_spread=(batch.group_sum_above_min == 0).double().mean(dim=0),
         missing=len(batch.rewards) - number.long(),
     )

@@ -1,49 +1,28 @@
 """Weightings: how much each objective counts in this step.
 
-A weighting is a function ``(context) -> weights`` of shape ``(K,)``, which add up to 1, or of shape ``(G, K)``, a row
-for each group.
+A weighting is a function ``(context) -> weights``. The weights have shape ``(K,)`` and add up to 1, or shape
+``(G, K)``, one row per group.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from saw import informativeness
-from saw.batch import RewardBatch
-from saw.options import Options
-from saw.statistics import ObjectiveStatistics
+from saw.method import aggregation
+from saw.method.context import Context, group_moments
+from saw.method.options import GradientOptions
+from saw.method.registry import GDPO, GRPO, SMOOTHING, Aggregation, get_measure, weighting
 
 
-@dataclass(frozen=True)
-class Context:
-    """What a weighting may look at.
-
-    Attributes:
-        batch (RewardBatch): the step's rewards.
-        statistics (ObjectiveStatistics): theirs.
-        options (Options): the user's.
-        step (int): the training step.
-        previous (Tensor | None): shape ``(K,)``, the weights that the last step used; None at the first.
-        gram (Tensor | None): shape ``(K, K)``, inner products of the objectives' policy gradients.
-    """
-
-    batch: RewardBatch
-    statistics: ObjectiveStatistics
-    options: Options
-    step: int = 0
-    previous: Tensor | None = None
-    gram: Tensor | None = None
-
-
+@weighting("", aggregations={"grpo": GRPO, "gdpo": GDPO, "mo_grpo": Aggregation(aggregation.normalise_then_sum_only)})
 def equal(context: Context) -> Tensor:
     """Every objective counts the same, ``w_k = 1/K`` (GRPO and GDPO)."""
     return torch.full_like(context.statistics.mean, 1.0 / len(context.statistics.mean))
 
 
+@weighting("saw_", reads=["informativeness", *SMOOTHING, "log_only"])
 def stage_aware(context: Context) -> Tensor:
     r"""SAW's weights, :math:`w_k = CV_k / \sum_l CV_l` (paper, section 4), or by another measure.
 
@@ -51,14 +30,7 @@ def stage_aware(context: Context) -> Tensor:
     all samples has no CV and gets weight 0; the fallback shares the weight among the others.
     """
     options = context.options
-    if options.informativeness == "cv" and options.over == "batch":
-        values = context.statistics.cv
-    elif options.informativeness == "gradient_norm":
-        values = informativeness.gradient_norm(context.gram)
-    else:
-        values = informativeness.measure(
-            options.informativeness, options.over, context.batch, context.statistics, options.numerics
-        )
+    values = get_measure(options.informativeness).compute(context)
     return shares(values, options.numerics.equal_below)
 
 
@@ -72,6 +44,7 @@ def shares(values: Tensor, equal_below: float) -> Tensor:
     return torch.where(total < equal_below, fallback, values / total.clamp(min=equal_below))
 
 
+@weighting("random_", reads=[*SMOOTHING, "log_only"])
 def random(context: Context) -> Tensor:
     """A control: weights drawn evenly from all that add up to 1 (a Dirichlet distribution), anew each step.
 
@@ -82,12 +55,14 @@ def random(context: Context) -> Tensor:
     return torch.as_tensor(chance.dirichlet(np.ones(len(mean))), dtype=mean.dtype, device=mean.device)
 
 
+@weighting("static_", needs=["static_weights"], reads=["static_weights"])
 def static(context: Context) -> Tensor:
     """A control: the user's weights, ``options.static_weights``, scaled to add up to 1."""
     given = torch.as_tensor(context.options.static_weights, dtype=torch.float64).to(context.statistics.mean)
     return given / given.sum()
 
 
+@weighting("", aggregations={"dvao": Aggregation(aggregation.normalise_then_average)})
 def group_std(context: Context) -> Tensor:
     r"""DVAO's weights (arXiv 2605.25604, as a reading note gives it), for each group its own.
 
@@ -97,11 +72,16 @@ def group_std(context: Context) -> Tensor:
     no spread at all.
     """
     batch = context.batch
-    spread = informativeness.group_moments(batch).std.nan_to_num(nan=0.0)
+    spread = group_moments(batch).std.nan_to_num(nan=0.0)
     total = (spread * batch.priorities).sum(dim=1, keepdim=True)
     return torch.where(total > 0, spread / total.clamp(min=1e-300), 1.0 / spread.shape[1])
 
 
+@weighting(
+    "gradient_",
+    needs=["gradients", "learning_rate"],
+    reads=[*(f"gradient.{field}" for field in GradientOptions.model_fields), *SMOOTHING],
+)
 def gradient(context: Context) -> Tensor:
     r"""Gradient-based weights (arXiv 2509.11452): more for the objective whose gradient helps all of them.
 

@@ -1,14 +1,14 @@
-"""Options that steady the weights from step to step. All are off by default."""
+"""Options that smooth the weights from step to step. All are off by default."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from saw.options import Options
+from saw.method.options import Options
 
 
-def steady(proposed: Tensor, previous: Tensor | None, options: Options) -> Tensor:
+def smooth(proposed: Tensor, previous: Tensor | None, options: Options) -> Tensor:
     r"""The weights that are used.
 
     In this order: an exponential moving average, :math:`e\,w_{t-1} + (1-e)\,\hat w_t`; a floor, where what is above it

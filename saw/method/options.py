@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Profile:
         cv_eps (float): added to the mean in the denominator of the CV.
         equal_below (float): weights are equal when the sum of the CVs is below this.
         sum_of_weights (Literal["one", "objectives"]): what the weights add up to where they multiply
-            rewards (:func:`saw.aggregation.sum_then_normalise`).
+            rewards (:func:`saw.method.aggregation.sum_then_normalise`).
         lone_sample (Literal["zero", "raw"]): the advantage of a group of one; ``"zero"``, as it has
             nothing to be compared with, or ``"raw"``, the reward itself (mean 0 and std 1).
         group_eps (float): added to the standard deviation of a group.
@@ -41,12 +41,6 @@ PAPER = Profile(cv_shift=1e-8, cv_eps=1e-8, equal_below=1e-8, sum_of_weights="on
 RELEASED = Profile(cv_shift=0.0, cv_eps=1e-8, equal_below=1e-8, sum_of_weights="objectives", lone_sample="raw")
 
 PROFILES: dict[str, Profile] = {"paper": PAPER, "released": RELEASED}
-
-
-#: Measures of how much an objective still has to say, see :mod:`saw.informativeness`.
-Informativeness = Literal[
-    "cv", "normalised_variance", "range_std", "advantage_entropy", "group_spread", "gradient_norm"
-]
 
 
 class GradientOptions(BaseModel):
@@ -88,7 +82,8 @@ class Options(BaseModel):
 
     Attributes:
         profile (Literal["paper", "released"]): the numerical reading, see :data:`PROFILES`.
-        informativeness (Informativeness): what the stage-aware methods weigh by; ``cv`` is the paper's.
+        informativeness (str): a measure in :mod:`saw.method.informativeness`, by which the SAW methods weigh; ``cv`` is
+            the paper's.
         over (Literal["batch", "group"]): where it is measured; ``group`` gives each prompt its own weights.
         ema (float): in [0, 1), share of the last step's weights in this step's.
         floor (float): in [0, 1/K], the least weight of an objective.
@@ -102,7 +97,7 @@ class Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     profile: Literal["paper", "released"] = "paper"
-    informativeness: Informativeness = "cv"
+    informativeness: str = "cv"
     over: Literal["batch", "group"] = "batch"
     ema: float = Field(default=0.0, ge=0.0, lt=1.0)
     floor: float = Field(default=0.0, ge=0.0, le=1.0)
@@ -111,6 +106,15 @@ class Options(BaseModel):
     static_weights: tuple[Annotated[float, Field(ge=0.0)], ...] | None = None
     seed: int | None = Field(default=None, ge=0)
     gradient: GradientOptions = GradientOptions()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Options:
+        if self.static_weights is not None and sum(self.static_weights) <= 0:
+            raise ValueError(f"options.static_weights is {self.static_weights}; expected one above 0")
+        for option in ("ema", "floor", "max_change"):
+            if self.log_only and (value := getattr(self, option)):
+                raise ValueError(f"options.{option} is {value}, and log_only uses equal weights; leave one of them out")
+        return self
 
     @classmethod
     def of(cls, options: Options | Mapping[str, object] | None) -> Options:

@@ -1,4 +1,4 @@
-"""Aggregations: from the rewards of several objectives to one advantage a sample.
+"""Aggregations: from the rewards of several objectives to one advantage per sample.
 
 An aggregation is a function ``(batch, weights, profile) -> advantages``, shape ``(N,)``, float64. ``weights``
 has shape ``(K,)`` and adds up to 1, or ``(G, K)`` with a row for each group; the priorities in the batch multiply after
@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from saw.batch import RewardBatch
-from saw.options import Profile
+from saw.method.options import Profile
+from saw.method.reward_batch import RewardBatch, std_of_squares
 
 
 def sum_then_normalise(batch: RewardBatch, weights: Tensor, profile: Profile) -> Tensor:
@@ -30,7 +30,8 @@ def sum_then_normalise(batch: RewardBatch, weights: Tensor, profile: Profile) ->
     if batch.penalty is not None:
         mean = batch.group_sum(batch.rated_only(batch.penalty)) / batch.group_rated.clamp(min=1)
         combined = combined - batch.rated_only(batch.penalty - batch.of_group(mean))
-    advantages = combined / batch.of_group(_group_std(batch, combined, batch.group_rated) + profile.group_eps)
+    std = std_of_squares(batch.group_sum(combined.square()), batch.group_rated)
+    advantages = combined / batch.of_group(std + profile.group_eps)
     if profile.lone_sample == "raw":
         raw = _weigh(batch, batch.rewards, factor)
         if batch.penalty is not None:
@@ -80,8 +81,7 @@ def normalise_then_average(batch: RewardBatch, weights: Tensor, profile: Profile
 
 def normalise(batch: RewardBatch, profile: Profile) -> Tensor:
     r"""Each objective's own advantages, :math:`A_{jk} = (r_{jk} - \mu_{gk}) / (\sigma_{gk} + \epsilon)`: ``(N, K)``."""
-    std = _group_std(batch, batch.deviations, batch.group_count)
-    normalised = batch.deviations / batch.of_group(std + profile.group_eps)
+    normalised = batch.deviations / batch.of_group(batch.group_std + profile.group_eps)
     if profile.lone_sample == "raw":
         lone = _lone(batch)[:, None]
         normalised = torch.where(lone, batch.rewards / (1 + profile.group_eps), normalised)
@@ -112,11 +112,6 @@ def whiten(advantages: Tensor, lengths: Tensor, eps: float) -> Tensor:
     centred = advantages - mean
     variance = lengths @ centred.square() / (tokens - 1).clamp(min=1)
     return centred * (variance + eps).rsqrt()
-
-
-def _group_std(batch: RewardBatch, centred: Tensor, number: Tensor) -> Tensor:
-    """Standard deviation (ddof=1) of the centred values of each group, ``number`` of them; 0 for fewer than two."""
-    return (batch.group_sum(centred.square()) / (number - 1).clamp(min=1)).sqrt()
 
 
 def _lone(batch: RewardBatch) -> Tensor:

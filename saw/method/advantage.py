@@ -1,0 +1,186 @@
+"""The advantage of every response token from several rewards: the public function of the package."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from saw.method.aggregation import normalise
+from saw.method.context import Context
+from saw.method.inputs import Groups, check_lengths, check_objectives, check_shapes, make_batch, token_mask
+from saw.method.objective import Objective
+from saw.method.options import Options
+from saw.method.registry import Need, check_combination, get_method
+from saw.method.smoothing import smooth
+from saw.method.statistics import ObjectiveStatistics, objective_statistics
+
+
+@dataclass(frozen=True)
+class Advantage:
+    """What :func:`compute_advantage` returns.
+
+    Attributes:
+        tokens (Tensor | None): shape ``(N, T)``, the sample's advantage on each response token and 0 elsewhere;
+            float32, or float64 if the rewards were. None where lengths were given instead of a mask.
+        samples (Tensor): shape ``(N,)``, float64, the advantage of each sample.
+        weights (Tensor): shape ``(K,)``, float64, the weight of each objective before priorities; they add up to 1.
+            Where each group has weights of its own, their mean over the groups.
+        proposed (Tensor): shape ``(K,)``, float64, the weights before an option smoothed or replaced them.
+        statistics (ObjectiveStatistics): what the weights were computed from.
+    """
+
+    tokens: Tensor | None
+    samples: Tensor
+    weights: Tensor
+    proposed: Tensor
+    statistics: ObjectiveStatistics
+
+
+@torch.no_grad()
+def compute_advantage(
+    rewards: Tensor,
+    groups: Groups,
+    responses: Tensor,
+    *,
+    method: str,
+    objectives: Sequence[Objective] | None = None,
+    options: Options | Mapping[str, object] | None = None,
+    penalty: Tensor | None = None,
+    step: int = 0,
+    previous_weights: Sequence[float] | Tensor | None = None,
+    gram: Tensor | None = None,
+) -> Advantage:
+    """Weigh the objectives of one training step and turn their rewards into token advantages.
+
+    Defined for every input that passes the checks, and always finite: a group of one has advantage 0
+    (``"paper"``) or its own reward (``"released"``); a sample with an empty response has no tokens and counts in
+    its group; a constant objective has CV and deviations 0; a constant batch has equal weights and advantages 0;
+    a missing reward is left out of every statistic and adds nothing to its sample; a sample with no reward at all
+    has advantage 0; an objective that is missing everywhere has weight 0 in the SAW methods.
+
+    Args:
+        rewards (Tensor): shape ``(N, K)``; NaN marks a missing value.
+        groups: N ids, hashable and in any order; samples with equal ids answer the same prompt. Numbers or text, or
+            anything else that is hashable; equality is Python's, and a tensor without dimensions counts as its value.
+        responses (Tensor): which tokens are the response: a mask of shape ``(N, T)``, of any real dtype, 1 (or True) on
+            response tokens and 0 elsewhere. Without a mask at hand, the number of response tokens of each sample, shape
+            ``(N,)``: then :attr:`Advantage.samples` is the result. The work is done on its device; what is on another
+            device is copied there.
+        method (str): a name in :data:`saw.METHODS`.
+        objectives (Sequence[Objective] | None): K of them, with names, ranges and priorities. A minimum that is not
+            known is 0 for the methods that need one, and unchecked for the others.
+        options (Options | Mapping | None): see :class:`saw.Options`.
+        penalty (Tensor | None): shape ``(N,)``, taken off the combined reward (an in-reward KL penalty); for
+            methods that combine rewards before they normalise.
+        step (int): the training step, for the random methods.
+        previous_weights (Sequence[float] | Tensor | None): shape ``(K,)``, ``weights`` of the step before, for the
+            gradient methods and the options ``ema`` and ``max_change``; None at the first step.
+        gram (Tensor | None): shape ``(K, K)``, inner products of the policy gradients of
+            :func:`objective_advantages`, for the gradient methods and ``informativeness="gradient_norm"``.
+
+    Returns:
+        Advantage: token advantages, weights and statistics.
+
+    Raises:
+        ValueError: for an unknown method or option, options that make no sense together, mismatched shapes, no rewards,
+            an infinite reward, a reward below its minimum, a mask with values other than 0 and 1, a group id that is
+            NaN, a number and a text among the group ids. The message names what and where.
+        TypeError: for inputs of the wrong type, a group id that is not hashable among them.
+    """
+    chosen = get_method(method)
+    chosen_options = Options.of(options)
+    profile = chosen_options.numerics
+    check_shapes(rewards, responses)
+    objectives = check_objectives(objectives, rewards.shape[1])
+    check_combination(method, chosen_options, len(objectives))
+    needs = chosen.needs(chosen_options)
+    objectives = _with_what_is_needed(objectives, needs, chosen_options)
+    _check_gradients(gram, needs, chosen_options, method, len(objectives))
+    dtype = torch.float64 if rewards.dtype == torch.float64 else torch.float32
+    tokens = None
+    if responses.ndim == 1:
+        lengths = check_lengths(responses)
+    else:
+        # The mask's copy becomes the result in place: one (N, T) tensor is all the memory this takes.
+        tokens, lengths = token_mask(responses, dtype)
+    batch = make_batch(rewards, groups, lengths, objectives, penalty=penalty)
+    statistics = objective_statistics(batch, profile)
+    previous = None
+    if previous_weights is not None:
+        previous = _check_previous(previous_weights, len(objectives)).to(statistics.mean)
+    gram = None if gram is None else gram.to(statistics.mean)
+    weights = proposed = chosen.weighting.compute(Context(batch, statistics, chosen_options, step, previous, gram))
+    if weights.ndim == 1:
+        weights = smooth(proposed, previous, chosen_options)
+    advantages = chosen.aggregation.combine(batch, weights, profile)
+    return Advantage(
+        None if tokens is None else tokens.mul_(advantages.to(dtype)[:, None]),
+        advantages,
+        weights if weights.ndim == 1 else weights.mean(dim=0),
+        proposed if proposed.ndim == 1 else proposed.mean(dim=0),
+        statistics,
+    )
+
+
+@torch.no_grad()
+def objective_advantages(
+    rewards: Tensor, groups: Groups, *, options: Options | Mapping[str, object] | None = None
+) -> Tensor:
+    """What each objective's advantages would be if it were the only one: its rewards, normalised within the group.
+
+    The policy gradients that these give are what the gradient methods compare.
+
+    Args:
+        rewards (Tensor): shape ``(N, K)``; NaN marks a missing value, which has advantage 0.
+        groups: N ids, as in :func:`compute_advantage`.
+        options (Options | Mapping | None): of which the profile counts.
+
+    Returns:
+        Tensor: shape ``(N, K)``, float64.
+
+    Raises:
+        ValueError: as :func:`compute_advantage` for the same inputs.
+    """
+    lengths = rewards.new_ones(len(rewards), dtype=torch.float64)
+    check_shapes(rewards, lengths)
+    batch = make_batch(rewards, groups, lengths, check_objectives(None, rewards.shape[1]))
+    return normalise(batch, Options.of(options).numerics)
+
+
+def _with_what_is_needed(
+    objectives: tuple[Objective, ...], needs: Collection[Need], options: Options
+) -> tuple[Objective, ...]:
+    if "minima" in needs:
+        objectives = tuple(
+            replace(objective, minimum=0.0) if objective.minimum is None else objective for objective in objectives
+        )
+    if "maxima" in needs:
+        for objective in objectives:
+            if objective.maximum is None or objective.maximum == objective.minimum:
+                raise ValueError(
+                    f"the range of {objective.name!r} is from {objective.minimum} to {objective.maximum}; "
+                    f"informativeness={options.informativeness!r} needs a maximum above the minimum"
+                )
+    return objectives
+
+
+def _check_previous(weights: Sequence[float] | Tensor, objectives: int) -> Tensor:
+    previous = torch.as_tensor(weights, dtype=torch.float64)
+    if previous.shape != (objectives,) or not all(0 <= weight <= 1 for weight in previous.tolist()):
+        raise ValueError(f"previous_weights is {previous.tolist()}; expected {objectives} weights from 0 to 1")
+    return previous
+
+
+def _check_gradients(
+    gram: Tensor | None, needs: Collection[Need], options: Options, method: str, objectives: int
+) -> None:
+    if "gradients" in needs:
+        if gram is None:
+            raise ValueError(f"gram is None; {method} with {options.informativeness!r} compares policy gradients")
+        if gram.shape != (objectives, objectives) or not gram.isfinite().all():
+            raise ValueError(f"gram is {gram.tolist()}; expected finite numbers of shape ({objectives}, {objectives})")
+    if "learning_rate" in needs and options.gradient.lr is None:
+        raise ValueError("options.gradient.lr is not set; outside of verl there is no learning rate to take it from")

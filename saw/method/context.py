@@ -1,0 +1,55 @@
+"""One training step, as a weighting or a measure sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from saw.method.options import Options
+from saw.method.reward_batch import RewardBatch
+from saw.method.statistics import ObjectiveStatistics
+
+
+class Moments(NamedTuple):
+    """Mean and standard deviation (ddof=1) of each objective, shape ``(K,)`` or ``(G, K)``; NaN without a reward."""
+
+    mean: Tensor
+    std: Tensor
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a weighting or a measure may look at.
+
+    Attributes:
+        batch (RewardBatch): the step's rewards.
+        statistics (ObjectiveStatistics): their statistics.
+        options (Options): the user's options.
+        step (int): the training step.
+        previous (Tensor | None): shape ``(K,)``, the weights that the last step used; None at the first step.
+        gram (Tensor | None): shape ``(K, K)``, inner products of the objectives' policy gradients.
+    """
+
+    batch: RewardBatch
+    statistics: ObjectiveStatistics
+    options: Options
+    step: int = 0
+    previous: Tensor | None = None
+    gram: Tensor | None = None
+
+    @property
+    def moments(self) -> Moments:
+        """Over the whole batch, shape ``(K,)``, or over each group, ``(G, K)``, as ``options.over`` says."""
+        if self.options.over == "batch":
+            return Moments(self.statistics.mean, self.statistics.std)
+        return group_moments(self.batch)
+
+
+def group_moments(batch: RewardBatch) -> Moments:
+    """Over each group: shape ``(G, K)``."""
+    none = batch.group_count == 0
+    mean = batch.group_min.masked_fill(none, torch.nan) + batch.group_sum_above_min / batch.group_count.clamp(min=1)
+    return Moments(mean, batch.group_std.masked_fill(none, torch.nan))

@@ -1,0 +1,210 @@
+"""Methods by name. A method is a weighting and an aggregation; each declares what it needs and which options it reads.
+
+A weighting or a measure of your own is a function with :func:`weighting` or :func:`measure` above it; nothing else has
+to know it. ``docs/extend.md`` shows both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+from torch import Tensor
+
+from saw.method import aggregation
+from saw.method.context import Context
+from saw.method.options import RELEASED_GRADIENT, Options, Profile
+from saw.method.reward_batch import RewardBatch
+
+#: What a caller must give beside rewards and groups: each objective's minimum or maximum, inner products of the
+#: objectives' policy gradients (``gram``), a learning rate, or fixed weights.
+Need = Literal["minima", "maxima", "gradients", "learning_rate", "static_weights"]
+#: Options that smooth the weights from step to step, see :mod:`saw.method.smoothing`.
+SMOOTHING = ("ema", "floor", "max_change")
+#: Options that every method carries.
+_COMMON = frozenset({"profile", "seed"})
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measure of how much an objective can still teach, see :mod:`saw.method.informativeness`."""
+
+    compute: Callable[[Context], Tensor]
+    needs: frozenset[Need]
+    reads: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """How much each objective counts, see :mod:`saw.method.weighting`.
+
+    Attributes:
+        compute (Callable): ``(context) -> weights``, shape ``(K,)`` or ``(G, K)``.
+        needs (frozenset[Need]): what the caller must give.
+        reads (frozenset[str]): the options that have an effect; any other that is set is refused.
+    """
+
+    compute: Callable[[Context], Tensor]
+    needs: frozenset[Need]
+    reads: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Aggregation:
+    """How the objectives become one advantage per sample, see :mod:`saw.method.aggregation`.
+
+    Attributes:
+        combine (Callable): ``(batch, weights, profile) -> advantages``, shape ``(N,)``.
+        takes_penalty (bool): whether the rewards are summed before they are normalised, so that a penalty can be
+            taken off.
+    """
+
+    combine: Callable[[RewardBatch, Tensor, Profile], Tensor]
+    takes_penalty: bool = False
+
+
+@dataclass(frozen=True)
+class Method:
+    """A weighting and an aggregation."""
+
+    weighting: Weighting
+    aggregation: Aggregation
+
+    def needs(self, options: Options) -> frozenset[Need]:
+        """What the caller must give."""
+        measured = self._measure(options)
+        return self.weighting.needs | (measured.needs if measured else frozenset())
+
+    def reads(self, options: Options) -> frozenset[str]:
+        """The options that have an effect."""
+        measured = self._measure(options)
+        return _COMMON | self.weighting.reads | (measured.reads if measured else frozenset())
+
+    def _measure(self, options: Options) -> Measure | None:
+        return get_measure(options.informativeness) if "informativeness" in self.weighting.reads else None
+
+
+GRPO = Aggregation(aggregation.sum_then_normalise, takes_penalty=True)
+GDPO = Aggregation(aggregation.normalise_then_sum)
+METHODS: dict[str, Method] = {}
+MEASURES: dict[str, Measure] = {}
+
+
+def weighting(
+    prefix: str,
+    *,
+    needs: Iterable[Need] = (),
+    reads: Iterable[str] = (),
+    aggregations: Mapping[str, Aggregation] = MappingProxyType({"grpo": GRPO, "gdpo": GDPO}),
+) -> Callable[[Callable[[Context], Tensor]], Callable[[Context], Tensor]]:
+    """Register a weighting as the methods ``{prefix}grpo`` and ``{prefix}gdpo``.
+
+    Args:
+        prefix (str): of the methods' names, such as ``"saw_"``.
+        needs (Iterable[Need]): what the caller must give.
+        reads (Iterable[str]): fields of :class:`saw.Options` that have an effect, such as ``"ema"`` or
+            ``"gradient.lr"``; any other that is set is refused.
+        aggregations (Mapping[str, Aggregation]): other aggregations than those two, by the end of the method's name.
+    """
+
+    def register(compute: Callable[[Context], Tensor]) -> Callable[[Context], Tensor]:
+        declared = Weighting(compute, frozenset(needs), frozenset(reads))
+        _add(METHODS, {f"{prefix}{name}": Method(declared, combine) for name, combine in aggregations.items()})
+        return compute
+
+    return register
+
+
+def measure(
+    name: str, *, needs: Iterable[Need] = (), reads: Iterable[str] = ("over",)
+) -> Callable[[Callable[[Context], Tensor]], Callable[[Context], Tensor]]:
+    """Register a measure as ``options.informativeness={name}``; arguments as in :func:`weighting`."""
+
+    def register(compute: Callable[[Context], Tensor]) -> Callable[[Context], Tensor]:
+        _add(MEASURES, {name: Measure(compute, frozenset(needs), frozenset(reads))})
+        return compute
+
+    return register
+
+
+def _add(registry: dict[str, Any], entries: Mapping[str, Any]) -> None:
+    for name in entries:
+        if name in registry:
+            raise ValueError(f"{name!r} is registered already; choose another name")
+    registry.update(entries)
+
+
+def get_method(name: str) -> Method:
+    """Look a method up by its name.
+
+    Raises:
+        ValueError: for a name that is not registered; the message lists those that are.
+    """
+    return _get(METHODS, name, "method")
+
+
+def get_measure(name: str) -> Measure:
+    """Look a measure up by its name; errors as in :func:`get_method`."""
+    return _get(MEASURES, name, "options.informativeness")
+
+
+def _get(registry: Mapping[str, Any], name: str, what: str) -> Any:
+    try:
+        return registry[name]
+    except (KeyError, TypeError):
+        raise ValueError(f"{what} is {name!r}; allowed are {', '.join(registry)}") from None
+
+
+def check_combination(name: str, options: Options, objectives: int) -> None:
+    """Refuse options that the method does not read, and what does not fit the number of objectives.
+
+    Args:
+        name (str): of the method.
+        options (Options): the user's.
+        objectives (int): how many there are.
+
+    Raises:
+        ValueError: naming the option, its value and the reason.
+    """
+    method = get_method(name)
+    reads, needs = method.reads(options), method.needs(options)
+    for option, value in _changed(options):
+        if option not in reads:
+            raise ValueError(
+                f"options.{option} is {value!r}, and {name} does not read it"
+                + (f" with informativeness {options.informativeness!r}" if "informativeness" in reads else "")
+                + f"; it reads {', '.join(sorted(reads))}"
+            )
+    if options.over == "group":
+        for option in (*SMOOTHING, "log_only"):
+            if value := getattr(options, option):
+                raise ValueError(
+                    f"options.{option} is {value}, and with options.over 'group' each group has weights of its own"
+                )
+    if "static_weights" in needs:
+        weights = options.static_weights
+        if weights is None or len(weights) != objectives:
+            raise ValueError(f"options.static_weights is {weights}; {name} needs {objectives}, one for each objective")
+    if options.floor * objectives > 1:
+        raise ValueError(
+            f"options.floor is {options.floor}; expected at most 1/{objectives}, for {objectives} objectives"
+        )
+
+
+def _changed(options: Options) -> Iterator[tuple[str, Any]]:
+    """The options that differ from their defaults, by their full names.
+
+    Gradient options that belong to the released reading (configs/reading/as_released.yaml) come with it, whatever the
+    method is.
+    """
+    for field, value in options:
+        if field == "gradient":
+            continue
+        if value != type(options).model_fields[field].default:
+            yield field, value
+    for field, value in options.gradient:
+        of_the_reading = options.profile == "released" and value == getattr(RELEASED_GRADIENT, field)
+        if not of_the_reading and value != type(options.gradient).model_fields[field].default:
+            yield f"gradient.{field}", value
