@@ -15,7 +15,7 @@ ROWS = [
     {
         "data_source": "own",
         "prompt": [{"role": "user", "content": f"What is the weather in {city}?"}],
-        "reward_model": {"style": "rule", "ground_truth": f'{{"name": "get_weather", "parameters": {{"city": "{city}"}}}}'},
+        "reward_model": {"style": "rule", "ground_truth": f'{{"name": "get_weather", "city": "{city}"}}'},
         "extra_info": {"index": index, "split": "train"},
     }
     for index, city in enumerate(["Paris", "Oslo", "Lima", "Cairo", "Tokyo", "Quito"] * 8)

@@ -1,4 +1,4 @@
-"""A reward function of your own: two objectives in one file, without a change in the package.
+r"""A reward function of your own: two objectives in one file, without a change in the package.
 
     python -m saw.train experiment=quickstart saw.method=saw_gdpo '~objectives' \
         reward.custom_reward_function.path=examples/own_reward.py \
