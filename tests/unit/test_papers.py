@@ -67,7 +67,9 @@ def test_every_method_has_one_complete_entry():
     assert sorted(named) == sorted(METHODS)
     for heading, text in entries().items():
         parts = re.findall(r"^- \*\*(\w+):\*\*", text, re.M)
-        assert parts == ["Paper", "Equation", "Setting", "Caveat", "Test"], heading
+        assert parts == ["Paper", "Equation", "Code", "Setting", "Caveat", "Test"], heading
+        for name in re.findall(r"`(\w+)`", heading):
+            assert f"`weighting.{METHODS[name].weighting.compute.__name__}`" in text, heading
 
 
 @pytest.mark.parametrize(
