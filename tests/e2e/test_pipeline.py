@@ -25,6 +25,7 @@ from saw.report import History, read_history
 from saw.runs.process_tree import Run, processes_of
 from tests.configs import CONFIGS
 from tests.conftest import PLATFORM, ROOT
+from tests.toolrl_rows import write_original
 
 pytestmark = pytest.mark.pipeline
 #: Seconds for one run of a few steps. It takes about 60; on a GPU, vLLM first compiles and records graphs.
@@ -176,8 +177,9 @@ def _kill_after_two_steps(out: Path, arguments: list[str]) -> str:
 
 
 @pytest.mark.full
-def test_real_toolrl_rows(tmp_path, shared, warm_model):
-    rows = shared / "data" / "toolrl" / "test.parquet"
+def test_rows_of_toolrls_form(tmp_path, warm_model):
+    rows = tmp_path / "test.parquet"
+    write_original(rows, 80)
     result = quickstart(
         tmp_path,
         *("--data", str(rows), "--model", str(warm_model), "--method", "saw_gdpo", "--steps", "1"),

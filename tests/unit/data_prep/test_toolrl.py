@@ -15,6 +15,7 @@ from datasets import Dataset
 from data_prep import toolrl
 from data_prep.download import DownloadFailed, fetch
 from data_prep.toolrl import BadRow, prepare, split_order
+from tests.toolrl_rows import raw_row, write_original
 
 ANSWER = '<think> t </think>\n<tool_call>\n{{"name": "f", "parameters": {{"a": {}}}}}\n</tool_call>'
 
@@ -71,25 +72,31 @@ def test_raw_file_becomes_rows_in_verls_schema(tmp_path):
     assert not (tmp_path / "out" / toolrl.WORK).exists()
 
 
-def test_the_original_parquet_passes_unchanged(tmp_path, shared):
-    source = shared / "data" / "toolrl" / "test.parquet"
-    report = prepare(str(source), tmp_path)
-    assert Dataset.from_parquet(str(tmp_path / "test.parquet")).to_list() == Dataset.from_parquet(str(source)).to_list()
+def test_a_parquet_of_the_originals_form_passes_unchanged(tmp_path):
+    rows = write_original(tmp_path / "test.parquet", 80)
+    report = prepare(str(tmp_path / "test.parquet"), tmp_path / "out")
+    assert Dataset.from_parquet(str(tmp_path / "out" / "test.parquet")).to_list() == rows
     assert report.rows == {"test": 80}
-    assert report.answers == {"tool_call": 71, "response": 9}
+    assert report.answers == {"tool_call": 70, "response": 10}
+    assert set(report.calls) == {0, 1, 2, 3, 4, 5}
 
 
-def test_real_raw_rows(tmp_path, shared, toy_model):
-    """The SFT split has thoughts that quote the tag; such a reference can score nothing, and is named."""
-    source = str(shared / "data" / "toolrl" / "rlla_sft.json")
+def test_thoughts_that_quote_the_tag_are_rejected_and_long_prompts_counted(tmp_path, toy_model):
+    """ToolRL's SFT split has such thoughts: such a reference can score nothing."""
+    rows = [raw_row(seed) for seed in range(100)]
+    quoting = [10, 11, 50]
+    for number in quoting:
+        rows[number]["output"] = rows[number]["output"].replace("a tool.", "a <tool_call> block.")
+    for row in rows[:20]:
+        row["instruction"] *= 3
+    source = write_raw(tmp_path / "raw.json", rows)
     with pytest.raises(BadRow, match="row 10: the tool calls of output do not parse"):
         prepare(source, tmp_path / "strict")
     report = prepare(source, tmp_path / "lenient", skip_bad=True, tokenizer=str(toy_model), max_prompt_tokens=2048)
-    assert sum(report.rows.values()) == 400
-    rejects = (tmp_path / "lenient" / "rejects.jsonl").read_text().splitlines()
-    assert len(rejects) == report.rows["rejected"] == 17
-    assert json.loads(rejects[0])["row"] == 10
-    assert 0 < report.prompt_tokens["above_the_limit"] < 383
+    rejects = [json.loads(line) for line in (tmp_path / "lenient" / "rejects.jsonl").read_text().splitlines()]
+    assert [reject["row"] for reject in rejects] == quoting
+    assert report.rows == {"train": 96, "test": 1, "rejected": 3}
+    assert report.prompt_tokens["above_the_limit"] == 18
 
 
 @pytest.mark.parametrize(

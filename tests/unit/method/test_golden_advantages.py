@@ -8,6 +8,7 @@ import torch
 import saw
 from saw.verl.settings import check_config
 from tests.configs import compose
+from tests.conftest import GOLDEN
 from tests.objectives import objectives
 
 #: The released code's names and ours.
@@ -15,8 +16,8 @@ METHODS = {"grpo": "grpo", "gdpo": "gdpo", "grpo-h": "saw_grpo", "gdpo-h": "saw_
 
 
 @pytest.mark.parametrize("released_name", METHODS)
-def test_golden(shared, released_name):
-    cases = json.loads((shared / "golden" / "advantages.json").read_text())["cases"]
+def test_golden(released_name):
+    cases = json.loads((GOLDEN / "advantages.json").read_text())["cases"]
     assert cases
     row = ["experiment=toolrl/1.5b_grpo", "reading=as_released", f"saw.method={METHODS[released_name]}"]
     options = check_config(compose(*row)).options  # those of a training, and no others

@@ -95,7 +95,7 @@ def test_tables_pass_verls_checks_at_full_size(experiment, nodes, gpus, reading)
     assert settings.options.profile == ("released" if reading == "as_released" else "paper")
 
 
-#: Key -> its value in each reading: what the two differ in, by docs/sources.md.
+#: Key -> its value in each reading: what the two differ in, by docs/papers.md.
 OF_A_READING = {
     "saw.kl_in_reward": ("combined", "grpo_only"),
     "saw.options.profile": ("paper", "released"),

@@ -237,8 +237,8 @@ def reward_times() -> list[float]:
 
 
 def paper(lines: str, column: int) -> list[str]:
-    """The figures of a row of docs/sources.md."""
-    text = (ROOT / "docs" / "sources.md").read_text()
+    """The figures of a row of docs/papers.md."""
+    text = (ROOT / "docs" / "papers.md").read_text()
     (row,) = [line for line in text.splitlines() if line.startswith(f"| {lines}")]
     return re.findall(r"\+[\d.]+", row.split("|")[column])
 

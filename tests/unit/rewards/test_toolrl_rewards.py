@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saw.rewards import toolrl
+from tests.conftest import GOLDEN
 
 CALL = '{"name": "f", "parameters": {"a": 1, "b": "x"}}'
 TRUTH = f"<think> t </think>\n<tool_call>\n{CALL}\n</tool_call>"
@@ -18,8 +19,8 @@ def turn(*calls: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def golden(shared) -> dict:
-    return json.loads((shared / "golden" / "toolrl_rewards.json").read_text())
+def golden() -> dict:
+    return json.loads((GOLDEN / "toolrl_rewards.json").read_text())
 
 
 VARIANTS = [
@@ -198,9 +199,9 @@ def released_block(turn: str) -> str:
     return turn.split("<tool_call>")[1].split("</tool_call>")[0].strip()
 
 
-def test_golden_tags(shared):
+def test_golden_tags():
     """Tags out of order, doubled, missing or on one line score as in the released code."""
-    golden = json.loads((shared / "golden" / "toolrl_tags.json").read_text())
+    golden = json.loads((GOLDEN / "toolrl_tags.json").read_text())
     assert len(golden["cases"]) > 50
     for name, setting in golden["settings"].items():
         options = toolrl.from_released_switches(setting["switches"])

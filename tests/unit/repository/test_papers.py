@@ -1,4 +1,4 @@
-"""What is said to come from the paper comes from it, and nobody is sent to a file that he does not have."""
+"""docs/papers.md has an entry for everything, facts carry the letter of their source, and citations resolve."""
 
 import re
 import subprocess
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from saw.method.registry import MEASURES, METHODS, SMOOTHING
 from tests.configs import CONFIGS
 from tests.conftest import ROOT
 
@@ -22,26 +23,15 @@ SHOWN = {
         "path": "Reddit TL;DR with {}",
         "total_epochs": "Total Epochs {}",
     },
-    "judge/base.yaml": {"objectives": '{}": {{ "score": [Integer] }}'},
+    "judge/base.yaml": {"objectives": '"{}": {{ "score": [Integer]'},
 }
-#: The same for the rows of docs/sources.md: what the review must hold.
-SHOWN_IN_DOCS = {
-    "GRPO, GDPO": ["both GRPO and GDPO"],
-    "random, static weights": ["random-weighting", "static-weighting"],
-    "MO-GRPO": ["Mo-grpo", "arXiv:2509.22047"],
-    "model": ["Reddit TL;DR with Qwen2.5-1.5B-Instruct"],
-    "data set": ["Michael Völske", "2017"],
-    "objectives": ['quality": { "score"', '"conciseness": { "score"'],
-    "scores": ['"score": [Integer]'],
-    "rubric": ["Core Message", "Filler Words", "Penalize hallucinations heavily", "# Task Input", "# Output Format"],
-    "duration": ["Total Epochs 11", "Train Batch Size 256"],
-    "a value 2048": ["2048"],
-}
+PAPERS = (ROOT / "docs" / "papers.md").read_text()
 
 
-def plain(text: str) -> str:
-    """Line breaks and typographic quotes do not count."""
-    return re.sub(r"\s+", " ", text.translate(str.maketrans("“”‘’", "\"\"''")))
+def quotes() -> dict[str, list[str]]:
+    """The words of the review that docs/papers.md quotes, by the row that they prove."""
+    lines = re.findall(r"^- ([\w ]+): (`.*`)$", PAPERS.partition("in its words:")[2], re.M)
+    return {row: re.findall(r"`([^`]+)`", words) for row, words in lines}
 
 
 def lettered(path: Path) -> list[tuple[str, str, str]]:
@@ -49,16 +39,58 @@ def lettered(path: Path) -> list[tuple[str, str, str]]:
     return [(match["key"], match["value"], match["letters"]) for match in found if match]
 
 
-def rows_of_sources() -> list[tuple[str, str, str]]:
-    """Section, first and last cell of every row of docs/sources.md's tables."""
-    section, rows = "", []
-    for line in (ROOT / "docs" / "sources.md").read_text().splitlines():
+def rows_of_facts() -> list[tuple[str, str, str, str]]:
+    """Section, first, second and last cell of every row of docs/papers.md's tables that end with a source."""
+    section, with_source, rows = "", False, []
+    for line in PAPERS.splitlines():
         if line.startswith("## "):
             section = line[3:]
-        elif line.startswith("| ") and section:
+        elif line.startswith("| "):
             cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("|"))]
-            rows.append((section, cells[0], cells[-1]))
-    return [row for row in rows if row[2] != "source"]
+            with_source = with_source or cells[-1] == "source"
+            if with_source and cells[-1] != "source" and section:
+                rows.append((section, cells[0], cells[1], cells[-1]))
+        elif not line.startswith("|"):
+            with_source = False
+    return rows
+
+
+def entries() -> dict[str, str]:
+    """The method entries of docs/papers.md: each heading's names, and the text below it."""
+    methods = PAPERS.partition("\n## Methods\n")[2].partition("\n## ")[0]
+    return dict(re.findall(r"^### (.*)\n((?:(?!###).*\n)*)", methods, re.M))
+
+
+def test_every_method_has_one_complete_entry():
+    """Kind: a method, measure or option that is added and has no entry, or an entry without its setting or test."""
+    named = [name for heading in entries() for name in re.findall(r"`(\w+)`", heading)]
+    assert sorted(named) == sorted(METHODS)
+    for heading, text in entries().items():
+        parts = re.findall(r"^- \*\*(\w+):\*\*", text, re.M)
+        assert parts == ["Paper", "Equation", "Code", "Setting", "Caveat", "Test"], heading
+        for name in re.findall(r"`(\w+)`", heading):
+            assert f"`weighting.{METHODS[name].weighting.compute.__name__}`" in text, heading
+
+
+@pytest.mark.parametrize(
+    ("section", "names"),
+    [
+        ("Aggregations", {method.aggregation.combine.__name__ for method in METHODS.values()}),
+        ("Measures", MEASURES),
+        ("Smoothing", [f"saw.options.{name}" for name in (*SMOOTHING, "log_only")]),
+    ],
+)
+def test_every_part_of_a_method_has_one_row(section, names):
+    text = PAPERS.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    assert sorted(re.findall(r"^\| `([\w.]+)`", text, re.M)) == sorted(names)
+
+
+def test_every_cited_test_is_there():
+    cited = re.findall(r"((?:`test_\w+`(?:, | and )?)+) in\s+\[[\w.]+\]\(\.\./(tests/[\w/.]+)\)", PAPERS)
+    assert len(cited) > 5
+    for names, file in cited:
+        for name in re.findall(r"`(\w+)`", names):
+            assert f"def {name}(" in (ROOT / file).read_text(), f"docs/papers.md: {file} has no {name}"
 
 
 def test_a_letter_is_read_from_its_line():
@@ -74,50 +106,40 @@ def test_a_letter_is_read_from_its_line():
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONFIGS)))
-def test_a_value_marked_p_is_in_the_review(path, shared):
-    """Kind: a value said to be the paper's that our copy of the paper's text does not show."""
-    review = plain((shared / "paper" / "review.txt").read_text())
+def test_a_value_marked_p_is_quoted_from_the_review(path):
+    """Kind: a value said to be the paper's that nothing we can read of the paper shows."""
+    review = [words for row in quotes().values() for words in row]
     evidence = SHOWN.get(str(path.relative_to(CONFIGS)), {})
     for key, value, letters in lettered(path):
-        if letters.startswith("P") and key != "profile":  # the method's own equations: docs/sources.md, "The method"
+        if letters.startswith("P") and key != "profile":  # the method's own equations
             assert key in evidence, f"{path.name}: {key} is marked P; which words of the review show it?"
             parsed = yaml.safe_load(value)
             for item in parsed if isinstance(parsed, list) else [parsed]:
                 words = evidence[key].format(str(item).removeprefix("Qwen/"))
-                assert words in review, f"{path.name}: {key} is marked P, but the review has no {words!r}"
+                assert words in review, f"{path.name}: {key} is marked P, but docs/papers.md does not quote {words!r}"
 
 
-def test_a_row_of_the_sources_marked_p_is_in_the_review(shared):
-    """Kind: as above, in docs/sources.md. The method's equations are the paper's own section, which it says."""
-    review = plain((shared / "paper" / "review.txt").read_text())
-    marked = [
-        (section, name)
-        for section, name, source in rows_of_sources()
-        if re.search(r"\bP\b", source) and section != "The method"
-    ]
-    assert marked
-    for section, name in marked:
-        assert name in SHOWN_IN_DOCS, (
-            f"docs/sources.md, {section}: {name} is marked P; which words of the review show it?"
-        )
-        for words in SHOWN_IN_DOCS[name]:
-            assert words in review, f"docs/sources.md, {section}: {name} is marked P, but the review has no {words!r}"
+def test_a_fact_marked_p_is_quoted_with_its_figures():
+    """Kind: as above, in docs/papers.md; and a quotation whose numbers are not those of its row."""
+    marked = {name: value for _, name, value, source in rows_of_facts() if re.search(r"\bP\b", f"{source} {value}")}
+    assert set(quotes()) == set(marked)
+    for name, words in quotes().items():
+        for figure in re.findall(r"\b\d{2,}\b", " ".join(words)):
+            assert figure in re.findall(r"\d+", f"{name} {marked[name]}"), (
+                f"docs/papers.md: {name} is quoted with {figure}"
+            )
 
 
-def test_what_only_a_note_says_is_in_no_review(shared):
-    """Kind: a fact marked N that the review shows would be P: the other direction."""
-    review = plain((shared / "paper" / "review.txt").read_text())
-    for words in ("emini-3", "temperature", "thinking off", "A100", "3B", "0 to 10", "33.53", "trl-lib"):
-        assert words not in review
+def test_the_note_s_values_are_marked_n():
     unit = {key for path in CONFIGS.rglob("*.yaml") for key, _, letters in lettered(path) if letters == "N"}
     assert {"model", "lowest", "highest", "temperature", "extra_body", "path", "n_gpus_per_node"} <= unit
 
 
-def test_every_row_of_the_sources_has_a_letter():
-    rows = rows_of_sources()
-    assert len(rows) > 30
-    for section, name, source in rows:
-        assert re.search(r"\b[PCNA]\b", source), f"docs/sources.md, {section}: {name} has no letter, but {source!r}"
+def test_every_fact_has_a_letter():
+    rows = rows_of_facts()
+    assert len(rows) > 20
+    for section, name, _, source in rows:
+        assert re.search(r"\b[PCNA]\b", source), f"docs/papers.md, {section}: {name} has no letter, but {source!r}"
 
 
 def test_a_setting_taken_over_has_the_letter_and_value_of_its_run():
@@ -159,9 +181,9 @@ def test_every_value_of_a_table_has_its_letter(path):
 # ------------------------------------------------------------------ what a reader can open
 
 TEXT = {".py", ".md", ".yaml", ".yml", ".txt", ".sh", ".toml", ".html", ".tex", ""}
-#: Names of files that are not in the repository; in tests, the fixture `shared` may open them.
+#: Names of files that are not in the repository.
 ABSENT = re.compile(
-    r"\bSPEC\b|\b(?:VERL|BFCL|STYLE)\.md\b|\.\./shared\b|/work/|(?<![\w/\"])(?:golden|prototypes|paper)/\w+\.(?:json|txt|md|py)"
+    r"\bSPEC\b|\b(?:VERL|BFCL|STYLE)\.md\b|\.\./shared\b|SAW_SHARED|/work/|(?<![\w/\"])(?:golden|prototypes|paper)/\w+\.(?:json|txt|md|py)"
 )
 
 
@@ -194,7 +216,7 @@ def test_no_file_sends_a_reader_to_a_source_he_does_not_have():
     cited = [
         f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
         for path in tracked()
-        if path != Path(__file__).resolve() and path != ROOT / "tests" / "conftest.py"
+        if path != Path(__file__).resolve()
         for number, line in enumerate(path.read_text().splitlines(), start=1)
         if ABSENT.search(line)
     ]
