@@ -224,7 +224,7 @@ def test_no_file_sends_a_reader_to_a_source_he_does_not_have():
 
 
 def test_every_relative_link_and_cited_document_is_there():
-    """Kind: the neighbour, a link or a ``docs/NAME.md`` that leads nowhere."""
+    """Kind: the neighbour, a link or a cited page that leads nowhere."""
     broken = []
     for path in tracked():
         text = path.read_text()
