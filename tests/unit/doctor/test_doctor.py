@@ -139,7 +139,7 @@ def others(monkeypatch):
 @pytest.fixture(scope="module")
 def gpu():
     """An experiment on four GPUs, with wandb."""
-    return compose("platform=gpu", "experiment=toolrl/1.5b_saw_gdpo")
+    return compose("platform=gpu", "experiment=toolrl")
 
 
 def changed(config, values: dict):
@@ -153,7 +153,7 @@ def changed(config, values: dict):
 def judged(monkeypatch):
     """An experiment with a judge."""
     monkeypatch.setenv("GEMINI_API_KEY", "a-key-of-a-judge")
-    return compose("platform=gpu", "experiment=tldr/saw_gdpo")
+    return compose("platform=gpu", "experiment=tldr")
 
 
 @pytest.fixture(scope="module")
@@ -620,9 +620,9 @@ def test_judges_key(gpu, judged, monkeypatch):
     monkeypatch.delenv("GEMINI_API_KEY")
     is_missing(services.judge_key(judged), "GEMINI_API_KEY")
     monkeypatch.delenv("JUDGE_URL", raising=False)
-    is_missing(services.judge_key(compose("experiment=tldr/saw_gdpo", "judge=server")), "JUDGE_URL")
+    is_missing(services.judge_key(compose("experiment=tldr", "judge=server")), "JUDGE_URL")
     monkeypatch.setenv("JUDGE_URL", "http://localhost:1/v1")
-    assert services.judge_key(compose("experiment=tldr/saw_gdpo", "judge=server")).status == "ok"
+    assert services.judge_key(compose("experiment=tldr", "judge=server")).status == "ok"
 
 
 def verdict(**values):
@@ -638,7 +638,7 @@ def test_judges_answer(gpu, judged):
     is_missing(services.judge_call(judged, ask=lambda options: verdict(fault="HTTP 401: wrong key")), "HTTP 401")
     assert services.judge_call(judged, calls=False, ask=never).status == "warning"
     served = compose(
-        "experiment=tldr/saw_gdpo", "judge=verl", "reward.reward_model.model_path=Qwen/Qwen2.5-7B-Instruct"
+        "experiment=tldr", "judge=verl", "reward.reward_model.model_path=Qwen/Qwen2.5-7B-Instruct"
     )
     assert services.judge_call(served, ask=never).status == "ok"
 
@@ -649,10 +649,10 @@ def test_the_one_question_is_a_real_request(monkeypatch):
     stand_in = StandIn()
     with serving(stand_in) as address:
         monkeypatch.setenv("JUDGE_URL", address)
-        line = services.judge_call(compose("experiment=tldr/saw_gdpo", "judge=server"))
+        line = services.judge_call(compose("experiment=tldr", "judge=server"))
     assert line.status == "ok"
     assert "quality" in line.found
-    is_missing(services.judge_call(compose("experiment=tldr/saw_gdpo", "judge=server")), "Connection")  # gone
+    is_missing(services.judge_call(compose("experiment=tldr", "judge=server")), "Connection")  # gone
 
 
 def test_ray_cluster(gpu):
