@@ -18,6 +18,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+#: This package's name for pip.
+DISTRIBUTION = "saw-rl"
 #: For a training and every recipe: torch and vLLM are extras, so that pip replaces neither.
 EVERYTHING = ("torch", "vllm", "all")
 
@@ -61,7 +63,7 @@ def problems(
     """
     version = version or _version
     requires = requires or _requires
-    needs = [("saw", requirement) for requirement in declared(extras)]
+    needs = [(DISTRIBUTION, requirement) for requirement in declared(extras)]
     for name in ("verl", "vllm"):
         found = version(name)
         # vLLM is compiled for one torch; the rest of what it declares is its own affair.
@@ -72,8 +74,8 @@ def problems(
         for by, need in needs
         if not _fits(version(need.name), need)
     ]
-    if version("saw") is None:
-        wrong.insert(0, Problem("saw", None, "saw", "verl, to find the plug-in,"))
+    if version(DISTRIBUTION) is None:
+        wrong.insert(0, Problem(DISTRIBUTION, None, DISTRIBUTION, "verl, to find the plug-in,"))
     return list(dict.fromkeys(wrong))
 
 
@@ -92,7 +94,7 @@ def declared(extras: Sequence[str]) -> list[Requirement]:
             continue
         seen.add(extra)
         for need in _for_us(known[extra]):
-            if canonicalize_name(need.name) == "saw":
+            if canonicalize_name(need.name) == DISTRIBUTION:
                 waiting += sorted(need.extras)
             else:
                 found.append(need)
@@ -101,13 +103,13 @@ def declared(extras: Sequence[str]) -> list[Requirement]:
 
 def report(wrong: Sequence[Problem], python: str = sys.executable) -> str:
     """The problems and the commands that repair them; torch and vLLM depend on the driver, so the user chooses them."""
-    chosen = {"saw", "torch", "vllm"}
+    chosen = {DISTRIBUTION, "torch", "vllm"}
     specs = sorted({f"'{problem.needed}'" for problem in wrong if problem.name not in chosen})
     lines = [f"{python} lacks {len(wrong)} of what is needed; nothing was installed:"]
     lines += [f"  {problem}" for problem in wrong]
     if specs:
         lines.append(f"install them: {python} -m pip install {' '.join(specs)}")
-    if _has(wrong, "saw"):
+    if _has(wrong, DISTRIBUTION):
         lines.append(f"install this repository: {python} -m pip install --no-deps -e {REPOSITORY}")
     if _has(wrong, "torch") or _has(wrong, "vllm"):
         lines.append("install the torch and vLLM that belong together and suit the driver (docs/installation.md)")

@@ -101,7 +101,7 @@ def _fork_workers(config: DictConfig) -> None:
     OmegaConf.update(config, key, py_executable(), force_add=True)
 
 
-@hydra.main(config_path="../../configs", config_name="train", version_base=None)
+@hydra.main(config_path="pkg://saw.configs", config_name="train", version_base=None)
 def main(config: DictConfig) -> None:
     """Run verl's own entry point on a composed configuration."""
     from verl.trainer import main_ppo
