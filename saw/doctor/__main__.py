@@ -148,7 +148,7 @@ def compose(overrides: Sequence[str], platform: Callable[[], str]) -> tuple[Dict
     """The configuration, None if it cannot be composed, and its line."""
     thing, needed = "configuration", "overrides of configs/train.yaml"
     try:
-        from recipes.common.compose import compose
+        from saw.runs.compose import compose
 
         if not any(override.startswith("platform=") for override in overrides):
             overrides = (f"platform={platform()}", *overrides)
@@ -190,7 +190,7 @@ def check_config(config: DictConfig, platform: str | None = None) -> None:
     from verl.trainer import main_ppo
 
     from saw.runs import train
-    from saw.verl.settings import check_config
+    from saw.verl.config_checks import check_config
 
     config = copy.deepcopy(config)
     train.settle(config, platform)

@@ -14,7 +14,8 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from saw.machine import accelerator, cluster
-from saw.runs import handover, metrics_file
+from saw.records import metrics_file
+from saw.runs import handover
 
 #: Why this platform was picked, from the start of this process to the configuration that it composes.
 REASON = "SAW_PLATFORM_REASON"
@@ -52,7 +53,7 @@ def settle(config: DictConfig, platform: str | None) -> None:
     Raises:
         ValueError: naming the key.
     """
-    from saw.verl.settings import ConfigError
+    from saw.verl.config import ConfigError
 
     handover.settle(config)
     cluster.needed(config)  # names a count that is none; verl would divide by it

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from saw.verl.settings import check_config
+from saw.verl.config_checks import check_config
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
