@@ -73,7 +73,8 @@ def test_verls_command_takes_the_plug_in_and_the_objectives():
         config = hydra_compose("ppo_trainer", overrides=["+plugin=saw", f"+saw.objectives={objectives}", grpo])
         shipped = hydra_compose("ppo_trainer", overrides=["+plugin=saw", "+objectives=toolrl"])
     assert check_config(config).names == ("format", "correctness")
-    assert config.algorithm.adv_estimator == config.trainer.v1.trainer_mode == config.reward.reward_manager.name == "saw"
+    selected = (config.trainer.v1.trainer_mode, config.algorithm.adv_estimator, config.reward.reward_manager.name)
+    assert selected == ("saw", "saw", "saw")
     assert shipped.saw == compose().saw
 
 

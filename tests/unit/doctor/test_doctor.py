@@ -637,9 +637,7 @@ def test_judges_answer(gpu, judged):
     assert services.judge_call(judged, ask=lambda options: verdict()).status == "ok"
     is_missing(services.judge_call(judged, ask=lambda options: verdict(fault="HTTP 401: wrong key")), "HTTP 401")
     assert services.judge_call(judged, calls=False, ask=never).status == "warning"
-    served = compose(
-        "experiment=tldr", "judge=verl", "reward.reward_model.model_path=Qwen/Qwen2.5-7B-Instruct"
-    )
+    served = compose("experiment=tldr", "judge=verl", "reward.reward_model.model_path=Qwen/Qwen2.5-7B-Instruct")
     assert services.judge_call(served, ask=never).status == "ok"
 
 

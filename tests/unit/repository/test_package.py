@@ -68,5 +68,6 @@ def test_a_training_composes_from_a_wheel(installed, tmp_path):
 def test_verls_own_command_finds_the_plug_in_in_a_wheel(installed, tmp_path):
     objectives = "+saw.objectives={right: {minimum: 0}, short: {minimum: 0, priority: 2}}"
     config = composed(installed, tmp_path, "verl.trainer.main_ppo", "+plugin=saw", objectives, "saw.method=saw_grpo")
-    assert config.algorithm.adv_estimator == config.trainer.v1.trainer_mode == config.reward.reward_manager.name == "saw"
+    selected = (config.trainer.v1.trainer_mode, config.algorithm.adv_estimator, config.reward.reward_manager.name)
+    assert selected == ("saw", "saw", "saw")
     assert (config.saw.method, config.saw.objectives.short.priority) == ("saw_grpo", 2)

@@ -559,7 +559,8 @@ def _name(line: str) -> str | None:
 
 # -- the check of somebody's own environment --------------------------------------------------------------------------
 FITS = {
-    "saw-rl": "0.1.0", "numpy": "2.3.5", "pydantic": "2.14.3", "torch": "2.11.0+cu128", "vllm": "0.24.0", "verl": "0.9.1",
+    "saw-rl": "0.1.0", "numpy": "2.3.5", "pydantic": "2.14.3",
+    "torch": "2.11.0+cu128", "vllm": "0.24.0", "verl": "0.9.1",
     "TransferQueue": "0.1.11", "hydra-core": "1.3.2", "psutil": "7.2", "pyarrow": "26.0", "ray": "2.60.0",
     "wrapt": "2.5.2", "transformers": "5.9.0", "huggingface-hub": "1.33.0", "rich": "15.0", "typer": "0.29.2",
 }  # fmt: skip
@@ -592,7 +593,8 @@ def check(**installed: str | None) -> list[str]:
         ({"transformers": "5.11.1"},
          ["transformers: 5.11.1 is installed, verl 0.9.1 needs transformers!=5.6.0,<5.11,>=5.5.3"]),
         ({"ray": None},
-         ["ray: not installed, saw-rl needs ray[default]", "ray: not installed, verl 0.9.1 needs ray[default]>=2.41.0"]),
+         ["ray: not installed, saw-rl needs ray[default]",
+          "ray: not installed, verl 0.9.1 needs ray[default]>=2.41.0"]),
         ({"saw-rl": None}, ["saw-rl: not installed, verl, to find the plug-in, needs saw-rl"]),
     ],
 )  # fmt: skip
