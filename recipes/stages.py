@@ -22,7 +22,7 @@ from typing import Any
 from tqdm import tqdm
 
 from recipes.files import write_whole
-from saw import accelerator
+from saw import accelerator, environment
 from saw.cluster import nodes_of_the_cluster
 from saw.launch import Job, Run, RunFailed, stop_job_in
 from saw.report import step_line
@@ -59,9 +59,9 @@ class Stage:
         return self.folder / f"{self.name}.started.json"
 
     def line(self) -> str:
-        """What a shell would be given."""
+        """What a shell would be given, in which this Python's environment may not be active."""
         variables = [f"{key}={shlex.quote(value)}" for key, value in self.environment.items()]
-        return " ".join([*variables, shlex.join(["python", *self.command])])
+        return " ".join([*variables, environment.python(), shlex.join(self.command)])
 
     def is_done(self) -> bool:
         """Whether it has been finished.
@@ -198,8 +198,7 @@ def show(shared: Sequence[Stage], chains: Mapping[str, Sequence[Stage]]) -> None
 
 def gpus_of_a_node() -> int:
     """GPUs of this machine that a training could use."""
-    found = accelerator.probe()
-    return len(found.devices) if found.usable else 0
+    return len(accelerator.probe().usable_devices)
 
 
 def gpus_of_the_cluster() -> int:

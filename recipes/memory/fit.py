@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterable
 from dataclasses import replace
 
 from recipes.memory.phases import GIB, Estimate, Phase
 from recipes.memory.settings import TOKEN_KEYS
+from saw import accelerator
 
 #: Share of the memory on a GPU's label that CUDA gives to a program: 79.1 of 80 GiB, 39.4 of 40.
 USABLE = 0.98
@@ -92,10 +92,5 @@ def usable(gib: float) -> float:
 
 
 def memory_of_a_gpu() -> float | None:
-    """Usable bytes of this machine's smallest GPU; None without one."""
-    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    try:
-        listed = subprocess.run(query, capture_output=True, text=True, check=True, timeout=60).stdout
-        return min(usable(float(line) / 1024) for line in listed.split())
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return None
+    """Bytes that a program can use of this machine's smallest GPU; None where torch can use none."""
+    return accelerator.probe().memory
