@@ -37,7 +37,11 @@ def parser(description: str | None, name: str, default_rehearsal_method: str = "
         name (str): of the folder below ``$SAW_RUNS``.
         default_rehearsal_method (str): the one row that a rehearsal takes unless rows are named.
     """
-    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # the script looks for --dry-run before it sets up
+    )
     options.set_defaults(table=name, default_rehearsal_method=default_rehearsal_method)
     options.add_argument("--method", action="append", choices=METHODS, help="may be repeated; all if absent")
     options.add_argument("--seeds", type=seed_list, default=[1], metavar="1,2,3", help="one training each (1)")
@@ -151,6 +155,8 @@ def check_machine(arguments: argparse.Namespace, folders: Iterable[tuple[str, st
 
 
 def _check_gpus(arguments: argparse.Namespace) -> list[str]:
+    if os.environ.get("SAW_PLATFORM", "").strip().lower() == "cpu":
+        return ["SAW_PLATFORM is cpu, and a table trains on GPUs: add --rehearse, or unset SAW_PLATFORM"]
     wanted = arguments.gpus * arguments.nodes
     if (address := cluster_address()) is not None:
         where, there = f"the Ray cluster {address}", gpus_of_the_cluster()
