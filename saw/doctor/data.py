@@ -18,14 +18,16 @@ if TYPE_CHECKING:
 
 #: Seconds for one request.
 LIMIT = 10.0
-#: Folder below $SAW_RUNS -> the script that makes the data and the toy model in it before it trains, and the module that
-#: makes the data alone.
-MAKERS: Mapping[str, tuple[str, str | None]] = {
-    "quickstart": ("bash scripts/quickstart.sh", "data_prep.toy_toolrl"),
-    "study_toys": ("bash scripts/study.sh lm", None),
-    "tldr": ("bash scripts/reproduce_table2.sh", "data_prep.tldr"),
-    "toolrl": ("bash scripts/reproduce_table1.sh --source rlla_rl.json", "data_prep.toolrl --source rlla_rl.json"),
+#: Folder below $SAW_RUNS -> the script that makes it before it trains, and the module that it makes it with.
+MAKERS: Mapping[str, tuple[str, str]] = {
+    "quickstart/data": ("bash scripts/quickstart.sh", "data_prep.toy_toolrl"),
+    "quickstart/model": ("bash scripts/quickstart.sh", "recipes.quickstart.toy_model"),
+    "study_toys/model": ("bash scripts/study.sh lm", "recipes.quickstart.toy_model"),
+    "tldr/data": ("bash scripts/reproduce_table2.sh", "data_prep.tldr"),
+    "toolrl/data": ("bash scripts/reproduce_table1.sh --source rlla_rl.json", "data_prep.toolrl --source rlla_rl.json"),
 }
+#: The files in a folder of data.
+SPLITS = ("train.parquet", "test.parquet")
 WEIGHTS = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
 
 Lookup = Callable[[str, str], str | None]
@@ -141,11 +143,10 @@ def has_config(name: str, cached: Lookup = in_cache) -> bool:
     return (folder / "config.json").is_file() or (is_hub_name(name) and cached(name, "config.json") is not None)
 
 
-def maker_of(path: Path) -> tuple[str, str | None] | None:
-    """The script that makes a file or folder, and the module that makes the data alone; None if no script does."""
-    runs = Path(os.environ.get("SAW_RUNS", "runs")).expanduser().absolute()
-    path = path.absolute()
-    return MAKERS.get(path.relative_to(runs).parts[0]) if path.is_relative_to(runs) and path != runs else None
+def maker_of(folder: Path) -> tuple[str, str] | None:
+    """The script that makes a folder, and the module that it makes it with; None if no script does."""
+    runs, folder = Path(os.environ.get("SAW_RUNS", "runs")).expanduser().absolute(), folder.absolute()
+    return MAKERS.get(folder.relative_to(runs).as_posix()) if folder.is_relative_to(runs) else None
 
 
 def absent_files(find: Callable[[str], str | None], read: bool = True) -> list[str]:
@@ -242,13 +243,17 @@ def files(config: DictConfig, key: str) -> Line:
     remedy = f"set data.{key} to what is there; docs/extend.md and the modules of data_prep say how rows are made"
     if not names or names == [None]:
         return missing(thing, f"data.{key} names none", needed, remedy)
-    counts = []
+    counts, later = [], None
     for name in names:
         if "://" in name:
             return warning(thing, f"{name}, not looked at", needed, "see that every node can read it")
         path = Path(name).expanduser()
         if not path.exists():
-            return absent_data(thing, path, needed, remedy)
+            line = absent_data(thing, path, needed, remedy)
+            if line.status == "missing":
+                return line
+            later = line
+            continue
         try:
             rows, first = read_first(path)
         except Exception as error:  # noqa: BLE001  of the file system, of Arrow, of JSON
@@ -256,20 +261,20 @@ def files(config: DictConfig, key: str) -> Line:
         if fault := row_fault(first, columns):
             return missing(thing, f"{path}: {fault}", needed, remedy)
         counts.append(f"{rows} rows in {path}" if rows else f"{path}")
-    return ok(thing, "; ".join(counts), needed)
+    return later or ok(thing, "; ".join(counts), needed)
 
 
 def absent_data(thing: str, path: Path, needed: str, remedy: str) -> Line:
     """The line of a data file that is not there, with the commands that make it, if there are any."""
-    maker = maker_of(path)
+    maker = maker_of(path.parent) if path.name in SPLITS else None
     if maker is None:
         return missing(thing, f"{path}: there is no such file", needed, remedy)
     script, module = maker
     done = path.parent / "data.done.json"
     if done.exists():  # the script would pass over it
         return missing(thing, f"{path} is gone", needed, f"remove {done}, then {script} makes it again")
-    alone = f"; by itself: {environment.python()} -m {module} --out {path.parent}" if module else ""
-    return note(thing, f"not yet: {path}", needed, f"{script} makes it before it trains{alone}")
+    alone = f"{environment.python()} -m {module} --out {path.parent}"
+    return note(thing, f"not yet: {path}", needed, f"{script} makes it before it trains; to make it now: {alone}")
 
 
 def read_first(path: Path) -> tuple[int | None, dict[str, Any] | None]:

@@ -92,7 +92,10 @@ def wandb(
         key = "key in ~/.netrc"
     else:
         return missing(
-            "wandb", f"no key for {address}", "a key", f"export WANDB_API_KEY, or {environment.program('wandb')} login; or {other}"
+            "wandb",
+            f"no key for {address}",
+            "a key",
+            f"export WANDB_API_KEY, or {environment.program('wandb')} login; or {other}",
         )
     if not calls:
         return ok("wandb", f"{key}; {address} not called", "a key")
@@ -247,7 +250,9 @@ def ray_cluster(config: DictConfig | None, cluster: Cluster | None) -> Line:
         remedy = "start one (docs/clusters.md; recipes/toolrl/slurm.sh), and set RAY_ADDRESS; or trainer.nnodes=1"
         return missing("Ray cluster", "RAY_ADDRESS is not set", f"{nodes} nodes", remedy)
     if cluster.error:
-        remedy = f"see that it runs and its port can be reached ({environment.program('ray')} status), or unset RAY_ADDRESS"
+        remedy = (
+            f"see that it runs and its port can be reached ({environment.program('ray')} status), or unset RAY_ADDRESS"
+        )
         return missing("Ray cluster", f"{cluster.address}: {cluster.error}", f"{nodes} nodes", remedy)
     found = f"{cluster.address}: {len(cluster.nodes)} nodes, {cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs"
     if len(cluster.nodes) < nodes:
