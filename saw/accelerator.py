@@ -180,9 +180,7 @@ def unusable(found: Found, visible: str | None = None) -> str:
         return f"{there}: this torch is built without CUDA. To mend it, {environment.cuda()}; {REHEARSE}"
     needed = driver_needed(found.torch_cuda)
     if needed is not None and found.driver is not None and int(found.driver.split(".")[0]) < needed:
-        remedy = (
-            "Update the driver, or use a torch for an older CUDA (an environment of your own: docs/installation.md)"
-        )
+        remedy = "Update the driver, or use an environment of your own, with a torch for it (docs/installation.md)"
     elif visible is not None:
         remedy = f"CUDA_VISIBLE_DEVICES is {visible!r}: set it to GPUs that are there, or unset it"
     else:

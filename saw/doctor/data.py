@@ -240,7 +240,8 @@ def files(config: DictConfig, key: str) -> Line:
         return warning(thing, "read by data.custom_cls, not looked at", "", "see that it finds its files")
     columns = [config.data.get("prompt_key", "prompt"), "data_source", "reward_model"]
     needed = f"rows with {', '.join(columns)}"
-    remedy = f"set data.{key} to what is there; docs/extend.md and the modules of data_prep say how rows are made"
+    made = f"{environment.python()} -m data_prep.toolrl (or data_prep.tldr) makes one"
+    remedy = f"set data.{key} to a file that is there; {made}"
     if not names or names == [None]:
         return missing(thing, f"data.{key} names none", needed, remedy)
     counts, later = [], None
