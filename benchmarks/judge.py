@@ -22,8 +22,8 @@ import psutil
 import requests
 
 from recipes.tldr.stand_in_judge import scores
-from saw.judge import Judge, JudgeOptions, Verdict, prompt
-from saw.provenance import commit, machine
+from saw.records.provenance import commit, machine
+from saw.rewards.judge import Judge, JudgeOptions, Verdict, prompt
 
 #: Faults that occupy a slot until the client has had enough.
 HANGING = ("never_ends", "slow_drip")

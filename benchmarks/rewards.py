@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 
-from saw.provenance import commit, machine
+from saw.records.provenance import commit, machine
 from saw.rewards import toolrl
 
 CALL = '{"name": "get_weather", "parameters": {"city": "Paris", "days": 3}}'

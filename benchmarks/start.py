@@ -26,9 +26,9 @@ import psutil
 
 from data_prep.toy_toolrl import write_splits
 from recipes.quickstart.toy_model import make_toy_model
-from saw.launch import Run, processes_of
-from saw.provenance import commit, machine, versions
+from saw.records.provenance import commit, machine, versions
 from saw.report.tables import markdown, write_csv
+from saw.runs.process_tree import Run, processes_of
 
 ROOT = Path(__file__).resolve().parents[1]
 CLOCK = Path(__file__).with_name("import_clock")
@@ -94,7 +94,7 @@ def measure(tree: Path, data: tuple[Path, Path], model: Path, folder: Path, over
     clock = folder / "imports"
     clock.mkdir(parents=True)
     command = [
-        *(sys.executable, "-m", "saw.train", "experiment=quickstart", "trainer.total_training_steps=2"),
+        *(sys.executable, "-m", "saw.runs.train", "experiment=quickstart", "trainer.total_training_steps=2"),
         *(f"data.train_files={data[0]}", f"data.val_files={data[1]}", f"actor_rollout_ref.model.path={model}"),
         *(f"trainer.default_local_dir={folder / 'checkpoints'}", *overrides),
     ]
@@ -140,7 +140,7 @@ def role(cmdline: Sequence[str], name: str) -> str:
         return "" if found[1] == "IDLE" else found[1]
     line = " ".join(cmdline)
     for sign, meaning in {
-        "saw.train": "driver",
+        "saw.runs.train": "driver",
         "EngineCore": "vLLM engine",
         "forked_workers.py --template": "template of the workers",
         "gcs_server": "Ray: control store",

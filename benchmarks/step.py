@@ -23,10 +23,10 @@ from pathlib import Path
 
 from data_prep.toy_toolrl import write_splits
 from recipes.quickstart.toy_model import make_toy_model
-from saw.launch import Run
-from saw.provenance import commit, machine, versions
-from saw.report.comparison import bootstrap_median
+from saw.records.provenance import commit, machine, versions
+from saw.report.seed_statistics import bootstrap_median
 from saw.report.tables import markdown, write_csv
+from saw.runs.process_tree import Run
 
 #: Name in the table -> method and options.
 CASES: dict[str, tuple[str, dict]] = {
@@ -50,7 +50,7 @@ WARM_UP = 2
 def command(data: tuple[Path, Path], model: Path, steps: int, arguments: argparse.Namespace) -> list[str]:
     """The training whose steps are timed."""
     return [
-        *(sys.executable, "-m", "saw.train", "experiment=quickstart", "saw.method=gradient_grpo"),
+        *(sys.executable, "-m", "saw.runs.train", "experiment=quickstart", "saw.method=gradient_grpo"),
         *(f"data.train_files={data[0]}", f"data.val_files={data[1]}", f"actor_rollout_ref.model.path={model}"),
         *(f"data.train_batch_size={arguments.prompts}", f"data.max_response_length={arguments.tokens}"),
         f"actor_rollout_ref.actor.ppo_mini_batch_size={arguments.prompts}",

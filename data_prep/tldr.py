@@ -28,7 +28,7 @@ from data_prep.sources import BadSource, fault_of_text, read_json, read_jsonl, r
 
 logger = logging.getLogger(__name__)
 
-#: The Hub's data set, our assumption (docs/sources.md): name, revision, and where the post and the summary stand.
+#: The Hub's data set, our assumption (docs/papers.md): name, revision, and where the post and the summary stand.
 HUB, REVISION, POST, SUMMARY = "trl-lib/tldr", "main", "prompt", "completion"
 TRAIN_ROWS, TEST_ROWS = 2560, 256
 INSTRUCTION = "Summarize the following Reddit post in one or two sentences. Reply with the summary only."

@@ -32,7 +32,7 @@ from datasets.arrow_writer import ArrowWriter
 from datasets.utils.logging import disable_progress_bar
 
 from data_prep.download import DownloadFailed, fetch
-from data_prep.rows import make_row
+from data_prep.row_schema import make_row
 from data_prep.sources import BadSource, fault_of_messages, fault_of_text, read_json, read_parquet
 from saw.rewards.toolrl import format_reward, is_tool_call, parse_tool_calls
 

@@ -7,8 +7,5 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 cd "$repository"
 set_up
-what=advantage
-case ${1:-} in
-  advantage | rewards | judge | step | start) what=$1; shift ;;
-esac
-exec "$python" -m "benchmarks.$what" "$@"
+if [ "${1:-}" = "" ] || [ "${1#-}" != "$1" ]; then set -- advantage "$@"; fi
+exec "$python" -m saw benchmark "$@"

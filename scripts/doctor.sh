@@ -10,4 +10,4 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 export SAW_RUNS="${SAW_RUNS:-$repository/runs}"
 set_up
-exec "$python" -m saw.doctor "$@"
+exec "$python" -m saw doctor "$@"

@@ -50,7 +50,7 @@ container: NVIDIA_DRIVER_CAPABILITIES=compute,utility), or $on_cpu"
   fi
 }
 
-# What the variables say about the platform, in the order in which saw/accelerator.py asks them; nothing if they don't.
+# What the variables say about the platform, in the order in which saw/machine/accelerator.py asks them; nothing if they don't.
 told_platform() {
   case ${SAW_PLATFORM:-} in
     cpu | gpu) echo "$SAW_PLATFORM"; return ;;

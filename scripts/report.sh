@@ -8,6 +8,5 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 set_up
-module=saw.report
-if [ "${1:-}" = dashboard ]; then module=saw.report.dashboard; shift; fi
-exec "$python" -m "$module" "$@"
+if [ "${1:-}" = dashboard ]; then exec "$python" -m saw "$@"; fi
+exec "$python" -m saw report "$@"

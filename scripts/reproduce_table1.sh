@@ -10,4 +10,4 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 export SAW_RUNS="${SAW_RUNS:-$repository/runs}"
 set_up_unless_dry --bfcl "$@"
-exec "$python" -m recipes.toolrl.reproduce "$@"
+exec "$python" -m saw reproduce table1 "$@"

@@ -238,7 +238,7 @@ check_active() {
   if $dev; then extras+=(dev); fi
   if ! fits "$python"; then fail "SAW_VENV is active, and $python is no Python 3.11 or 3.12"; fi
   "$python" -c "import packaging" || fail "$python has no packaging, by which it is checked: pip install packaging"
-  "$python" -P saw/requirements_check.py "${extras[@]}"
+  "$python" -P saw/machine/requirements.py "${extras[@]}"
 }
 
 # A browser of the system, which the report's page is looked at with; without one, that test is skipped and says so.

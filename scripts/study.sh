@@ -7,13 +7,7 @@
 # See --help; what is finished is not trained again. Variables of the set-up are in scripts/environment.sh.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-case ${1:-} in
-  tabular) module=recipes.study.tabular_study ;;
-  lm) module=recipes.study.lm ;;
-  *) fail "the first argument is '${1:-}'; expected tabular or lm" ;;
-esac
-shift
 cd "$repository"
 export SAW_RUNS="${SAW_RUNS:-$repository/runs}"
 set_up
-exec "$python" -m "$module" "$@"
+exec "$python" -m saw study "$@"

@@ -8,4 +8,4 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 export SAW_RUNS="${SAW_RUNS:-$repository/runs}"
 set_up_unless_dry "" "$@"
-exec "$python" -m recipes.ablations.sweep "$@"
+exec "$python" -m saw sweep "$@"

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from saw import accelerator
+from saw.machine import accelerator
 
 ROOT = Path(__file__).resolve().parents[1]
-#: Golden values and real rows; they are no part of the repository, and the tests that need them skip without.
-SHARED = Path(os.environ.get("SAW_SHARED", ROOT.parent / "shared"))
+#: Numbers that the released code computed, see its README.md.
+GOLDEN = ROOT / "tests" / "golden"
 #: What the tests run verl on, cpu or gpu.
 PLATFORM = accelerator.decide().name
 if PLATFORM == "cpu":  # verl in this process too
@@ -61,14 +61,6 @@ def pytest_collection_finish() -> None:
     """What was imported stays until the end; each garbage collection would look through it again."""
     gc.collect()
     gc.freeze()
-
-
-@pytest.fixture(scope="session")
-def shared() -> Path:
-    """The folder of golden values and real rows."""
-    if not SHARED.is_dir():
-        pytest.skip(f"no golden values: {SHARED} is absent (set SAW_SHARED)")
-    return SHARED
 
 
 @pytest.fixture(scope="session")

@@ -15,11 +15,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from recipes.compose import CONFIGS
-from recipes.reproduce import guarded, seed_list
-from recipes.stages import Stage, run_all, show
+from recipes.common.reproduce import guarded, seed_list
+from recipes.common.stages import Stage, run_all, show
 from saw.method.registry import METHODS
 from saw.report import plot_curves, read_history, summary_table
+from saw.runs.compose import CONFIGS
 
 #: Experiment -> where its toy model lies in the folder of all runs, and how it is made. The study's starts with nearly
 #: all formats spoilt and knows enough to answer right now and then: format has the longer way to go.
@@ -92,7 +92,13 @@ def plan(arguments: argparse.Namespace) -> dict[str, list[Stage]]:
             name, *own = split(method)
             folder = arguments.out / f"{label(method)}_seed{seed}"
             command = (
-                *("-m", "saw.train", f"experiment={arguments.experiment}", f"saw.method={name}", f"data.seed={seed}"),
+                *(
+                    "-m",
+                    "saw.runs.train",
+                    f"experiment={arguments.experiment}",
+                    f"saw.method={name}",
+                    f"data.seed={seed}",
+                ),
                 *(f"trainer.default_local_dir={folder}", f"trainer.experiment_name={folder.name}"),
                 *("trainer.resume_mode=auto", *own, *arguments.overrides),
             )

@@ -29,10 +29,10 @@ from transformers.utils import logging as transformers_logging
 
 from data_prep.toy_toolrl import write_splits
 from recipes.quickstart.toy_model import make_toy_model
-from saw.launch import Run, RunFailed
 from saw.method.registry import METHODS
-from saw.provenance import commit, machine, versions
+from saw.records.provenance import commit, machine, versions
 from saw.report import plot_curves, read_history, step_line, summary_table
+from saw.runs.process_tree import Run, RunFailed
 
 DEFAULT_METHODS = ("grpo", "saw_gdpo")
 DEFAULT_STEPS = 16
@@ -112,7 +112,7 @@ def _up(length: int, multiple: int = 64) -> int:
 def train(method: str, steps: int, overrides: list[str], folder: Path, fresh: bool) -> Run:
     """Train with one method, or take a finished run of the same command."""
     command = [
-        *(sys.executable, "-m", "saw.train", "experiment=quickstart"),
+        *(sys.executable, "-m", "saw.runs.train", "experiment=quickstart"),
         *(f"saw.method={method}", f"trainer.total_training_steps={steps}", f"trainer.default_local_dir={folder}"),
         *overrides,
     ]

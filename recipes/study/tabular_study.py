@@ -19,10 +19,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from recipes.study.tabular import Objective, Rule, Trajectories, World, learn
-from saw.provenance import commit, machine, versions
-from saw.report.comparison import Interval, bootstrap_mean, equivalence
+from recipes.study.tabular_world import Objective, Rule, Trajectories, World, learn
+from saw.records.provenance import commit, machine, versions
 from saw.report.figures import COLOURS, figure_of
+from saw.report.seed_statistics import Interval, bootstrap_mean, equivalence
 from saw.report.tables import markdown, write_csv
 
 THRESHOLD = 0.9

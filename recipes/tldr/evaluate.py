@@ -28,14 +28,14 @@ from rouge_score import rouge_scorer
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
-from recipes import sampling
-from recipes.compose import compose
-from recipes.files import claim, read_lines, write_whole
-from recipes.serve import SERVED, server
-from saw.judge import Judge, JudgeOptions, Verdict, prompt
-from saw.judge.options import JudgeError
-from saw.launch import RunFailed
-from saw.provenance import commit, machine, versions
+from recipes.common import sampling
+from recipes.common.files import claim, read_lines, write_whole
+from recipes.common.serve import SERVED, server
+from saw.records.provenance import commit, machine, versions
+from saw.rewards.judge import Judge, JudgeOptions, Verdict, prompt
+from saw.rewards.judge.options import JudgeError
+from saw.runs.compose import compose
+from saw.runs.process_tree import RunFailed
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 #: Share of the summaries that may lack a verdict; an evaluation with more is none.

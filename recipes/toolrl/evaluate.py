@@ -22,14 +22,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from recipes import sampling
-from recipes.files import claim, write_whole
-from recipes.serve import SERVED, server
+from recipes.common import sampling
+from recipes.common.files import claim, write_whole
+from recipes.common.serve import SERVED, server
 from recipes.toolrl.bfcl import results
 from recipes.toolrl.scores import CATEGORIES, scores
-from saw.launch import Job, RunFailed
-from saw.provenance import commit, machine, versions
+from saw.records.provenance import commit, machine, versions
 from saw.rewards.toolrl import format_reward
+from saw.runs.process_tree import Job, RunFailed
 
 #: Seconds for one run's questions, multi-turn ones take hours; for its scores.
 ASKING_LIMIT, SCORING_LIMIT = 12 * 3600, 3600

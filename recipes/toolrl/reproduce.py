@@ -15,10 +15,10 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from recipes import reproduce
-from recipes.stages import Stage
+from recipes.common import reproduce
+from recipes.common.stages import Stage
 from recipes.toolrl.evaluate import bfcl_python
-from recipes.toolrl.table import SIZES, Cell, write_table
+from recipes.toolrl.table1 import SIZES, Cell, write_table
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Table 1 on two nodes of eight GPUs: a Ray cluster on Slurm's nodes, in which the reproduction then trains.
-# An example: not run here, where there is no Slurm (tests/unit/test_slurm.py runs it with stand-ins). What the nodes
+# An example: not run here, where there is no Slurm (tests/unit/repository/test_slurm.py runs it with stand-ins). What the nodes
 # must share, and which variables reach them: docs/clusters.md.
 #
 #   sbatch recipes/toolrl/slurm.sh --source /data/rlla_rl.json --model 3b --seeds 1,2,3
@@ -63,7 +63,7 @@ stop_if_ray_ended() {
   done
 }
 joined() {
-  timeout 60 "$python" -c 'import sys; from saw.cluster import nodes_of_the_cluster as nodes
+  timeout 60 "$python" -c 'import sys; from saw.machine.cluster import nodes_of_the_cluster as nodes
 print(*(node.name.partition(".")[0] for node in nodes(sys.argv[1])))' "$address:$port" 2> "$errors"
 }
 wait_for() {

@@ -4,6 +4,6 @@
 takes what it looks at as arguments, so that a test can break it.
 """
 
-from saw.doctor.table import Line, missing, ok, warning
+from saw.doctor.lines import Line, missing, ok, warning
 
 __all__ = ["Line", "missing", "ok", "warning"]

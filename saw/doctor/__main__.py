@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from saw.doctor import data, machine, services, software
 from saw.doctor.estimates import checkpoint_bytes, fit
-from saw.doctor.table import Line, can_start, examine, missing, ok, say, shortened, show
+from saw.doctor.lines import Line, can_start, examine, missing, ok, say, shortened, show
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -131,15 +131,15 @@ def checks_of(config: DictConfig, calls: bool, found: Callable[[], Any], platfor
 
 
 def probe() -> Any:
-    """The accelerators, :class:`saw.accelerator.Found`."""
-    from saw.accelerator import probe
+    """The accelerators, :class:`saw.machine.accelerator.Found`."""
+    from saw.machine.accelerator import probe
 
     return probe()
 
 
 def platform_of(found: Callable[[], Any]) -> str:
     """cpu or gpu; a GPU that cannot be used is a GPU machine with a fault, which has a line of its own."""
-    from saw.accelerator import decide
+    from saw.machine.accelerator import decide
 
     try:
         return decide(os.environ, probe=found).name
@@ -151,7 +151,7 @@ def compose(overrides: Sequence[str], platform: Callable[[], str]) -> tuple[Dict
     """The configuration, None if it cannot be composed, and its line."""
     thing, needed = "configuration", "overrides of configs/train.yaml"
     try:
-        from recipes.compose import compose
+        from saw.runs.compose import compose
 
         if not any(override.startswith("platform=") for override in overrides):
             overrides = (f"platform={platform()}", *overrides)
@@ -162,15 +162,15 @@ def compose(overrides: Sequence[str], platform: Callable[[], str]) -> tuple[Dict
 
 
 def attention_of(config: DictConfig) -> Any:
-    """The attention that saw.train would choose."""
+    """The attention that saw.runs.train would choose."""
     from saw.verl.attention import choose
 
     return choose(config)
 
 
 def package_faults() -> list[Any]:
-    """What is missing or too old for the plug-in, each a :class:`saw.requirements_check.Problem`."""
-    from saw.requirements_check import problems
+    """What is missing or too old for the plug-in, each a :class:`saw.machine.requirements.Problem`."""
+    from saw.machine.requirements import problems
 
     return problems()
 
@@ -179,7 +179,7 @@ def settled(config: DictConfig | None, platform: Callable[[], str]) -> DictConfi
     """The configuration as the training would have it: what its variables say, with absolute paths."""
     settled = copy.deepcopy(config)
     try:
-        from saw import train
+        from saw.runs import train
 
         if settled is not None:
             train.settle(settled, platform())
@@ -189,11 +189,11 @@ def settled(config: DictConfig | None, platform: Callable[[], str]) -> DictConfi
 
 
 def check_config(config: DictConfig, platform: str | None = None) -> None:
-    """What saw.train checks before Ray starts: what all settings need, SAW's, then verl's own."""
+    """What saw.runs.train checks before Ray starts: what all settings need, SAW's, then verl's own."""
     from verl.trainer import main_ppo
 
-    from saw import train
-    from saw.verl.settings import check_config
+    from saw.runs import train
+    from saw.verl.config_checks import check_config
 
     config = copy.deepcopy(config)
     train.settle(config, platform)

@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from saw.doctor.table import shortened
-from saw.nodes import Node, Nodes
+from saw.doctor.lines import shortened
+from saw.machine.nodes import Node, Nodes
 
 #: Seconds for connecting, and for all nodes to read a file.
 LIMIT = 90

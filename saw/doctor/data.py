@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saw import environment
+from saw.doctor.lines import Line, missing, note, ok, shortened, warning
 from saw.doctor.services import reach
-from saw.doctor.table import Line, missing, note, ok, shortened, warning
+from saw.machine import environment
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 
 def shape_of(config: DictConfig) -> Any:
-    """The sizes of the experiment's model, :class:`recipes.memory.Shape`."""
-    from recipes.memory import shape_of
+    """The sizes of the experiment's model, :class:`saw.memory.Shape`."""
+    from saw.memory import shape_of
 
     return shape_of(config.actor_rollout_ref.model.path)
 
@@ -26,7 +26,7 @@ def fit(config: DictConfig, gpu_bytes: float) -> tuple[float, list[str]]:
     Raises:
         ValueError: for an experiment that the estimate does not cover.
     """
-    from recipes.memory import estimate, fits
+    from saw.memory import estimate, fits
 
     config = with_attention(config)
     found = estimate(config, shape_of(config), config.trainer.nnodes * config.trainer.n_gpus_per_node)
@@ -45,7 +45,7 @@ def with_attention(config: DictConfig) -> DictConfig:
 
 def checkpoint_bytes(config: DictConfig) -> float:
     """Bytes of the checkpoints that a training keeps, and of the merged model; 0 for one that saves none."""
-    from recipes.reproduce import training_bytes
+    from recipes.common.reproduce import training_bytes
 
     if config.trainer.save_freq <= 0:
         return 0.0

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saw.doctor.table import Line, gibibytes, gigabytes, missing, ok, shortened, warning
+from saw.doctor.lines import Line, gibibytes, gigabytes, missing, ok, shortened, warning
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -40,10 +40,10 @@ def driver(config: DictConfig | None, found: Any, environ: Mapping[str, str] = o
 
     Args:
         config (DictConfig | None): the experiment; None for none.
-        found (saw.accelerator.Found): what ``saw.accelerator.probe`` says of this machine.
+        found (saw.machine.accelerator.Found): what ``saw.machine.accelerator.probe`` says of this machine.
         environ (Mapping[str, str]): decides between CPU and GPU.
     """
-    from saw.accelerator import cluster_address, decide
+    from saw.machine.accelerator import cluster_address, decide
 
     has = f"driver {found.driver or 'none'}, torch for CUDA {found.torch_cuda or 'none'}"
     try:
@@ -62,10 +62,10 @@ def gpus(config: DictConfig | None, found: Any, cluster: Cluster | None = None) 
 
     Args:
         config (DictConfig | None): the experiment; None for none.
-        found (saw.accelerator.Found): this machine's.
+        found (saw.machine.accelerator.Found): this machine's.
         cluster (Cluster | None): the Ray cluster that runs already, whose GPUs count instead.
     """
-    from saw.accelerator import describe
+    from saw.machine.accelerator import describe
 
     there, where = (cluster.gpus, "the Ray cluster") if cluster else (len(found.usable_devices), "this machine")
     if not cluster and found.devices:
@@ -74,7 +74,7 @@ def gpus(config: DictConfig | None, found: Any, cluster: Cluster | None = None) 
         return ok("GPUs", f"{there:g} on {where}", "none on platform cpu" if config is not None else "")
     if cluster and cluster.error:
         return warning("GPUs", "not seen: the Ray cluster does not answer", "", "see the line of the Ray cluster")
-    from saw.cluster import needed
+    from saw.machine.cluster import needed
 
     wanted = needed(config).gpus
     shape = f"{wanted:g} ({config.trainer.nnodes} nodes x {config.trainer.n_gpus_per_node})"
@@ -91,13 +91,13 @@ def gpu_memory(config: DictConfig, found: Any, fit: Callable[[DictConfig, float]
 
     Args:
         config (DictConfig): the experiment.
-        found (saw.accelerator.Found): this machine's GPUs.
+        found (saw.machine.accelerator.Found): this machine's GPUs.
         fit (Callable): bytes that the training takes of a GPU of a size, and what does not fit.
     """
     thing = "GPU memory"
     if not on_gpus(config):
         return ok(thing, "not looked at", "none on platform cpu")
-    from recipes.memory import usable
+    from saw.memory import usable
 
     size = found.memory or usable(ASSUMED)
     try:
@@ -122,13 +122,13 @@ def cores(config: DictConfig | None, cluster: Cluster | None = None, there: Any 
     Args:
         config (DictConfig | None): the experiment; None for none.
         cluster (Cluster | None): the Ray cluster that runs already.
-        there (saw.cluster.Available | None): what Ray has; None takes the cluster's, or looks at this machine.
+        there (saw.machine.cluster.Available | None): what Ray has; None takes the cluster's, or looks at this machine.
     """
     if cluster and cluster.error:
         return warning("cores", "not seen: the Ray cluster does not answer", "", "see the line of the Ray cluster")
     if config is None:
         return ok("cores", f"{cluster.cpus:g}, as Ray counts" if cluster else f"{len(os.sched_getaffinity(0))} logical")
-    from saw.cluster import Available, available, check, needed
+    from saw.machine.cluster import Available, available, check, needed
 
     if there is None and cluster is not None:
         there = Available(f"the Ray cluster at {cluster.address}", cluster.nodes, own=False)
@@ -185,7 +185,7 @@ def disk(config: DictConfig | None, needed: Callable[[DictConfig], float], free:
         needed (Callable[[DictConfig], float]): bytes that its checkpoints take.
         free (int | None): bytes; None looks.
     """
-    from recipes.stages import free_bytes
+    from recipes.common.stages import free_bytes
 
     folder = Path(config.trainer.default_local_dir if config is not None else os.environ.get("SAW_RUNS", "runs"))
     folder = folder.absolute()

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saw import environment
 from saw.doctor.cluster import LIMIT as CLUSTER_LIMIT
 from saw.doctor.cluster import REFUSED, Cluster, look
-from saw.doctor.table import Line, missing, ok, say, shortened, warning
+from saw.doctor.lines import Line, missing, ok, say, shortened, warning
+from saw.machine import environment
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -118,7 +118,7 @@ def judge_options(config: DictConfig) -> Any:
     section = OmegaConf.select(config, JUDGE)
     if section is None:
         return None
-    from saw.judge.options import JudgeOptions
+    from saw.rewards.judge.options import JudgeOptions
 
     plain: Any = OmegaConf.to_container(section, resolve=True)
     return JudgeOptions.of(plain)
@@ -162,9 +162,9 @@ def ask_judge(options: Any) -> Any:
         options (JudgeOptions): the judge; nothing is kept.
 
     Returns:
-        saw.judge.Verdict: with a fault if it did not answer with scores.
+        saw.rewards.judge.Verdict: with a fault if it did not answer with scores.
     """
-    from saw.judge import Judge
+    from saw.rewards.judge import Judge
 
     limit = min(JUDGE_LIMIT, options.timeout)
     limits = {"attempts": 1, "longest_wait": 0.0, "timeout": limit, "cache": None, "faults": None}
@@ -220,11 +220,11 @@ def cluster_of(
     """
     address = environ.get("RAY_ADDRESS")
     try:
-        from saw.accelerator import cluster_address
+        from saw.machine.accelerator import cluster_address
 
         address = cluster_address(environ)
         if config is not None:
-            from saw.cluster import running
+            from saw.machine.cluster import running
 
             address = running(config)
         folder = config.trainer.default_local_dir if config is not None else environ.get("SAW_RUNS", "runs")

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saw import environment
-from saw.doctor.table import Line, missing, ok, shortened, warning
+from saw.doctor.lines import Line, missing, ok, shortened, warning
+from saw.machine import environment
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from saw.requirements_check import Problem
+    from saw.machine.requirements import Problem
 
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements"
 #: The files of each set, in requirements/; a later one overrules an earlier one.
@@ -41,7 +41,7 @@ def packages(check: Callable[[], Sequence[Problem]]) -> Line:
     wrong = list(check())
     if not wrong:
         return ok("packages", "all there", "what the plug-in imports")
-    from saw.requirements_check import repairs
+    from saw.machine.requirements import repairs
 
     made_for = environment.made_for()
     remedy = environment.set_up(made_for) if made_for else "; ".join(repairs(wrong, environment.pip_install()))

@@ -3,7 +3,7 @@
     python -m saw.report RUN... --out report
 
 :mod:`~saw.report.history` reads a run, :mod:`~saw.report.selection` says which runs count,
-:mod:`~saw.report.comparison` has the statistics, :mod:`~saw.report.figures`, :mod:`~saw.report.page` and
+:mod:`~saw.report.seed_statistics` has the statistics, :mod:`~saw.report.figures`, :mod:`~saw.report.page` and
 :mod:`~saw.report.dashboard` show them.
 """
 

@@ -15,18 +15,18 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from saw import metrics_file
+from saw.records import metrics_file
 from saw.report import figures, summary, tables
+from saw.report.caveats import warnings_of
 from saw.report.history import LOG, LoggedRun, NoSteps, read_run
 from saw.report.page import page
 from saw.report.selection import select
-from saw.report.warnings import warnings_of
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        prog="saw.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="saw report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders")
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder for the report (report)")

@@ -1,7 +1,7 @@
 """What a run left behind: its metrics, its configuration, its samples.
 
-The trainer logs ``metrics.jsonl``, one JSON object a step, with the names of :mod:`saw.verl.metrics`, and beside it
-``run.json`` (:mod:`saw.verl.record`) and ``val_samples.jsonl`` (:mod:`saw.verl.samples`).
+The trainer logs ``metrics.jsonl``, one JSON object per step, with the names of :mod:`saw.verl.step_metrics`, and
+beside it ``run.json`` (:mod:`saw.records.run_info`) and ``val_samples.jsonl`` (:mod:`saw.records.validation_samples`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from saw import metrics_file
+from saw.records import metrics_file
 
 PREFIX = "saw/"
 #: The log that the trainer writes into a run's folder.

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from saw.report.comparison import (
+from saw.report.history import LoggedRun, by_seed, objectives_of
+from saw.report.seed_statistics import (
     PairedTest,
     area_per_step,
     bootstrap_mean,
@@ -17,7 +18,6 @@ from saw.report.comparison import (
     pareto_front,
     steps_to,
 )
-from saw.report.history import LoggedRun, by_seed, objectives_of
 
 #: Last steps whose mean is a run's final value.
 LAST = 5

@@ -6,10 +6,10 @@ verl imports it in every process: by the entry point ``verl.plugins`` once this 
 - a trainer, ``trainer.v1.trainer_mode=saw`` (:mod:`saw.verl.trainer`),
 - an advantage estimator, ``algorithm.adv_estimator=saw`` (:mod:`saw.verl.estimator`),
 - a reward manager, ``reward.reward_manager.name=saw`` (:mod:`saw.verl.reward_manager`),
-- a check of the configuration before Ray starts (:mod:`saw.verl.early_check`),
-- for a training that uses them, a rollout that shares a machine with others (:mod:`saw.verl.rollout`),
+- a check of the configuration before Ray starts (:mod:`saw.verl.patches.validate_config`),
+- for a training that uses them, a rollout that shares a machine with others (:mod:`saw.verl.patches.weight_socket`),
 
-all set by one configuration section, ``saw``, which is :class:`saw.verl.settings.Settings`.
+all set by one configuration section, ``saw``, which is :class:`saw.verl.config.Settings`.
 
 Next to nothing is loaded here. Each registration waits until verl's registry is imported, and what is registered is
 loaded on first use: the trainer in the task runner, the reward manager in the reward workers.
@@ -20,17 +20,13 @@ from typing import Any
 
 from wrapt import lazy_import, when_imported
 
+from saw.verl.names import ACTIVE, NAME
 from saw.verl.version import check_version
-
-#: The name under which the trainer, the estimator and the reward manager are registered.
-NAME = "saw"
-#: Set to 1 for all processes of a training that uses SAW, by the check of its configuration.
-ACTIVE = "SAW_ACTIVE"
 
 check_version()
 
 if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
-    from saw.verl import cpu  # noqa: F401  before verl asks which platform it is on
+    import saw.verl.patches.cpu  # noqa: F401  before verl asks which platform it is on
 
 
 @when_imported("verl.trainer.ppo.v1.trainer_base")
@@ -50,15 +46,15 @@ def _register_reward_manager(registry: Any) -> None:
 
 @when_imported("verl.utils.config")
 def _check_early(config: Any) -> None:
-    from saw.verl import early_check
+    from saw.verl.patches.validate_config import wrap
 
-    early_check.wrap(config)
+    wrap(config)
 
 
 @when_imported("verl.workers.rollout.base")
 def _register_rollout(base: Any) -> None:
     if os.environ.get(ACTIVE) == "1":
-        base._ROLLOUT_REGISTRY["vllm", "async"] = "saw.verl.rollout.ServerAdapter"
+        base._ROLLOUT_REGISTRY["vllm", "async"] = "saw.verl.patches.weight_socket.ServerAdapter"
 
 
 @when_imported("verl.workers.rollout.replica")
@@ -68,6 +64,6 @@ def _register_replica(replica: Any) -> None:
 
 
 def _replica() -> type:
-    from saw.verl.rollout import Replica
+    from saw.verl.patches.weight_socket import Replica
 
     return Replica

@@ -8,7 +8,7 @@ import torch
 import transfer_queue as tq
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
-from saw.verl.rows import objective_matrix, prompt_of
+from saw.verl.transfer_queue import objective_matrix, prompt_of
 
 
 class AllLost(RuntimeError):

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from saw.rewards import returns
 from saw.rewards import toolrl as toolrl_rewards
-from saw.verl import judge as judges
-from saw.verl.settings import readable
+from saw.verl import judge_actor as judges
+from saw.verl.config import readable
 
 
 def check_toolrl(options: Mapping[str, Any] | None = None) -> None:
@@ -65,7 +65,7 @@ async def tldr(
     reward_router_address: str | None = None,
     reward_model_tokenizer: Any = None,
 ) -> dict[str, float]:
-    """An LLM judge's scores of a summary, NaN where it gave none; ``judge`` are :class:`saw.judge.JudgeOptions`.
+    """An LLM judge's scores of a summary, NaN where it gave none; ``judge`` are the judge's options.
 
     What the question cost stands beside them, under names that begin with ``judge_``, for the metrics.
     """

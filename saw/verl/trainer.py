@@ -20,11 +20,17 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from saw.method.advantage import objective_advantages
 from saw.method.objective import Objective
 from saw.method.weighting import clip_norms
-from saw.verl import logs, record, samples  # noqa: F401  logs: before verl imports vLLM
-from saw.verl import metrics as objective_metrics
+from saw.records import run_info, validation_samples
+from saw.verl import step_metrics as objective_metrics
+from saw.verl.config import ConfigError
+from saw.verl.config_checks import check_config, check_group_size
 from saw.verl.estimator import StepRewards, rewards_of_step
+from saw.verl.names import FAILED, NAME, ROLLOUTS, SCALARS
+from saw.verl.patches import vllm_log_level  # noqa: F401  logs: before verl imports vLLM
 from saw.verl.replay_buffer import AllLost, MultiRewardReplayBuffer
-from saw.verl.rows import (
+from saw.verl.reward_ranges import RewardRanges
+from saw.verl.reward_values import plain
+from saw.verl.transfer_queue import (
     checked_objective_matrix,
     lost_samples,
     of_all_rows,
@@ -33,9 +39,7 @@ from saw.verl.rows import (
     reward_of,
     scored_rows,
 )
-from saw.verl.settings import FAILED, NAME, ROLLOUTS, SCALARS, ConfigError, check_config, check_group_size, ranges_at
-from saw.verl.state import State
-from saw.verl.values import plain
+from saw.verl.weight_state import State
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +56,7 @@ class SAWTrainer(PPOTrainerSync):
         if settings is None:
             raise ConfigError(f"trainer.v1.trainer_mode is {config.trainer.v1.trainer_mode!r}; expected {NAME!r}")
         self.settings = settings
+        self._ranges = RewardRanges.of(config, settings)
         self._reported: set[str] = set()
         self._dataloader_before: dict | None = None
         self._rollouts: dict[str, int] = {}  # prompt -> how many samples were asked for, of this step, where they vary
@@ -86,8 +91,8 @@ class SAWTrainer(PPOTrainerSync):
     def on_init_end(self):
         """Write what this run is beside its metrics."""
         super().on_init_end()
-        ranges = ranges_at(self.config, self.settings, step=1)
-        record.write(self.config, dict(zip(self.settings.names, ranges, strict=True)), self.total_training_steps)
+        ranges = self._ranges.at(1)
+        run_info.write(self.config, dict(zip(self.settings.names, ranges, strict=True)), self.total_training_steps)
 
     def on_step_begin(self):
         """Remember where the data stands, for a checkpoint of the step before this one."""
@@ -120,7 +125,7 @@ class SAWTrainer(PPOTrainerSync):
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         # The rewards are there already, and this is the first of the step's costly parts.
-        ranges = ranges_at(self.config, self.settings, self.global_steps)
+        ranges = self._ranges.at(self.global_steps)
         self._step = rewards = self._rewards(batch, ranges, metrics)
         self._stop_if_too_many_are_missing(rewards)
         if self.settings.needs_gradients:
@@ -149,7 +154,7 @@ class SAWTrainer(PPOTrainerSync):
         return done
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        ranges = ranges_at(self.config, self.settings, self.global_steps)
+        ranges = self._ranges.at(self.global_steps)
         rewards = self._step
         self.state.see(rewards.rewards[rewards.scored], self.settings)
         rewards.objectives = self._objectives(ranges)
@@ -298,7 +303,7 @@ class SAWTrainer(PPOTrainerSync):
             if all(infos[name][row] is None for name in self.settings.names):
                 for scalar in SCALARS & infos.keys():  # there it is 0, which is nobody's reward
                     infos[scalar][row] = None
-        samples.log(self.config.trainer, self.global_steps, *self._val_texts, infos, self.settings.names)
+        validation_samples.log(self.config.trainer, self.global_steps, *self._val_texts, infos, self.settings.names)
         metrics = super()._val_metrics_update(
             data_sources, sample_uids, infos, sample_turns, expected_acc_counts=expected_acc_counts
         )

@@ -1,4 +1,4 @@
-"""What saw/verl/cpu.py and saw/verl/vllm_cpu.py bend, and that it still needs bending."""
+"""What saw/verl/patches/cpu.py and saw/verl/patches/vllm_cpu.py bend, and that it still needs bending."""
 
 import inspect
 import os
@@ -11,13 +11,13 @@ from verl.utils import distributed, fsdp_utils
 from verl.workers.engine import base as engine_base
 from verl.workers.engine.fsdp import transformer_impl
 
-from recipes.serve import serve_arguments
+from recipes.common.serve import serve_arguments
 from tests.conftest import PLATFORM
 
 if PLATFORM != "cpu":  # importing the seams bends verl in this process
     pytest.skip("about verl on a CPU, and the tests run on a GPU here", allow_module_level=True)
 
-from saw.verl import cpu, vllm_cpu
+from saw.verl.patches import cpu, vllm_cpu
 
 
 def test_platform_implements_verls_interface():
@@ -91,7 +91,7 @@ def test_threads_without_work_sleep():
 
 
 def test_a_seed_for_a_split_prompt_would_end_vllm():
-    """Why recipes.serve splits no prompts on a CPU: vLLM moves a generator's offset, which a CPU's has not."""
+    """Why recipes.common.serve splits no prompts on a CPU: vLLM moves a generator's offset, which a CPU's has not."""
     from vllm.v1.worker import gpu_model_runner
 
     assert "gen.set_offset(gen.get_offset() - 4)" in inspect.getsource(gpu_model_runner)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from saw.launch import Job
+from saw.runs.process_tree import Job
 from tests.conftest import ROOT
 
 #: Values, by variable; each must reach the workers, and those of the second table may be in no log.
@@ -33,7 +33,7 @@ import json, os, sys
 from pprint import pprint
 import ray
 from omegaconf import OmegaConf
-from saw.train import main, prepare_environment
+from saw.runs.train import main, prepare_environment
 prepare_environment()
 from verl.trainer import main_ppo
 from tests.configs import compose

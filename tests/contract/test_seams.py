@@ -26,12 +26,13 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 import saw.verl.version
-from saw.verl import ACTIVE, estimator, logs
+from saw.verl import ACTIVE, estimator
+from saw.verl.config import ConfigError
+from saw.verl.patches import vllm_log_level
 from saw.verl.replay_buffer import MultiRewardReplayBuffer
 from saw.verl.reward_manager import MultiRewardManager
-from saw.verl.rows import objective_matrix
-from saw.verl.settings import ConfigError
 from saw.verl.trainer import SAWTrainer
+from saw.verl.transfer_queue import objective_matrix
 from tests.configs import compose
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -299,7 +300,7 @@ def test_vllm_leaves_warnings_alone(monkeypatch):
     try:
         logging_config.configure_root_logger()  # as when it is imported
         assert (root.level, handler.level) == (logging.WARNING, logging.WARNING)
-        for name in (logs.LEVEL, logs.NEXT):
+        for name in (vllm_log_level.LEVEL, vllm_log_level.NEXT):
             monkeypatch.delenv(name, raising=False)
         logging_config.configure_root_logger()
         assert (root.level, handler.level) == (logging.ERROR, logging.ERROR), "the bend is needed no more"

@@ -14,7 +14,7 @@ from verl.workers.rollout.vllm_rollout import vllm_async_server, vllm_rollout
 from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 
 import saw.verl
-from saw.verl import rollout
+from saw.verl.patches import weight_socket
 
 JOB = "01000000"  # of the first job of every cluster
 
@@ -33,14 +33,14 @@ def on_node(monkeypatch):
 
         monkeypatch.setattr(vllm_rollout.ServerAdapter, "__init__", adapter)
         monkeypatch.setattr(
-            vllm_async_server.vLLMHttpServer, "__init__", lambda self: monkeypatch.setenv(rollout.JOB, JOB)
+            vllm_async_server.vLLMHttpServer, "__init__", lambda self: monkeypatch.setenv(weight_socket.JOB, JOB)
         )
-        trainer = rollout.ServerAdapter().zmq_handle
+        trainer = weight_socket.ServerAdapter().zmq_handle
         if role is None:
-            rollout.HttpServer()
+            weight_socket.HttpServer()
         else:
             vllm_async_server.vLLMHttpServer()
-        assert os.environ[rollout.JOB]
+        assert os.environ[weight_socket.JOB]
         worker = SimpleNamespace(local_rank=0, model_runner=None)
         return trainer, vLLMColocateWorkerExtension._get_zmq_handle(worker)
 
@@ -69,9 +69,9 @@ def test_verl_takes_them_from_its_registries_in_a_training_that_uses_saw(monkeyp
     monkeypatch.setenv(saw.verl.ACTIVE, "1")
     saw.verl._register_rollout(base)
     saw.verl._register_replica(verl_replica)
-    assert get_rollout_class("vllm") is rollout.ServerAdapter
+    assert get_rollout_class("vllm") is weight_socket.ServerAdapter
     replica = get_rollout_replica_class("vllm")
-    assert replica is rollout.Replica
+    assert replica is weight_socket.Replica
     assert "self.server_class.options(" in inspect.getsource(replica.launch_servers)
 
 
@@ -80,4 +80,4 @@ def test_verl_names_the_socket_by_rays_job_alone():
     assert "job_id = ray.get_runtime_context().get_job_id()" in adapter
     assert 'f"ipc:///tmp/rl-colocate-zmq-{job_id}-replica-{self.replica_rank}-rank-{local_rank}.sock"' in adapter
     server = inspect.getsource(vllm_async_server.vLLMHttpServer.__init__)
-    assert f'os.environ["{rollout.JOB}"] = ray.get_runtime_context().get_job_id()' in server
+    assert f'os.environ["{weight_socket.JOB}"] = ray.get_runtime_context().get_job_id()' in server

@@ -18,9 +18,9 @@ from data_prep import tldr
 from data_prep.toy_tldr import make_posts, write_posts
 from recipes.quickstart import toy_model
 from recipes.tldr.stand_in_judge import FAULTS, StandIn, serving
-from saw.judge import prompt
-from saw.launch import Run, RunFailed
 from saw.report import read_history
+from saw.rewards.judge import prompt
+from saw.runs.process_tree import Run, RunFailed
 from tests.conftest import PLATFORM, ROOT
 
 pytestmark = pytest.mark.pipeline
@@ -46,7 +46,7 @@ def data(tmp_path_factory, writer) -> Path:
 
 def make_run(folder: Path, data: Path, writer: Path, *overrides: str, **environment: str) -> Run:
     command = [
-        *(sys.executable, "-m", "saw.train", "experiment=tldr/saw_gdpo", "size=toy", "judge=server"),
+        *(sys.executable, "-m", "saw.runs.train", "experiment=tldr/saw_gdpo", "size=toy", "judge=server"),
         *("data.max_prompt_length=192", "actor_rollout_ref.rollout.max_model_len=240", "trainer.n_gpus_per_node=1"),
         *(f"data.train_files={data / 'train.parquet'}", f"data.val_files={data / 'test.parquet'}"),
         *(f"actor_rollout_ref.model.path={writer}", f"trainer.default_local_dir={folder / 'checkpoints'}"),

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from saw.launch import Run, RunFailed
 from saw.report import read_history
+from saw.runs.process_tree import Run, RunFailed
 from tests.e2e.test_pipeline import LIMIT
 
 pytestmark = pytest.mark.pipeline
@@ -54,7 +54,7 @@ def make_run(folder: Path, toy_data: tuple[Path, Path], model: Path, *overrides:
     (folder / "rewards.py").write_text(REWARD_FUNCTION)
     function = "reward.custom_reward_function"
     command = [
-        *(sys.executable, "-m", "saw.train", "experiment=quickstart"),
+        *(sys.executable, "-m", "saw.runs.train", "experiment=quickstart"),
         *(f"data.train_files={toy_data[0]}", f"data.val_files={toy_data[1]}"),
         *(f"data.train_batch_size={PROMPTS}", f"actor_rollout_ref.actor.ppo_mini_batch_size={PROMPTS}"),
         *(f"actor_rollout_ref.rollout.n={SAMPLES}", f"actor_rollout_ref.model.path={model}"),

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from saw.launch import Run
 from saw.method.registry import METHODS
 from saw.report import read_history
 from saw.report.__main__ import main as report
+from saw.runs.process_tree import Run
 from tests.conftest import ROOT
 from tests.e2e.test_pipeline import LIMIT, SMALL
 
@@ -39,7 +39,7 @@ def test_every_method_trains(tmp_path, toy_data, warm_model):
     assert {method for method, _ in PLANS} == set(METHODS)
     steps = 2 * len(PLANS)
     command = [
-        *(sys.executable, "-m", "saw.train", "experiment=quickstart", *SMALL),
+        *(sys.executable, "-m", "saw.runs.train", "experiment=quickstart", *SMALL),
         *(
             f"data.train_files={toy_data[0]}",
             f"data.val_files={toy_data[1]}",
@@ -90,9 +90,9 @@ def test_every_method_trains(tmp_path, toy_data, warm_model):
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["total_steps"] == steps
     assert record["ranges"] == {"format": [0.0, 1.0], "correctness": [-3.0, 3.0]}
-    assert record["provenance"]["command"].startswith("python -m saw.train experiment=quickstart")
+    assert record["provenance"]["command"].startswith("python -m saw train experiment=quickstart")
     report([str(tmp_path), "--out", str(tmp_path / "report")])
-    assert "saw.train" in (tmp_path / "report" / "index.html").read_text()
+    assert "saw.runs.train" in (tmp_path / "report" / "index.html").read_text()
     state = json.loads((tmp_path / "checkpoints" / f"global_step_{steps}" / "saw_state.json").read_text())
     assert state["weights"] == [weight[-1], history.of("correctness", "weight")[-1]]
     assert state["minima"] == {

@@ -21,10 +21,11 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from recipes.quickstart.run import DEFAULT_METHODS
-from saw.launch import Run, processes_of
 from saw.report import History, read_history
+from saw.runs.process_tree import Run, processes_of
 from tests.configs import CONFIGS
 from tests.conftest import PLATFORM, ROOT
+from tests.toolrl_rows import write_original
 
 pytestmark = pytest.mark.pipeline
 #: Seconds for one run of a few steps. It takes about 60; on a GPU, vLLM first compiles and records graphs.
@@ -38,7 +39,7 @@ SMALL = [
     "actor_rollout_ref.actor.ppo_mini_batch_size=8",
     "trainer.test_freq=2",
 ]
-#: The CPUs that saw/cluster.py counts for it; with one less Ray waits for ever.
+#: The CPUs that saw/machine/cluster.py counts for it; with one less Ray waits for ever.
 JUST_ENOUGH = "ray_kwargs.ray_init.num_cpus=5"
 #: Keeps a checkpoint and the rollouts of every step.
 KEPT = ["trainer.save_freq=1", "trainer.rollout_data_dir=${trainer.default_local_dir}/rollouts"]
@@ -147,7 +148,7 @@ def test_a_killed_run_leaves_nothing_and_resumes_with_the_data_it_would_have_see
     assert 1 <= saved < STEPS
 
     command = [
-        *(sys.executable, "-m", "saw.train", "experiment=quickstart", "saw.method=saw_gdpo", *SMALL, *KEPT),
+        *(sys.executable, "-m", "saw.runs.train", "experiment=quickstart", "saw.method=saw_gdpo", *SMALL, *KEPT),
         *(f"data.train_files={toy_data[0]}", f"data.val_files={toy_data[1]}"),
         *(f"actor_rollout_ref.model.path={warm_model}", f"trainer.total_training_steps={STEPS}"),
         *(f"trainer.default_local_dir={folder}", "trainer.resume_mode=auto"),
@@ -176,8 +177,9 @@ def _kill_after_two_steps(out: Path, arguments: list[str]) -> str:
 
 
 @pytest.mark.full
-def test_real_toolrl_rows(tmp_path, shared, warm_model):
-    rows = shared / "data" / "toolrl" / "test.parquet"
+def test_rows_of_toolrls_form(tmp_path, warm_model):
+    rows = tmp_path / "test.parquet"
+    write_original(rows, 80)
     result = quickstart(
         tmp_path,
         *("--data", str(rows), "--model", str(warm_model), "--method", "saw_gdpo", "--steps", "1"),

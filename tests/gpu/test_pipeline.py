@@ -12,8 +12,8 @@ import pytest
 if find_spec("vllm") is None or find_spec("verl") is None:
     pytest.skip("needs verl and vLLM", allow_module_level=True)
 
-from saw.launch import Run
 from saw.report import read_history
+from saw.runs.process_tree import Run
 from tests.conftest import PLATFORM, ROOT
 from tests.e2e.test_pipeline import LIMIT, SAME_POLICY, SMALL
 
@@ -31,7 +31,7 @@ def test_two_steps_of_each_method(tmp_path, toy_data, warm_model):
     """One start for all: the trainer takes another method every two steps."""
     steps = 2 * len(PLAN)
     command = [
-        *(sys.executable, "-m", "saw.train", "experiment=quickstart", *SMALL, "saw.method=gradient_grpo"),
+        *(sys.executable, "-m", "saw.runs.train", "experiment=quickstart", *SMALL, "saw.method=gradient_grpo"),
         *(f"data.train_files={toy_data[0]}", f"data.val_files={toy_data[1]}"),
         *(f"actor_rollout_ref.model.path={warm_model}", f"trainer.total_training_steps={steps}"),
         *(f"trainer.default_local_dir={tmp_path / 'checkpoints'}", "trainer.test_freq=-1"),

@@ -2,5 +2,5 @@
 
 Runs in BFCL's own environment (``scripts/setup.sh --bfcl``), whose pins collide with verl's: nothing in here may import
 ``saw``, torch or verl. What both sides use, :mod:`~recipes.toolrl.bfcl.dialogue`, :mod:`~recipes.toolrl.bfcl.results`,
-:mod:`recipes.files` and :mod:`recipes.sampling`, imports the standard library only.
+:mod:`recipes.common.files` and :mod:`recipes.common.sampling`, imports the standard library only.
 """

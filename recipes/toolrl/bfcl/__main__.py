@@ -14,8 +14,8 @@ import os
 from importlib.metadata import version
 from pathlib import Path
 
-from recipes import sampling
-from recipes.files import write_whole
+from recipes.common import sampling
+from recipes.common.files import write_whole
 from recipes.toolrl.bfcl import results
 
 

@@ -17,7 +17,7 @@ from bfcl_eval.model_handler.base_handler import BaseHandler
 from bfcl_eval.utils import contain_multi_turn_interaction
 from openai import BadRequestError, OpenAI
 
-from recipes.sampling import Sampling
+from recipes.common.sampling import Sampling
 from recipes.toolrl.bfcl.dialogue import (
     MULTI_TURN,
     SINGLE_TURN,

@@ -1,0 +1,238 @@
+"""What the scripts that reproduce a table have in common: options, checks, and the stages of one training."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from recipes.common.files import write_whole
+from recipes.common.stages import Stage, check_marks, free_bytes, gpus_of_a_node, gpus_of_the_cluster, run_all, show
+from saw.machine.accelerator import cluster_address
+
+METHODS = ("grpo", "gradient_grpo", "saw_grpo", "gdpo", "gradient_gdpo", "saw_gdpo")
+#: Reading of the sources (configs/reading) -> GPUs of a node in it.
+READINGS = {"controlled": 4, "as_released": 8}
+#: Parameters of the models, for the disk space of a checkpoint: 4 bytes each, and 8 of the optimiser.
+PARAMETERS = {"1.5b": 1.54e9, "3b": 3.09e9}
+CHECKPOINT_BYTES, MERGED_BYTES = 12, 4
+CHECKPOINTS_KEPT = 2
+#: What a stage makes, by the doctor's names: before it has run, this may be missing.
+MADE_BY = {
+    "data": ("training data", "validation data"),
+    "toy_model": ("model", "tokenizer", "disk"),
+}
+
+
+def parser(description: str | None, name: str, default_rehearsal_method: str = "saw_gdpo") -> argparse.ArgumentParser:
+    """The options that every table has.
+
+    Args:
+        description (str | None): of the script.
+        name (str): of the folder below ``$SAW_RUNS``.
+        default_rehearsal_method (str): the one row that a rehearsal takes unless rows are named.
+    """
+    options = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # the script looks for --dry-run before it sets up
+    )
+    options.set_defaults(table=name, default_rehearsal_method=default_rehearsal_method)
+    options.add_argument("--method", action="append", choices=METHODS, help="may be repeated; all if absent")
+    options.add_argument("--seeds", type=seed_list, default=[1], metavar="1,2,3", help="one training each (1)")
+    options.add_argument("--reading", choices=READINGS, default="controlled", help="in configs/reading (controlled)")
+    options.add_argument("--evaluations", type=int, help="of each checkpoint (4; in a rehearsal 2)")
+    options.add_argument("--gpus", type=int, help="of a node (the reading's: 4, as released 8)")
+    options.add_argument("--nodes", type=int, default=1, help="nodes of the Ray cluster at RAY_ADDRESS (1)")
+    options.add_argument(
+        "--hours", type=float, default=72, help="after which a training or an evaluation is stopped (72)"
+    )
+    options.add_argument("--out", type=Path, help=f"folder for everything ($SAW_RUNS/{name})")
+    options.add_argument("--dry-run", action="store_true", help="print every command and check what it needs")
+    options.add_argument("--rehearse", action="store_true", help="toy model and data, on a CPU; one row unless named")
+    options.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides of the trainings")
+    return options
+
+
+def parse(options: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read and check the common options."""
+    arguments = options.parse_args(argv)
+    for override in arguments.overrides:
+        if "=" not in override:
+            options.error(f"{override!r} is no Hydra override; expected KEY=VALUE")
+        if override.lstrip("+").startswith("reading="):
+            options.error(f"{override!r}: the rows of the table are told apart by their reading; use --reading")
+    for name in ("evaluations", "gpus", "nodes"):
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
+            options.error(f"--{name} is {getattr(arguments, name)}; expected at least 1")
+    if arguments.rehearse and not arguments.method:
+        arguments.method = [arguments.default_rehearsal_method]
+    arguments.method = list(dict.fromkeys(arguments.method or METHODS))
+    arguments.evaluations = arguments.evaluations or (2 if arguments.rehearse else 4)
+    arguments.gpus = arguments.gpus or READINGS[arguments.reading]
+    runs = Path(os.environ.get("SAW_RUNS", "runs"))
+    default = runs / "rehearsal" / arguments.table if arguments.rehearse else runs / arguments.table
+    arguments.out = (arguments.out or default).resolve()
+    return arguments
+
+
+def seed_list(text: str) -> list[int]:
+    """Read ``1,2,3``.
+
+    Raises:
+        argparse.ArgumentTypeError: if that is not what it is.
+    """
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers with commas between, as in 1,2,3") from None
+    return list(dict.fromkeys(seeds))
+
+
+def training(
+    arguments: argparse.Namespace,
+    folder: Path,
+    experiment: str,
+    seed: int,
+    overrides: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+) -> list[Stage]:
+    """Training and merging.
+
+    Args:
+        arguments (argparse.Namespace): the common options.
+        folder (Path): of the training; the data is beside it.
+        experiment (str): in ``configs/experiment``.
+        seed (int): of the training.
+        overrides (Sequence[str]): further ones.
+        environment (Mapping[str, str] | None): further variables.
+    """
+    data = folder.parent / "data"
+    size = (
+        () if arguments.rehearse else (f"trainer.n_gpus_per_node={arguments.gpus}", f"trainer.nnodes={arguments.nodes}")
+    )
+    train = (
+        *("-m", "saw.runs.train", f"experiment={experiment}", f"reading={arguments.reading}", f"data.seed={seed}"),
+        *(f"data.train_files={data / 'train.parquet'}", f"data.val_files={data / 'test.parquet'}"),
+        *(f"trainer.default_local_dir={folder}", f"trainer.experiment_name={folder.name}"),
+        *size,
+        *overrides,
+    )
+    merge = ("-m", "recipes.common.merge", "--checkpoints", str(folder), "--out", str(folder / "hf"))
+    variables = {"SAW_PLATFORM": "cpu" if arguments.rehearse else "gpu"}
+    hours = 1.0 if arguments.rehearse else arguments.hours
+    return [
+        Stage("train", folder, train, hours, {**variables, **(environment or {})}, trains=True),
+        Stage("merge", folder, merge, 1.0, variables),
+    ]
+
+
+def training_bytes(parameters: float, kept: int = CHECKPOINTS_KEPT) -> float:
+    """Bytes on the disk of the checkpoints that a training keeps, and of the merged model."""
+    return parameters * (kept * CHECKPOINT_BYTES + MERGED_BYTES)
+
+
+def check_machine(arguments: argparse.Namespace, folders: Iterable[tuple[str, str]]) -> list[str]:
+    """What is missing of GPUs and disk space, and what there is of them, printed.
+
+    Args:
+        arguments (argparse.Namespace): the common options.
+        folders (Iterable[tuple[str, str]]): size of the model and name of the folder of each training.
+    """
+    missing = [] if arguments.rehearse else _check_gpus(arguments)
+    left = [size for size, name in folders if not (arguments.out / name / "merge.done.json").exists()]
+    need = 1e9 if arguments.rehearse else sum(training_bytes(PARAMETERS[size]) for size in left)
+    space = free_bytes(arguments.out)
+    print(f"disk: {need / 1e9:.0f} GB needed at most, {space / 1e9:.0f} GB free at {arguments.out}")
+    if space < need:
+        missing.append(f"disk: {need / 1e9:.0f} GB needed at {arguments.out}, {space / 1e9:.0f} GB free")
+    return missing
+
+
+def _check_gpus(arguments: argparse.Namespace) -> list[str]:
+    if os.environ.get("SAW_PLATFORM", "").strip().lower() == "cpu":
+        return ["SAW_PLATFORM is cpu, and a table trains on GPUs: add --rehearse, or unset SAW_PLATFORM"]
+    wanted = arguments.gpus * arguments.nodes
+    if (address := cluster_address()) is not None:
+        where, there = f"the Ray cluster {address}", gpus_of_the_cluster()
+    elif arguments.nodes > 1:
+        return [f"--nodes {arguments.nodes}: RAY_ADDRESS must name a Ray cluster that runs already (recipes/toolrl)"]
+    else:
+        where, there = "this machine", gpus_of_a_node()
+    print(f"GPUs: {wanted} wanted, {there} on {where}")
+    return [f"GPUs: {arguments.nodes} nodes x {arguments.gpus} wanted, {there} on {where}"] if there < wanted else []
+
+
+def write_cell(arguments: argparse.Namespace, folder: str, **what: Any) -> None:
+    """Say in a training's folder which row of the table it belongs to."""
+    (arguments.out / folder).mkdir(parents=True, exist_ok=True)
+    rehearsal = {"size_override": "toy" if arguments.rehearse else None, "overrides": list(arguments.overrides)}
+    write_whole(arguments.out / folder / "cell.json", json.dumps({**what, **rehearsal}, indent=2) + "\n")
+
+
+def stop_if_missing(arguments: argparse.Namespace, missing: Sequence[str]) -> None:
+    """Say what is missing, and end if something is, unless it is a dry run."""
+    for fault in missing:
+        print(f"missing: {fault}", file=sys.stderr)
+    if missing and not arguments.dry_run:
+        raise SystemExit(2)
+
+
+def diagnose(arguments: argparse.Namespace, plan: tuple[Sequence[Stage], Mapping[str, Sequence[Stage]]]) -> bool:
+    """Show the doctor's table for the first training of a plan.
+
+    In a process of its own: what that imports and sets stays there.
+
+    Returns:
+        bool: whether the training can start.
+    """
+    shared, chains = plan
+    train = next(stage for stages in chains.values() for stage in stages if stage.trains)
+    made = [thing for stage in shared if not stage.is_done() for thing in MADE_BY.get(stage.name, ())]
+    made += ["judge's answer"] if arguments.rehearse else []  # a rehearsal starts a judge of its own
+    later = [f"--later={thing}" for thing in made]
+    print(f"doctor, for {train.folder.name}:", flush=True)
+    command = [sys.executable, "-m", "saw.doctor", *later, *train.command[2:]]
+    return subprocess.run(command, env={**os.environ, **train.environment}, check=False).returncode == 0
+
+
+def go(
+    arguments: argparse.Namespace,
+    missing: Sequence[str],
+    plan: tuple[Sequence[Stage], Mapping[str, Sequence[Stage]]],
+    write_cells: Callable[[], None],
+    table: Callable[[], None],
+) -> None:
+    """Show the plan, or carry it out and print the table."""
+    if arguments.dry_run:
+        too_much = [] if arguments.rehearse else _check_memory(arguments, plan[1])
+        stop_if_missing(arguments, too_much)
+        missing = [*missing, *too_much]
+        can_start = diagnose(arguments, plan)
+        show(*plan)
+        raise SystemExit(2 if missing or not can_start else 0)
+    check_marks(*plan)
+    write_cells()
+    run_all(*plan, table)
+
+
+def _check_memory(arguments: argparse.Namespace, chains: Mapping[str, Sequence[Stage]]) -> list[str]:
+    from saw import memory  # torch, which only a dry run needs here
+
+    trainings = [stage.command[2:] for stages in chains.values() for stage in stages if stage.trains]
+    return memory.check(trainings, arguments.gpus * arguments.nodes)
+
+
+def guarded(main: Callable[[], None]) -> None:
+    """Call a script's main; an interrupt says that nothing is lost."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit(
+            "\ninterrupted; everything that was started has been stopped; the same command goes on"
+        ) from None

@@ -1,0 +1,79 @@
+"""A vLLM server of a checkpoint, for as long as an evaluation needs it."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import requests
+
+from saw.runs.process_tree import Job, RunFailed
+
+#: Name of the checkpoint at the server.
+SERVED = "checkpoint"
+#: Seconds for the server to load the model.
+SERVER_LIMIT = 1800
+
+
+@contextmanager
+def server(model: str, folder: Path, gpus: int, arguments: Sequence[str] = ()) -> Iterator[str]:
+    """Serve a model with vLLM while the block runs, one copy a GPU.
+
+    Args:
+        model (str): a Hugging Face folder or name.
+        folder (Path): for the log.
+        gpus (int): copies; 0 serves on the CPU.
+        arguments (Sequence[str]): further options of ``vllm serve``.
+
+    Yields:
+        str: the address, ``http://127.0.0.1:PORT/v1``.
+
+    Raises:
+        RunFailed: if the server ends, or is not there in time.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {"TORCHDYNAMO_DISABLE": "1"} if gpus == 0 else {}  # compiling costs more than it saves
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", *serve_arguments(model, port, gpus, arguments)]
+    job = Job(command, folder, SERVER_LIMIT, environment, name="server")
+    with job.running() as process:
+        address = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + SERVER_LIMIT
+        while not _healthy(address):
+            if process.poll() is not None:
+                raise RunFailed(f"the vLLM server ended with exit code {process.returncode}; {job.log_end()}")
+            if time.monotonic() > deadline:
+                raise RunFailed(f"the vLLM server was not ready after {SERVER_LIMIT} s; {job.log_end()}")
+            time.sleep(1)
+        yield f"{address}/v1"
+
+
+def serve_arguments(model: str, port: int, gpus: int, arguments: Sequence[str]) -> list[str]:
+    """What follows ``vllm``; the caller's own options come last and overrule the others.
+
+    By default vLLM takes sampling parameters that a request leaves out from the model's ``generation_config.json``,
+    which is the model's own choice and differs between checkpoints and base models. Its tokens that end a reply count
+    in any case.
+    """
+    command = ["serve", model, "--served-model-name", SERVED, "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--generation-config", "vllm"]
+    if gpus > 1:
+        command += ["--data-parallel-size", str(gpus)]
+    if gpus == 0:
+        command += ["--dtype", "float32", "--enforce-eager"]
+        # A request with a seed whose prompt is split ends vLLM 0.28.0 on a CPU: "CPU Generator does not use offset".
+        command += ["--no-enable-chunked-prefill"]
+        command += ["--gpu-memory-utilization", "0.3", "--kv-cache-memory-bytes", str(2**30)]  # of the machine's memory
+    return [*command, *arguments]
+
+
+def _healthy(address: str) -> bool:
+    try:
+        return requests.get(f"{address}/health", timeout=5).status_code == 200
+    except requests.RequestException:
+        return False

@@ -1,0 +1,213 @@
+"""Stages of a reproduction: commands that are skipped once they are done, resumed if not, and shown before they run.
+
+What a table's recipe says is which commands; that a killed run loses nothing, that nothing is done twice, and that a
+finished stage is never taken for another's, is said here once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from tqdm import tqdm
+
+from recipes.common.files import write_whole
+from saw.machine import accelerator, environment
+from saw.machine.cluster import nodes_of_the_cluster
+from saw.report import step_line
+from saw.runs.process_tree import Job, Run, RunFailed, stop_job_in
+
+HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command.
+
+    Attributes:
+        name (str): of its log and its marks.
+        folder (Path): for these; the stages of a folder follow each other.
+        command (tuple[str, ...]): Python's arguments, ``-m module ...``.
+        hours (float): after which it is stopped.
+        environment (Mapping[str, str]): added to this process's.
+        trains (bool): it logs metrics, which are shown as they come.
+    """
+
+    name: str
+    folder: Path
+    command: tuple[str, ...]
+    hours: float = 1.0
+    environment: Mapping[str, str] = field(default_factory=dict)
+    trains: bool = False
+
+    @property
+    def _mark(self) -> Path:
+        return self.folder / f"{self.name}.done.json"
+
+    @property
+    def _started(self) -> Path:
+        return self.folder / f"{self.name}.started.json"
+
+    def line(self) -> str:
+        """What a shell would be given, in which this Python's environment may not be active."""
+        variables = [f"{key}={shlex.quote(value)}" for key, value in self.environment.items()]
+        return " ".join([*variables, environment.python(), shlex.join(self.command)])
+
+    def is_done(self) -> bool:
+        """Whether it has been finished.
+
+        Raises:
+            SystemExit: if it was begun or finished with another command: what stands is not what is asked for.
+        """
+        for mark in (self._mark, self._started):
+            if mark.exists() and (stands := json.loads(mark.read_text())["command"]) != list(self.command):
+                ended = "finished" if mark == self._mark else "begun"
+                raise SystemExit(
+                    f"{self.folder} has a stage {self.name} that was {ended} with another command:\n"
+                    f"  there: {shlex.join(stands)}\n  asked: {shlex.join(self.command)}\n"
+                    "remove the folder, or choose another --out"
+                )
+        return self._mark.exists()
+
+    def run(self, label: str = "") -> None:
+        """Do it; ``label`` goes before each step's line.
+
+        Raises:
+            RunFailed: if it fails or takes too long.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(self._started, json.dumps({"command": self.command}) + "\n")
+        command = [sys.executable, *self.command]
+        started = time.monotonic()
+        if self.trains:
+            run = Run(command, self.folder, self.hours * HOUR, self.environment, self.name, resume=True)
+            with tqdm(desc=f"    {self.name}", unit="step", leave=False, disable=None) as bar:
+
+                def on_step(step: int, metrics: dict[str, Any]) -> None:
+                    record = run.folder / "run.json"
+                    if bar.total is None and record.exists():  # from here on the bar knows the time left
+                        bar.total = json.loads(record.read_text())["total_steps"]
+                        bar.update(step - 1 - bar.n)
+                    if any(key.startswith("saw/") for key in metrics):
+                        bar.write(f"    {label}{step_line(step, metrics)}")
+                        bar.update(1)
+
+                run.follow(on_step)
+        else:
+            Job(command, self.folder, self.hours * HOUR, self.environment, self.name).finish()
+        mark = {"command": self.command, "seconds": round(time.monotonic() - started, 1)}
+        write_whole(self._mark, json.dumps(mark) + "\n")
+
+    def stop(self) -> None:
+        """Stop it, if it runs in another thread of this process: it fails there."""
+        stop_job_in(self.folder)
+
+
+def run_all(
+    shared: Sequence[Stage],
+    chains: Mapping[str, Sequence[Stage]],
+    last: Callable[[], None],
+    parallel: int = 1,
+) -> None:
+    """Run the shared stages, then each chain, as many at a time as ``parallel`` says, then ``last``.
+
+    A chain that fails ends there, and the others go on: a night of trainings is not lost to one.
+
+    Raises:
+        SystemExit: naming what failed, at the end.
+        KeyboardInterrupt: passed on, after everything that was started has been stopped.
+    """
+    check_marks(shared, chains)
+    try:
+        for stage in shared:
+            _run(stage)
+    except RunFailed as failure:
+        raise SystemExit(f"the stage failed: {failure}") from None
+    failures: dict[str, str] = {}
+    stopping = Event()
+
+    def run_chain(name: str, stages: Sequence[Stage]) -> None:
+        label = f"{name}: " if parallel > 1 else ""
+        try:
+            for stage in stages:
+                _run(stage, label)
+        except RunFailed as failure:
+            failures[name] = str(failure)
+            if not stopping.is_set():
+                print(f"    {label}failed: {failure}", flush=True)
+
+    with ThreadPoolExecutor(parallel) as pool:
+        running = [pool.submit(run_chain, name, stages) for name, stages in chains.items()]
+        try:
+            for chain in running:
+                chain.result()
+        except BaseException:
+            stopping.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            while not all(chain.done() for chain in running):  # again and again: one may be about to start
+                for stages in chains.values():
+                    for stage in stages:
+                        stage.stop()
+                time.sleep(0.2)
+            raise
+    last()
+    if failures:
+        raise SystemExit(
+            f"{len(failures)} of {len(chains)} failed: {', '.join(failures)}; the same command goes on there"
+        )
+
+
+def check_marks(shared: Sequence[Stage], chains: Mapping[str, Sequence[Stage]]) -> None:
+    """Find a stage that was begun or finished with another command, before anything runs.
+
+    Raises:
+        SystemExit: if there is one.
+    """
+    for stages in (shared, *chains.values()):
+        for stage in stages:
+            stage.is_done()
+
+
+def _run(stage: Stage, label: str = "") -> None:
+    print(f"==> {os.path.relpath(stage.folder)}: {stage.name}", flush=True)
+    if stage.is_done():
+        print(f"    {label}stands from before", flush=True)
+        return
+    print(f"    {stage.line()}", flush=True)
+    started = time.monotonic()
+    stage.run(label)
+    print(f"    {label}{time.monotonic() - started:.0f} s", flush=True)
+
+
+def show(shared: Sequence[Stage], chains: Mapping[str, Sequence[Stage]]) -> None:
+    """Print every command that would run, the finished ones as such."""
+    for stages in (shared, *chains.values()):
+        for stage in stages:
+            print(f"# {stage.folder.name}: {stage.name}{' (done)' if stage.is_done() else ''}\n{stage.line()}")
+
+
+def gpus_of_a_node() -> int:
+    """GPUs of this machine that a training could use."""
+    return len(accelerator.probe().usable_devices)
+
+
+def gpus_of_the_cluster() -> int:
+    """GPUs of the Ray cluster that RAY_ADDRESS names."""
+    return int(sum(node.gpus for node in nodes_of_the_cluster(os.environ["RAY_ADDRESS"])))
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space of the disk that a folder is on, or will be."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

@@ -1,0 +1,227 @@
+"""A small language model in the real pipeline: every method, several seeds, paired tests.
+
+    bash scripts/study.sh lm [--seeds 1,2,3,4,5] [--method grpo ...] [--out results/study/lm]
+    python -m recipes.study.language_model --report-only
+
+Trains what is not trained yet (runs/study; a killed training begins anew, a finished one stands), then writes
+steps.csv, which holds what the tables and figures are made from, and makes them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, median
+
+import numpy as np
+from scipy import stats
+
+from recipes.ablations import sweep
+from recipes.common.reproduce import guarded, seed_list
+from recipes.common.stages import run_all
+from saw.records.provenance import machine, versions
+from saw.report import figures, summary, tables
+from saw.report.history import History, LoggedRun, read_run
+from saw.report.seed_statistics import bootstrap_mean, steps_to
+
+#: Row of the tables -> method and overrides. The mirror ascent of the gradient rows has the released code's rate,
+#: with which its weights hardly move here, or ten times that; with the toy model's rate they run to 0 and 1.
+METHODS = {
+    **{name: name for name in ("grpo", "saw_grpo", "gdpo", "saw_gdpo", "random_grpo", "random_gdpo")},
+    **{
+        f"{name}{mark}": f"{name},saw.options.gradient.lr={rate}"
+        for mark, rate in (("", "1e-6"), (", lr=1e-5", "1e-5"))
+        for name in ("gradient_grpo", "gradient_gdpo")
+    },
+}
+#: Trained unless others are asked for: under half an hour a seed.
+DEFAULT_METHODS = tuple(label for label in METHODS if "," not in label)
+OBJECTIVES = {"format": (0.0, 1.0), "correctness": (-3.0, 3.0)}
+#: What is kept of every step.
+KEPT = (
+    *(f"saw/{name}/{what}" for name in OBJECTIVES for what in ("mean", "cv", "weight", "zero_spread")),
+    *(f"timing_s/{part}" for part in ("gen", "old_log_prob", "adv", "update_actor", "update_weights", "step")),
+    *("actor/entropy", "response_length/mean"),
+)
+THRESHOLDS = {"format": 0.9, "correctness": 1.5}
+#: Steps ahead over which an objective's gain is taken, and the steps that each end of it is averaged over.
+AHEAD, SMOOTH = 10, 5
+
+
+def write_steps(runs: Sequence[LoggedRun], path: Path) -> int:
+    """All runs' steps as one CSV, each up to the last step of the shortest run, which it returns.
+
+    Final values are compared, so they have to be of the same step: the learning rate is constant, hence the first steps
+    of a longer training are a shorter one.
+    """
+    last = min(run.history.steps[-1] for run in runs)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["method", "seed", "commit", "step", *KEPT])
+        for run in runs:
+            commit = run.record["provenance"]["commit"]
+            for place, step in enumerate(run.history.steps):
+                if step > last:
+                    break
+                values = [run.history.columns[name][place] for name in KEPT]
+                writer.writerow([_row_of(run), run.seed, commit, step, *(f"{value:.7g}" for value in values)])
+    return last
+
+
+def read_steps(path: Path) -> dict[str, list[LoggedRun]]:
+    """The runs of a CSV by their row of the tables."""
+    rows: dict[tuple[str, int, str], list[dict[str, str]]] = {}
+    with path.open() as file:
+        for row in csv.DictReader(file):
+            rows.setdefault((row["method"], int(row["seed"]), row["commit"]), []).append(row)
+    groups: dict[str, list[LoggedRun]] = {}
+    for (label, seed, commit), steps in rows.items():
+        columns = {name: tuple(float(row[name]) for row in steps) for name in KEPT}
+        history = History(tuple(int(row["step"]) for row in steps), tuple(OBJECTIVES), columns)
+        record = {
+            "config": {"saw": {"method": label.partition(",")[0]}, "data": {"seed": seed}},
+            "ranges": {name: list(bounds) for name, bounds in OBJECTIVES.items()},
+            "provenance": {"commit": commit},
+        }
+        folder = path.parent / f"{sweep.label(METHODS[label])}_seed{seed}"  # as the training was named
+        groups.setdefault(label, []).append(LoggedRun(folder, history, {}, record))
+    return groups
+
+
+def _row_of(run: LoggedRun) -> str:
+    """The row of the tables that a training belongs to, by the name of its folder."""
+    folder = run.folder.name.rpartition("_seed")[0]
+    return next(label for label, method in METHODS.items() if sweep.label(method) == folder)
+
+
+def learned_at(groups: dict[str, list[LoggedRun]]) -> summary.Table:
+    """When each objective has made 90 % of the way from its first five steps to its plateau."""
+    rows = []
+    for label, runs in groups.items():
+        cells = []
+        for name in OBJECTIVES:
+            steps = [_learned_at(run.history, name) for run in runs]
+            reached = [step for step in steps if math.isfinite(step)]
+            cells.append(f"{np.median(reached):.0f} ({len(reached)} of {len(steps)})" if reached else "never")
+        rows.append((label, *cells))
+    note = (
+        "Median step (seeds) at which the mean over five steps has made 90 % of the way from the first five to the "
+        "plateau, the median of the second half of the run."
+    )
+    return summary.Table("Learned at", ("method", *OBJECTIVES), tuple(rows), left=1, note=note)
+
+
+def _learned_at(history: History, objective: str) -> float:
+    values = history.of(objective, "mean")
+    first, plateau = fmean(values[:5]), median(values[len(values) // 2 :])
+    return steps_to(history.steps, values, first + 0.9 * (plateau - first), window=5) if plateau > first else math.inf
+
+
+def signal(groups: dict[str, list[LoggedRun]]) -> summary.Table:
+    """Rank correlations of an objective's CV with its later gain and with the groups that still have spread."""
+    rows = []
+    for label, runs in groups.items():
+        found: dict[str, list[float]] = {name: [] for name in ("gain", "spread", *OBJECTIVES)}
+        for run in runs:
+            cvs: list[float] = []
+            gains: list[float] = []
+            spreads: list[float] = []
+            for name, (low, high) in OBJECTIVES.items():
+                mean = np.convolve(run.history.of(name, "mean"), np.ones(SMOOTH) / SMOOTH, mode="valid")
+                gain = (mean[AHEAD:] - mean[:-AHEAD]) / (high - low)
+                cv = np.array(run.history.of(name, "cv"))[: len(gain)]
+                spread = 1 - np.array(run.history.of(name, "zero_spread"))[: len(gain)]
+                found[name].append(float(stats.spearmanr(cv, gain).statistic))
+                cvs, gains, spreads = [*cvs, *cv], [*gains, *gain], [*spreads, *spread]
+            found["gain"].append(float(stats.spearmanr(cvs, gains).statistic))
+            found["spread"].append(float(stats.spearmanr(cvs, spreads).statistic))
+        rows.append((label, *(str(bootstrap_mean(values)) for values in found.values())))
+    note = (
+        f"Spearman's rank correlation over the steps of a run, mean over seeds. Gain: mean reward {AHEAD} steps later, "
+        f"each mean over {SMOOTH} steps, as a share of the reward's range."
+    )
+    header = (
+        "method",
+        "CV and gain, both objectives",
+        "CV and spread",
+        *(f"gain within {name}" for name in OBJECTIVES),
+    )
+    return summary.Table("CV as a signal", header, tuple(rows), left=1, note=note)
+
+
+def cost(groups: dict[str, list[LoggedRun]]) -> summary.Table:
+    """Median seconds of a step."""
+    rows = []
+    for label, runs in groups.items():
+        parts = [figures.median_of(runs, name) for name in KEPT if name.startswith("timing_s/")]
+        rows.append((label, *(f"{value:.2f}" for value in parts)))
+    note = (
+        "Medians over all steps and seeds. Trainings that run two at a time share the machine: benchmarks/step.py "
+        "measures the methods in turn, alone."
+    )
+    header = ("method", *(name.removeprefix("timing_s/") for name in KEPT if name.startswith("timing_s/")))
+    return summary.Table("Seconds of a step", header, tuple(rows), left=1, note=note)
+
+
+def report(out: Path) -> str:
+    """Tables and figures from ``steps.csv``; returns the text of ``README.md`` without its provenance."""
+    groups = read_steps(out / "steps.csv")
+    groups = {name: groups[name] for name in METHODS if name in groups}
+    shown = [summary.summary(groups, THRESHOLDS)]
+    for base in ("grpo", "gdpo"):
+        own = {name: runs for name, runs in groups.items() if figures.family(runs[0].method) == figures.family(base)}
+        if base in own and len(own) > 1:
+            shown.append(summary.tests(own, base))
+    shown += [table for table in (summary.front(groups), learned_at(groups), signal(groups), cost(groups)) if table]
+    drawn = figures.draw_all(groups, out)
+    text = ["# A small language model in the real pipeline"]
+    for table in shown:
+        text += [f"## {table.title}", tables.markdown(table.header, table.rows, table.left), table.note]
+    text += [f"![{path.stem}]({path.name})" for path in drawn]
+    return "\n\n".join(text)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=seed_list, default=[1, 2, 3, 4, 5], metavar="1,2,3", help="(1,2,3,4,5)")
+    parser.add_argument("--method", action="append", choices=METHODS, help="may be repeated (those without a comma)")
+    parser.add_argument(
+        "--parallel", type=int, default=2, choices=range(1, 9), help="trainings at a time (2, for two cores)"
+    )
+    parser.add_argument("--out", type=Path, default=Path("results/study/lm"), help="for CSV, tables and figures")
+    parser.add_argument("--add", action="store_true", help="keep the trainings that steps.csv holds, train the others")
+    parser.add_argument("--report-only", action="store_true", help="train nothing, report what is finished")
+    parser.add_argument("--train-only", action="store_true", help="train, report nothing")
+    arguments = parser.parse_args(argv)
+    runs = Path(os.environ.get("SAW_RUNS", "runs")).resolve() / "study"
+    methods = [text for label in arguments.method or DEFAULT_METHODS for text in ("--method", METHODS[label])]
+    seeds = ",".join(map(str, arguments.seeds))
+    asked = sweep.parse(["--experiment", "study", "--seeds", seeds, "--out", str(runs), *methods])
+    steps = arguments.out / "steps.csv"
+    earlier = {run.folder.name: run for group in read_steps(steps).values() for run in group} if arguments.add else {}
+    if not arguments.report_only:
+        chains = {name: stages for name, stages in sweep.plan(asked).items() if name not in earlier}
+        run_all(sweep.toys("study"), chains, lambda: None, arguments.parallel)
+    if arguments.train_only:
+        return
+    finished = [read_run(mark.parent) for mark in sorted(runs.glob("*/train.done.json"))]
+    found = list(({run.folder.name: run for run in finished} | earlier).values())
+    if not found:
+        raise SystemExit(f"{runs} has no finished training")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    last = write_steps(found, steps)
+    software = versions("torch", "verl", "vllm", "transformers")
+    trained = f"{len(found)} trainings, {last} steps of each, commits in steps.csv"
+    where = f"`bash scripts/study.sh lm`; {trained}; {machine('cpu')}; {software}."
+    text = report(arguments.out)
+    (arguments.out / "README.md").write_text(f"{text}\n\n{where}\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    guarded(main)

@@ -1,0 +1,140 @@
+"""The command ``saw``: one name for everything that can be started.
+
+Each command hands its arguments to a module, which has options and a ``--help`` of its own, and becomes that process:
+whoever stops ``saw train`` stops the training.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+#: Where recipes, data and benchmarks are, which are no part of an installed package.
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Command:
+    """What is started.
+
+    Attributes:
+        help (str): one line.
+        example (str): arguments that work.
+        module (str): the module that runs; empty if the command has parts.
+        choices (tuple): the parts, as pairs of the first argument and the module.
+    """
+
+    help: str
+    example: str
+    module: str = ""
+    choices: tuple[tuple[str, str], ...] = ()
+
+
+COMMANDS = {
+    "train": Command(
+        "Train with verl's pipeline and a configuration of configs/.",
+        "experiment=quickstart saw.method=saw_gdpo",
+        "saw.runs.train",
+    ),
+    "quickstart": Command(
+        "Data, model, GRPO and SAW-GDPO on a small task, a table and a picture.",
+        "--method saw_gdpo --steps 8",
+        "recipes.quickstart.run",
+    ),
+    "sweep": Command(
+        "Train an experiment with several methods and seeds.",
+        "--experiment quickstart --method gdpo --method saw_gdpo --seeds 1,2,3",
+        "recipes.ablations.sweep",
+    ),
+    "report": Command(
+        "Tables, figures and a page from trainings.",
+        "runs/quickstart/checkpoints --baseline grpo",
+        "saw.report",
+    ),
+    "dashboard": Command(
+        "Create or update a wandb workspace with the trajectories of each objective.",
+        "--project NAME",
+        "saw.report.dashboard",
+    ),
+    "reproduce": Command(
+        "A table of the paper, from the raw data to the table.",
+        "table1 --source rlla_rl.json --model 1.5b --method saw_gdpo --dry-run",
+        choices=(("table1", "recipes.toolrl.reproduce"), ("table2", "recipes.tldr.reproduce")),
+    ),
+    "study": Command(
+        "The study that fits on two cores.",
+        "tabular --seeds 300",
+        choices=(("tabular", "recipes.study.tabular_study"), ("lm", "recipes.study.language_model")),
+    ),
+    "benchmark": Command(
+        "Timings of the estimators, the rewards, the judge's client, a step, or a start.",
+        "advantage --sizes 2048x1024",
+        choices=tuple((name, f"benchmarks.{name}") for name in ("advantage", "rewards", "judge", "step", "start")),
+    ),
+    "memory": Command(
+        "What a training needs of each GPU's memory, estimated on paper.",
+        "--model 1.5b --gpus 4 --gpu-memory 80",
+        "saw.memory",
+    ),
+    "doctor": Command(
+        "Whether a training can start on this machine, and what to do if not.",
+        "experiment=quickstart",
+        "saw.doctor",
+    ),
+}
+
+app = typer.Typer(
+    help="Several rewards, weighed while training: SAW as a plug-in for verl.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+
+def start(name: str, arguments: list[str]) -> None:
+    """Become the process of a command.
+
+    Raises:
+        typer.BadParameter: if the first argument is none of the command's parts.
+        typer.Exit: if the command needs the repository, and this is an installed package without it.
+    """
+    command = COMMANDS[name]
+    module, rest, parts = command.module, arguments, dict(command.choices)
+    if arguments[:1] == ["--help"]:
+        typer.echo(f"{command.help}\n\n    saw {name} {command.example}\n")
+        if parts:
+            typer.echo(f"The first argument is one of {', '.join(parts)}; each has a --help of its own.")
+            return
+        if name == "train":
+            typer.echo("Overrides are Hydra's: KEY=VALUE. saw train --hydra-help lists its options.")
+            return
+    elif parts:
+        given = arguments[0] if arguments else None
+        if given not in parts:
+            raise typer.BadParameter(f"the first argument is {given!r}; expected {' or '.join(parts)}")
+        module, rest = parts[given], arguments[1:]
+    if not importlib.util.find_spec(module.partition(".")[0]):
+        if not (CHECKOUT / module.partition(".")[0]).is_dir():
+            typer.echo(f"saw {name} needs the repository, and only the package is installed: clone it", err=True)
+            raise typer.Exit(2)
+        path = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(CHECKOUT), *([path] if path else [])])
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", module, *rest])
+
+
+def _add(name: str, command: Command) -> None:
+    def run(context: typer.Context) -> None:
+        start(name, context.args)
+
+    settings = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+    app.command(name, help=f"{command.help} Example: saw {name} {command.example}", context_settings=settings)(run)
+
+
+for _name, _command in COMMANDS.items():
+    _add(_name, _command)

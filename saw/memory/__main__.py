@@ -1,0 +1,51 @@
+"""Command line of the estimate; see the package."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from saw import memory
+from saw.memory.fit import fits, memory_of_a_gpu, usable
+from saw.memory.phases import estimate
+from saw.memory.report import document, summary, table
+from saw.memory.shape import shape_of
+from saw.runs.compose import compose
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=memory.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="1.5b", help="1.5b, 3b, or a folder or Hub name with a config.json (1.5b)")
+    parser.add_argument("--gpus", type=int, default=4, help="of all nodes together (4)")
+    parser.add_argument("--gpu-memory", type=float, help="of a GPU in GB, as it is sold (this machine's, else 80)")
+    parser.add_argument("--experiment", help="in configs/experiment (toolrl/MODEL_METHOD)")
+    parser.add_argument("--method", default="saw_gdpo", help="of Table 1, where no experiment is named (saw_gdpo)")
+    parser.add_argument("--flash-attn", action=argparse.BooleanOptionalAction, help="whether it is installed (as here)")
+    parser.add_argument("--document", action="store_true", help="print the tables of docs/memory.md")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides")
+    arguments = parser.parse_args(argv)
+    if arguments.document:
+        print("\n\n".join(document()))
+        return
+    if arguments.gpu_memory is not None and arguments.gpu_memory <= 0:
+        parser.error(f"--gpu-memory is {arguments.gpu_memory:g}; expected a number above 0")
+    known = arguments.model if arguments.model in ("1.5b", "3b") else "1.5b"
+    experiment = arguments.experiment or f"toolrl/{known}_{arguments.method}"
+    config = compose(f"experiment={experiment}", *arguments.overrides)
+    model = f"Qwen/Qwen2.5-{arguments.model}-Instruct" if arguments.model == known else arguments.model
+    gpu_bytes = usable(arguments.gpu_memory) if arguments.gpu_memory else memory_of_a_gpu() or usable(80)
+    try:
+        found = estimate(config, shape_of(model), arguments.gpus, arguments.flash_attn)
+    except ValueError as fault:
+        parser.error(str(fault))
+    print(f"{experiment}, {found.model.parameters / 1e9:.2f} billion parameters, {arguments.gpus} GPUs")
+    print(f"\n{table(found, gpu_bytes)}\n\n{summary(found, gpu_bytes)}")
+    too_much = fits(found, gpu_bytes)
+    for line in too_much:
+        print(f"does not fit: {line}")
+    raise SystemExit(1 if too_much else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""What can be set of a judge."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+
+PROMPTS = Path(__file__).with_name("prompts")
+
+
+class JudgeError(ValueError):
+    """A judge that cannot work; the message names the key, the value and what is allowed."""
+
+
+class JudgeOptions(BaseModel):
+    """A judge: where it is, how it is asked, what it costs.
+
+    Attributes:
+        model (str): its name at the server.
+        base_url (str | None): address of an OpenAI-compatible server, up to and with ``/v1`` or the like; None takes
+            the judge that verl serves in the cluster (``reward.reward_model``).
+        server_name (str | None): under which its verdicts are cached; None takes the address. For a server that moves:
+            the one that verl serves has another address in every run.
+        api_key_env (str | None): the environment variable that holds the key; None for a server that wants none.
+            The key itself is never part of a configuration.
+        prompt (str): a template in ``saw/rewards/judge/prompts``, or an absolute path.
+        objectives (tuple[str, ...]): the scores that a reply holds.
+        lowest (int): of a score.
+        highest (int): of a score.
+        temperature (float): of the judge.
+        max_tokens (int): of a reply.
+        extra_body (dict): further fields of the request, for example what turns thinking off.
+        in_flight (int): most requests at a time, of a node.
+        per_minute (int | None): most requests a minute, of a node; None for no limit.
+        timeout (float): seconds for one request, from the first byte sent to the last one received.
+        attempts (int): requests that are made before a question is given up.
+        longest_wait (float): seconds; the most that is waited before another attempt, ``Retry-After`` included.
+        input_price (float): dollars for a million tokens.
+        output_price (float): dollars for a million tokens.
+        cache (str | None): a file that keeps verdicts, so that nothing is paid twice; None keeps none. Machines that
+            share its folder write a file each.
+        faults (str | None): a file for the first replies that could not be used.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field(min_length=1)
+    base_url: str | None = None
+    server_name: str | None = Field(default=None, min_length=1)
+    api_key_env: str | None = None
+    prompt: str = "tldr.txt"
+    objectives: tuple[str, ...] = Field(default=("quality", "conciseness"), min_length=1)
+    lowest: int = 0
+    highest: int = 10
+    temperature: float = Field(default=0.1, ge=0.0)
+    max_tokens: int = Field(default=256, ge=1)
+    extra_body: dict[str, Any] = {}
+    in_flight: int = Field(default=64, ge=1)
+    per_minute: int | None = Field(default=None, ge=1)
+    timeout: float = Field(default=60.0, gt=0.0)
+    attempts: int = Field(default=6, ge=1)
+    longest_wait: float = Field(default=60.0, ge=0.0)
+    input_price: float = Field(default=0.0, ge=0.0)
+    output_price: float = Field(default=0.0, ge=0.0)
+    cache: str | None = None
+    faults: str | None = None
+
+    @field_validator("base_url")
+    @classmethod
+    def _address(cls, base_url: str | None) -> str | None:
+        if base_url is not None and not base_url.startswith(("http://", "https://")):
+            raise ValueError("expected an address that starts with http:// or https://")
+        return base_url
+
+    @field_validator("prompt")
+    @classmethod
+    def _there(cls, prompt: str) -> str:
+        if not (PROMPTS / prompt).is_file():
+            allowed = ", ".join(sorted(path.name for path in PROMPTS.iterdir()))
+            raise ValueError(f"there is no such file; expected an absolute path, or one of {allowed}")
+        return prompt
+
+    @field_validator("highest")
+    @classmethod
+    def _above_the_lowest(cls, highest: int, info: ValidationInfo) -> int:
+        if highest <= (lowest := info.data.get("lowest", highest - 1)):
+            raise ValueError(f"expected a number above judge.lowest, {lowest}")
+        return highest
+
+    @property
+    def prompt_path(self) -> Path:
+        """The template; an absolute path stays what it is."""
+        return PROMPTS / self.prompt
+
+    @property
+    def server(self) -> str:
+        """Who answers, beside the model's name: two servers may have different models under one name."""
+        return self.server_name or (self.base_url or "").rstrip("/")
+
+    @classmethod
+    def of(cls, section: Mapping[str, Any] | None) -> JudgeOptions:
+        """Read a configuration section.
+
+        Raises:
+            JudgeError: if it is absent or wrong, one line a fault.
+        """
+        if section is None:
+            raise JudgeError("judge: there is none; pick one, for example judge=gemini")
+        try:
+            return cls.model_validate(dict(section))
+        except ValidationError as error:
+            lines = []
+            for fault in error.errors():
+                key = ".".join(("judge", *map(str, fault["loc"])))
+                message = fault["msg"].removeprefix("Value error, ")
+                if fault["type"] == "extra_forbidden":
+                    message = f"there is no such setting; allowed are {', '.join(cls.model_fields)}"
+                lines.append(f"{key}: {message}; it is {fault['input']!r}")
+            raise JudgeError("\n".join(lines)) from None
+
+    def api_key(self) -> str | None:
+        """The key, from the environment.
+
+        Raises:
+            JudgeError: if the variable is named and not set.
+        """
+        if self.api_key_env is None:
+            return None
+        key = os.environ.get(self.api_key_env, "").strip()
+        if not key:
+            raise JudgeError(
+                f"judge.api_key_env is {self.api_key_env!r}, and that environment variable is not set on this machine; "
+                "export it, or pick another judge (verl's own command in a running Ray cluster hands nothing over: "
+                "there, set it on every node before ray start)"
+            )
+        return key

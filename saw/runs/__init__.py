@@ -1,0 +1,1 @@
+"""Runs: compose one, start it, follow it."""

@@ -1,0 +1,252 @@
+"""What a Ray cluster that runs already must be given: a configuration that means the same there, and variables.
+
+A Ray of the process's own starts in this folder and inherits this environment. The workers of a cluster that runs
+already have the folder and the environment of a ``ray start``, on nodes that may be others. So :func:`settle` reads the
+environment and the folder here, and :func:`handing_over` gives the workers the variables that they need, keys in such a
+way that Ray logs none.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf.resolvers import oc
+
+from saw.machine.cluster import UNITS, ray_init, running, storage_units
+
+logger = logging.getLogger(__name__)
+
+#: Paths that are written to.
+OUTPUTS = (
+    "trainer.default_local_dir",
+    "trainer.rollout_data_dir",
+    "trainer.validation_data_dir",
+    "global_profiler.save_path",
+    "reward.custom_reward_function.reward_kwargs.judge.cache",
+    "reward.custom_reward_function.reward_kwargs.judge.faults",
+)
+#: Paths that are read; what isn't there may be something else, such as a model's name on the Hub. A judge's prompt is
+#: not among them: its name is one in ``saw/rewards/judge/prompts``, or an absolute path.
+INPUTS = (
+    "data.train_files",
+    "data.val_files",
+    "data.custom_cls.path",
+    "data.sampler.class_path",
+    "actor_rollout_ref.model.path",
+    "actor_rollout_ref.model.hf_config_path",
+    "actor_rollout_ref.model.tokenizer_path",
+    "actor_rollout_ref.model.lora_adapter_path",
+    "actor_rollout_ref.rollout.router_config_path",
+    "actor_rollout_ref.rollout.agent.agent_loop_config_path",
+    "actor_rollout_ref.rollout.multi_turn.tool_config_path",
+    "actor_rollout_ref.rollout.multi_turn.function_tool_path",
+    "reward.custom_reward_function.path",
+    "reward.reward_manager.module.path",
+    "reward.reward_model.model_path",
+    "trainer.resume_from_path",
+    "trainer.v1.sampler.custom_sampler.path",
+)
+
+#: Options of ``ray.init`` that Ray refuses where a cluster runs already: its nodes have been given theirs.
+OF_A_NEW_CLUSTER = ("num_cpus", "num_gpus", "resources", "labels", "object_store_memory", "include_dashboard")
+
+#: Variables that workers get in Ray's ``runtime_env``, which Ray logs on every node.
+SETTINGS = ("SAW_", "VERL_", "VLLM_", "NCCL_", "TENSORBOARD_")
+#: Variables that may hold a key or a password: Ray logs nothing of these.
+PRIVATE = ("WANDB_", "HF_", "http_proxy", "https_proxy", "all_proxy", "no_proxy")
+#: What a name ends with that holds a key.
+SECRET = re.compile(
+    r"(^|_)((API)?KEYS?|TOKEN|SECRETS?|PASSWORDS?|PASSWD|CREDENTIALS?)$",  # TOKENS are counted
+    re.IGNORECASE,
+)
+#: Variables of this process or node, which would be wrong elsewhere.
+OF_THIS_PROCESS = frozenset({"SAW_RUN_ID", "VLLM_HOST_IP", "VLLM_PORT", "WANDB_SERVICE"})
+#: Variables that hold a path, which may be relative to this process's folder.
+PATHS = frozenset(
+    {"SAW_RUNS", "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "TENSORBOARD_DIR", "VERL_FILE_LOGGER_PATH"}
+    | {"WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"}
+)
+
+JUDGE_KEY = "reward.custom_reward_function.reward_kwargs.judge.api_key_env"
+HOOK = "worker_process_setup_hook"
+
+
+def settle(config: DictConfig) -> None:
+    """Make the configuration mean the same in any process of a cluster.
+
+    Raises:
+        ValueError: if it reads a variable that isn't set, or a key; for an address that is none, and for a hook of its
+            own where keys are handed over.
+    """
+    _resolve_environment(config)
+    _make_absolute(config)
+    if OmegaConf.select(config, UNITS, default=0) is None:
+        OmegaConf.update(config, UNITS, storage_units(config))
+    address = running(config)
+    if address is not None:
+        _refuse_hook(config)
+        _leave_out(config, address)
+
+
+def _resolve_environment(node: Any) -> None:
+    """Give each value below a node that reads the environment its value; other interpolations stay what they are."""
+    keys: list[Any] = list(node) if isinstance(node, DictConfig) else list(range(len(node)))
+    for key in keys:
+        if OmegaConf.is_interpolation(node, key):
+            text = str(node._get_node(key)._value())
+            if "oc.env" in text:
+                node[key] = _value(node, key, text)
+        elif not OmegaConf.is_missing(node, key) and isinstance(node[key], DictConfig | ListConfig):
+            _resolve_environment(node[key])
+
+
+def _value(node: Any, key: Any, text: str) -> Any:
+    """The value of an interpolation; which variables it reads is seen as it reads them, however they are written."""
+    keys: list[str] = []
+
+    def read(variable: str, *default: Any) -> Any:
+        if SECRET.search(variable):
+            keys.append(variable)
+            return None
+        return oc.env(variable, *default)
+
+    OmegaConf.register_new_resolver("oc.env", read, replace=True)
+    try:
+        value = node[key]
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
+    if keys:
+        raise ValueError(
+            f"{node._get_full_key(key)} is {text!r}, and verl prints the configuration: {keys[0]} would be in "
+            "logs and in run.json. Have the code that needs it read the variable, as a judge does by api_key_env"
+        )
+    # what a variable holds is no interpolation, whatever it looks like
+    return value.replace("${", r"\${") if isinstance(value, str) else value
+
+
+def _make_absolute(config: DictConfig) -> None:
+    for keys, exists in ((OUTPUTS, lambda path: True), (INPUTS, os.path.exists)):
+        for key in keys:
+            value = OmegaConf.select(config, key)
+            if isinstance(value, str):
+                absolute: Any = _absolute(value, exists)
+            elif isinstance(value, ListConfig):
+                absolute = [_absolute(path, exists) if isinstance(path, str) else path for path in value]
+            else:
+                continue
+            if absolute != value:
+                OmegaConf.update(config, key, absolute)
+
+
+def _absolute(path: str, exists: Callable[[str], bool]) -> str:
+    scheme, rest = ("file://", path[7:]) if path.startswith("file://") else ("", path)
+    expanded = os.path.abspath(os.path.expanduser(rest))
+    return scheme + expanded if rest and "://" not in rest and exists(expanded) else path
+
+
+def _refuse_hook(config: DictConfig) -> None:
+    if own := OmegaConf.select(config, f"ray_kwargs.ray_init.runtime_env.{HOOK}"):
+        raise ValueError(
+            f"ray_kwargs.ray_init.runtime_env.{HOOK} is {own!r}, and on a Ray cluster that runs already this hook "
+            "hands over keys: leave it out"
+        )
+
+
+def _leave_out(config: DictConfig, address: str) -> None:
+    options = ray_init(config)
+    with open_dict(options):
+        left_out = {key: options.pop(key) for key in OF_A_NEW_CLUSTER if key in options}
+    said = ", ".join(f"ray_kwargs.ray_init.{key}={value}" for key, value in left_out.items() if value is not None)
+    if said:
+        logger.warning("left out: %s; the Ray cluster at %s runs already, with resources of its own", said, address)
+
+
+# ---------------------------------------------------------------- variables
+
+
+def variables(config: DictConfig, environment: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """What the workers of a running cluster need of this process's environment.
+
+    Args:
+        config (DictConfig): verl's configuration; it names the judge's key.
+        environment (Mapping[str, str]): of this process.
+
+    Returns:
+        tuple[dict[str, str], dict[str, str]]: settings, which Ray may log; and what may hold a key.
+    """
+    from verl.trainer.constants_ppo import PPO_RAY_RUNTIME_ENV
+
+    # verl leaves those out that are set here, as a Ray of this process's own would inherit them
+    settings = (*SETTINGS, *PPO_RAY_RUNTIME_ENV["env_vars"])
+    judge = OmegaConf.select(config, JUDGE_KEY)
+    plain: dict[str, str] = {}
+    private: dict[str, str] = {}
+    for name, value in environment.items():
+        if name in OF_THIS_PROCESS:
+            continue
+        if name in PATHS and value:
+            value = os.path.abspath(os.path.expanduser(value))
+        if name == judge or name.startswith(PRIVATE) or name.lower() in PRIVATE:
+            private[name] = value
+        elif name.startswith(settings):
+            (private if SECRET.search(name) else plain)[name] = value
+    return plain, private
+
+
+@contextmanager
+def handing_over(config: DictConfig) -> Iterator[None]:
+    """While this lasts, ``ray.init`` gives a running cluster's workers the variables that they need.
+
+    A Ray of the process's own inherits them. Ray writes a ``runtime_env`` into the logs of every node, so what may
+    hold a key doesn't go there. It goes into a function that Ray keeps for the job, in the memory of its head node, and
+    that each worker calls as it starts: Ray's ``worker_process_setup_hook``.
+    """
+    if running(config) is None:
+        yield
+        return
+    import ray
+
+    stock = ray.init
+
+    @functools.wraps(stock)
+    def init(*args: Any, runtime_env: Mapping[str, Any] | None = None, **options: Any) -> Any:
+        runtime_env = dict(runtime_env or {})
+        # when Ray is started, not before: verl sets variables until then
+        plain, private = variables(config, os.environ)
+        given = _of_the_job() | set(runtime_env.get("env_vars") or {})
+        plain = {name: value for name, value in plain.items() if name not in given}
+        runtime_env["env_vars"] = {**(runtime_env.get("env_vars") or {}), **plain}
+        if private:
+            runtime_env[HOOK] = _setter(private)
+        return stock(*args, runtime_env=runtime_env, **options)
+
+    ray.init = init
+    try:
+        yield
+    finally:
+        ray.init = stock
+
+
+def _of_the_job() -> set[str]:
+    """Variables that ``ray job submit`` has been given; Ray refuses to be given one twice."""
+    from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+
+    job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
+    return set((job.get("runtime_env") or {}).get("env_vars") or {})
+
+
+def _setter(private: Mapping[str, str]) -> Callable[[], None]:
+    """A function that sets variables, and that Ray can send: it brings them along."""
+
+    def set_variables_of_the_driver() -> None:
+        os.environ.update(private)
+
+    return set_variables_of_the_driver

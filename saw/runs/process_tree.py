@@ -1,0 +1,327 @@
+"""Start a job as a process tree of its own, follow it, and leave nothing behind.
+
+Ray, TransferQueue, vLLM and the reward workers are dozens of processes in several sessions, of which some outlive
+their parent. Each job therefore carries an id in its environment, which all of its processes inherit: whatever bears
+the id is the job's, and is stopped with it. A job of a job carries both.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from saw.records import metrics_file
+
+logger = logging.getLogger(__name__)
+
+#: The variable that marks every process of a run.
+RUN_ID = "SAW_RUN_ID"
+#: Ray's processes name themselves with setproctitle, which otherwise writes over the environment that shows the id.
+KEEP_ENVIRONMENT = {"SPT_NOENV": "1"}
+#: Seconds that a process gets to stop by itself before it is killed.
+GRACE = 5.0
+#: Seconds between two looks at the memory; a look walks the page tables of every process.
+MEMORY_INTERVAL = 5.0
+#: Lines of a log that mean that something went wrong although the run goes on (verl logs them and exits 0).
+FAULTS = ("ERROR", "Traceback (most recent call last)")
+#: What verl prints after the last step. Whatever vLLM complains of later is that it is being stopped.
+END_OF_TRAINING = "Final validation metrics"
+
+
+class RunFailed(RuntimeError):
+    """A run ended with an error, or took too long; the message holds the end of its log."""
+
+
+@dataclass
+class Job:
+    """A command that runs as a process tree of its own.
+
+    Attributes:
+        command (Sequence[str]): what to execute.
+        folder (Path): gets the log; no two jobs use it at a time.
+        time_limit (float): seconds after which the job is stopped.
+        environment (Mapping[str, str]): added to this process's environment.
+        name (str): of the log.
+        peak_bytes (int): most memory seen so far, all processes together, shared pages counted once.
+    """
+
+    command: Sequence[str]
+    folder: Path
+    time_limit: float
+    environment: Mapping[str, str] = field(default_factory=dict)
+    name: str = "train"
+    peak_bytes: int = 0
+
+    @property
+    def log(self) -> Path:
+        """Everything that the job printed; that of an earlier one is kept beside it, under a number."""
+        return self.folder / f"{self.name}.log"
+
+    @property
+    def _owner(self) -> Path:
+        return self.folder / "running.json"
+
+    @contextmanager
+    def running(self) -> Iterator[subprocess.Popen]:
+        """Start the job, and stop whatever it has started when the block ends.
+
+        Raises:
+            RunFailed: if another job is using the folder.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.stop_leftovers()
+        metrics_file.put_aside(self.log)
+        run_id = uuid.uuid4().hex
+        with self.log.open("w") as log:
+            process = subprocess.Popen(
+                list(self.command),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+                env={
+                    **os.environ,
+                    **self.environment,
+                    **KEEP_ENVIRONMENT,
+                    RUN_ID: "/".join([*_ids(os.environ), run_id]),
+                },
+            )
+        self._write_owner(run_id)
+        watcher = _start_watcher(run_id)
+        try:
+            yield process
+        finally:
+            stop(run_id)
+            watcher.kill()
+            watcher.wait()
+            process.wait()
+            self._owner.unlink(missing_ok=True)
+
+    def finish(self, look: Callable[[], None] = lambda: None, interval: float = 1.0) -> None:
+        """Run to the end, and call ``look`` every ``interval`` seconds, and once more at the end.
+
+        Raises:
+            RunFailed: if the job failed or hit its time limit.
+            KeyboardInterrupt: passed on, after everything that was started has been stopped.
+        """
+        with self.running() as process:
+            run_id = json.loads(self._owner.read_text())["run_id"]
+            started = looked = time.monotonic()
+            while process.poll() is None:
+                if time.monotonic() - started > self.time_limit:
+                    raise RunFailed(f"stopped after its time limit of {self.time_limit:.0f} s; {self.log_end()}")
+                if time.monotonic() - looked > MEMORY_INTERVAL:
+                    self.peak_bytes = max(self.peak_bytes, _memory(run_id))
+                    looked = time.monotonic()
+                look()
+                time.sleep(interval)
+            look()
+        if process.returncode != 0:
+            raise RunFailed(f"ended with exit code {process.returncode}; {self.log_end()}")
+
+    def _write_owner(self, run_id: str) -> None:
+        """Write ``running.json`` in one go: whoever reads it finds all of it, or nothing."""
+        owner = {"run_id": run_id, "owner": os.getpid(), "started": psutil.Process().create_time()}
+        whole = self._owner.with_name(f"{self._owner.name}.{run_id}")
+        whole.write_text(json.dumps(owner))
+        whole.replace(self._owner)
+
+    def stop_leftovers(self) -> None:
+        """Stop what an earlier job in this folder left, if the process that followed it was killed.
+
+        Raises:
+            RunFailed: if that process still lives: two jobs must not share a folder.
+        """
+        if not self._owner.exists():
+            return
+        owner = _read_owner(self._owner)
+        if owner is None:
+            logger.warning("%s is broken; it is taken for what a killed job left", self._owner)
+        elif owner["owner"] != os.getpid() and _follows(owner):
+            raise RunFailed(f"{self.folder} is in use by process {owner['owner']}; stop it, or choose another folder")
+        else:
+            stop(owner["run_id"])
+        self._owner.unlink(missing_ok=True)
+
+    def log_end(self, lines: int = 25) -> str:
+        """The last lines of the log, and where it is."""
+        text = self.log.read_text(errors="replace").splitlines()
+        return f"the end of {self.log}:\n" + "\n".join(text[-lines:])
+
+
+@dataclass
+class Run(Job):
+    """A training, which logs metrics.
+
+    Attributes:
+        resume (bool): keep the metrics of what ran in the folder before, as this goes on from its checkpoint.
+    """
+
+    resume: bool = False
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a step: ``{"step": ..., "data": {...}}``."""
+        return self.folder / "metrics.jsonl"
+
+    def follow(self, on_step: Callable[[int, dict[str, Any]], None], interval: float = 1.0) -> None:
+        """Run to the end, and call ``on_step(step, metrics)`` for each step as it is logged.
+
+        Raises:
+            RunFailed: if the run failed or hit its time limit.
+            KeyboardInterrupt: passed on, after everything that was started has been stopped.
+        """
+        self.stop_leftovers()
+        # Aside even if it begins anew: nothing is removed before the training, which may yet be refused, has logged.
+        aside = metrics_file.put_aside(self.metrics)
+        earlier = metrics_file.parts(self.metrics)
+        self.environment = {**self.environment, "VERL_FILE_LOGGER_PATH": str(self.metrics.resolve())}
+        steps = _Tail(self.metrics)
+
+        def look() -> None:
+            for step, metrics in steps:
+                if not self.resume and step <= 1:
+                    while earlier:
+                        earlier.pop().unlink(missing_ok=True)
+                on_step(step, metrics)
+
+        try:
+            self.finish(look, interval)
+        finally:
+            metrics_file.put_back(aside, self.metrics)
+
+    def faults(self) -> list[str]:
+        """Lines of the log that tell of an error while the run was training."""
+        training, _, _ = self.log.read_text(errors="replace").partition(END_OF_TRAINING)
+        return [line for line in training.splitlines() if any(fault in line for fault in FAULTS)]
+
+
+class _Tail:
+    """Iterates over the complete lines that a JSON-lines file has gained since the last time."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.position = 0
+
+    def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            file.seek(self.position)
+            while (line := file.readline()).endswith(b"\n"):
+                self.position = file.tell()
+                record = json.loads(line)
+                yield record["step"], record["data"]
+
+
+def _ids(environment: Mapping[str, str]) -> list[str]:
+    """Ids of the job and of the jobs that it is part of, the outermost first."""
+    return [run_id for run_id in environment.get(RUN_ID, "").split("/") if run_id]
+
+
+def processes_of(run_id: str) -> list[psutil.Process]:
+    """All living processes of a run, and of the runs that it started."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if run_id in _ids(process.environ()) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def stop(run_id: str) -> None:
+    """Stop all processes of a run, and wait until they are gone."""
+    for send in ("terminate", "kill"):
+        processes = [process for process in processes_of(run_id) if process.pid != os.getpid()]
+        for process in processes:
+            with suppress(psutil.Error):
+                getattr(process, send)()
+        psutil.wait_procs(processes, timeout=GRACE)
+
+
+def stop_job_in(folder: Path) -> None:
+    """Stop the job that another thread of this process runs in a folder, if there is one."""
+    owner = _read_owner(folder / "running.json")  # none: it has just ended, or not begun
+    if owner is not None and owner["owner"] == os.getpid():
+        stop(owner["run_id"])
+
+
+def _read_owner(path: Path) -> dict[str, Any] | None:
+    """What a ``running.json`` says: the job's id, and the process that follows it; None if it is absent or broken."""
+    try:
+        owner = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(owner, dict) or not isinstance(owner.get("run_id"), str) or type(owner.get("owner")) is not int:
+        return None
+    return owner if owner["run_id"] else None
+
+
+def _follows(owner: Mapping[str, Any]) -> bool:
+    """Whether the named process is the one that wrote ``running.json``, not a later one that was given its number.
+
+    It is if it began when the file says, or bears the job's id.
+    """
+    try:
+        process = psutil.Process(owner["owner"])
+        began = process.create_time()
+    except (psutil.Error, ValueError, OverflowError):
+        return False
+    with suppress(psutil.Error):  # the environment of another user's process cannot be read
+        if owner["run_id"] in _ids(process.environ()):
+            return True
+    started = owner.get("started")
+    # psutil counts from the boot, whose time moves a little when the clock is set
+    return isinstance(started, int | float) and abs(began - started) < 2.0
+
+
+def _memory(run_id: str) -> int:
+    total = 0
+    for process in processes_of(run_id):
+        with suppress(psutil.Error):
+            total += process.memory_full_info().pss
+    return total
+
+
+def _die_with_parent() -> None:
+    """Have the kernel end the run's first process when this one is killed (Linux; Ray's own follow it)."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL("libc.so.6").prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+def _start_watcher(run_id: str) -> subprocess.Popen:
+    """Start a process outside of the run that stops it if this one is killed and can do so no more."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "saw.runs.process_tree", run_id, str(os.getpid())],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def watch(run_id: str, owner: int, interval: float = 1.0) -> None:
+    """Wait until a process is gone, then stop a run."""
+    while psutil.pid_exists(owner) and os.getppid() == owner:
+        time.sleep(interval)
+    stop(run_id)
+
+
+if __name__ == "__main__":
+    watch(sys.argv[1], int(sys.argv[2]))

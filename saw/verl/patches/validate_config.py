@@ -1,0 +1,32 @@
+"""A patch of verl 0.9.1: check SAW's configuration where verl checks its own, before Ray starts.
+
+verl has no hook between Hydra and ``ray.init``; its entry point calls ``verl.utils.config.validate_config``, imported
+by name. That function is wrapped, so that ``python -m verl.trainer.main_ppo`` stops at once on a setting that cannot
+work. The trainer checks again when it is made. A training that doesn't use SAW passes untouched.
+Contract: ``tests/contract/test_seams.py::test_main_ppo_calls_the_wrapped_validate_config``.
+"""
+
+import functools
+import os
+from types import ModuleType
+
+from omegaconf import DictConfig
+
+from saw.verl.names import ACTIVE, NAME
+
+
+def wrap(module: ModuleType) -> None:
+    """Put SAW's check before verl's own, in verl's module."""
+    stock = module.validate_config  # type: ignore[attr-defined]
+
+    @functools.wraps(stock)
+    def validate_config(config: DictConfig, *args, **kwargs) -> None:
+        """verl's own checks after SAW's."""
+        if NAME in (config.trainer.v1.trainer_mode, config.algorithm.adv_estimator):
+            from saw.verl.config_checks import check_config
+
+            check_config(config)
+            os.environ[ACTIVE] = "1"  # Ray's processes inherit it
+        stock(config, *args, **kwargs)
+
+    module.validate_config = validate_config  # type: ignore[attr-defined]

@@ -1,0 +1,138 @@
+"""The metrics of every step and validation, under names that do not change.
+
+For each objective: ``saw/<objective>/{mean,std,min,max,cv,weight,proposed_weight,zero_spread,missing}`` in training
+(the proposed weight is the method's, the weight is what an option made of it), and
+``saw-val/<objective>/{mean,std,min,max,missing}`` in validation. ``saw/failed`` and ``saw-val/failed`` count samples
+whose reward function raised, all of whose rewards are missing; ``saw/lost`` and ``saw-val/lost`` those that were asked
+for and never came back. What a judge cost is ``judge/...``. A value that does not exist (the mean of an objective that
+is missing for all samples) is NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from saw.method.advantage import Advantage
+from saw.verl.names import FAILED
+from saw.verl.reward_values import reward_value
+
+if TYPE_CHECKING:
+    from saw.verl.gradients import ObjectiveGradients
+
+
+def training_metrics(advantage: Advantage, names: Sequence[str]) -> dict[str, float]:
+    """Metrics of one training step."""
+    statistics = advantage.statistics
+    columns = {
+        "mean": statistics.mean,
+        "std": statistics.std,
+        "min": statistics.min,
+        "max": statistics.max,
+        "cv": statistics.cv,
+        "weight": advantage.weights,
+        "proposed_weight": advantage.proposed,
+        "zero_spread": statistics.zero_spread,
+        "missing": statistics.missing,
+    }
+    return {
+        f"saw/{name}/{what}": float(value)
+        for what, column in columns.items()
+        for name, value in zip(names, column.tolist(), strict=True)
+    }
+
+
+def gradient_metrics(found: ObjectiveGradients, compared: Tensor, names: Sequence[str]) -> dict[str, float]:
+    """Each objective's ``gradient_norm`` and ``influence`` (:func:`saw.method.weighting.gradient`), and what they cost.
+
+    Args:
+        found (ObjectiveGradients): what the workers say; the norms are of these gradients, before a clip.
+        compared (Tensor): shape ``(K, K)``, the inner products that count, after it.
+        names (Sequence[str]): of the objectives.
+    """
+    norms, influence = found.gram.diagonal().clamp(min=0.0).sqrt(), compared.sum(dim=1)
+    return {
+        **{f"saw/{name}/gradient_norm": value for name, value in zip(names, norms.tolist(), strict=True)},
+        **{f"saw/{name}/influence": value for name, value in zip(names, influence.tolist(), strict=True)},
+        "saw/gradients/forward_seconds": found.forward_seconds,
+        "saw/gradients/backward_seconds": found.backward_seconds,
+    }
+
+
+def validation_metrics(infos: Mapping[str, Sequence[float | None]], names: Sequence[str]) -> dict[str, float]:
+    """Metrics of one validation from the reward function's values, None or NaN where missing."""
+    metrics: dict[str, float] = {}
+    for name in names:
+        values = np.array([reward_value(value) for value in infos[name]])
+        present = values[~np.isnan(values)]
+        some = len(present) > 0
+        metrics |= {
+            f"saw-val/{name}/mean": float(present.mean()) if some else float("nan"),
+            f"saw-val/{name}/std": float(present.std(ddof=1)) if len(present) > 1 else 0.0 if some else float("nan"),
+            f"saw-val/{name}/min": float(present.min()) if some else float("nan"),
+            f"saw-val/{name}/max": float(present.max()) if some else float("nan"),
+            f"saw-val/{name}/missing": float(len(values) - len(present)),
+        }
+    return metrics
+
+
+#: What a reward function may say of a sample beside its rewards, under ``judge_<name>``, and how it is summed up.
+_JUDGE_SUMS = ("requests", "input_tokens", "output_tokens", "dollars")
+
+
+def failed_samples(infos: Sequence[Mapping[str, Any]]) -> int:
+    """How many samples have no rewards because the reward function raised; see :mod:`saw.verl.reward_manager`."""
+    return sum(info.get(FAILED) == 1.0 for info in infos)
+
+
+def sample_counts(failed: int, lost: int, prefix: str = "saw") -> dict[str, float]:
+    """Samples without any reward: those whose reward function raised, and those that never came back."""
+    return {f"{prefix}/failed": float(failed), f"{prefix}/lost": float(lost)}
+
+
+def judge_metrics(infos: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What the judge of one step cost: sums over the samples, the share that was known, and the latency.
+
+    Each is over the samples that have the value. ``judge/without_cost`` says how many samples lack a part of their
+    cost: the reward function says nothing of it, or the server did not count the tokens of a reply.
+
+    Args:
+        infos (Sequence[Mapping]): the reward function's dict of each sample; one that failed does not count.
+
+    Returns:
+        dict[str, float]: empty if no judge was asked; without ``judge/without_cost`` if every cost is known.
+    """
+    infos = [info for info in infos if not failed_samples([info])]
+    if not any(key.startswith("judge_") for info in infos for key in info):
+        return {}
+    sums = {name: _present(infos, f"judge_{name}") for name in _JUDGE_SUMS}
+    cached, seconds = _present(infos, "judge_cached"), _present(infos, "judge_seconds")
+    without = sum(
+        any(_finite(info.get(f"judge_{name}")) is None for name in _JUDGE_SUMS)
+        or (_finite(info.get("judge_uncounted")) or 0.0) > 0.0
+        for info in infos
+    )
+    return {
+        **{f"judge/{name}": float(values.sum()) if len(values) else math.nan for name, values in sums.items()},
+        "judge/hit_rate": float(cached.mean()) if len(cached) else math.nan,
+        "judge/seconds/mean": float(seconds.mean()) if len(seconds) else math.nan,
+        "judge/seconds/p95": float(np.quantile(seconds, 0.95)) if len(seconds) else math.nan,
+        "judge/seconds/max": float(seconds.max()) if len(seconds) else math.nan,
+        **({"judge/without_cost": float(without)} if without else {}),
+    }
+
+
+def _present(infos: Sequence[Mapping[str, Any]], key: str) -> NDArray[np.float64]:
+    """The values of the samples that have one."""
+    values = (_finite(info.get(key)) for info in infos)
+    return np.array([value for value in values if value is not None], dtype=float)
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if isinstance(value, Real) and math.isfinite(value) else None

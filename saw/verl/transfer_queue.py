@@ -1,0 +1,118 @@
+"""Reading TransferQueue rows: which count, and what each objective's reward is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from saw.verl.config import ConfigError, Settings, check_returned
+from saw.verl.reward_values import reward_value
+
+
+def reward_infos(data: TensorDict) -> list[Mapping[str, Any]]:
+    """The dict that the reward function returned for each row.
+
+    ``TensorDict["extra_fields"]`` gives a list or a stack, depending on the backend; popping it always gives an
+    object with ``tolist`` (verl 0.9.1 does the same).
+    """
+    extra_fields = data.pop("extra_fields").tolist()
+    return [fields.get("reward_extra_info", {}) for fields in extra_fields]
+
+
+def objective_matrix(data: TensorDict, names: Sequence[str]) -> Tensor:
+    """Rewards of all rows: shape ``(R, K)``, float64, NaN where a value is missing (NaN or None)."""
+    return _matrix(reward_infos(data), names)
+
+
+def _matrix(infos: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Tensor:
+    return torch.tensor([[reward_of(info, name) for name in names] for info in infos], dtype=torch.float64)
+
+
+def reward_of(info: Mapping[str, Any], name: str) -> float:
+    """One reward out of a reward function's dict, NaN where it is missing.
+
+    Raises:
+        ConfigError: if it is no number.
+    """
+    try:
+        return reward_value(info.get(name))
+    except TypeError as error:
+        raise ConfigError(f"the reward {name!r}: {error}") from None
+
+
+def checked_objective_matrix(infos: Sequence[Mapping[str, Any]], settings: Settings) -> Tensor:
+    """Like :func:`objective_matrix`, after a check that the reward function returned every objective.
+
+    Raises:
+        ConfigError: if a row lacks an objective (a missing *value* is NaN or None under the objective's name), or a
+            reward is no number.
+    """
+    for info in infos:
+        check_returned(settings, info)
+    return _matrix(infos, settings.names)
+
+
+def prompt_of(key: str) -> str:
+    """The prompt that a row answers: its group. Keys are ``{uid}_{session}_{output}``."""
+    return key.rsplit("_", 2)[0]
+
+
+def lost_samples(prompts: Sequence[str], expected: Mapping[str, int]) -> int:
+    """How many of the samples that were asked for never came back.
+
+    A rollout that fails, a reward worker that dies and an agent that returns nothing leave no row behind.
+
+    Args:
+        prompts (Sequence[str]): the prompt of each sample that is there.
+        expected (Mapping[str, int]): how many samples of each prompt there should be.
+    """
+    came = Counter(prompts)
+    return sum(max(number - came[prompt], 0) for prompt, number in expected.items())
+
+
+def of_all_rows(values: Tensor, scored_of_row: Tensor) -> Tensor:
+    """Hand each row what its session has, and padding 0.
+
+    Args:
+        values (Tensor): shape ``(S, ...)``, of the scored rows.
+        scored_of_row (Tensor): shape ``(R,)``, see :func:`scored_rows`.
+
+    Returns:
+        Tensor: shape ``(R, ...)``.
+    """
+    rows = values[scored_of_row]
+    rows[scored_of_row < 0] = 0.0
+    return rows
+
+
+def scored_rows(keys: Sequence[str], tags: Sequence[Mapping[str, Any]]) -> tuple[Tensor, Tensor]:
+    """Find the rows that take part in the statistics.
+
+    Padding rows copy another sample's rewards, and a session may have several outputs, of which the last one
+    holds the reward; keys are ``{uid}_{session}_{output}``.
+
+    Args:
+        keys: R keys.
+        tags: R tags.
+
+    Returns:
+        tuple[Tensor, Tensor]: the rows that count, and for each row its place among them, -1 for padding.
+    """
+    last: dict[str, tuple[int, int]] = {}
+    sessions = [key.rpartition("_")[0] for key in keys]
+    outputs = [int(key.rpartition("_")[2]) for key in keys]
+    for row, (session, output, tag) in enumerate(zip(sessions, outputs, tags, strict=True)):
+        if not tag.get("is_padding", False) and output >= last.get(session, (-1, -1))[0]:
+            last[session] = (output, row)
+    scored = sorted(row for _, row in last.values())
+    place = {row: position for position, row in enumerate(scored)}
+    of_row = [
+        -1 if tag.get("is_padding", False) else place[last[session][1]]
+        for session, tag in zip(sessions, tags, strict=True)
+    ]
+    return torch.tensor(scored, dtype=torch.int64), torch.tensor(of_row, dtype=torch.int64)

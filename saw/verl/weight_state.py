@@ -1,0 +1,71 @@
+"""What the weighting remembers between steps; it goes into every checkpoint."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from saw.verl.config import Settings
+
+FILE = "saw_state.json"
+
+
+@dataclass
+class State:
+    """The state of a training.
+
+    Attributes:
+        weights (list[float] | None): what the last step used.
+        minima (dict[str, float]): the lowest reward seen of each objective whose minimum is ``running``.
+        grams (list[list[list[float]]]): inner products of the objectives' gradients, ``(K, K)`` each, of the steps
+            since the weights of a gradient method last moved.
+    """
+
+    weights: list[float] | None = None
+    minima: dict[str, float] = field(default_factory=dict)
+    grams: list[list[list[float]]] = field(default_factory=list)
+
+    def see(self, rewards: Tensor, settings: Settings) -> None:
+        """Take one step's rewards into the running minima.
+
+        Args:
+            rewards (Tensor): shape ``(N, K)``, NaN where missing.
+            settings (Settings): says which objectives have one.
+        """
+        for column, objective in zip(rewards.unbind(dim=1), settings.objectives, strict=True):
+            present = column[~column.isnan()]
+            if objective.minimum == "running" and len(present):
+                lowest = present.min().item()
+                self.minima[objective.name] = min(self.minima.get(objective.name, lowest), lowest)
+
+    def accumulate(self, gram: Tensor, steps: int, step: int) -> Tensor:
+        """Take one step's Gram matrix in.
+
+        Args:
+            gram (Tensor): shape ``(K, K)``.
+            steps (int): after how many the weights move.
+            step (int): this one; they move where it is a multiple of ``steps``.
+
+        Returns:
+            Tensor: shape ``(K, K)``, the mean since the weights last moved.
+        """
+        self.grams.append(gram.tolist())
+        mean = torch.tensor(self.grams, dtype=torch.float64).mean(dim=0)
+        if step % steps == 0:
+            self.grams = []
+        return mean
+
+    def write(self, checkpoint: Path) -> None:
+        """Write it into a checkpoint's folder, which need not be there yet."""
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        (checkpoint / FILE).write_text(json.dumps(asdict(self)) + "\n")
+
+    @classmethod
+    def read(cls, checkpoint: Path) -> State:
+        """Read it from a checkpoint's folder; a checkpoint without one is of a method that remembers nothing."""
+        path = checkpoint / FILE
+        return cls(**json.loads(path.read_text())) if path.exists() else cls()

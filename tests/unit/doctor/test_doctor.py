@@ -1,0 +1,1057 @@
+"""The doctor: each thing right and broken in turn, and the table that tells."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import importlib.metadata
+import io
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from argparse import Namespace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import requests
+from omegaconf import OmegaConf
+
+import saw.doctor.__main__ as doctor
+from recipes.common import reproduce
+from recipes.common.stages import Stage, gpus_of_a_node
+from saw.doctor import data, estimates, machine, services, software
+from saw.doctor.cluster import REFUSED, AskedNode, Cluster, connect, look
+from saw.doctor.lines import Line, can_start, examine, missing, ok, show, warning
+from saw.machine import environment
+from saw.machine.accelerator import Device, Found, cluster_address
+from saw.machine.requirements import Problem
+from saw.memory import fit
+from tests.configs import compose
+
+GB = 10**9
+
+
+@dataclass(frozen=True)
+class Need:
+    """As saw.machine.cluster has it."""
+
+    parts: dict[str, float]
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True)
+class Room:
+    """A node, as saw.machine.cluster has it."""
+
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True)
+class Available:
+    """As saw.machine.cluster has it."""
+
+    where: str
+    nodes: tuple[Room, ...]
+    own: bool
+    cpus: float = field(init=False)
+    gpus: float = field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "cpus", sum(node.cpus for node in self.nodes))
+        object.__setattr__(self, "gpus", sum(node.gpus for node in self.nodes))
+
+
+NODE = Found("580.65.06", (Device("H100", 80 * GB),) * 4, "13.0", usable=True, error=None)
+BARE = Found(None, (), None, usable=False, error=None)
+
+
+def decide(environ, probe):
+    """The rules in small."""
+    found = probe()
+    if environ.get("SAW_PLATFORM") is None and found.driver and not found.usable:
+        raise RuntimeError(f"driver {found.driver} is too old, update it")
+    return SimpleNamespace(name=environ.get("SAW_PLATFORM", "gpu" if found.usable else "cpu"), reason="stated")
+
+
+def check(config, there):
+    """Refuses too few CPUs."""
+    if there.cpus < 22:
+        raise ValueError(f"Ray needs 22 CPUs and there are {there.cpus:g}; lower num_data_storage_units")
+
+
+@pytest.fixture(autouse=True)
+def others(monkeypatch):
+    """The modules that the doctor asks, with answers of a machine in order."""
+    answers = {
+        "saw.machine.accelerator": Namespace(probe=lambda: BARE, decide=decide, cluster_address=cluster_address),
+        "saw.machine.cluster": Namespace(
+            needed=lambda config: Need({"GPUs": 12, "TransferQueue": 9, "other": 1}, 22, 4),
+            check=check,
+            Available=Available,
+            available=lambda config: Available("this machine", (Room(64, 4),), own=True),
+            running=lambda config: os.environ.get("RAY_ADDRESS"),
+        ),
+        "saw.verl.attention": Namespace(
+            choose=lambda config: Namespace(name="sdpa", reason="device is cpu"), apply=lambda config, choice: None
+        ),
+        "saw.machine.requirements": Namespace(problems=lambda: []),
+        "saw.memory": Namespace(
+            shape_of=lambda path: Namespace(parameters=1.5e9),
+            estimate=lambda config, shape, gpus: Namespace(
+                settings=Namespace(share=0.5), peak=lambda size: Namespace(total=lambda size, share: 60 * GB)
+            ),
+            fits=lambda found, size: [] if size > 60 * GB else ["lower ppo_max_token_len_per_gpu"],
+        ),
+    }
+    modules = {name: importlib.import_module(name) for name in answers}
+    for name, answer in answers.items():
+        for function, value in vars(answer).items():
+            monkeypatch.setattr(modules[name], function, value)
+    for name in ("RAY_ADDRESS", "SAW_PLATFORM", "SAW_SET", "WANDB_API_KEY", "WANDB_MODE", "GEMINI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    return modules
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    """An experiment on four GPUs, with wandb."""
+    return compose("platform=gpu", "experiment=toolrl/1.5b_saw_gdpo")
+
+
+def changed(config, values: dict):
+    """A configuration with other values."""
+    config = copy.deepcopy(config)
+    OmegaConf.set_struct(config, False)
+    return OmegaConf.merge(config, values)
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """An experiment with a judge."""
+    monkeypatch.setenv("GEMINI_API_KEY", "a-key-of-a-judge")
+    return compose("platform=gpu", "experiment=tldr/saw_gdpo")
+
+
+@pytest.fixture(scope="module")
+def cpu():
+    """The quickstart on a CPU."""
+    return compose("experiment=quickstart")
+
+
+def is_missing(line: Line, *words: str) -> None:
+    """See that a line is missing, has a remedy, and says what it found."""
+    assert line.status == "missing", line
+    assert line.remedy
+    for word in words:
+        assert word in f"{line.found} {line.needed} {line.remedy}"
+
+
+# ---------------------------------------------------------------- the table
+
+
+def test_a_check_that_raises_is_a_line_and_the_others_are_still_made():
+    def broken():
+        raise KeyError("nobody expected this")
+
+    def leaves():
+        raise SystemExit("no environment")
+
+    lines = examine([("one", broken), ("two", lambda: ok("two", "fine")), ("three", leaves)])
+    assert [line.status for line in lines] == ["missing", "ok", "missing"]
+    assert lines[0].thing == "one"
+    assert "KeyError" in lines[0].found
+    assert "nobody expected this" in lines[0].found
+    assert "no environment" in lines[2].found
+
+
+@pytest.mark.parametrize(
+    ("statuses", "expected"),
+    [
+        (["ok", "ok"], True),
+        (["ok", "warning"], True),
+        (["missing", "ok"], False),
+        (["ok", "missing"], False),
+        ([], True),
+    ],
+)
+def test_only_what_is_missing_keeps_a_training_from_starting(statuses, expected):
+    assert can_start([Line(status, "thing", "") for status in statuses]) is expected
+
+
+def test_what_is_made_later_may_be_missing_now():
+    checks = [
+        ("model", lambda: missing("model", "no folder", "one", "make it")),
+        ("disk", lambda: missing("disk", "", "", "")),
+    ]
+    lines = examine(checks, later=["model"])
+    assert [line.status for line in lines] == ["note", "missing"]
+    assert "no folder" in lines[0].found
+    assert can_start(lines[:1])
+
+
+def test_the_table_is_plain_where_it_is_piped_and_keeps_commands_in_one_piece():
+    remedy = "pip install " + " ".join(f"package{number}" for number in range(30))
+    path = "/" + "/".join(["folder"] * 30)
+    lines = [ok("disk", f"[bold]{path}[/bold]", "a lot"), warning("attention", "sdpa", "flash", remedy)]
+    file = io.StringIO()
+    show(lines, file)
+    text = file.getvalue()
+    rows = [row for row in text.splitlines() if "remedy" not in row]
+    assert max(map(len, rows)) <= 100
+    assert f"remedy: {remedy}\n" in text
+    assert "\x1b" not in text
+    assert "[bold]" in text  # a cell is text, whatever stands in it
+    assert text.count("folder") == 30
+    columns = [row.index(word) for row, word in zip(rows, ("status", "ok"), strict=False)]
+    assert columns == [0, 0]
+    assert rows[0].index("found") == rows[1].index("[bold]")
+    assert text.endswith("nothing is missing\n")
+
+
+def test_without_rich_the_table_is_there_all_the_same(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    file = io.StringIO()
+    show([missing("disk", "1 GB", "2 GB", "a larger one")], file)
+    assert "missing | disk | 1 GB | 2 GB | a larger one\n" in file.getvalue()
+    assert "rich is not installed" in file.getvalue()
+
+
+# ---------------------------------------------------------------- the machine
+
+
+def test_driver(gpu, cpu):
+    assert machine.driver(gpu, NODE, {}).status == "ok"
+    assert machine.driver(cpu, BARE, {}).status == "ok"
+    assert machine.driver(None, BARE, {}).status == "ok"
+    old = Found("550.1", (Device("A100", 0),), "13.0", usable=False, error="the driver is too old")
+    is_missing(machine.driver(gpu, old, {}), "550.1", "update it")
+    is_missing(machine.driver(None, old, {}), "550.1")  # a GPU that is there and cannot be used
+    is_missing(machine.driver(gpu, BARE, {"SAW_PLATFORM": "gpu"}), "SAW_PLATFORM=cpu")
+    elsewhere = {"SAW_PLATFORM": "gpu", "RAY_ADDRESS": "head:6379"}  # the GPUs are the cluster's
+    assert machine.driver(gpu, BARE, elsewhere).status == "ok"
+
+
+def cluster_of(*rooms: tuple[float, float], fault: str | None = None) -> Cluster:
+    nodes = tuple(AskedNode(f"10.0.0.{number}", cpus, gpus, fault) for number, (cpus, gpus) in enumerate(rooms, 1))
+    return Cluster("head:6379", nodes, "/shared")
+
+
+SILENT = Cluster("head:6379", error="no answer within 90 s")
+
+
+def test_gpus(gpu, cpu):
+    assert machine.gpus(gpu, NODE).status == "ok"
+    is_missing(machine.gpus(gpu, replace(NODE, devices=NODE.devices[:3])), "3 on", "4 (1 nodes x 4)", "n_gpus")
+    assert machine.gpus(cpu, BARE).status == "ok"
+    assert machine.gpus(None, BARE).status == "ok"
+    assert machine.gpus(gpu, BARE, cluster_of((32, 2), (32, 2))).status == "ok"
+    is_missing(machine.gpus(gpu, NODE, cluster_of((32, 2), (32, 1))), "3 on the Ray cluster")
+    assert machine.gpus(gpu, NODE, SILENT).status == "warning"
+
+
+@pytest.mark.parametrize(
+    ("found", "count", "memory"),
+    [
+        (NODE, 4, 80 * GB),
+        (replace(NODE, devices=(Device("H100", 80 * GB), Device("MIG 1g.10gb", 10 * GB))), 2, 10 * GB),
+        (replace(NODE, devices=(Device("H100", 80 * GB), Device("npu"))), 2, 80 * GB),
+        (replace(NODE, usable=False, error="too old a driver"), 0, None),  # seen by nvidia-smi alone
+        (BARE, 0, None),
+    ],
+)
+def test_a_dry_run_and_the_doctor_count_the_same_gpus(gpu, others, monkeypatch, found, count, memory):
+    """Kind: what nvidia-smi lists, and what torch can use."""
+    monkeypatch.setattr(others["saw.machine.accelerator"], "probe", lambda: found)
+    assert gpus_of_a_node() == count
+    line = machine.gpus(gpu, found)
+    assert line.found.startswith(f"{count} on this machine")
+    assert (line.status == "ok") == (count >= 4)
+    assert ("torch cannot use" in line.found) == (bool(found.devices) and not found.usable)
+    assert fit.memory_of_a_gpu() == memory
+    seen = []
+    machine.gpu_memory(gpu, found, lambda config, size: (seen.append(size), (0.0, []))[1])
+    assert seen == [memory or fit.usable(machine.ASSUMED)]
+
+
+def test_gpu_memory(gpu, cpu):
+    assert machine.gpu_memory(gpu, NODE, estimates.fit).status == "ok"
+    small = replace(NODE, devices=(Device("H100", 80 * GB), Device("A100", 40 * GB)))
+    is_missing(machine.gpu_memory(gpu, small, estimates.fit), "37.3 GiB", "55.9 GiB", "lower ppo_max_token_len_per_gpu")
+    assert machine.gpu_memory(cpu, BARE, estimates.fit).status == "ok"
+    assert machine.gpu_memory(gpu, BARE, estimates.fit).status == "warning"
+    assert machine.gpu_memory(gpu, replace(NODE, devices=(Device("GPU"),)), estimates.fit).status == "warning"
+
+    def uncovered(config, size):
+        raise ValueError("strategy is 'megatron'")
+
+    assert "megatron" in machine.gpu_memory(gpu, NODE, uncovered).found
+
+
+def test_cores(gpu):
+    assert machine.cores(gpu).status == "ok"
+    few = Available("this machine", (Room(8, 4),), own=True)
+    is_missing(machine.cores(gpu, there=few), "8 on this machine", "22", "9 TransferQueue", "num_data_storage_units")
+    assert machine.cores(gpu, cluster_of((11, 2), (11, 2))).status == "ok"
+    is_missing(machine.cores(gpu, cluster_of((11, 2), (10, 2))), "21 on the Ray cluster at head:6379")
+    is_missing(machine.cores(gpu, there=Available("this machine", (Room(8, 0),), own=True)), "8 on this machine")
+    assert (
+        machine.cores(gpu, there=Available("this machine", (Room(64, 0),), own=True)).status == "ok"
+    )  # GPUs: their line
+    assert machine.cores(gpu, SILENT).status == "warning"
+    assert machine.cores(None).status == "ok"
+    assert "logical" in machine.cores(None).found
+
+
+@pytest.mark.parametrize(
+    ("free", "store", "status"),
+    [
+        (64 * 10**6, None, "missing"),  # Docker's default: NCCL fails
+        (2 * GB, None, "warning"),  # Ray takes the disk
+        (20 * GB, None, "ok"),
+        (20 * GB, 30 * GB, "missing"),  # Ray refuses
+        (4 * GB, 5 * GB, "warning"),
+    ],
+)
+def test_shared_memory(gpu, free, store, status):
+    config = changed(gpu, {"ray_kwargs": {"ray_init": {"object_store_memory": store}}})
+    line = machine.shared_memory(config, free, memory=500 * GB)
+    assert line.status == status
+    assert bool(line.remedy) == (status != "ok")
+
+
+def test_shared_memory_of_a_cpu_run_is_its_object_store(cpu):
+    assert machine.shared_memory(cpu, GB).status == "ok"
+    assert machine.shared_memory(cpu, GB // 10).status == "warning"
+    assert machine.shared_memory(None, 20 * GB, memory=GB).status == "ok"
+
+
+def test_disk(gpu, cpu):
+    need = 1.5e9 * (2 * 12 + 4)
+    assert estimates.checkpoint_bytes(gpu) == need
+    assert machine.disk(gpu, estimates.checkpoint_bytes, free=int(need)).status == "ok"
+    is_missing(machine.disk(gpu, estimates.checkpoint_bytes, free=int(need) - 1), "42 GB", "default_local_dir")
+    assert machine.disk(cpu, estimates.checkpoint_bytes, free=0).status == "ok"  # saves none
+    all_kept = changed(gpu, {"trainer": {"max_actor_ckpt_to_keep": None, "total_training_steps": 11}})
+    assert estimates.checkpoint_bytes(all_kept) == 1.5e9 * (3 * 12 + 4)
+    assert machine.disk(None, estimates.checkpoint_bytes).status == "ok"
+
+
+def test_rays_disk(tmp_path):
+    assert machine.ray_disk(tmp_path, used=0.94).status == "ok"
+    is_missing(machine.ray_disk(tmp_path, used=0.96), "96%", "RAY_TMPDIR")
+    assert str(tmp_path) in machine.ray_disk(tmp_path).found
+
+
+def executable(path: Path, text: str) -> Path:
+    path.write_text(text)
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def test_compiler(gpu, cpu, tmp_path):
+    headers = tmp_path / "include"
+    headers.mkdir()
+    is_missing(machine.compiler(gpu, which=lambda name: None), "gcc")
+    is_missing(machine.compiler(gpu, environ={"CC": "/nowhere/cc"}), "/nowhere/cc")
+    works = executable(tmp_path / "works", "#!/bin/sh\nexit 0\n")
+    fails = executable(tmp_path / "fails", "#!/bin/sh\necho cannot find limits.h >&2\nexit 1\n")
+    is_missing(machine.compiler(gpu, include=headers, environ={"CC": str(works)}), "no Python.h", "-dev")
+    (headers / "Python.h").touch()
+    assert machine.compiler(gpu, include=headers, environ={"CC": str(works)}).status == "ok"
+    is_missing(machine.compiler(gpu, include=headers, environ={"CC": str(fails)}), "cannot find limits.h")
+    assert machine.compiler(cpu, which=lambda name: None).status == "ok"
+    assert machine.compiler(None, which=lambda name: None).status == "missing"  # of a machine without an experiment
+
+
+# ---------------------------------------------------------------- the software
+
+
+def test_packages():
+    assert software.packages(list).status == "ok"
+    is_missing(software.packages(lambda: [OLD_VERL]), "verl: 0.9.0")
+
+
+OLD_VERL = Problem("verl", "0.9.0", "verl==0.9.1", "saw")
+NO_TORCH = Problem("torch", None, "torch>=2.6", "saw")
+
+
+@pytest.mark.parametrize("made_for", ["gpu", None])
+def test_what_repairs_packages_is_what_helps_in_this_environment(monkeypatch, pinned, made_for):
+    """Kind: advice that goes in a circle: set-up only checks an environment that it did not make."""
+    monkeypatch.setattr(environment, "made_for", lambda: made_for)
+    versions = {"torch": "2.12.0", "verl": "0.9.0", "vllm": "0.24.0"}
+
+    def installed(name):
+        if name not in versions:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    lines = [software.packages(lambda: [OLD_VERL, NO_TORCH]), software.pins("gpu", pinned, installed, {})]
+    for line in lines:
+        assert ("setup.sh" in line.remedy) == (made_for is not None)
+        assert (f"{environment.pip_install()} " in line.remedy) == (made_for is None)
+        assert "'torch" not in line.remedy  # whoever made the environment chose it
+        assert "openai" not in line.remedy  # absent, and not needed by what is looked for
+        if made_for is None:
+            assert "'verl==0.9.1'" in line.remedy
+
+
+def test_versions_of_another_set_are_in_another_environment(monkeypatch, pinned):
+    monkeypatch.setattr(environment, "made_for", lambda: "cpu")
+    line = software.pins("gpu", pinned, lambda name: "0", {})
+    assert "--set gpu" in line.remedy
+    assert "remove" not in line.remedy
+
+
+@pytest.fixture
+def pinned(tmp_path):
+    (tmp_path / "gpu.txt").write_text(
+        "# a set\n--extra-index-url nowhere\ntorch==2.11.0\nverl[vllm]==0.9.1  # why\n"
+        "vllm==0.24.0 \\\n    --hash=sha256:00\nold==1; python_version < '3'\n./folder\nopenai\n"
+    )
+    return tmp_path
+
+
+def test_versions(pinned):
+    versions = {"torch": "2.11.0+cu130", "verl": "0.9.1", "vllm": "0.24.0", "openai": "3.0"}
+
+    def installed(name):
+        if name not in versions:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    line = software.pins("gpu", pinned, installed, {})
+    assert (line.status, line.found) == ("ok", "4 packages as pinned")
+    versions["torch"] = "2.12.0"
+    line = software.pins("gpu", pinned, installed, {})
+    assert line.status == "warning"
+    assert "torch 2.12.0 (==2.11.0)" in line.found
+    del versions["vllm"]
+    assert "vllm absent" in software.pins("gpu", pinned, installed, {}).found
+    assert software.pins("cpu", pinned, installed, {"SAW_SET": "gpu"}).found == line.found.replace("; and", ";") + (
+        "; vllm absent (==0.24.0)"
+    )
+    is_missing(software.pins("cpu", pinned, installed, {"SAW_SET": "tpu"}), "SAW_SET is 'tpu'", "cpu, gpu, released")
+    assert software.pins("cpu", pinned, installed, {}).status == "warning"  # no such file outside of a checkout
+
+
+def test_a_later_file_of_a_set_overrules_an_earlier_one(tmp_path):
+    (tmp_path / "cpu.txt").write_text("torch==2.13.0\nray==2.60.0\n")
+    (tmp_path / "released.txt").write_text("torch==2.11.0\n")
+    (tmp_path / "vllm-cpu-released.txt").write_text("")
+    versions = {"torch": "2.11.0+cpu", "ray": "2.60.0"}
+    assert software.pins("cpu", tmp_path, versions.__getitem__, {"SAW_SET": "released"}).status == "ok"
+    versions["torch"] = "2.13.0+cpu"
+    assert software.pins("cpu", tmp_path, versions.__getitem__, {"SAW_SET": "released"}).status == "warning"
+
+
+def test_the_shipped_requirement_files_are_read():
+    for name in ("cpu.txt", "vllm-cpu.txt", "gpu.txt"):
+        assert list(software.requirements(software.REQUIREMENTS / name))
+
+
+def test_attention(gpu, cpu):
+    flash = Namespace(name="flash_attention_2", reason="flash-attn 2.8.3 is installed")
+    sdpa = Namespace(name="sdpa", reason="flash-attn can't be imported")
+    assert software.attention(gpu, lambda config: flash).status == "ok"
+    line = software.attention(gpu, lambda config: sdpa)
+    assert line.status == "warning"
+    assert "--no-build-isolation" in line.remedy
+    assert software.attention(cpu, lambda config: sdpa).status == "ok"
+    assert software.attention(gpu, lambda config: None).status == "ok"  # another engine's
+
+    def refuse(config):
+        raise ValueError("ulysses_sequence_parallel_size is 2")
+
+    is_missing(software.attention(gpu, refuse), "ulysses_sequence_parallel_size is 2")
+
+
+def test_attention_that_was_chosen_without_the_model_says_so(gpu):
+    """Kind: a choice that changes once the model is downloaded, of which the dry run tells another one."""
+    flash, sdpa = Namespace(name="flash_attention_2", reason=""), Namespace(name="sdpa", reason="")
+    assert "config.json is not here" in software.attention(gpu, lambda config: sdpa, model_is_here=False).remedy
+    assert "config.json" not in software.attention(gpu, lambda config: sdpa, model_is_here=True).remedy
+    assert software.attention(gpu, lambda config: flash, model_is_here=False).status == "ok"
+
+
+def test_configuration(gpu, cpu):
+    assert software.configuration(gpu, lambda config: None).status == "ok"
+
+    def refuse(config):
+        raise ValueError("trainer.use_v1 is False; set it to True")
+
+    is_missing(software.configuration(gpu, refuse), "trainer.use_v1 is False")
+    assert software.configuration(gpu, doctor.check_config).status == "ok"
+    is_missing(software.configuration(changed(cpu, {"trainer": {"n_gpus_per_node": 3}}), doctor.check_config), "128")
+    is_missing(
+        software.configuration(changed(gpu, {"saw": {"options": {"ema": 2}}}), doctor.check_config), "saw.options.ema"
+    )
+
+
+# ---------------------------------------------------------------- model, data, reward
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A model of two files of weights."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    parts = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
+    for part in parts.values():
+        (folder / part).touch()
+    return folder
+
+
+def test_a_model_in_a_folder(weights):
+    assert data.model(str(weights)).status == "ok"
+    (weights / "model-2.safetensors").unlink()
+    is_missing(data.model(str(weights)), "model-2.safetensors")
+    (weights / "model.safetensors.index.json").unlink()
+    is_missing(data.model(str(weights)), "model.safetensors")
+    (weights / "model.safetensors").touch()
+    assert data.model(str(weights)).status == "ok"
+    (weights / "config.json").unlink()
+    is_missing(data.model(str(weights)), "config.json")
+    is_missing(data.model(str(weights / "not" / "there")), "no such folder")
+    assert data.model("hdfs://somewhere/model").status == "warning"
+
+
+def test_a_model_of_the_hub(weights):
+    def cached(name, file):
+        return str(weights / file) if (weights / file).is_file() else None
+
+    def nothing(name, file):
+        return None
+
+    def offline(name):
+        raise OSError("cannot connect")
+
+    hub = "Qwen/Qwen2.5-1.5B-Instruct"
+    assert data.model(hub, cached=cached, listed=offline).status == "ok"
+    assert data.model(hub, cached=nothing, listed=lambda name: ["config.json", "model.safetensors"]).status == "ok"
+    is_missing(data.model(hub, cached=nothing, listed=offline), "cannot connect", f"hf download {hub}")
+    assert environment.program("hf") in data.model(hub, cached=nothing, listed=offline).remedy
+    is_missing(data.model(hub, cached=nothing, listed=lambda name: ["README.md"]), "config.json")
+    assert data.model(hub, cached=nothing, listed=None).status == "warning"
+    (weights / "model-1.safetensors").unlink()  # a download that was cut short
+    is_missing(data.model(hub, cached=cached, listed=offline), "without model-1.safetensors")
+
+
+def test_tokenizer(gpu):
+    here = lambda name, file: "somewhere"  # noqa: E731
+    away = lambda name, file: None  # noqa: E731
+    asked = []
+
+    def load(template):
+        def loaded(name, local):
+            asked.append(local)
+            if template is OSError:
+                raise OSError("no tokenizer.json")
+            return Namespace(chat_template=template)
+
+        return loaded
+
+    assert data.tokenizer(gpu, load=load("{{ messages }}"), cached=here).status == "ok"
+    assert data.tokenizer(gpu, load=load("{{ messages }}"), cached=away).status == "ok"
+    assert asked == [True, False]
+    is_missing(data.tokenizer(gpu, load=load(None), cached=here), "no chat template", "custom_chat_template")
+    is_missing(data.tokenizer(gpu, load=load(OSError), cached=here), "no tokenizer.json")
+    assert data.tokenizer(gpu, calls=False, load=load(OSError), cached=away).status == "warning"
+
+
+ROW = {"prompt": [{"role": "user", "content": "?"}], "data_source": "toy", "reward_model": {"ground_truth": "!"}}
+
+
+def rows(path: Path, *values: dict) -> Path:
+    pq.write_table(pa.Table.from_pylist(list(values)), path)
+    return path
+
+
+def with_files(config, *files: Path):
+    return changed(config, {"data": {"train_files": [str(file) for file in files]}})
+
+
+def test_data_files(gpu, tmp_path):
+    good = rows(tmp_path / "good.parquet", ROW, ROW)
+    line = data.files(with_files(gpu, good), "train_files")
+    assert line.status == "ok"
+    assert "2 rows" in line.found
+    is_missing(
+        data.files(with_files(gpu, good, tmp_path / "absent.parquet"), "train_files"), "absent.parquet", "no such"
+    )
+    broken = tmp_path / "broken.parquet"
+    broken.write_text("PAR1 and no more")
+    is_missing(data.files(with_files(gpu, broken), "train_files"), "broken.parquet", "Arrow")
+    bare = rows(tmp_path / "bare.parquet", {key: value for key, value in ROW.items() if key != "data_source"})
+    is_missing(data.files(with_files(gpu, bare), "train_files"), "without the columns data_source")
+    without = rows(tmp_path / "without.parquet", {**ROW, "reward_model": {"style": "rule"}})
+    is_missing(data.files(with_files(gpu, without), "train_files"), "ground_truth")
+    empty = tmp_path / "empty.parquet"
+    pq.write_table(pa.Table.from_pylist([ROW]).slice(0, 0), empty)
+    is_missing(data.files(with_files(gpu, empty), "train_files"), "no rows")
+    is_missing(data.files(with_files(gpu), "train_files"), "data.train_files names none")
+    table = tmp_path / "table.csv"
+    table.touch()
+    is_missing(data.files(with_files(gpu, table), "train_files"), "expected .parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "status"),
+    [
+        ("lines.jsonl", json.dumps(ROW) + "\n" + json.dumps(ROW), "ok"),
+        ("list.json", json.dumps([ROW], indent=1), "ok"),
+        ("empty.jsonl", "", "missing"),
+        ("none.json", "[]", "missing"),
+        ("cut.jsonl", json.dumps(ROW)[:-5], "missing"),
+    ],
+)
+def test_data_files_of_json(gpu, tmp_path, name, text, status):
+    path = tmp_path / name
+    path.write_text(text)
+    assert data.files(with_files(gpu, path), "train_files").status == status
+
+
+@pytest.mark.parametrize("split", ["train_files", "val_files"])
+@pytest.mark.parametrize(
+    ("experiment", "script", "module"),
+    [
+        ("toolrl/1.5b_saw_gdpo", "bash scripts/reproduce_table1.sh", "data_prep.toolrl"),
+        ("tldr/saw_gdpo", "bash scripts/reproduce_table2.sh", "data_prep.tldr"),
+        ("quickstart", "bash scripts/quickstart.sh", "data_prep.toy_toolrl"),
+    ],
+)
+def test_data_that_a_script_makes_is_a_note_with_its_commands(tmp_path, monkeypatch, experiment, script, module, split):
+    """Kind: the README has the doctor before what makes the data."""
+    monkeypatch.setenv("SAW_RUNS", str(tmp_path))
+    config = copy.deepcopy(compose(f"experiment={experiment}"))
+    line = data.files(config, split)
+    path = Path(config.data[split])
+    assert (line.status, line.found) == ("note", f"not yet: {path}")
+    assert can_start([line])
+    assert script in line.remedy
+    assert f"{environment.python()} -m {module} " in line.remedy
+    assert line.remedy.endswith(f"--out {path.parent}")
+    assert (Path(data.__file__).parents[2] / script.split()[1]).is_file()
+    importlib.import_module(module)
+
+    renamed = changed(config, {"data": {split: str(path.parent / "trian.parquet")}})
+    is_missing(data.files(renamed, split), "trian.parquet", f"data.{split}")
+    beside = changed(config, {"data": {split: [str(path), str(path.parent / "mine.parquet")]}})
+    is_missing(data.files(beside, split), "mine.parquet")
+    path.parent.mkdir(parents=True)
+    (path.parent / "data.done.json").touch()  # the script passes over a finished stage
+    is_missing(data.files(config, split), str(path.parent / "data.done.json"), script)
+    path.mkdir()
+    is_missing(data.files(config, split), str(path))
+
+
+@pytest.mark.parametrize(
+    ("experiment", "script"), [("quickstart", "bash scripts/quickstart.sh"), ("study", "bash scripts/study.sh")]
+)
+def test_a_model_that_a_script_makes_is_a_note(tmp_path, monkeypatch, experiment, script):
+    monkeypatch.setenv("SAW_RUNS", str(tmp_path))
+    config = compose(f"experiment={experiment}")
+    line = data.model(config.actor_rollout_ref.model.path)
+    assert line.status == "note"
+    assert script in line.remedy
+    assert data.tokenizer(config).status == "note"
+    other = changed(config, {"actor_rollout_ref": {"model": {"path": str(tmp_path / "model")}}})
+    is_missing(data.model(other.actor_rollout_ref.model.path), str(tmp_path / "model"))
+    is_missing(data.tokenizer(other), str(tmp_path / "model"))
+
+
+def test_a_data_set_of_its_own_class_is_not_judged_by_its_columns(gpu):
+    config = changed(gpu, {"data": {"custom_cls": {"path": "mine.py"}}})
+    assert data.files(config, "train_files").status == "warning"
+
+
+def test_reward_function(gpu):
+    assert data.reward_function(gpu, doctor.reward_function_of).status == "ok"
+    absent = changed(gpu, {"reward": {"custom_reward_function": {"path": "/nowhere/rewards.py"}}})
+    is_missing(data.reward_function(absent, doctor.reward_function_of), "/nowhere/rewards.py")
+    nameless = changed(gpu, {"reward": {"custom_reward_function": {"name": "toolrll"}}})
+    is_missing(data.reward_function(nameless, doctor.reward_function_of), "toolrll")
+    none = changed(gpu, {"reward": {"custom_reward_function": {"path": None}}})
+    is_missing(data.reward_function(none, doctor.reward_function_of), "is not set")
+    more = changed(gpu, {"saw": {"objectives": {"style": {"minimum": 0}}}})
+    is_missing(data.reward_function(more, doctor.reward_function_of), "style")
+
+
+# ---------------------------------------------------------------- services
+
+
+def unreachable(address):
+    raise OSError("no route to host")
+
+
+def test_wandb(gpu, cpu):
+    never = {"netrc_has": lambda address: False, "reach": lambda address: None}
+    key = {"WANDB_API_KEY": "secret-of-wandb"}
+    assert services.wandb(cpu, environ={}, **never).status == "ok"
+    is_missing(services.wandb(gpu, environ={}, **never), "WANDB_API_KEY", "WANDB_MODE=offline")
+    assert services.wandb(gpu, environ={"WANDB_MODE": "offline"}, **never).status == "ok"
+    assert services.wandb(gpu, environ=key, **never).status == "ok"
+    in_file = {"netrc_has": lambda address: "api.wandb.ai" in address, "reach": lambda address: None}
+    assert services.wandb(gpu, environ={}, **in_file).status == "ok"
+    is_missing(services.wandb(gpu, environ={"WANDB_BASE_URL": "https://own.server"}, **in_file), "own.server")
+    line = services.wandb(gpu, environ=key, netrc_has=never["netrc_has"], reach=unreachable)
+    is_missing(line, "no route to host", "proxy")
+    assert "secret-of-wandb" not in str(line)
+    assert services.wandb(gpu, calls=False, environ=key, reach=unreachable).status == "ok"
+
+
+def test_a_server_has_a_few_seconds_for_all_of_its_addresses(monkeypatch, capsys):
+    """Kind: a firewall that swallows what is sent, so that each address takes a time-out of its own."""
+    never = threading.Event()
+    monkeypatch.setattr(requests, "head", lambda *_, **__: never.wait(60))
+    with pytest.raises(OSError, match=r"no answer within 0\.05 s"):
+        services.reach("http://silent.invalid", limit=0.05)
+    never.set()
+    assert "http://silent.invalid" in capsys.readouterr().err  # what is waited for, before it is over
+    services.reach("http://silent.invalid", limit=60)
+
+    def refuse(*_, **__):
+        raise requests.ConnectionError("refused")
+
+    monkeypatch.setattr(requests, "head", refuse)
+    with pytest.raises(OSError, match="refused"):
+        services.reach("http://silent.invalid", limit=60)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """The Hub is asked anew, and the process is as before afterwards."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    data.hub_fault.cache_clear()
+    yield monkeypatch
+    data.hub_fault.cache_clear()
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(hub, weights):
+    """Kind: each library tries again for half a minute."""
+    asked = []
+
+    def silent(address):
+        asked.append(address)
+        raise TimeoutError("no answer within 5 s")
+
+    hub.setattr(data, "reach", silent)
+    data.look_for_the_hub(str(weights))
+    assert asked == []
+    data.look_for_the_hub("Qwen/Qwen2.5-1.5B-Instruct")
+    assert (os.environ["HF_HUB_OFFLINE"], huggingface_hub.constants.HF_HUB_OFFLINE) == ("1", True)
+    line = data.model("Qwen/no-such-model", cached=lambda repository, file: None)
+    is_missing(line, "no answer within 5 s", "hf download")
+    assert asked == [huggingface_hub.constants.ENDPOINT]
+
+
+def test_a_hub_that_answers_is_used(hub):
+    hub.setattr(data, "reach", lambda address: None)
+    data.look_for_the_hub("Qwen/Qwen2.5-1.5B-Instruct")
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
+
+
+def test_judges_key(gpu, judged, monkeypatch):
+    assert services.judge_key(gpu).status == "ok"
+    line = services.judge_key(judged)
+    assert line.status == "ok"
+    assert "a-key-of-a-judge" not in str(line)
+    monkeypatch.delenv("GEMINI_API_KEY")
+    is_missing(services.judge_key(judged), "GEMINI_API_KEY")
+    monkeypatch.delenv("JUDGE_URL", raising=False)
+    is_missing(services.judge_key(compose("experiment=tldr/saw_gdpo", "judge=server")), "JUDGE_URL")
+    monkeypatch.setenv("JUDGE_URL", "http://localhost:1/v1")
+    assert services.judge_key(compose("experiment=tldr/saw_gdpo", "judge=server")).status == "ok"
+
+
+def verdict(**values):
+    return Namespace(**{"fault": None, "scores": {"quality": 3.0}, "seconds": 1.0, "dollars": 0.0001, **values})
+
+
+def test_judges_answer(gpu, judged, monkeypatch):
+    def never(options):
+        raise AssertionError("asked")
+
+    assert services.judge_call(gpu, ask=never).status == "ok"
+    assert services.judge_call(judged, ask=lambda options: verdict()).status == "ok"
+    is_missing(services.judge_call(judged, ask=lambda options: verdict(fault="HTTP 401: wrong key")), "HTTP 401")
+    assert services.judge_call(judged, calls=False, ask=never).status == "warning"
+    monkeypatch.delenv("GEMINI_API_KEY")
+    assert services.judge_call(judged, ask=never).status == "warning"
+    served = compose(
+        "experiment=tldr/saw_gdpo", "judge=verl", "reward.reward_model.model_path=Qwen/Qwen2.5-7B-Instruct"
+    )
+    assert services.judge_call(served, ask=never).status == "ok"
+
+
+def test_the_one_question_is_a_real_request(monkeypatch):
+    from recipes.tldr.stand_in_judge import StandIn, serving
+
+    stand_in = StandIn()
+    with serving(stand_in) as address:
+        monkeypatch.setenv("JUDGE_URL", address)
+        line = services.judge_call(compose("experiment=tldr/saw_gdpo", "judge=server"))
+    assert line.status == "ok"
+    assert "quality" in line.found
+    is_missing(services.judge_call(compose("experiment=tldr/saw_gdpo", "judge=server")), "Connection")  # gone
+
+
+def test_ray_cluster(gpu):
+    two = changed(gpu, {"trainer": {"nnodes": 2}})
+    assert services.ray_cluster(gpu, None).status == "ok"
+    is_missing(services.ray_cluster(two, None), "RAY_ADDRESS", "2 nodes")
+    is_missing(services.ray_cluster(two, SILENT), "no answer within", "ray status")
+    is_missing(services.ray_cluster(two, cluster_of((64, 8))), "1 nodes", "joined")
+    assert services.ray_cluster(two, cluster_of((64, 8), (64, 8))).status == "ok"
+    assert services.ray_cluster(None, cluster_of((64, 8))).status == "ok"
+
+
+def test_rays_token(tmp_path):
+    there = cluster_of((64, 8))
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "secret-of-ray"}
+    assert services.ray_token(None, {}, tmp_path).status == "ok"
+    line = services.ray_token(there, token, tmp_path)
+    assert line.status == "ok"
+    is_missing(services.ray_token(there, {"RAY_AUTH_MODE": "token"}, tmp_path), "RAY_AUTH_TOKEN")
+    assert services.ray_token(there, {}, tmp_path).status == "warning"
+    refused = Cluster("head:6379", error=REFUSED)
+    is_missing(services.ray_token(refused, token, tmp_path), "refused")
+    assert services.ray_token(SILENT, token, tmp_path).status == "warning"
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("secret-of-ray")
+    assert services.ray_token(there, {"RAY_AUTH_MODE": "token"}, tmp_path).status == "ok"
+
+
+def test_shared_files():
+    assert services.shared_files(None).status == "ok"
+    assert services.shared_files(cluster_of((64, 8))).status == "ok"
+    is_missing(services.shared_files(cluster_of((64, 8), fault="FileNotFoundError")), "10.0.0.1", "/shared")
+    assert services.shared_files(SILENT).status == "warning"
+
+
+def reached(address):
+    """A port that answers."""
+
+
+def answers(stdout: str = "", stderr: str = "", returncode: int = 0):
+    def ask(script, environ, path, limit):
+        assert environ["RAY_ADDRESS"] == "head:6379"
+        text = stdout.replace("TEXT", Path(path).read_text())
+        return subprocess.CompletedProcess([], returncode, text, stderr)
+
+    return ask
+
+
+def test_a_cluster_is_looked_at_from_a_process_of_its_own(tmp_path):
+    nodes = [{"name": name, "cpus": 8, "gpus": 4, "read": read} for name, read in (("a", "TEXT"), ("b", "gone"))]
+    ask = answers("noise\nSAW_DOCTOR" + json.dumps(nodes))
+    found = look("head:6379", tmp_path / "runs" / "mine", {}, ask, reached)
+    assert (found.cpus, found.gpus, found.folder) == (16, 8, str(tmp_path))
+    assert [node.fault for node in found.nodes] == [None, "gone"]
+    assert look("head:6379", tmp_path, {}, answers("", "Traceback\nConnectionError: refused\n", 1), reached).error == (
+        "ConnectionError: refused"
+    )
+    refused = answers("", "AuthenticationError: RPC error\nTraceback\nConnectionError: Failed to connect\n", 1)
+    assert look("head:6379", tmp_path, {}, refused, reached).error == REFUSED
+    assert list(tmp_path.iterdir()) == []  # the file is gone
+
+
+def test_a_port_where_nobody_listens_is_named_at_once(tmp_path):
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        connect(address)
+        connect(f"ray://{address}")
+    connect("auto")
+    found = look(address, tmp_path, {}, answers())
+    assert "nobody answers" in found.error
+
+
+def test_a_cluster_that_does_not_answer_ends_the_wait(tmp_path):
+    def hangs(*arguments):
+        raise subprocess.TimeoutExpired("python", 90)
+
+    assert "no answer within" in look("head:6379", tmp_path, {}, hangs, reached).error
+
+
+def test_the_cluster_that_the_training_would_join(gpu, monkeypatch, others):
+    seen = []
+    assert services.cluster_of(gpu, {}, lambda *asked: seen.append(asked)) is None
+    assert not seen
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    services.cluster_of(gpu, {}, lambda *asked: seen.append(asked))
+    assert seen == [("head:6379", Path(gpu.trainer.default_local_dir))]
+    assert services.cluster_of(None, {"RAY_ADDRESS": "local"}, lambda *asked: seen.append(asked)) is None
+
+    def raises(config):
+        raise ConnectionError("two clusters run")
+
+    monkeypatch.setattr(others["saw.machine.cluster"], "running", raises)
+    assert "two clusters run" in services.cluster_of(gpu, {}).error
+
+
+# ---------------------------------------------------------------- the whole
+
+
+@pytest.fixture
+def in_order(monkeypatch, tmp_path, weights):
+    """Overrides of a quickstart that can start."""
+    monkeypatch.setattr("saw.runs.compose.compose", compose)  # keeps what it has composed
+    monkeypatch.setattr(software.pins, "__defaults__", (tmp_path, importlib.metadata.version, {}))
+    monkeypatch.setattr(data.tokenizer, "__defaults__", (True, lambda *_: Namespace(chat_template="x"), data.in_cache))
+    monkeypatch.setattr(machine.shared_memory, "__defaults__", (100 * GB, GB))
+    monkeypatch.setattr(machine.ray_disk, "__defaults__", (tmp_path, 0.5))
+    file = rows(tmp_path / "rows.parquet", ROW)
+    return [
+        "experiment=quickstart",
+        f"data.train_files={file}",
+        f"data.val_files={file}",
+        f"actor_rollout_ref.model.path={weights}",
+        f"trainer.default_local_dir={tmp_path}",
+    ]
+
+
+def test_an_experiment_in_order_can_start(in_order, capsys):
+    with pytest.raises(SystemExit) as ended:
+        doctor.main(doctor.parse(["--no-calls", *in_order]))
+    text = capsys.readouterr().out
+    assert ended.value.code == 0, text
+    assert "nothing is missing" in text
+    for thing in set(doctor.THINGS) - {"judge's model"}:
+        assert f" {thing} " in text
+
+
+@pytest.mark.parametrize(
+    ("override", "thing"),
+    [
+        ("actor_rollout_ref.model.path=/nowhere", "model"),
+        ("data.val_files=/nowhere.parquet", "validation data"),
+        ("saw.options.ema=2", "configuration"),
+        ("saw.no_such_key=1", "configuration"),
+        ("trainer.nnodes=2", "Ray cluster"),
+        # what the start refuses, the doctor does
+        ("trainer.project_name=${oc.env:SAW_NOT_SET}", "configuration"),
+        ("+mine=${oc.env:SAW_SOME_TOKEN,none}", "configuration"),
+        ("trainer.device=cuda", "configuration"),
+        ("trainer.nnodes=0", "configuration"),
+    ],
+)
+def test_one_thing_that_is_broken_keeps_it_from_starting(in_order, capsys, override, thing):
+    with pytest.raises(SystemExit) as ended:
+        doctor.main(doctor.parse(["--no-calls", *in_order, override]))
+    assert ended.value.code == 1
+    assert thing in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_platform_that_was_not_decided_is_refused_as_by_the_start(in_order, monkeypatch):
+    """Kind: platform=cpu on the command line, on a GPU node."""
+    monkeypatch.setenv("SAW_PLATFORM", "gpu")
+    lines = {line.thing: line for line in doctor.diagnose(["platform=cpu", *in_order], calls=False)}
+    is_missing(lines["configuration"], "SAW_PLATFORM=cpu")
+
+
+def test_paths_are_looked_at_as_the_start_will_write_them(in_order, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    seen = []
+    monkeypatch.setattr(doctor, "attention_of", lambda config: seen.append(config.actor_rollout_ref.model.path))
+    doctor.diagnose([*in_order, "actor_rollout_ref.model.path='~/weights'"], calls=False)
+    assert seen == [f"{tmp_path}/weights"]
+
+
+@pytest.mark.parametrize("value", [None, " "])
+def test_a_key_that_is_not_set_is_reported_once_and_hides_nothing(in_order, monkeypatch, value):
+    """Kind: one fault in every line that needs the key."""
+    if value is not None:
+        monkeypatch.setenv("GEMINI_API_KEY", value)
+    lines = doctor.diagnose([*in_order, "experiment=tldr/saw_gdpo", "size=toy"])
+    assert [line.thing for line in lines if "GEMINI_API_KEY" in str(line)] == ["judge's key"]
+    assert "GEMINI_API_KEY" not in os.environ or os.environ["GEMINI_API_KEY"] == value
+    assert {line.thing: line.status for line in lines}["configuration"] == "ok"
+    broken = compose("experiment=tldr/saw_gdpo", "saw.options.ema=2")
+    is_missing(software.configuration(broken, doctor.check_config), "saw.options.ema")
+
+
+def test_the_order_is_that_of_the_list(in_order):
+    things = [line.thing for line in doctor.diagnose(in_order, calls=False)]
+    assert things == [thing for thing in doctor.THINGS if thing in things]
+    assert len(set(things)) == len(things)
+
+
+def test_without_an_experiment_it_is_the_machine_and_the_software(in_order):
+    things = [line.thing for line in doctor.diagnose([], calls=False)]
+    assert things == [*doctor.THINGS[:2], *doctor.THINGS[3:12]]
+
+
+def test_a_part_that_is_broken_breaks_its_lines_only(in_order, others, monkeypatch):
+    monkeypatch.setitem(sys.modules, "saw.machine.cluster", Namespace())
+    lines = {line.thing: line for line in doctor.diagnose(in_order, calls=False)}
+    assert lines["Ray cluster"].status == "missing"
+    assert "ImportError" in lines["Ray cluster"].found
+    assert lines["model"].status == "ok"
+    monkeypatch.setattr(others["saw.machine.accelerator"], "probe", lambda: 1 / 0)
+    lines = {line.thing: line for line in doctor.diagnose(["platform=cpu", *in_order], calls=False)}
+    assert "ZeroDivisionError" in lines["driver and CUDA"].found
+    assert lines["model"].status == "ok"
+
+
+@pytest.mark.parametrize(("given", "fault"), [(["quickstart"], "expected KEY=VALUE"), (["--later=sun"], "sun")])
+def test_wrong_arguments_are_refused(given, fault, capsys):
+    with pytest.raises(SystemExit):
+        doctor.parse(given)
+    assert fault in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- the dry run of a table
+
+
+@pytest.mark.parametrize(("code", "missing_before", "expected"), [(0, [], 0), (1, [], 2), (0, ["disk"], 2)])
+def test_a_dry_run_shows_the_doctors_table_of_the_first_training(tmp_path, monkeypatch, code, missing_before, expected):
+    asked = []
+
+    def run(command, env, check):
+        asked.append((command, env))
+        return subprocess.CompletedProcess(command, code)
+
+    monkeypatch.setattr(reproduce.subprocess, "run", run)
+    trains = [
+        Stage(
+            "train",
+            tmp_path / name,
+            ("-m", "saw.runs.train", f"experiment={name}"),
+            1.0,
+            {"SAW_PLATFORM": "gpu"},
+            trains=True,
+        )
+        for name in ("first", "second")
+    ]
+    shared = [Stage("toy_model", tmp_path, ("-m", "model")), Stage("data", tmp_path, ("-m", "data"))]
+    (tmp_path / "toy_model.done.json").write_text(json.dumps({"command": ["-m", "model"]}))
+    plan = shared, {stage.folder.name: [stage] for stage in trains}
+    with pytest.raises(SystemExit) as ended:
+        reproduce.go(Namespace(dry_run=True, rehearse=True), missing_before, plan, lambda: None, lambda: None)
+    assert ended.value.code == expected
+    ((command, env),) = asked
+    assert command[1:3] == ["-m", "saw.doctor"]
+    assert command[-1] == "experiment=first"
+    assert command[3:-1] == ["--later=training data", "--later=validation data", "--later=judge's answer"]
+    assert env["SAW_PLATFORM"] == "gpu"
+    assert doctor.parse(command[3:]).later == ["training data", "validation data", "judge's answer"]
+
+
+def test_every_thing_that_a_stage_makes_is_a_line():
+    assert {thing for things in reproduce.MADE_BY.values() for thing in things} <= set(doctor.THINGS)

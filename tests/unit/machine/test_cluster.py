@@ -1,0 +1,177 @@
+"""Ray's CPUs and GPUs are counted before it starts: what is missing, and what single nodes have no room for."""
+
+import math
+import re
+
+import pytest
+from omegaconf import OmegaConf
+
+from saw.machine import cluster
+from saw.machine.cluster import STORAGE, UNITS, Available, check, needed, running
+from saw.machine.nodes import Node
+from tests.configs import composed_with
+
+QUICKSTART = ("experiment=quickstart",)
+JUDGED = ("experiment=quickstart", "judge=verl", "reward.reward_model.model_path=x")
+TABLE_1 = ("experiment=toolrl/1.5b_saw_gdpo", "platform=gpu")
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch):
+    """A Ray cluster that runs on this machine is not the test's."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray._private.services.find_bootstrap_address", lambda temp_dir: None)
+
+
+def nodes(*cpus_and_gpus: tuple[float, float], own: bool = False) -> Available:
+    found = tuple(Node(f"node{place}", *has) for place, has in enumerate(cpus_and_gpus))
+    return Available("this machine" if own else "the Ray cluster at 10.0.0.1:6379", found, own)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "changes", "cpus", "gpus"),
+    [
+        (QUICKSTART, {}, 3 + 1 + 1, 1),  # tests/e2e/test_pipeline.py trains with exactly this
+        (QUICKSTART, {"trainer.n_gpus_per_node": 2}, 6 + 1 + 1, 2),
+        (QUICKSTART, {UNITS: 8}, 3 + 8 + 1, 1),
+        (QUICKSTART, {"transfer_queue.backend.storage_backend": "MooncakeStore"}, 3 + 0 + 1, 1),
+        (JUDGED, {}, 3 + 3 + 1 + 1, 2),
+        (TABLE_1, {}, 12 + 2 + 1, 4),
+        (TABLE_1, {"trainer.n_gpus_per_node": 8, "trainer.nnodes": 2}, 48 + 4 + 1, 16),
+        (TABLE_1, {UNITS: 1}, 12 + 1 + 1, 4),
+    ],
+)
+def test_what_a_training_needs(experiment, changes, cpus, gpus):
+    need = needed(composed_with(experiment, changes))
+    assert (need.cpus, need.gpus) == (cpus, gpus)
+    assert sum(need.parts.values()) == need.cpus
+
+
+def test_the_exact_count_is_enough_and_one_less_is_refused():
+    config = composed_with(TABLE_1)
+    check(config, nodes((15, 4)))
+    with pytest.raises(ValueError, match=r"needs 15 CPUs.*has 14.*num_data_storage_units \(now 2\)"):
+        check(config, nodes((14, 4)))
+
+
+@pytest.mark.parametrize(
+    ("own", "remedy"), [(True, "ray_kwargs.ray_init.num_cpus=15"), (False, "ray start --num-cpus")]
+)
+def test_the_remedy_is_what_can_be_set_there(own, remedy):
+    with pytest.raises(ValueError, match=remedy):
+        check(composed_with(TABLE_1), nodes((2, 4), own=own))
+
+
+def test_too_few_gpus_are_named_by_their_pools():
+    config = composed_with(JUDGED)
+    with pytest.raises(ValueError, match=r"needs 2 GPUs \(trainer: 1 x 1 \+ reward.reward_model: 1 x 1.*has 1"):
+        check(config, nodes((99, 1)))
+
+
+TWO_NODES = {"trainer.n_gpus_per_node": 8, "trainer.nnodes": 2}
+
+
+@pytest.mark.parametrize(
+    "there",
+    [
+        ((27, 8), (26, 8)),
+        ((64, 8), (64, 8), (64, 0)),  # and a node without GPUs
+        ((64, 16),),  # both parts on one node
+    ],
+)
+def test_nodes_that_have_room(there):
+    check(composed_with(TABLE_1, TWO_NODES), nodes(*there))
+
+
+@pytest.mark.parametrize(
+    ("there", "match"),
+    [
+        (((99, 4), (99, 12)), "room for 1"),  # 16 GPUs, and not twice 8
+        (((99, 8), (25, 8)), "room for 1"),  # CPUs enough, but not where the GPUs are
+        (((99, 8), (99, 8), (0, 0)), "node2 has fewer than 2 CPUs.*required_node_resource"),
+    ],
+)
+def test_nodes_without_room_are_found_although_the_sums_suffice(there, match):
+    """Kind: Ray waits for ever for one node, while all of them together have enough."""
+    with pytest.raises(ValueError, match=match):
+        check(composed_with(TABLE_1, TWO_NODES), nodes(*there))
+
+
+def test_a_head_without_cpus_is_no_fault_if_storage_units_stay_away_from_it():
+    config = composed_with(TABLE_1, {**TWO_NODES, f"{STORAGE}.required_node_resource": "storage"})
+    check(config, nodes((99, 8), (99, 8), (0, 0)))
+
+
+def test_the_own_ray_has_what_it_is_told_or_what_the_machine_has(monkeypatch):
+    told = cluster.available(composed_with(QUICKSTART, {"ray_kwargs.ray_init.num_cpus": 7}))
+    assert (told.own, told.cpus, told.gpus) == (True, 7, 2)
+    monkeypatch.setattr("ray._private.utils.get_num_cpus", lambda: 3)
+    left = composed_with(QUICKSTART, {"ray_kwargs.ray_init.num_cpus": None, "ray_kwargs.ray_init.num_gpus": None})
+    monkeypatch.setattr("ray._private.accelerators.get_all_accelerator_managers", lambda: set())
+    found = cluster.available(left)
+    assert (found.cpus, found.gpus) == (3, 0)
+
+
+def test_a_running_cluster_is_asked(monkeypatch):
+    asked = []
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr("ray.init", lambda **options: asked.append(options["address"]))
+    monkeypatch.setattr("ray.shutdown", lambda: asked.append("shutdown"))
+    dead = {"Alive": False, "NodeManagerHostname": "c", "Resources": {"CPU": 1, "GPU": 1}}
+    living = [{"Alive": True, "NodeManagerHostname": name, "Resources": {"CPU": 4.0}} for name in "ab"]
+    living[0]["Resources"]["GPU"] = 2.0
+    monkeypatch.setattr("ray.nodes", lambda: [*living, dead])
+    found = cluster.available(composed_with(QUICKSTART))
+    assert found == Available("the Ray cluster at 10.0.0.1:6379", (Node("a", 4, 2), Node("b", 4, 0)), own=False)
+    assert asked == [None, "shutdown"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "given", "started_here", "address"),
+    [
+        (None, None, None, None),
+        ("10.0.0.1:6379", None, None, "10.0.0.1:6379"),
+        (None, "10.0.0.2:6379", None, "10.0.0.2:6379"),
+        ("10.0.0.1:6379", "10.0.0.2:6379", None, "10.0.0.2:6379"),
+        (None, None, "10.0.0.3:6379", "10.0.0.3:6379"),  # a `ray start` on this machine is joined without being named
+        ("local", None, "10.0.0.3:6379", None),
+        ("", None, None, None),
+    ],
+)
+def test_which_cluster_is_joined(monkeypatch, variable, given, started_here, address):
+    if variable is not None:
+        monkeypatch.setenv("RAY_ADDRESS", variable)
+    monkeypatch.setattr("ray._private.services.find_bootstrap_address", lambda temp_dir: started_here)
+    config = composed_with(QUICKSTART, {"ray_kwargs.ray_init.address": given})
+    assert running(config) == address
+
+
+@pytest.mark.parametrize(
+    ("variable", "given", "key"), [("ray://h:1", None, "RAY_ADDRESS"), (None, "h", "ray_init.address")]
+)
+def test_what_is_no_address_is_named_by_its_key(monkeypatch, variable, given, key):
+    if variable is not None:
+        monkeypatch.setenv("RAY_ADDRESS", variable)
+    with pytest.raises(ValueError, match=f"{key} is '{variable or given}'; expected HOST:PORT"):
+        running(composed_with(QUICKSTART, {"ray_kwargs.ray_init.address": given}))
+
+
+@pytest.mark.parametrize("key", [UNITS, "trainer.nnodes", "trainer.n_gpus_per_node"])
+@pytest.mark.parametrize("value", [0, -3, 1.5, "2"])
+def test_a_count_that_is_none_is_named_by_its_key(key, value):
+    with pytest.raises(ValueError, match=f"{key} is {value!r}; expected a whole number"):
+        needed(composed_with(QUICKSTART, {key: value}))
+
+
+def test_every_shipped_size_is_counted_on_the_node_that_it_is_for():
+    """Table 1's nodes have 64 CPUs by recipes/toolrl/slurm.sh; the key of the remedy is one that exists."""
+    for gpus in (4, 8):
+        config = composed_with(TABLE_1, {"trainer.n_gpus_per_node": gpus})
+        check(config, nodes((64, 8), own=True))
+        with pytest.raises(ValueError, match="Ray needs") as refused:
+            check(config, nodes((1, 8), own=True))
+        enough = math.ceil(needed(config).cpus)
+        assert f"ray_kwargs.ray_init.num_cpus={enough}" in str(refused.value)
+        for key in re.findall(r"(transfer_queue\.[\w.]*\w|trainer\.\w+)", str(refused.value)):
+            assert key in OmegaConf.to_yaml(config) or OmegaConf.select(config, key, default="none") != "none"
+        check(config, nodes((enough, 8), own=True))

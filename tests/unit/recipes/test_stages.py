@@ -1,0 +1,115 @@
+"""Nothing is done twice, nothing is lost, nothing is taken for something else."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from recipes.common.stages import Stage, run_all, show
+from saw.machine import environment
+
+pytestmark = pytest.mark.slow  # they wait for processes
+
+
+def stage(folder, name, code) -> Stage:
+    return Stage(name, folder, ("-c", code), hours=0.01)
+
+
+def count(folder, name, then="") -> Stage:
+    """A stage that adds a line to a file."""
+    return stage(folder, name, f"open({str(folder / 'count')!r}, 'a').write({name!r} + '\\n'); {then}")
+
+
+def counted(folder) -> list[str]:
+    return (folder / "count").read_text().split()
+
+
+def test_finished_stages_are_skipped(tmp_path, capsys):
+    stages = [count(tmp_path, "one"), count(tmp_path, "two")]
+    ended = []
+    for _ in range(2):
+        run_all(stages[:1], {"chain": stages[1:]}, lambda: ended.append(1))
+    assert counted(tmp_path) == ["one", "two"]
+    assert len(ended) == 2
+    assert capsys.readouterr().out.count("stands from before") == 2
+    assert json.loads((tmp_path / "two.done.json").read_text())["seconds"] >= 0
+
+
+def test_a_failed_chain_ends_and_the_others_go_on(tmp_path):
+    broken = [count(tmp_path, "bad", then="raise SystemExit(3)"), count(tmp_path, "never")]
+    with pytest.raises(SystemExit, match="1 of 2 failed: a; the same command goes on there"):
+        run_all([], {"a": broken, "b": [count(tmp_path, "good")]}, lambda: count(tmp_path, "table").run())
+    assert counted(tmp_path) == ["bad", "good", "table"]
+
+
+def test_chains_run_at_the_same_time(tmp_path):
+    """Each waits for the other's file: one after the other they would never end."""
+    wait = "import time; from pathlib import Path\nwhile not Path({!r}).exists(): time.sleep(0.05)"
+    ends = {name: tmp_path / name / "count" for name in "ab"}
+    chains = {}
+    for name, other in ("ab", "ba"):
+        (tmp_path / name).mkdir()
+        chains[name] = [count(tmp_path / name, "meet", then=wait.format(str(ends[other])))]
+    chains["c"] = [count(tmp_path, "bad", then="raise SystemExit(3)")]
+    with pytest.raises(SystemExit, match="1 of 3 failed: c"):
+        run_all([], chains, lambda: None, parallel=2)
+    assert all(stages[0].is_done() for name, stages in chains.items() if name in "ab")
+
+
+def test_an_interrupt_stops_all_that_run(tmp_path):
+    for name in "abc":
+        (tmp_path / name).mkdir()
+    chains = {name: [count(tmp_path / name, "long", then="import time; time.sleep(600)")] for name in "abc"}
+
+    def press():
+        while not all((tmp_path / name / "count").exists() for name in "ab"):
+            time.sleep(0.05)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    threading.Thread(target=press, daemon=True).start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_all([], chains, lambda: None, parallel=2)
+    assert time.monotonic() - started < 60
+    assert not (tmp_path / "c" / "count").exists()
+    assert not list(tmp_path.glob("*/running.json"))
+
+
+def test_a_failed_shared_stage_stops_all(tmp_path):
+    with pytest.raises(SystemExit, match="exit code 3"):
+        run_all([stage(tmp_path, "bad", "raise SystemExit(3)")], {"a": [count(tmp_path, "never")]}, lambda: None)
+    assert not (tmp_path / "count").exists()
+
+
+@pytest.mark.parametrize(("then", "ended"), [("", "finished"), ("raise SystemExit(1)", "begun")])
+def test_a_stage_of_another_command_is_refused_before_anything_runs(tmp_path, then, ended):
+    first = count(tmp_path, "train", then)
+    try:
+        run_all([], {"a": [first]}, lambda: None)
+    except SystemExit:
+        assert ended == "begun"
+    other = stage(tmp_path, "train", "print('other')")
+    with pytest.raises(SystemExit, match=f"{ended} with another command"):
+        run_all([count(tmp_path, "shared")], {"a": [other]}, lambda: None)
+    assert counted(tmp_path) == ["train"]
+
+
+def test_commands_are_shown_as_a_shell_takes_them(tmp_path, capsys):
+    done = Stage("a", tmp_path, ("-c", "print('x y')"), environment={"K": "v w"})
+    done.run()
+    show([done], {})
+    said, line = capsys.readouterr().out.splitlines()
+    assert said == f"# {tmp_path.name}: a (done)"
+    assert line == f"K='v w' {environment.python()} -c 'print('\"'\"'x y'\"'\"')'"
+
+
+def test_a_command_that_is_shown_runs_where_the_environment_is_not_active(tmp_path):
+    """Kind: python is another one in the shell, or none."""
+    shown = Stage("a", tmp_path, ("-c", "import os, sys; print(sys.prefix, os.environ['K'])"), environment={"K": "v w"})
+    shell = {"PATH": "/usr/bin:/bin"}
+    done = subprocess.run(["bash", "-c", shown.line()], capture_output=True, text=True, env=shell, check=True)
+    assert done.stdout == f"{sys.prefix} v w\n"

@@ -1,0 +1,145 @@
+"""The tabular world: its methods are the library's, and the study's main effect has the direction that it reports."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+
+import saw
+from recipes.study.tabular_study import BASE, PARTS, THRESHOLD, exact_weights, main, released_rule
+from recipes.study.tabular_world import Objective, Rule, World, advantages, learn
+from saw.report.seed_statistics import bootstrap_mean
+from tests.conftest import ROOT
+from tests.objectives import objectives
+
+SMALL = World((Objective("a", 2, noise=0.5), Objective("b", 5)), prompts=8, steps=5)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        *(Rule(name) for name in ("grpo", "gdpo", "saw_grpo", "saw_gdpo", "mo_grpo", "dvao")),
+        Rule("saw_gdpo", {"informativeness": "advantage_entropy"}),
+        Rule("saw_grpo", {"floor": 0.3, "max_change": 0.1, "ema": 0.5}),
+    ],
+)
+def test_the_world_uses_the_library_s_methods(rule):
+    chance = torch.Generator().manual_seed(3)
+    rewards = torch.rand(3, 32, 2, generator=chance, dtype=torch.float64)
+    previous = torch.tensor([[0.5, 0.5], [0.2, 0.8], [0.9, 0.1]], dtype=torch.float64)
+    method = advantages(SMALL, rule)
+    found, weights, cv, spread = method(rewards, torch.zeros(3, 32), previous, previous, False)
+    groups = [i // 4 for i in range(32)]
+    for seed in range(3):
+        one = saw.compute_advantage(
+            rewards[seed],
+            groups,
+            torch.ones(32, 1),
+            method=rule.method,
+            options=rule.options,
+            objectives=objectives(minimum=[0, 0]),
+            previous_weights=previous[seed],
+        )
+        np.testing.assert_allclose(found[seed], one.samples, atol=1e-12)
+        np.testing.assert_allclose(weights[seed], one.weights, atol=1e-12)
+        np.testing.assert_allclose(cv[seed], one.statistics.cv, atol=1e-12)
+        np.testing.assert_allclose(spread[seed], 1 - one.statistics.zero_spread, atol=1e-12)
+
+
+def test_a_penalty_reaches_only_who_feels_it():
+    world = World(SMALL.objectives, prompts=8, penalty=0.5)
+    rewards, zeros = torch.rand(1, 32, 2, dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64)
+    penalty = torch.rand(1, 32, dtype=torch.float64)
+    feels, ignores = (advantages(world, Rule("grpo", feels_penalty=value)) for value in (True, False))
+    assert not torch.allclose(
+        feels(rewards, penalty, zeros, zeros, True)[0], ignores(rewards, penalty, zeros, zeros, True)[0]
+    )
+    plain = advantages(SMALL, Rule("grpo"))(rewards, penalty, zeros, zeros, True)[0]
+    assert torch.equal(ignores(rewards, penalty, zeros, zeros, True)[0], plain)
+
+
+def test_the_kl_study_takes_the_penalty_off_the_sum_of_the_rewards():
+    """A penalty at the wrong scale: whatever divides the rewards and not the penalty, or the other way round."""
+    world = World(SMALL.objectives, prompts=1, penalty=0.5)
+    rewards = torch.tensor([[[1.0, 0.0], [0.0, 0.0], [1.0, 1.0], [0.0, 1.0]]], dtype=torch.float64)
+    penalty = torch.tensor([[0.5, 0.25, 0.0, -0.25]], dtype=torch.float64)
+    half = torch.full((1, 2), 0.5, dtype=torch.float64)
+    found, *_ = advantages(world, released_rule("grpo", True))(rewards, penalty, half, half, True)
+    total = np.array([0.5, -0.25, 2.0, 1.25])  # c + f - penalty
+    np.testing.assert_allclose(found[0], (total - total.mean()) / (total.std(ddof=1) + 1e-6), atol=1e-12)
+    ignores, *_ = advantages(world, released_rule("saw_grpo", False))(rewards, penalty, half, half, True)
+    total = rewards[0].numpy().sum(axis=1)  # both objectives vary alike: SAW's weights are 1 and 1 of 2
+    np.testing.assert_allclose(ignores[0], (total - total.mean()) / (total.std(ddof=1) + 1e-6), atol=1e-12)
+
+
+def test_first_policy_and_rewards_are_what_the_world_says():
+    objective = Objective("a", options=4, start=0.7, noise=0.5)
+    assert objective.first_logits().softmax(dim=0).tolist() == pytest.approx([0.7, 0.1, 0.1, 0.1])
+    chance = torch.Generator().manual_seed(0)
+    rewards = objective.reward(torch.ones(10_000, dtype=torch.bool), chance)
+    assert rewards.min() >= 0.5
+    assert rewards.mean().item() == pytest.approx(0.75, abs=0.01)
+    luck = Objective("b", luck=0.1).reward(torch.ones(10_000, dtype=torch.bool), chance)
+    assert luck.mean().item() == pytest.approx(0.1, abs=0.01)
+
+
+def test_exact_weights_are_those_of_a_huge_batch():
+    world = World((Objective("a", 2, start=0.9, noise=0.6), Objective("b", 20, offset=0.2)), prompts=50_000, steps=1)
+    found = learn(world, Rule("saw_grpo"), seeds=2)
+    np.testing.assert_allclose(found.weights[:, 0], exact_weights(world, found.right[:, 0]), atol=0.005)
+
+
+def test_the_same_seeds_see_the_same_samples():
+    first, second = (learn(SMALL, Rule("grpo"), 4).right for _ in range(2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, learn(SMALL, Rule("grpo"), 4, first_seed=1).right)
+
+
+def test_saw_brings_the_late_objective_forward_and_the_early_one_back():
+    """The study's main effect, on 60 seeds: the margins are a third of what 300 seeds show."""
+    found = {name: learn(BASE, Rule(name), 60) for name in ("gdpo", "saw_gdpo")}
+    steps = {name: [t.reached(k, THRESHOLD).numpy() for k in (0, 1)] for name, t in found.items()}
+    early, late = (bootstrap_mean(steps["saw_gdpo"][k] - steps["gdpo"][k]) for k in (0, 1))
+    assert late.high < -10
+    assert early.low > 8
+
+
+def test_objectives_that_move_together_are_weighed_the_same():
+    world = World((Objective("a", 8, noise=0.6), Objective("b", 8, noise=0.6)), steps=60)
+    weights = learn(world, Rule("saw_gdpo"), 100).weights.mean(dim=(0, 1))
+    assert weights.tolist() == pytest.approx([0.5, 0.5], abs=0.02)
+
+
+@pytest.mark.slow
+def test_every_part_of_the_study_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr("recipes.study.tabular_study.PROMPTS", (2, 4))
+    main(["--seeds", "3", "--out", str(tmp_path)])
+    for name in PARTS:
+        assert "commit" in (tmp_path / f"{name}.md").read_text()
+        assert len((tmp_path / f"{name}.csv").read_text().splitlines()) > 2
+
+
+SHOWN = {
+    "speeds": ["early_steps", "late_steps", "both_steps"],
+    "falsifier": ["difference"],
+    "misleading": ["good_difference"],
+    "batch_size": ["early_steps", "late_steps"],
+    "kl": ["early_steps", "early_final", "late_steps", "late_final"],
+    "signal": ["both", "within_early", "within_late", "with_spread"],
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_committed_tables_are_what_the_committed_numbers_give(part):
+    folder = ROOT / "results" / "study" / "tabular"
+    text = (folder / f"{part}.md").read_text()
+    with (folder / f"{part}.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        for name in SHOWN[part]:
+            mean, low, high = (float(row[f"{name}{end}"]) for end in ("", "_low", "_high"))
+            shown = [f"{mean:.{d}f} [{low:.{d}f}, {high:.{d}f}]" for d in (1, 2, 3, 4)]
+            assert any(cell in text for cell in shown), (name, row)
+    assert "commit" in text
+    assert "scripts/study.sh tabular" in text

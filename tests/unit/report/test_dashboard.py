@@ -1,0 +1,74 @@
+"""The wandb dashboard, offline: against the library's own schema, and against a server that this test plays."""
+
+import json
+
+import pytest
+from pydantic import ValidationError
+from wandb_workspaces.workspaces import internal
+
+from saw.report import dashboard
+from saw.verl.step_metrics import training_metrics
+
+
+def test_the_definition_is_one_by_the_library_s_schema(tmp_path, capsys):
+    path = tmp_path / "board.json"
+    dashboard.main(["--entity", "me", "--project", "p", "--objectives", "a, b", "--offline", str(path)])
+    view = internal.View.model_validate_json(path.read_text())
+    assert (view.entity, view.project, view.display_name) == ("me", "p", "SAW")
+    assert dashboard.definition(dashboard.read(path)) == json.loads(path.read_text())
+    path.write_text("{}")
+    with pytest.raises(ValidationError):
+        dashboard.read(path)
+
+
+def panels(board):
+    sections = dashboard.definition(board)["spec"]["section"]["panelBankConfig"]["sections"]
+    return {panel["config"]["chartTitle"]: panel["config"] for section in sections for panel in section["panels"]}
+
+
+def test_every_panel_groups_by_method_and_shows_seeds_as_a_band():
+    found = panels(dashboard.workspace("me", "p", ["a", "b"]))
+    assert len(found) >= 24
+    for config in found.values():
+        assert (config["groupBy"], config["groupAgg"], config["groupArea"]) == ("saw.value.method", "mean", "stderr")
+    assert found["b: CV"]["metrics"] == ["saw/b/cv"]
+
+
+def test_its_metrics_are_those_that_the_trainer_logs():
+    import torch
+
+    import saw
+
+    advantage = saw.compute_advantage(torch.rand(4, 1), "ppqq", torch.ones(4, 2), method="saw_grpo")
+    logged = training_metrics(advantage, ["a"])
+    wanted = {metric for config in panels(dashboard.workspace("", "p", ["a"])).values() for metric in config["metrics"]}
+    assert {metric for metric in wanted if metric.startswith("saw/")} <= logged.keys()
+
+
+def test_a_second_call_updates_what_the_first_created(monkeypatch):
+    stored: dict[str, dict] = {}
+
+    def server(api, query, variables=None):
+        if "mutation" in query:
+            identity = variables.get("id") or f"id{len(stored)}"
+            stored[identity] = variables
+            return {"upsertView": {"view": {"id": identity, "name": variables["name"]}, "inserted": True}}
+        views = [
+            {"node": {"id": identity, "displayName": view["displayName"], "spec": view["spec"]}}
+            for identity, view in stored.items()
+            if view["name"] == variables["viewName"]
+        ]
+        return {"project": {"allViews": {"edges": views}}}
+
+    monkeypatch.setattr(internal, "execute_graphql", server)
+    monkeypatch.setattr("wandb.Api", lambda: None)
+    monkeypatch.setattr("wandb_workspaces.workspaces.interface.get_app_url", lambda api: "https://example.org")
+    address = dashboard.save(dashboard.workspace("me", "p", ["a"]))
+    assert dashboard.save(dashboard.workspace("me", "p", ["a", "b"])) == address
+    assert len(stored) == 1
+    assert "saw/b/mean" in next(iter(stored.values()))["spec"]
+
+
+def test_no_objectives_is_an_error():
+    with pytest.raises(ValueError, match="--objectives is empty"):
+        dashboard.workspace("me", "p", [])

@@ -1,0 +1,76 @@
+"""The command ``saw``: every command is listed, says an example, and becomes the process of its module."""
+
+import importlib.util
+import os
+import shlex
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from saw import cli
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Commands that would have been started."""
+    found = []
+    monkeypatch.setattr(cli.os, "execv", lambda program, command: found.append((program, command)))
+    return found
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(cli.app, arguments)
+
+
+def test_every_command_is_listed():
+    listed = invoke("--help").output
+    for name in cli.COMMANDS:
+        assert f"\n  {name} " in listed
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_shows_an_example_that_starts_the_command(name, started, monkeypatch):
+    """An example whose first argument is no part of the command, or a module that is not there."""
+    command = cli.COMMANDS[name]
+    assert f"saw {name} {command.example}" in invoke(name, "--help").output
+    started.clear()
+    assert invoke(name, *shlex.split(command.example)).exit_code == 0
+    ((program, (_, flag, module, *rest)),) = started
+    assert (program, flag) == (sys.executable, "-m")
+    assert importlib.util.find_spec(module)
+    assert rest == shlex.split(command.example)[1 if command.choices else 0 :]
+
+
+@pytest.mark.parametrize("given", [[], ["table3"], ["--dry-run"]])
+def test_a_part_that_is_none_is_refused_with_those_that_are(given, started):
+    result = invoke("reproduce", *given)
+    assert result.exit_code == 2
+    assert "table1 or table2" in result.output
+    assert not started
+
+
+def test_options_of_hydra_and_values_with_spaces_pass_through(started):
+    arguments = ["+saw.note=two words", "--cfg", "job", "--multirun", "-h"]
+    invoke("train", *arguments)
+    assert started[0][1][3:] == arguments
+
+
+@pytest.mark.slow
+def test_it_works_from_any_folder(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "saw", "sweep", "--method", "nothing", "--seeds", "1"]
+    found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert found.returncode == 2
+    assert "saw_gdpo" in found.stderr
+
+
+def test_an_installed_package_says_that_a_recipe_needs_the_repository(tmp_path, monkeypatch, started):
+    monkeypatch.setattr(cli, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
+    result = invoke("quickstart")
+    assert result.exit_code == 2
+    assert "needs the repository" in result.output
+    assert not started

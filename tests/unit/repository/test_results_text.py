@@ -1,0 +1,788 @@
+"""Every figure that the results are told with is computed again from the data beside it.
+
+An entry of :data:`FIGURES` is a piece of text with a gap for each figure, and what fills the gaps. A number of the text
+that no entry covers, and that is no setting (:data:`SETTINGS`), fails as well.
+"""
+
+import csv
+import re
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import yaml
+from scipy import stats
+
+from benchmarks import step as step_benchmark
+from recipes.study import language_model
+from saw.report import read_history, summary, summary_table
+from saw.report.seed_statistics import PairedTest, bootstrap_median, paired_tests
+from tests.conftest import ROOT
+
+RESULTS = ROOT / "results"
+README, STEP, JUDGE = "results/README.md", "results/step_benchmark/README.md", "results/judge_benchmark/README.md"
+REWARDS, ADVANTAGES = "results/reward_benchmark/README.md", "results/advantage_benchmark/README.md"
+
+# ------------------------------------------------------------------ the data
+
+
+@cache
+def table(name: str) -> tuple[dict[str, str], ...]:
+    with (RESULTS / f"{name}.csv").open() as file:
+        return tuple(csv.DictReader(file))
+
+
+def cell(name: str, column: str, **where: str) -> float:
+    """The one cell of a CSV of the tabular study."""
+    rows = [row for row in table(f"study/tabular/{name}") if all(row[key] == value for key, value in where.items())]
+    assert len(rows) == 1, f"{name}.csv: {len(rows)} rows with {where}"
+    return float(rows[0][column])
+
+
+def speeds(column: str, *methods: str) -> list[float]:
+    return [cell("speeds", column, method=method) for method in methods]
+
+
+def odd(case: str, family: str, objective: str) -> tuple[float, float]:
+    """Steps by equal weights to learn an objective beside an odd one, and SAW's less these."""
+    (case,) = {row["case"] for row in table("study/tabular/misleading") if row["case"].startswith(case)}
+    columns = f"{objective}_steps_{family}", f"{objective}_difference"
+    base, gap = (cell("misleading", column, case=case, family=family) for column in columns)
+    return base, gap
+
+
+def same(column: str, world: str, family: str, against: str = "equal weights") -> float:
+    (world,) = {row["world"] for row in table("study/tabular/falsifier") if world in row["world"]}
+    return cell("falsifier", column, world=world, family=family, against=against)
+
+
+MEAN_WEIGHTS = "static weights, SAW's mean"
+
+
+def batch(column: str, samples: int, method: str = "saw_gdpo") -> float:
+    return cell("batch_size", column, samples=str(samples), method=method)
+
+
+def less_error(samples: int, method: str) -> float:
+    """How much lower the error of the weights is than SAW's own, in per cent."""
+    own, plain = (batch("weight_error", samples, name) for name in (f"saw_gdpo, {method}", "saw_gdpo"))
+    return 100 * (1 - own / plain)
+
+
+def kept_gain(samples: int) -> float:
+    """The gain in steps of the late objective that the EMA leaves, in per cent of SAW's."""
+    names = ("gdpo", "saw_gdpo", "saw_gdpo, ema 0.8")
+    equal, saw, smoothed = (batch("late_steps", samples, name) for name in names)
+    return 100 * (equal - smoothed) / (equal - saw)
+
+
+def largest_floor_shift() -> float:
+    own = {row["samples"] for row in table("study/tabular/batch_size")}
+    names = ("saw_gdpo", "saw_gdpo, floor 0.2")
+    return max(abs(np.diff([batch("late_steps", int(samples), name) for name in names])[0]) for samples in own)
+
+
+def ends(name: str, *columns: str) -> tuple[float, float]:
+    values = [float(row[column]) for row in table(f"study/tabular/{name}") for column in columns]
+    return min(values, key=abs), max(values, key=abs)
+
+
+@cache
+def trainings(name: str = "steps") -> dict[str, list]:
+    groups = language_model.read_steps(RESULTS / "study" / "lm" / f"{name}.csv")
+    return {label: groups[label] for label in language_model.METHODS if label in groups}
+
+
+def area(run, objective: str) -> float:
+    """Area under an objective's mean reward, by trapezoids, per step."""
+    values = run.history.of(objective, "mean")
+    return statistics.fmean((a + b) / 2 for a, b in pairwise(values))
+
+
+def plain_mean(run, objective: str) -> float:
+    return float(np.mean(run.history.of(objective, "mean")))
+
+
+@cache
+def against(base: str, measure: Callable[..., float] = area) -> dict[tuple[str, str], PairedTest]:
+    """Every method of a family against its base, as in the report's table."""
+    gaps = {}
+    for label, runs in trainings().items():
+        if base in label and label != base:
+            for objective in language_model.OBJECTIVES:
+                first = {run.seed: measure(run, objective) for run in trainings()[base]}
+                gaps[f"{label}|{objective}"] = {run.seed: measure(run, objective) - first[run.seed] for run in runs}
+    found = paired_tests(dict.fromkeys(range(1, 6), 0.0), gaps)
+    return {tuple(name.split("|")): test for name, test in found.items()}  # type: ignore[misc]
+
+
+def gain(label: str, objective: str, measure: Callable[..., float] = area) -> PairedTest:
+    return against("grpo" if "grpo" in label else "gdpo", measure)[label, objective]
+
+
+def loss(label: str, objective: str) -> list[str]:
+    """What is lost at the end, with its interval and p."""
+    test = gain(label, objective, summary.final)
+    ends = (-test.difference.mean, -test.difference.high, -test.difference.low)
+    return [*(f"{value:z.2f}" for value in ends), f"{test.p:.2f}"]
+
+
+def learned(label: str, objective: str) -> str:
+    return f"{np.median([language_model._learned_at(run.history, objective) for run in trainings()[label]]):.0f}"
+
+
+def early(what: str, steps: int, objective: str, *labels: str) -> float:
+    """Mean of a metric over the first steps and the runs."""
+    return statistics.fmean(
+        value for label in labels for run in trainings()[label] for value in run.history.of(objective, what)[:steps]
+    )
+
+
+def format_weights(*labels: str) -> tuple[float, float]:
+    """Least and largest weight of format in any step."""
+    values = [value for label in labels for run in trainings()[label] for value in run.history.of("format", "weight")]
+    return min(values), max(values)
+
+
+def final_format() -> list[float]:
+    return [statistics.fmean(summary.final(run, "format") for run in runs) for runs in trainings().values()]
+
+
+def rank(signal: str, objective: str | None = None) -> list[float]:
+    """For each method, how a signal is correlated with the later gain: over both objectives, or within one."""
+    found = []
+    for runs in trainings().values():
+        of_seeds = []
+        for run in runs:
+            pairs = [
+                _signal_and_gain(run, name, signal)
+                for name in ([objective] if objective else language_model.OBJECTIVES)
+            ]
+            of_seeds.append(stats.spearmanr(*np.concatenate(pairs, axis=1)).statistic)
+        found.append(statistics.fmean(of_seeds))
+    return found
+
+
+def _signal_and_gain(run, name: str, signal: str) -> np.ndarray:
+    low, high = language_model.OBJECTIVES[name]
+    mean = np.array(run.history.of(name, "mean"))
+    smooth = np.convolve(mean, np.ones(language_model.SMOOTH) / language_model.SMOOTH, mode="valid")
+    gained = (smooth[language_model.AHEAD :] - smooth[: -language_model.AHEAD]) / (high - low)
+    values = {
+        "cv": np.array(run.history.of(name, "cv")),
+        "mean": -(mean - low) / (high - low),
+        "steps left": -np.array(run.history.steps, dtype=float),
+        "spread": 1 - np.array(run.history.of(name, "zero_spread")),
+    }[signal]
+    return np.stack([values[: len(gained)], gained])
+
+
+def cv_and_spread() -> list[float]:
+    text = {row[0]: row for row in language_model.signal(trainings()).rows}
+    return [float(row[2].split()[0]) for row in text.values()]
+
+
+def minutes(seed: int) -> float:
+    """Of a seed's steps, two trainings at a time."""
+    runs = [run for label in language_model.DEFAULT_METHODS for run in trainings()[label] if run.seed == seed]
+    return sum(sum(run.history.columns["timing_s/step"]) for run in runs) / 2 / 60
+
+
+def trained_again(name: str) -> float:
+    saw, plain = (
+        next(area(run, "correctness") for run in trainings(name)[label] if run.seed == 1)
+        for label in ("saw_gdpo", "gdpo")
+    )
+    return plain - saw
+
+
+@cache
+def timed() -> list[dict]:
+    return step_benchmark.read(RESULTS / "step_benchmark" / "steps.csv")
+
+
+WEIGHING = [name for name in step_benchmark.CASES if "gradient" not in name]
+
+
+def seconds(part: str, method: str) -> float:
+    return statistics.median(row[part] for row in timed() if row["method"] == method)
+
+
+def over_grpo(method: str) -> list[float]:
+    of = {name: [row["step"] for row in timed() if row["method"] == name] for name in ("grpo", method)}
+    ratios = [100 * (own / base - 1) for own, base in zip(of[method], of["grpo"], strict=True)]
+    found = bootstrap_median(ratios)
+    return [found.mean, found.low, found.high]
+
+
+def printed(file: str) -> list[list[str]]:
+    """The rows of the table that a benchmark printed."""
+    lines = [line for line in (ROOT / file).read_text().splitlines() if line.startswith("| ")]
+    return [[entry.strip() for entry in line.strip("|").split("|")] for line in lines[1:]]
+
+
+def advantage(size: str, objectives: int, case: str, column: int = 3) -> float:
+    (row,) = [row for row in printed(ADVANTAGES) if row[:3] == [size, str(objectives), case]]
+    return float(row[column])
+
+
+def reward_times() -> list[float]:
+    """The time for 1 MB over that for 100 kB."""
+    times = [float(row[2]) for row in printed(REWARDS)]
+    return [last / before for before, last in zip(times[-6:-3], times[-3:], strict=True)]
+
+
+def paper(lines: str, column: int) -> list[str]:
+    """The figures of a row of docs/papers.md."""
+    text = (ROOT / "docs" / "papers.md").read_text()
+    (row,) = [line for line in text.splitlines() if line.startswith(f"| {lines}")]
+    return re.findall(r"\+[\d.]+", row.split("|")[column])
+
+
+# ------------------------------------------------------------------ the text
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A piece of text, and the figures for its gaps.
+
+    Attributes:
+        file (str): where the text is.
+        text (str): with a ``{}`` for each figure; blanks are line breaks as well.
+        values (Callable[[], list[str]]): what the data gives.
+    """
+
+    file: str
+    text: str
+    values: Callable[[], list[str]]
+
+    def right(self) -> str:
+        values = self.values()
+        assert len(values) == self.text.count("{}")
+        return self.text.format(*values)
+
+    def pattern(self) -> str:
+        return r"(\S+?)".join(map(re.escape, self.text.split("{}"))) + r"(?=$|[^\d])"
+
+
+def whole(*values: float) -> list[str]:
+    return [f"{value:.0f}" for value in values]
+
+
+def two(*values: float) -> list[str]:
+    return [f"{value:.2f}" for value in values]
+
+
+def three(*values: float) -> list[str]:
+    return [f"{value:.3f}" for value in values]
+
+
+def lowest_to_highest(values: list[float]) -> list[str]:
+    return two(min(values), max(values))
+
+
+FIGURES = [
+    # --- tabular: speeds
+    Figure(
+        README,
+        "reaches 0.9 after {} instead of {} steps (GRPO), {} instead of {} (GDPO)",
+        lambda: whole(*speeds("late_steps", "saw_grpo", "grpo", "saw_gdpo", "gdpo")),
+    ),
+    Figure(
+        README,
+        "the early objective takes {} instead of {} steps, {} instead of {} under GDPO; at the end {} and {} for {}.",
+        lambda: [
+            *whole(*speeds("early_steps", "saw_grpo", "grpo", "saw_gdpo", "gdpo")),
+            *three(*speeds("early_final", "saw_grpo", "saw_gdpo", "grpo")),
+        ],
+    ),
+    Figure(
+        README,
+        "random weights delay the late objective ({} and {} steps)",
+        lambda: whole(*speeds("late_steps", "random_grpo", "random_gdpo")),
+    ),
+    Figure(
+        README,
+        "do as well as SAW for the late objective ({} and {}), cost the early one less time ({} and {}) and leave it "
+        "lower at the end (by {} and {})",
+        lambda: [
+            *whole(*speeds("late_steps", "static_grpo 1:3", "static_gdpo 1:3")),
+            *whole(*speeds("early_steps", "static_grpo 1:3", "static_gdpo 1:3")),
+            *three(
+                -float(np.diff(speeds("early_final", "saw_grpo", "static_grpo 1:3"))[0]),
+                -float(np.diff(speeds("early_final", "saw_gdpo", "static_gdpo 1:3"))[0]),
+            ),
+        ],
+    ),
+    Figure(
+        README,
+        "(late after {} instead of {} steps, early after {} instead of {})",
+        lambda: [
+            *whole(*speeds("late_steps", "saw_gdpo, normalised_variance", "saw_gdpo")),
+            *whole(*speeds("early_steps", "saw_gdpo, normalised_variance", "saw_gdpo")),
+        ],
+    ),
+    Figure(
+        README,
+        "against equal weights (late {}, early {})",
+        lambda: whole(*(cell("speeds", f"{k}_steps", method="saw_gdpo, range_std") for k in ("late", "early"))),
+    ),
+    Figure(
+        README,
+        "delay the late objective ({} and {} steps). The gradient norm",
+        lambda: whole(*speeds("late_steps", "saw_gdpo, advantage_entropy", "saw_gdpo, group_spread")),
+    ),
+    # --- tabular: CV as a signal
+    Figure(
+        README,
+        "with the later gain {} to {}, within one objective {} to {}; with the share of groups that still have spread "
+        "{} to {}.",
+        lambda: two(
+            *ends("signal", "both"), *ends("signal", "within_early", "within_late"), *ends("signal", "with_spread")
+        ),
+    ),
+    # --- tabular: where CV misleads
+    Figure(
+        README,
+        "helps: {} steps instead of {} (GDPO), {} instead of {} (GRPO)",
+        lambda: whole(
+            sum(odd("learned", "gdpo", "good")),
+            odd("learned", "gdpo", "good")[0],
+            sum(odd("learned", "grpo", "good")),
+            odd("learned", "grpo", "good")[0],
+        ),
+    ),
+    Figure(
+        README,
+        "trades: it comes {} steps sooner of {}, the good one {} later of {} (GDPO); {} of {} and {} of {} (GRPO)",
+        lambda: whole(
+            *(
+                value
+                for family in ("gdpo", "grpo")
+                for base, gap in (odd("rare", family, "other"), odd("rare", family, "good"))
+                for value in (abs(gap), base)
+            )
+        ),
+    ),
+    Figure(
+        README,
+        "hurts: {} steps instead of {} (GDPO), {} instead of {} (GRPO)",
+        lambda: whole(
+            *(
+                value
+                for family in ("gdpo", "grpo")
+                for base, gap in [odd("noise that cannot be learned, 1 in 10", family, "good")]
+                for value in (base + gap, base)
+            )
+        ),
+    ),
+    Figure(
+        README,
+        "starves it: {} steps later of {}, the good one {} sooner (GDPO); {} of {} and {} (GRPO)",
+        lambda: whole(
+            *(
+                value
+                for family in ("gdpo", "grpo")
+                for (base, gap), (_, good) in [(odd("large", family, "other"), odd("large", family, "good"))]
+                for value in (gap, base, -good)
+            )
+        ),
+    ),
+    # --- tabular: falsifier
+    Figure(
+        README,
+        "margin set before: {} of ±{} steps under GRPO, {} of ±{} under GDPO)",
+        lambda: two(*(same(column, "twice", f) for f in ("grpo", "gdpo") for column in ("difference", "margin"))),
+    ),
+    Figure(
+        README,
+        "equivalent to static weights with SAW's mean ({} of ±{}), SAW-GDPO is not, with {} steps more of {}; they are "
+        "{} and {} steps slower",
+        lambda: [
+            *two(*(same(column, "offset", "grpo", MEAN_WEIGHTS) for column in ("difference", "margin"))),
+            f"{same('difference', 'offset', 'gdpo', MEAN_WEIGHTS):.1f}",
+            *whole(same("margin", "offset", "gdpo", MEAN_WEIGHTS) / 0.02),
+            *whole(*(same("difference", "offset", family) for family in ("grpo", "gdpo"))),
+        ],
+    ),
+    # --- tabular: batch size
+    Figure(
+        README,
+        "error of the weights: {} with 8 samples a step, {} with 32, {} with 128.",
+        lambda: two(*(batch("weight_error", samples) for samples in (8, 32, 128))),
+    ),
+    Figure(
+        README,
+        "gain remains with 8 ({} steps instead of {})",
+        lambda: whole(batch("late_steps", 8), batch("late_steps", 8, "gdpo")),
+    ),
+    Figure(
+        README,
+        "An EMA of 0.8 lowers the error by {} % with 64 samples, {} % with 128 and {} % with 512, raises it by {} % "
+        "with 8, and then keeps {} % of the gain; a floor of 0.2 lowers it by {} % with 8 and raises "
+        "it by {} % with 512",
+        lambda: whole(
+            *(less_error(samples, "ema 0.8") for samples in (64, 128, 512)),
+            -less_error(8, "ema 0.8"),
+            kept_gain(8),
+            less_error(8, "floor 0.2"),
+            -less_error(512, "floor 0.2"),
+        ),
+    ),
+    Figure(
+        README,
+        "moves the late objective by less than {} step",
+        lambda: ["a" if largest_floor_shift() < 1 else f"{largest_floor_shift():.1f}"],
+    ),
+    # --- the language model
+    Figure(
+        README,
+        "correctness, of -3 to 3, loses {} (SAW-GRPO, p {}) and {} (SAW-GDPO, p {}, by Holm {}) of the area under its "
+        "curve, per step; at the end {} [{}, {}] (p {}) and {} [{}, {}] (p {}).",
+        lambda: [
+            *two(-gain("saw_grpo", "correctness").difference.mean, gain("saw_grpo", "correctness").p),
+            *two(-gain("saw_gdpo", "correctness").difference.mean),
+            f"{gain('saw_gdpo', 'correctness').p:.3f}",
+            *two(gain("saw_gdpo", "correctness").p_corrected),
+            *(value for label in ("saw_grpo", "saw_gdpo") for value in loss(label, "correctness")),
+        ],
+    ),
+    Figure(
+        README,
+        "has a CV of {} against {} at the first step, and {} and {} of the weight in the first ten",
+        lambda: [
+            *whole(early("cv", 1, "format", "saw_grpo", "saw_gdpo")),
+            f"{early('cv', 1, 'correctness', 'saw_grpo', 'saw_gdpo'):.1f}",
+            *two(*(early("weight", 10, "format", label) for label in ("saw_grpo", "saw_gdpo"))),
+        ],
+    ),
+    Figure(
+        README,
+        "with seed 1, SAW-GDPO lost {} where it had lost {}",
+        lambda: three(trained_again("again"), trained_again("steps")),
+    ),
+    Figure(
+        README,
+        "no gain is seen with them (format {} and {}), nor with gradient-based weights ({} and {} at the released "
+        "learning rate, where they stay at one half; {} and {} at ten times that)",
+        lambda: three(
+            *(
+                gain(f"{method}_{family}{mark}", "format").difference.mean
+                for method, mark in (("random", ""), ("gradient", ""), ("gradient", ", lr=1e-5"))
+                for family in ("grpo", "gdpo")
+            )
+        ),
+    ),
+    Figure(
+        README,
+        "In the [language model](study/lm) {} to {} with the later gain, and {} to {} with spread.",
+        lambda: [*lowest_to_highest(rank("cv")), *lowest_to_highest(cv_and_spread())],
+    ),
+    Figure(
+        README,
+        "(as a share of its range, sign reversed) has {} to {}. Within format CV has {} to {}, as have the mean, of "
+        "which it is a function, and the number of steps that are left ({} to {}); within correctness CV {} to {}, the "
+        "mean {} to {}.",
+        lambda: [
+            *lowest_to_highest(rank("mean")),
+            *lowest_to_highest(rank("cv", "format")),
+            *lowest_to_highest(rank("steps left", "format")),
+            *lowest_to_highest(rank("cv", "correctness")),
+            *lowest_to_highest(rank("mean", "correctness")),
+        ],
+    ),
+    Figure(
+        README,
+        "correctness is learned at step {} (GRPO) and {} (GDPO), format at {} and {}; with SAW correctness at {} and "
+        "{}, format at {} and {} (medians",
+        lambda: [
+            learned(f"{saw}{family}", objective)
+            for saw in ("", "saw_")
+            for objective in ("correctness", "format")
+            for family in ("grpo", "gdpo")
+        ],
+    ),
+    Figure(
+        README,
+        "rises by {} (SAW-GRPO, p {}, by Holm over eight comparisons {}; with the plain mean of the steps {}) and {} "
+        "(SAW-GDPO, p {}, by Holm {}); at the end all methods have {} to {}.",
+        lambda: [
+            *three(gain("saw_grpo", "format").difference.mean),
+            f"{gain('saw_grpo', 'format').p:.3f}",
+            *three(gain("saw_grpo", "format").p_corrected, gain("saw_grpo", "format", plain_mean).p_corrected),
+            *three(gain("saw_gdpo", "format").difference.mean),
+            *two(gain("saw_gdpo", "format").p, gain("saw_gdpo", "format").p_corrected),
+            *lowest_to_highest(final_format()),
+        ],
+    ),
+    Figure(README, "Holm over {} comparisons", lambda: [{8: "eight"}.get(n := len(against("grpo")), str(n))]),
+    Figure(
+        README,
+        "the steps of a seed took {} to {} minutes",
+        lambda: whole(min(map(minutes, range(1, 6))), max(map(minutes, range(1, 6)))),
+    ),
+    # --- step times
+    Figure(
+        README,
+        "the advantages take {} s of {} to {} by every method that only weighs rewards; whole steps by SAW {} % "
+        "[{}, {}] and {} % [{}, {}] over GRPO",
+        lambda: [
+            *two(statistics.fmean(seconds("adv", method) for method in WEIGHING)),
+            *(f"{end(seconds('step', method) for method in WEIGHING):.1f}" for end in (min, max)),
+            *(
+                f"{value:+.1f}" if place == 0 else f"{value:.1f}"
+                for method in ("saw_grpo", "saw_gdpo")
+                for place, value in enumerate(over_grpo(method))
+            ),
+        ],
+    ),
+    Figure(README, "gradient-based weights +{} % [{}, {}]", lambda: whole(*over_grpo("gradient_grpo"))),
+    Figure(README, "too noisy to tell the {} to {} % of the paper (N)", lambda: paper("time per step", 2)[:2]),
+    Figure(
+        README,
+        "The {} to {} % of the paper (N)",
+        lambda: [f"{float(value):+.0f}" for value in paper("time per step", 2)[2:]],
+    ),
+    Figure(
+        STEP,
+        "(which has {} to {} % for SAW and {} to {} % for gradient-based weighting",
+        lambda: paper("time per step", 2),
+    ),
+    Figure(
+        STEP,
+        "takes {} to {} s of {} to {} (medians)",
+        lambda: [
+            *(f"{end(seconds('adv', method) for method in WEIGHING):.3f}" for end in (min, max)),
+            *(f"{end(seconds('step', method) for method in WEIGHING):.1f}" for end in (min, max)),
+        ],
+    ),
+    Figure(
+        STEP,
+        "half of these methods' steps lie between {} and {} s",
+        lambda: [
+            f"{value:.1f}"
+            for value in np.quantile([row["step"] for row in timed() if row["method"] in WEIGHING], [0.25, 0.75])
+        ],
+    ),
+    Figure(STEP, "So SAW's {} to {} % could", lambda: paper("time per step", 2)[:2]),
+    Figure(
+        STEP,
+        "adds {} % (GRPO) and {} % (GDPO, over GRPO's step). Most of it is the two backward passes, {} of {} s; the "
+        "forward pass ({} s) replaces that of the old log-probabilities ({} s for all",
+        lambda: [
+            *whole(over_grpo("gradient_grpo")[0], over_grpo("gradient_gdpo")[0]),
+            *two(
+                seconds("gradients_backward", "gradient_grpo"),
+                seconds("step", "gradient_grpo") - seconds("step", "grpo"),
+                seconds("gradients_forward", "gradient_grpo"),
+                seconds("old_log_prob", "grpo"),
+            ),
+        ],
+    ),
+    Figure(
+        STEP,
+        "backward passes end half-way, {} s: {} %.",
+        lambda: [
+            *two(seconds("gradients_backward", "gradient_grpo, upper half")),
+            *whole(over_grpo("gradient_grpo, upper half")[0]),
+        ],
+    ),
+    # --- benchmarks of which the printed table is all that is kept
+    Figure(
+        ADVANTAGES,
+        "The multiply does not depend on K, and took {} and {} ms",
+        lambda: two(*(advantage("32768x1024", k, "plain multiply") for k in (2, 8))),
+    ),
+    Figure(
+        ADVANTAGES,
+        "`saw_gdpo` takes {} and {} times the plain multiply, {} against {} ms and {} against {} ms of verl's",
+        lambda: [
+            *(f"{advantage('32768x1024', k, 'saw saw_gdpo', 4):.1f}" for k in (2, 8)),
+            *whole(
+                *(advantage("32768x1024", k, case) for k in (2, 8) for case in ("saw saw_gdpo", "verl grpo_vectorized"))
+            ),
+        ],
+    ),
+    Figure(
+        ADVANTAGES,
+        "it takes {} against {} ms for K = 2, and {} against {} ms for K = 8",
+        lambda: [
+            f"{advantage('2048x1024', k, case):.1f}"
+            for k in (2, 8)
+            for case in ("saw saw_gdpo", "verl grpo_vectorized")
+        ],
+    ),
+    Figure(
+        ADVANTAGES,
+        "depend on K either, was {} and {} ms",
+        lambda: two(*(advantage("2048x1024", k, "verl grpo_vectorized") for k in (2, 8))),
+    ),
+    Figure(REWARDS, "response take {}, {} and {} times the time", lambda: [f"{ratio:.1f}" for ratio in reward_times()]),
+    Figure(JUDGE, "out of range) {} % of the samples", lambda: whole(100 * int(printed(JUDGE)[1][4]) / 10_000)),
+    Figure(JUDGE, "in flight holds it at {}.", lambda: [printed(JUDGE)[0][6]]),
+    # --- recipes
+    Figure(
+        "recipes/study/README.md",
+        "steps of one seed took {} to {} minutes",
+        lambda: whole(min(map(minutes, range(1, 6))), max(map(minutes, range(1, 6)))),
+    ),
+    Figure(
+        "recipes/study/README.md",
+        "format's weight hardly leaves one half ({} to {})",
+        lambda: three(*format_weights("gradient_grpo", "gradient_gdpo")),
+    ),
+    Figure(
+        "recipes/study/README.md",
+        "lets them move ({} to {})",
+        lambda: two(*format_weights("gradient_gdpo, lr=1e-5")),
+    ),
+]
+
+
+def flat(file: str) -> str:
+    return re.sub(r"\s+", " ", (ROOT / file).read_text())
+
+
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.text[:50])
+def test_a_figure_is_what_the_data_gives(figure):
+    """Kind: text and data that part, by a slip, a rounding or a new measurement."""
+    text = flat(figure.file)
+    said = re.search(figure.pattern(), text)
+    assert said, f"{figure.file} no longer says {figure.text!r}; change the entry of FIGURES with the text"
+    assert figure.right() in text, f"{figure.file} says {said[0]!r}; the data gives {figure.right()!r}"
+
+
+#: Numbers that are no figures: settings of a study, names, what a threshold is.
+SETTINGS = {
+    README: [
+        *("(300 seeds a method", "(5 seeds)", "(Tables 1, 2)", "reaches 0.9", "of -3 to 3"),
+        *(
+            "weights 1:3",
+            "8 methods x 5 seeds",
+            "95 % bootstrap",
+            "with seed 1",
+            "good objective of 8 choices",
+            "(1 in 50 at first)",
+        ),
+        *("CV 0, and", "luck, nothing to learn (1 in 10)", "(offset of 5)", "within 2 % of the steps", "2 CPU cores"),
+        *("with 8 samples a step", "with 32,", "with 128", "with 8 (", "16 steps", "1 kB to 1 MB", "30 % faults"),
+        *("to norm 1 before", "norms are above 1"),
+    ],
+    STEP: [
+        *("4 layers of 96; 16 prompts x 4 responses", "n = 21 steps", "95 % bootstrap"),
+        "48 tokens a reply",
+    ],
+    JUDGE: [
+        *("10,000 questions", "64 requests in flight", "30 % faults", "429 with", "500, reset"),
+        "64 in flight, 1.0 s an answer",
+    ],
+    REWARDS: ["100 kB to 1 MB", "median within 0.5 s"],
+    ADVANTAGES: ["median of 9", "(32768, 1024)", "(2048, 1024)", "K = 2,", "K = 8"],
+}
+#: The passage about KL is checked by its own test, which does not mind how it is worded.
+KL = re.compile(r"- \*\*\[The KL confound\].*?(?=\n\n|\n- \*\*)", re.DOTALL)
+
+
+def uncovered(file: str, text: str) -> Iterator[str]:
+    """Numbers of the prose that neither an entry nor a setting explains, each with its surroundings."""
+    text = "\n".join(line for line in KL.sub("", text).splitlines() if "; commit " not in line)
+    if file != README:  # a benchmark's table is its output
+        text = "\n".join(line for line in text.splitlines() if not line.startswith("|"))
+    text = re.sub(r"\s+", " ", re.sub(r"\]\([^)]*\)", "]", re.sub(r"`[^`]*`", "``", text)))
+    gone = [re.sub(r"\]\([^)]*\)", "]", re.sub(r"`[^`]*`", "``", f.right())) for f in FIGURES if f.file == file]
+    for piece in sorted([*gone, *SETTINGS[file]], key=len, reverse=True):
+        text = text.replace(piece, "§")
+    for found in re.finditer(r"(?<![\w.])[-+±]?\d[\d.,]*", text):
+        yield text[max(found.start() - 40, 0) : found.end() + 20]
+
+
+@pytest.mark.parametrize("file", SETTINGS)
+def test_every_figure_of_the_text_has_its_data(file):
+    """Kind: a figure that nothing derives. Give it an entry in FIGURES, or say in the text that no data is kept."""
+    left = list(uncovered(file, (ROOT / file).read_text()))
+    assert not left, "\n".join(left)
+
+
+def test_a_figure_that_nothing_derives_is_found():
+    text = (ROOT / README).read_text()
+    assert len(list(uncovered(README, f"{text}\nThis is 12.5 % better, as 0.041 was."))) == 2
+    assert len(list(uncovered(README, text.replace("79 instead of", "78 instead of")))) > 2
+
+
+def test_a_text_that_differs_is_shown_with_the_new_figure():
+    figure = Figure(README, "the late objective takes {} of {} steps.", lambda: ["3", "4.5"])
+    assert re.search(figure.pattern(), "the late objective takes 3 of 4.25 steps.")
+    assert figure.right() == "the late objective takes 3 of 4.5 steps."
+
+
+def test_the_figures_of_the_kl_passage_are_in_its_data():
+    """Kind: as above, for a passage that is told in other words now and then."""
+    passage = KL.search((ROOT / README).read_text())
+    assert passage
+    data = [abs(float(v)) for row in table("study/tabular/kl") for v in row.values() if re.fullmatch(r"-?[\d.]+", v)]
+    for number in re.findall(r"(?<![\w.])\d+(?:\.\d+)?", re.sub(r"\]\([^)]*\)|`[^`]*`", "", passage[0])):
+        digits = len(number.partition(".")[2])
+        if number == "0.9":
+            continue  # the probability at which an objective counts as learned
+        assert any(f"{value:.{digits}f}" == number for value in data), f"the passage about KL has {number}, kl.csv not"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (RESULTS / "study" / "tabular").glob("*.csv")))
+def test_a_table_of_the_tabular_study_is_that_of_its_csv(name):
+    """Kind: a table that was made from another run than the CSV beside it. Row for row, to the digits shown."""
+    rows = printed(f"results/study/tabular/{name}.md")
+    data = table(f"study/tabular/{name}")
+    assert len(rows) == len(data)
+    for shown, kept in zip(rows, data, strict=True):
+        numbers = [float(value) * scale for value in kept.values() for scale in (1, 100) if _is_number(value)]
+        for entry in shown:
+            if any(entry in value for value in kept.values()) or entry.startswith("a "):
+                continue  # a label
+            for number in re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e-\d+)?", entry):
+                step = 10.0 ** -len(number.partition(".")[2].partition("e")[0])
+                near = any(abs(value - float(number)) <= 0.5 * step + 1e-4 for value in numbers)
+                assert near, f"{name}.md has {number} in {shown[:3]}, {name}.csv not"
+
+
+def _is_number(value: str) -> bool:
+    return bool(re.fullmatch(r"-?\d+(?:\.\d+)?", value))
+
+
+def test_the_quickstart_s_table_is_that_of_its_logs():
+    """Kind: as above; the same table stands in two texts."""
+    folder = RESULTS / "quickstart"
+    made = summary_table({name: read_history(folder / f"{name}.jsonl") for name in ("grpo", "saw_gdpo")})
+    for text in ((ROOT / "README.md").read_text(), (folder / "summary.md").read_text()):
+        assert made in text
+
+
+def test_the_released_versions_page_is_what_its_runs_printed():
+    """Kind: as above; the commands, the counts of tests, and the table of the training."""
+    folder = RESULTS / "released"
+    page = (folder / "README.md").read_text()
+    rows = re.findall(r"\| `(SAW_SET=released bash scripts/test.sh [^`]*)` \| ([^|:]*)", page)
+    printed = (folder / "tests.txt").read_text().split("$ ")[1:]
+    assert len(rows) == len(printed) == 2
+    for (command, result), output in zip(rows, printed, strict=True):
+        assert output.startswith(f"{command}\n")
+        assert f" {result.strip()}" in output
+    summary = (folder / "summary.md").read_text()
+    assert summary_table({"saw_gdpo": read_history(folder / "saw_gdpo.jsonl")}) in summary
+    (commit,) = re.findall(r"commit (\w+);", summary)
+    assert f"commit {commit}" in page
+
+
+def test_the_paper_s_numbers_of_the_tables_are_those_of_paper_yaml():
+    """Kind: as above, for what the paper reports; and it says that a note is its source."""
+    reported = yaml.safe_load((RESULTS / "paper.yaml").read_text())
+    for name, columns in {"table1": ("overall",), "table2": ("quality", "conciseness", "total")}.items():
+        assert reported[name]["source"] in (RESULTS / name / f"{name}.md").read_text()
+        for row in table(f"{name}/{name}"):
+            for column in columns:
+                source = reported[name][column]
+                value = (source[row["model"]] if name == "table1" else source).get(row["method"])
+                assert row[f"paper_{column}"] == ("" if value is None else f"{value:.4f}")

@@ -1,0 +1,226 @@
+"""A run leaves nothing behind, however it ends. The 'training' here is a shell script with a stubborn child."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from saw.runs.process_tree import RUN_ID, Job, Run, RunFailed, processes_of, stop_job_in
+
+# A child in a session of its own that ignores the polite signal, as some of Ray's and vLLM's do.
+STUBBORN = "setsid bash -c 'trap \"\" TERM; while true; do sleep 0.2; done' & "
+LOG_STEP = 'echo "{\\"step\\": 1, \\"data\\": {\\"a\\": 1.0}}" >> "$VERL_FILE_LOGGER_PATH"; '
+
+
+def make_run(tmp_path, script, time_limit=20) -> Run:
+    return Run(["bash", "-c", script], tmp_path, time_limit)
+
+
+@pytest.fixture(autouse=True)
+def marked(monkeypatch):
+    """What this process starts bears its number: other tests run jobs at the same time."""
+    monkeypatch.setenv("SAW_TESTED_BY", str(os.getpid()))
+
+
+def run_ids() -> set[str]:
+    """Of all processes that come from this one."""
+    ids = set()
+    for process in psutil.process_iter():
+        try:
+            environment = process.environ()
+        except psutil.Error:
+            continue
+        if environment.get("SAW_TESTED_BY") == str(os.getpid()):
+            ids.add(environment.get(RUN_ID, ""))
+    return ids - {""}
+
+
+def wait_for_processes(owner: Path) -> str:
+    """Wait until a job and its child are there; its id."""
+    deadline = time.monotonic() + 20
+    while not owner.exists() or not owner.read_text() or len(processes_of(json.loads(owner.read_text())["run_id"])) < 2:
+        assert time.monotonic() < deadline, "the job did not start"
+        time.sleep(0.1)
+    return json.loads(owner.read_text())["run_id"]
+
+
+@pytest.mark.slow
+def test_steps_are_followed_and_strays_stopped(tmp_path):
+    seen, before = [], run_ids()
+    make_run(tmp_path, STUBBORN + LOG_STEP + "sleep 1; exit 0").follow(lambda *step: seen.append(step), interval=0.2)
+    assert seen == [(1, {"a": 1.0})]
+    assert run_ids() <= before
+
+
+def test_failure_shows_the_end_of_the_log(tmp_path):
+    with pytest.raises(RunFailed, match=r"exit code 3.*\n.*out of luck"):
+        make_run(tmp_path, "echo out of luck; exit 3").follow(print, interval=0.1)
+
+
+@pytest.mark.slow
+def test_time_limit(tmp_path):
+    before = run_ids()
+    with pytest.raises(RunFailed, match="time limit of 1 s"):
+        make_run(tmp_path, STUBBORN + "sleep 60", time_limit=1).follow(print, interval=0.1)
+    assert run_ids() <= before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_nothing_is_left_when_the_follower_is_interrupted_or_killed(tmp_path, how):
+    code = (
+        "import sys; from pathlib import Path; from saw.runs.process_tree import Run;"
+        f"Run(['bash', '-c', {STUBBORN + 'sleep 60'!r}], Path(sys.argv[1]), 60).follow(print, interval=0.1)"
+    )
+    follower = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.DEVNULL)
+    run_id = wait_for_processes(tmp_path / "running.json")
+    os.kill(follower.pid, how)
+    follower.wait(timeout=20)
+    deadline = time.monotonic() + 20
+    while processes_of(run_id):
+        assert time.monotonic() < deadline, "processes were left behind"
+        time.sleep(0.2)
+    make_run(tmp_path, "exit 0").follow(print, interval=0.1)  # and a second call works
+
+
+@pytest.mark.slow
+def test_a_folder_in_use_is_refused(tmp_path):
+    """By another process that follows a job there; its metrics stay."""
+    code = (
+        "import sys; from pathlib import Path; from saw.runs.process_tree import Run;"
+        f"Run(['bash', '-c', {LOG_STEP + STUBBORN + 'sleep 60'!r}], Path(sys.argv[1]), 60).follow(print, interval=0.1)"
+    )
+    follower = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.DEVNULL)
+    run_id = wait_for_processes(tmp_path / "running.json")
+    with pytest.raises(RunFailed, match=f"in use by process {follower.pid}"):
+        make_run(tmp_path, "exit 0").follow(print)
+    assert processes_of(run_id)
+    assert (tmp_path / "metrics.jsonl").exists()
+    follower.send_signal(signal.SIGINT)
+    follower.wait(timeout=30)
+
+
+def test_a_process_that_bears_the_job_s_id_is_its_own(tmp_path):
+    with subprocess.Popen(["sleep", "60"], env={**os.environ, RUN_ID: "outer/x1"}) as process:
+        tmp_path.joinpath("running.json").write_text(json.dumps({"run_id": "x1", "owner": process.pid}))
+        with pytest.raises(RunFailed, match="in use by process"):
+            make_run(tmp_path, "exit 0").follow(print)
+        process.kill()
+
+
+@pytest.mark.parametrize("started", [None, 1.0, "then"])
+@pytest.mark.parametrize("whose", [lambda: os.getppid(), lambda: 1])
+def test_a_process_that_was_given_the_owner_s_number_is_not_in_the_way(tmp_path, whose, started):
+    """Kind: a process id is taken for a process. It is another one if it neither began then nor bears the job's id."""
+    owner = {"run_id": "gone", "owner": whose()} | ({} if started is None else {"started": started})
+    tmp_path.joinpath("running.json").write_text(json.dumps(owner))
+    make_run(tmp_path, "exit 0").follow(print, interval=0.1)
+    assert not (tmp_path / "running.json").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", '{"run_id": "x", "own', "null", "[]", "7", "{}", '{"run_id": "x"}', '{"owner": 1}'),
+        *('{"run_id": null, "owner": 1}', '{"run_id": "", "owner": 1}', '{"run_id": "x", "owner": "1"}'),
+        *('{"run_id": "x", "owner": -1}', '{"run_id": "x", "owner": 1e3}', f'{{"run_id": "x", "owner": {10**30}}}'),
+        "\ufffe\x00",
+    ],
+)
+def test_a_broken_running_json_is_stale(tmp_path, text):
+    """Kind: a file that a killed process left half written stops every later start."""
+    tmp_path.joinpath("running.json").write_bytes(text.encode("utf-16" if "\ufffe" in text else "utf-8"))
+    stop_job_in(tmp_path)
+    make_run(tmp_path, "exit 0").follow(print, interval=0.1)
+    assert not list(tmp_path.glob("running.json*"))
+
+
+OLD = '{"step": 1, "data": {"old": 1}}\n'
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("script", ["exit 1", "exit 0", ': > "$VERL_FILE_LOGGER_PATH"; exit 1'])
+def test_a_job_that_logs_nothing_leaves_the_metrics_as_they_were(tmp_path, script, resume):
+    """Kind: a start that is refused, here by the job's own check, costs the earlier training's metrics."""
+    (tmp_path / "metrics.jsonl").write_text(OLD)
+    (tmp_path / "metrics.3.jsonl").write_text(OLD)
+    run = make_run(tmp_path, script)
+    run.resume = resume
+    seen = []
+    try:
+        run.follow(lambda *step: seen.append(step), interval=0.1)
+    except RunFailed:
+        assert script.endswith("1")
+    assert seen == []
+    assert sorted(path.name for path in tmp_path.glob("metrics*")) == ["metrics.3.jsonl", "metrics.jsonl"]
+    assert (tmp_path / "metrics.jsonl").read_text() == OLD
+
+
+def test_a_command_that_is_not_there_leaves_the_metrics_as_they_were(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(OLD)
+    with pytest.raises(FileNotFoundError):
+        Run(["no-such-command"], tmp_path, 20).follow(print)
+    assert (tmp_path / "metrics.jsonl").read_text() == OLD
+
+
+@pytest.mark.parametrize(
+    ("resume", "step", "left"),
+    [(False, 0, 0), (False, 1, 0), (True, 1, 2), (False, 5, 2)],  # step 5 first: it went on from a checkpoint
+)
+def test_earlier_metrics_go_once_a_training_from_the_beginning_has_logged(tmp_path, resume, step, left):
+    (tmp_path / "metrics.jsonl").write_text(OLD)
+    (tmp_path / "metrics.1.jsonl").write_text(OLD)
+    run = make_run(tmp_path, LOG_STEP.replace('\\"step\\": 1', f'\\"step\\": {step}') + "exit 0")
+    run.resume = resume
+    seen = []
+    run.follow(lambda *step: seen.append(step), interval=0.1)
+    assert seen == [(step, {"a": 1.0})]
+    assert len(list(tmp_path.glob("metrics.*.jsonl"))) == left
+
+
+def test_faults_are_found_in_the_log(tmp_path):
+    run = make_run(
+        tmp_path,
+        "echo fine; echo '2026 - ERROR - half a batch'; echo 'Final validation metrics: None'; echo ERROR; exit 0",
+    )
+    run.follow(print, interval=0.1)
+    assert run.faults() == ["2026 - ERROR - half a batch"]
+
+
+@pytest.mark.slow
+def test_a_job_of_a_job_is_stopped_with_it(tmp_path):
+    before = run_ids()
+    inner = (
+        "import sys; from pathlib import Path; from saw.runs.process_tree import Job;"
+        f"Job(['bash', '-c', {STUBBORN + 'sleep 60'!r}], Path(sys.argv[1]), 60).finish()"
+    )
+    outer = Job([sys.executable, "-c", inner, str(tmp_path / "inner")], tmp_path, time_limit=60)
+    with outer.running():
+        wait_for_processes(tmp_path / "inner" / "running.json")
+    assert run_ids() <= before
+
+
+def test_the_log_of_an_earlier_job_is_kept(tmp_path):
+    for word in ("one", "two"):
+        Job(["echo", word], tmp_path, 20, name="talk").finish(interval=0.1)
+    assert (tmp_path / "talk.1.log").read_text() == "one\n"
+    assert (tmp_path / "talk.log").read_text() == "two\n"
+
+
+@pytest.mark.parametrize("titles", [["ray::A"], ["ray::" + "x" * 2000, "ray::A"]])
+def test_a_process_that_renames_itself_still_bears_the_id(tmp_path, titles):
+    """Kind: a process of the run that cannot be found. Ray's agents wrote over their environment and were left."""
+    code = f"import time, setproctitle\nfor title in {titles!r}: setproctitle.setproctitle(title)\ntime.sleep(60)"
+    with Job([sys.executable, "-c", code], tmp_path, 20).running() as process:
+        run_id = json.loads((tmp_path / "running.json").read_text())["run_id"]
+        deadline = time.monotonic() + 20
+        while not psutil.Process(process.pid).cmdline()[0].startswith("ray::A"):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert [found.pid for found in processes_of(run_id)] == [process.pid]

@@ -1,0 +1,200 @@
+"""The section ``saw`` and what it demands of verl's configuration: found before Ray starts, with what is allowed."""
+
+import pytest
+from omegaconf import OmegaConf
+from pydantic import ValidationError
+
+from saw.verl.config import ConfigError, ObjectiveSettings, Settings
+from saw.verl.config_checks import check_config
+from saw.verl.reward_ranges import RewardRanges
+from tests.configs import compose
+
+TWO = {"format": {"minimum": 0, "maximum": 1}, "correctness": {"minimum": -3, "maximum": 3, "priority": 2}}
+
+
+def settings(**changes) -> Settings:
+    return Settings.of(OmegaConf.create({"saw": {"method": "saw_gdpo", "objectives": TWO, **changes}}))
+
+
+def test_mapping_and_list_mean_the_same():
+    as_list = [{"name": name, **rest} for name, rest in TWO.items()]
+    assert settings() == settings(objectives=as_list)
+    assert settings().names == ("format", "correctness")
+    assert settings().objectives[1] == ObjectiveSettings(name="correctness", minimum=-3, maximum=3, priority=2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"method": "ppo"}, ["saw.method", "'ppo'", "saw_grpo, saw_gdpo"]),
+        ({"metod": "grpo"}, ["saw.metod", "no such setting"]),
+        ({"options": {"profile": "new"}}, ["saw.options.profile", "'new'", "'paper' or 'released'"]),
+        ({"objectives": {}}, ["saw.objectives", "at least 1"]),
+        ({"objectives": {"a": {"minimum": "low"}}}, ["saw.objectives.0.minimum", "number", "'low'"]),
+        ({"objectives": {"a": {"minimum": 0, "priority": -1}}}, ["priority", "greater than or equal to 0", "-1"]),
+        ({"objectives": {"a": {"minimum": 1, "maximum": 1}}}, ["maximum is 1", "above the minimum 1"]),
+        ({"objectives": {"score": {"minimum": 0}}}, ["'score'", "reserved"]),
+        ({"objectives": [{"name": "a", "minimum": 0}, {"name": "a", "minimum": 1}]}, ["'a'", "twice"]),
+        ({"poll_interval": 0}, ["saw.poll_interval", "greater than 0"]),
+    ],
+)
+def test_bad_section(changes, words):
+    with pytest.raises(ConfigError) as error:
+        settings(**changes)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_absent_section_shows_how_to_write_one():
+    with pytest.raises(ConfigError, match=r"\+saw="):
+        Settings.of(OmegaConf.create({}))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (
+            "algorithm.adv_estimator=grpo",
+            ["trainer.v1.trainer_mode is 'saw'", "algorithm.adv_estimator 'grpo'", "set both"],
+        ),
+        ("trainer.v1.trainer_mode=sync", ["'sync'", "set both"]),
+        ("trainer.use_v1=false", ["trainer.use_v1"]),
+        ("critic.enable=true", ["critic.enable"]),
+        ("algorithm.norm_adv_by_std_in_grpo=false", ["norm_adv_by_std_in_grpo"]),
+        ("algorithm.use_kl_in_reward=true", ["use_kl_in_reward", "'saw_gdpo'", "use_kl_loss"]),
+        ("reward.reward_model.enable=true", ["enable_resource_pool"]),
+        ("+saw.objectives.length.minimum=0", ["'length'", "does not return", "correctness, format"]),
+        ("reward.custom_reward_function.path=null", ["saw.objectives.format.minimum is not set", "lowest value"]),
+    ],
+)
+def test_bad_configuration(override, words):
+    with pytest.raises(ConfigError) as error:
+        check_config(compose(override))
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_the_released_kl_goes_with_the_released_profile():
+    """A penalty that means something else: half of a reading, on the command line or in a file of one's own."""
+    released = {"profile": "released"}
+    assert settings(method="grpo", kl_in_reward="grpo_only", options=released).feels_kl_in_reward
+    for options in ({}, {"profile": "paper"}):
+        with pytest.raises(ConfigError, match=r"kl_in_reward is 'grpo_only'.*options\.profile is 'paper'.*reading="):
+            settings(method="grpo", kl_in_reward="grpo_only", options=options)
+    with pytest.raises(ConfigError, match=r"options\.profile is 'paper'"):
+        check_config(compose("experiment=quickstart", "reading=as_released", "saw.options.profile=paper"))
+
+
+def test_the_clip_is_that_of_the_gradient_methods():
+    gradient = {"profile": "released", "gradient": {"clip": 1.0, "reduction": "sum"}}
+    assert settings(method="gradient_gdpo", options=gradient).gradient_clip == 1.0
+    assert settings(method="gradient_gdpo").gradient_clip is None
+    assert settings(options={**gradient, "informativeness": "gradient_norm"}).gradient_clip is None
+
+
+PRECISION = "actor_rollout_ref.actor.fsdp_config.mixed_precision"
+CORRECTION = "algorithm.rollout_correction"
+
+
+@pytest.mark.parametrize("method", [["saw.method=gradient_grpo"], ["informativeness=gradient_norm"]])
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (f"{CORRECTION}.rollout_is=token", [f"{CORRECTION}.rollout_is is 'token'", "set it to null"]),
+        (f"{CORRECTION}.rollout_is=sequence", [f"{CORRECTION}.rollout_is is 'sequence'"]),
+        (f"{CORRECTION}.rollout_rs=seq_mean_k3", [f"{CORRECTION}.rollout_rs is 'seq_mean_k3'", "rejects samples"]),
+        (f"++{PRECISION}={{param_dtype: fp16}}", [f"{PRECISION}.param_dtype is 'fp16'", "bf16 or fp32"]),
+        (f"++{PRECISION}={{param_dtype: float16}}", ["loss scaling"]),
+        (f"++{PRECISION}={{param_dtype: 16}}", [f"{PRECISION}.param_dtype is 16"]),
+    ],
+)
+def test_what_the_objectives_gradients_would_not_see_is_refused(method, override, words):
+    """What changes the update's gradient after, or otherwise than, the objectives', which are then not its parts."""
+    with pytest.raises(ConfigError) as error:
+        check_config(compose(*method, override))
+    for word in words:
+        assert word in str(error.value)
+    assert check_config(compose("saw.method=saw_gdpo", override)) is not None  # no gradients, no objection
+
+
+@pytest.mark.parametrize("precision", ["null", "{param_dtype: bf16}", "{reduce_dtype: fp32}"])
+def test_precisions_without_loss_scaling_are_allowed(precision):
+    assert check_config(compose("saw.method=gradient_grpo", f"++{PRECISION}={precision}")) is not None
+
+
+def test_kl_in_the_reward_is_allowed_where_rewards_are_summed():
+    assert check_config(compose("algorithm.use_kl_in_reward=true", "saw.method=saw_grpo")) is not None
+
+
+def test_a_configuration_without_saw_is_none_of_our_business():
+    assert check_config(compose("algorithm.adv_estimator=grpo", "trainer.v1.trainer_mode=sync")) is None
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(ValidationError):
+        settings().method = "grpo"
+
+
+def reward_file(tmp_path, body) -> list[str]:
+    path = tmp_path / "rewards.py"
+    path.write_text(body)
+    return [f"reward.custom_reward_function.path={path}", "reward.custom_reward_function.name=reward"]
+
+
+PLAIN = "def reward(solution_str, ground_truth, **kwargs):\n    return {'format': 1.0, 'brevity': 2.0}\n"
+
+
+def test_an_undeclared_reward_function_is_tried_on_the_first_row(tmp_path, toy_data):
+    data = f"data.train_files={toy_data[0]}"
+    with pytest.raises(
+        ConfigError, match="'correctness', which the reward function does not return; it returns brevity, format"
+    ):
+        check_config(compose(*reward_file(tmp_path, PLAIN), data))
+    # An asynchronous one may cost money, and a declared one has said what it returns.
+    minima = [f"++saw.objectives.{name}.minimum=0" for name in ("format", "correctness")]
+    check_config(compose(*reward_file(tmp_path, "async " + PLAIN), data, *minima))
+    declared = "from saw.rewards import returns\n@returns('format', 'correctness')\n" + PLAIN
+    check_config(compose(*reward_file(tmp_path, declared), data, *minima))
+
+
+def test_a_reward_function_that_fails_on_its_own_reference_says_when(tmp_path, toy_data):
+    body = "def reward(**kwargs):\n    raise KeyError('oops')\n"
+    with pytest.raises(KeyError) as error:
+        check_config(compose(*reward_file(tmp_path, body), f"data.train_files={toy_data[0]}"))
+    assert "first row" in error.value.__notes__[0]
+
+
+def test_a_scalar_reward_function_is_refused(tmp_path, toy_data):
+    body = "def reward(**kwargs):\n    return 1.0\n"
+    with pytest.raises(ConfigError, match="returns float; expected a dict"):
+        check_config(compose(*reward_file(tmp_path, body), f"data.train_files={toy_data[0]}"))
+
+
+def ranges(*overrides: str, step: int = 0) -> list[tuple[float, float]]:
+    config = compose(*overrides)
+    checked = check_config(config)
+    assert checked is not None
+    return RewardRanges.of(config, checked).at(step)
+
+
+OPTIONS = "reward.custom_reward_function.reward_kwargs.options"
+
+
+def test_minima_come_from_the_reward_and_follow_its_options_and_schedule():
+    assert ranges() == [(0, 1), (-3, 3)]
+    assert ranges(f"+{OPTIONS}.correctness_max=1") == [(0, 1), (-1, 1)]
+    assert ranges(f"+{OPTIONS}.reward_schedule=true", step=0) == [(-2, 2), (-2, 2)]
+    assert ranges(f"+{OPTIONS}.reward_schedule=true", step=75) == [(-1, 1.5), (-2.5, 2.5)]
+    assert ranges("+saw.objectives.correctness.minimum=-5") == [(0, 1), (-5, 3)]
+
+
+def test_an_objective_that_an_option_turns_on_may_be_listed():
+    assert ranges(f"+{OPTIONS}.length=true", "+saw.objectives.length.priority=1")[2] == (0, 1)
+
+
+def test_a_reward_without_bounds_needs_a_minimum(tmp_path, toy_data):
+    arguments = [*reward_file(tmp_path, "async " + PLAIN), f"data.train_files={toy_data[0]}"]
+    with pytest.raises(ConfigError, match=r"saw\.objectives\.format\.minimum is not set"):
+        check_config(compose(*arguments))
+    minima = [f"++saw.objectives.{name}.minimum=-1" for name in ("format", "correctness")]
+    check_config(compose(*arguments, *minima))
