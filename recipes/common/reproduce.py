@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from recipes.common.files import write_whole
-from recipes.common.stages import Stage, check_marks, free_bytes, gpus_of_a_node, gpus_of_the_cluster, run_all, show
+from recipes.common.stages import Stage, check_marks, gpus_of_a_node, gpus_of_the_cluster, run_all, show
 from saw.machine.accelerator import cluster_address
+from saw.machine.disk import free_bytes, training_bytes
 
 METHODS = ("grpo", "gradient_grpo", "saw_grpo", "gdpo", "gradient_gdpo", "saw_gdpo")
 #: Reading of the sources (configs/reading) -> GPUs of a node in it.
 READINGS = {"controlled": 4, "as_released": 8}
-#: Parameters of the models, for the disk space of a checkpoint: 4 bytes each, and 8 of the optimiser.
+#: Parameters of the models, for the disk space of a checkpoint.
 PARAMETERS = {"1.5b": 1.54e9, "3b": 3.09e9}
-CHECKPOINT_BYTES, MERGED_BYTES = 12, 4
-CHECKPOINTS_KEPT = 2
 #: What a stage makes, by the doctor's names: before it has run, this may be missing.
 MADE_BY = {
     "data": ("training data", "validation data"),
@@ -130,11 +129,6 @@ def training(
         Stage("train", folder, train, hours, {**variables, **(environment or {})}, trains=True),
         Stage("merge", folder, merge, 1.0, variables),
     ]
-
-
-def training_bytes(parameters: float, kept: int = CHECKPOINTS_KEPT) -> float:
-    """Bytes on the disk of the checkpoints that a training keeps, and of the merged model."""
-    return parameters * (kept * CHECKPOINT_BYTES + MERGED_BYTES)
 
 
 def check_machine(arguments: argparse.Namespace, folders: Iterable[tuple[str, str]]) -> list[str]:

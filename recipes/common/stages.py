@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -204,10 +203,3 @@ def gpus_of_a_node() -> int:
 def gpus_of_the_cluster() -> int:
     """GPUs of the Ray cluster that RAY_ADDRESS names."""
     return int(sum(node.gpus for node in nodes_of_the_cluster(os.environ["RAY_ADDRESS"])))
-
-
-def free_bytes(folder: Path) -> int:
-    """Free space of the disk that a folder is on, or will be."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free

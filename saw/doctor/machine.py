@@ -185,7 +185,7 @@ def disk(config: DictConfig | None, needed: Callable[[DictConfig], float], free:
         needed (Callable[[DictConfig], float]): bytes that its checkpoints take.
         free (int | None): bytes; None looks.
     """
-    from recipes.common.stages import free_bytes
+    from saw.machine.disk import free_bytes
 
     folder = Path(config.trainer.default_local_dir if config is not None else os.environ.get("SAW_RUNS", "runs"))
     folder = folder.absolute()
