@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -274,7 +275,7 @@ def absent_data(thing: str, path: Path, needed: str, remedy: str) -> Line:
     done = path.parent / "data.done.json"
     if done.exists():  # the script would pass over it
         return missing(thing, f"{path} is gone", needed, f"remove {done}, then {script} makes it again")
-    alone = f"{environment.python()} -m {module} --out {path.parent}"
+    alone = f"{environment.python()} -m {module} --out {shlex.quote(str(path.parent))}"
     return note(thing, f"not yet: {path}", needed, f"{script} makes it before it trains; to make it now: {alone}")
 
 
