@@ -21,7 +21,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from recipes.common.files import write_whole
+from saw.files import write_whole
 from saw.machine import accelerator
 from saw.machine.cluster import nodes_of_the_cluster
 from saw.report import step_line

@@ -30,8 +30,9 @@ from tqdm import tqdm
 
 from recipes.common import sampling
 from recipes.common.compose import compose
-from recipes.common.files import claim, read_lines, write_whole
+from recipes.common.files import claim
 from recipes.common.serve import SERVED, server
+from saw.files import read_lines, write_whole
 from saw.rewards.judge import Judge, JudgeOptions, Verdict, prompt
 from saw.rewards.judge.options import JudgeError
 from saw.runs.process_tree import RunFailed

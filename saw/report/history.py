@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from saw.files import json_lines
 from saw.runs import metrics_file
 
 PREFIX = "saw/"
@@ -156,7 +157,7 @@ class LoggedRun:
     @cached_property
     def _samples(self) -> list[tuple[int, Any]]:
         path = self.folder / "val_samples.jsonl"
-        return list(metrics_file.json_lines(path)) if path.is_file() else []
+        return list(json_lines(path)) if path.is_file() else []
 
 
 def _is_sample(sample: Any) -> bool:
