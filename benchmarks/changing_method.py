@@ -11,8 +11,8 @@ The training must be started with a method that needs gradients (``saw.method=gr
 import json
 import os
 
+from saw.verl.config import Settings
 from saw.verl.reward_functions import toolrl
-from saw.verl.settings import Settings
 from saw.verl.trainer import SAWTrainer
 
 __all__ = ["toolrl"]

@@ -190,7 +190,7 @@ def check_config(config: DictConfig, platform: str | None = None) -> None:
     from verl.trainer import main_ppo
 
     from saw.runs import train
-    from saw.verl.settings import check_config
+    from saw.verl.config_checks import check_config
 
     config = copy.deepcopy(config)
     train.settle(config, platform)

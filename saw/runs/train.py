@@ -52,7 +52,7 @@ def settle(config: DictConfig, platform: str | None) -> None:
     Raises:
         ValueError: naming the key.
     """
-    from saw.verl.settings import ConfigError
+    from saw.verl.config import ConfigError
 
     handover.settle(config)
     cluster.needed(config)  # names a count that is none; verl would divide by it

@@ -9,7 +9,7 @@ verl imports it in every process: by the entry point ``verl.plugins`` once this 
 - a check of the configuration before Ray starts (:mod:`saw.verl.patches.validate_config`),
 - for a training that uses them, a rollout that shares a machine with others (:mod:`saw.verl.patches.weight_socket`),
 
-all set by one configuration section, ``saw``, which is :class:`saw.verl.settings.Settings`.
+all set by one configuration section, ``saw``, which is :class:`saw.verl.config.Settings`.
 
 Next to nothing is loaded here. Each registration waits until verl's registry is imported, and what is registered is
 loaded on first use: the trainer in the task runner, the reward manager in the reward workers.

@@ -26,7 +26,7 @@ from verl.utils.device import is_torch_npu_available
 from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.config import FSDPActorConfig
 
-from saw.verl.settings import ConfigError
+from saw.verl.config import ConfigError
 
 MODEL = "actor_rollout_ref.model"
 KEY = f"{MODEL}.override_config.attn_implementation"

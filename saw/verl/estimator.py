@@ -18,7 +18,7 @@ from torch import Tensor
 
 from saw.method.advantage import Advantage, compute_advantage
 from saw.method.objective import Objective
-from saw.verl.settings import Settings
+from saw.verl.config import Settings
 from saw.verl.transfer_queue import of_all_rows
 
 

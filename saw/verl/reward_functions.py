@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from saw.rewards import returns
 from saw.rewards import toolrl as toolrl_rewards
 from saw.verl import judge_actor as judges
-from saw.verl.settings import readable
+from saw.verl.config import readable
 
 
 def check_toolrl(options: Mapping[str, Any] | None = None) -> None:

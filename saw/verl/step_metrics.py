@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from saw.method.advantage import Advantage
+from saw.verl.config import FAILED
 from saw.verl.reward_values import reward_value
-from saw.verl.settings import FAILED
 
 if TYPE_CHECKING:
     from saw.verl.gradients import ObjectiveGradients

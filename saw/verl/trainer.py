@@ -24,12 +24,15 @@ from saw.runs import (
     run_info,
     validation_samples,
 )
+from saw.verl import NAME
 from saw.verl import step_metrics as objective_metrics
+from saw.verl.config import FAILED, SCALARS, ConfigError
+from saw.verl.config_checks import ROLLOUTS, check_config, check_group_size
 from saw.verl.estimator import StepRewards, rewards_of_step
 from saw.verl.patches import vllm_log_level  # noqa: F401  logs: before verl imports vLLM
 from saw.verl.replay_buffer import AllLost, MultiRewardReplayBuffer
+from saw.verl.reward_ranges import RewardRanges
 from saw.verl.reward_values import plain
-from saw.verl.settings import FAILED, NAME, ROLLOUTS, SCALARS, ConfigError, check_config, check_group_size, ranges_at
 from saw.verl.transfer_queue import (
     checked_objective_matrix,
     lost_samples,
@@ -56,6 +59,7 @@ class SAWTrainer(PPOTrainerSync):
         if settings is None:
             raise ConfigError(f"trainer.v1.trainer_mode is {config.trainer.v1.trainer_mode!r}; expected {NAME!r}")
         self.settings = settings
+        self._ranges = RewardRanges.of(config, settings)
         self._reported: set[str] = set()
         self._dataloader_before: dict | None = None
         self._rollouts: dict[str, int] = {}  # prompt -> how many samples were asked for, of this step, where they vary
@@ -90,7 +94,7 @@ class SAWTrainer(PPOTrainerSync):
     def on_init_end(self):
         """Write what this run is beside its metrics."""
         super().on_init_end()
-        ranges = ranges_at(self.config, self.settings, step=1)
+        ranges = self._ranges.at(1)
         run_info.write(self.config, dict(zip(self.settings.names, ranges, strict=True)), self.total_training_steps)
 
     def on_step_begin(self):
@@ -124,7 +128,7 @@ class SAWTrainer(PPOTrainerSync):
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         # The rewards are there already, and this is the first of the step's costly parts.
-        ranges = ranges_at(self.config, self.settings, self.global_steps)
+        ranges = self._ranges.at(self.global_steps)
         self._step = rewards = self._rewards(batch, ranges, metrics)
         self._stop_if_too_many_are_missing(rewards)
         if self.settings.needs_gradients:
@@ -153,7 +157,7 @@ class SAWTrainer(PPOTrainerSync):
         return done
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        ranges = ranges_at(self.config, self.settings, self.global_steps)
+        ranges = self._ranges.at(self.global_steps)
         rewards = self._step
         self.state.see(rewards.rewards[rewards.scored], self.settings)
         rewards.objectives = self._objectives(ranges)

@@ -10,8 +10,8 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from saw.verl.config import ConfigError, Settings, check_returned
 from saw.verl.reward_values import reward_value
-from saw.verl.settings import ConfigError, Settings, check_returned
 
 
 def reward_infos(data: TensorDict) -> list[Mapping[str, Any]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from saw.verl.settings import Settings
+from saw.verl.config import Settings
 
 FILE = "saw_state.json"
 

@@ -27,10 +27,10 @@ from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 import saw.verl.version
 from saw.verl import ACTIVE, estimator
+from saw.verl.config import ConfigError
 from saw.verl.patches import vllm_log_level
 from saw.verl.replay_buffer import MultiRewardReplayBuffer
 from saw.verl.reward_manager import MultiRewardManager
-from saw.verl.settings import ConfigError
 from saw.verl.trainer import SAWTrainer
 from saw.verl.transfer_queue import objective_matrix
 from tests.configs import compose

@@ -23,7 +23,7 @@ def wrap(module: ModuleType) -> None:
     def validate_config(config: DictConfig, *args, **kwargs) -> None:
         """verl's own checks after SAW's."""
         if NAME in (config.trainer.v1.trainer_mode, config.algorithm.adv_estimator):
-            from saw.verl.settings import check_config
+            from saw.verl.config_checks import check_config
 
             check_config(config)
             os.environ[ACTIVE] = "1"  # Ray's processes inherit it

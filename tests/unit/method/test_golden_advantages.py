@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import saw
-from saw.verl.settings import check_config
+from saw.verl.config_checks import check_config
 from tests.configs import compose
 from tests.conftest import GOLDEN
 from tests.objectives import objectives

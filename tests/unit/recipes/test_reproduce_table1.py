@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 from recipes.common import merge
 from recipes.common import reproduce as common
 from recipes.toolrl import reproduce
-from saw.verl.settings import check_config
+from saw.verl.config_checks import check_config
 from tests.configs import compose
 
 

@@ -6,7 +6,7 @@ import shlex
 import pytest
 
 from recipes.ablations import sweep
-from saw.verl.settings import check_config
+from saw.verl.config_checks import check_config
 from tests.configs import CONFIGS, compose
 from tests.conftest import ROOT
 

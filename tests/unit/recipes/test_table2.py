@@ -11,7 +11,7 @@ from recipes.tldr.evaluate import agreement, describe, judge_options, texts
 from recipes.tldr.table2 import make_table
 from saw.rewards.judge import Verdict
 from saw.rewards.judge.options import JudgeError
-from saw.verl.settings import check_config
+from saw.verl.config_checks import check_config
 from tests.configs import compose
 
 NAMES = ("quality", "conciseness")

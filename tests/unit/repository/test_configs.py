@@ -10,7 +10,7 @@ from verl.workers.config import ActorConfig
 
 from recipes.common.reproduce import METHODS, READINGS
 from saw.method import registry as methods
-from saw.verl.settings import check_config
+from saw.verl.config_checks import check_config
 from tests.configs import CONFIGS, EXPERIMENTS, compose
 
 

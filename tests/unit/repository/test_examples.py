@@ -17,8 +17,8 @@ from verl.trainer.ppo.reward import get_custom_reward_fn
 
 import saw
 from saw.method import registry
+from saw.verl.config_checks import check_config
 from saw.verl.reward_manager import MultiRewardManager
-from saw.verl.settings import check_config
 from tests.configs import compose
 from tests.conftest import ROOT
 

@@ -15,7 +15,7 @@ from verl.utils.config import omega_conf_to_dataclass
 from saw.runs import run_info, train
 from saw.verl import attention
 from saw.verl.attention import KEY, choose
-from saw.verl.settings import ConfigError
+from saw.verl.config import ConfigError
 from tests.configs import compose
 
 BASE = ("platform=gpu", "experiment=toolrl/1.5b_gradient_gdpo")

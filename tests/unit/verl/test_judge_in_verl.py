@@ -12,8 +12,10 @@ from omegaconf import OmegaConf
 from saw.rewards.judge.options import JudgeOptions
 from saw.runs import validation_samples
 from saw.verl import judge_actor, step_metrics
+from saw.verl.config import ConfigError
+from saw.verl.config_checks import check_config
 from saw.verl.estimator import StepRewards
-from saw.verl.settings import ConfigError, check_config, ranges_at
+from saw.verl.reward_ranges import RewardRanges
 from saw.verl.trainer import SAWTrainer, TooManyMissing
 from saw.verl.weight_state import State
 from tests.configs import compose
@@ -33,7 +35,7 @@ def configuration(*overrides):
 
 def test_ranges_come_from_the_judge():
     config = configuration(f"{SECTION}.highest=5")
-    assert ranges_at(config, check_config(config), 0) == [(0.0, 5.0), (0.0, 5.0)]
+    assert RewardRanges.of(config, check_config(config)).at(0) == [(0.0, 5.0), (0.0, 5.0)]
 
 
 @pytest.mark.parametrize("name", ["gemini", "openai"])

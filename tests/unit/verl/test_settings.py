@@ -4,7 +4,9 @@ import pytest
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 
-from saw.verl.settings import ConfigError, ObjectiveSettings, Settings, check_config, ranges_at
+from saw.verl.config import ConfigError, ObjectiveSettings, Settings
+from saw.verl.config_checks import check_config
+from saw.verl.reward_ranges import RewardRanges
 from tests.configs import compose
 
 TWO = {"format": {"minimum": 0, "maximum": 1}, "correctness": {"minimum": -3, "maximum": 3, "priority": 2}}
@@ -172,7 +174,7 @@ def ranges(*overrides: str, step: int = 0) -> list[tuple[float, float]]:
     config = compose(*overrides)
     checked = check_config(config)
     assert checked is not None
-    return ranges_at(config, checked, step)
+    return RewardRanges.of(config, checked).at(step)
 
 
 OPTIONS = "reward.custom_reward_function.reward_kwargs.options"

@@ -9,7 +9,9 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from saw.verl.settings import FAILED, ConfigError, Settings, check_config, ranges_at
+from saw.verl.config import FAILED, ConfigError, Settings
+from saw.verl.config_checks import check_config
+from saw.verl.reward_ranges import RewardRanges
 from tests import configs
 
 composed = functools.cache(configs.compose)
@@ -408,9 +410,9 @@ def test_a_range_that_turns_around_later_is_named_with_its_step(tmp_path):
     config = compose(*reward_file(tmp_path, body))
     settings = check_config(config)
     assert settings is not None
-    assert ranges_at(config, settings, 10)[0] == (0, 0)
+    assert RewardRanges.of(config, settings).at(10)[0] == (0, 0)
     with pytest.raises(ConfigError, match="from 0 to -1 at step 11"):
-        ranges_at(config, settings, 11)
+        RewardRanges.of(config, settings).at(11)
 
 
 @pytest.mark.parametrize("lowest", [5, 7])

@@ -10,8 +10,10 @@ from omegaconf import OmegaConf
 from transfer_queue import KVBatchMeta
 
 from saw.verl import trainer as trainer_module
+from saw.verl.config import ConfigError, Settings
+from saw.verl.config_checks import check_config
 from saw.verl.gradients import LAYERS, REDUCTION, ObjectiveGradients
-from saw.verl.settings import ConfigError, Settings, check_config, ranges_at
+from saw.verl.reward_ranges import RewardRanges
 from saw.verl.trainer import SAWTrainer
 from saw.verl.weight_state import State
 from tests.configs import compose
@@ -145,7 +147,7 @@ def test_a_running_minimum_warns(caplog, monkeypatch):
     monkeypatch.setattr(trainer_module, "check_config", lambda config: settings())
     monkeypatch.setattr(trainer_module.PPOTrainerSync, "__init__", lambda self, config: None)
     with caplog.at_level(logging.WARNING):
-        SAWTrainer(SimpleNamespace())
+        SAWTrainer(OmegaConf.create({"reward": {"custom_reward_function": {"path": None, "name": None}}}))
     assert "saw.objectives.b.minimum is the lowest reward seen so far" in caplog.text
     assert "saw.objectives.a" not in caplog.text
 
@@ -181,4 +183,4 @@ def test_what_makes_no_sense_stops_before_ray(overrides, message):
 
 def test_ranges_of_a_running_minimum():
     config = compose("experiment=quickstart", "+saw.objectives.format.minimum=running")
-    assert ranges_at(config, check_config(config), 0)[0] == (-math.inf, 1.0)
+    assert RewardRanges.of(config, check_config(config)).at(0)[0] == (-math.inf, 1.0)

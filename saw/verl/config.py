@@ -1,0 +1,216 @@
+"""The configuration section ``saw``, typed."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from saw.method.options import Options
+from saw.method.registry import check_combination, get_method
+from saw.verl import NAME
+
+#: The scalar in a reward function's dict, which is no objective: verl reads ``score`` and adds ``reward``.
+SCALARS = frozenset({"score", "reward"})
+#: The key by which the reward manager says whether the reward function failed: 1 or 0.
+FAILED = "saw_failed"
+#: Keys of that dict that are no objectives.
+RESERVED_NAMES = ("score", "reward", FAILED)
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work; the message names the key, the value and what is allowed."""
+
+
+class ObjectiveSettings(BaseModel):
+    """One reward among several.
+
+    Attributes:
+        name (str): its key in the dict that the reward function returns.
+        minimum (float | Literal["running"] | None): the lowest value that it can take; SAW's CV is measured from there.
+            None takes it from the reward function, which must declare it (:func:`saw.rewards.returns`). ``running`` is
+            for a reward model without a bound: the lowest value seen so far, which moves the CV while it falls.
+        maximum (float | None): the highest; a reward above it is reported.
+        priority (float): static factor that multiplies after the dynamic weight, at least 0.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: str = Field(min_length=1)
+    minimum: float | Literal["running"] | None = None
+    maximum: float | None = None
+    priority: float = Field(default=1.0, ge=0.0)
+
+    @field_validator("name")
+    @classmethod
+    def _not_reserved(cls, name: str) -> str:
+        if name in RESERVED_NAMES:
+            raise ValueError(f"{name!r} is reserved by verl; use another name than {', '.join(RESERVED_NAMES)}")
+        return name
+
+    @model_validator(mode="after")
+    def _range(self) -> ObjectiveSettings:
+        if isinstance(self.minimum, float) and self.maximum is not None and self.maximum <= self.minimum:
+            raise ValueError(f"maximum is {self.maximum:g}; expected a number above the minimum {self.minimum:g}")
+        return self
+
+
+class Settings(BaseModel):
+    """The section ``saw`` of the configuration.
+
+    Attributes:
+        method (str): a name in :data:`saw.METHODS`.
+        objectives (tuple[ObjectiveSettings, ...]): written as a mapping from name to the rest, or as a list with names.
+        options (Options): see :class:`saw.Options`.
+        kl_in_reward (Literal["combined", "grpo_only"]): who feels verl's ``algorithm.use_kl_in_reward``. Combined: the
+            penalty is taken off the combined reward; for the methods that have one. grpo_only: as in the released
+            code, where plain ``grpo`` feels it and the other methods do not; with its profile only.
+        max_missing (float): largest share of a step's samples that may lack a reward; above it the training stops, with
+            a checkpoint of the step before. A sample whose reward function raised, or that was lost on the way, has
+            none. A step without any reward stops it whatever this is.
+        poll_interval (float): seconds between two looks for finished rollouts; verl's own is 2.0, which adds a
+            second to a step on average.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str
+    objectives: tuple[ObjectiveSettings, ...] = Field(min_length=1)
+    options: Options = Options()
+    kl_in_reward: Literal["combined", "grpo_only"] = "combined"
+    max_missing: float = Field(default=1.0, ge=0.0, le=1.0)
+    poll_interval: float = Field(default=0.2, gt=0.0)
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, method: str) -> str:
+        get_method(method)
+        return method
+
+    @field_validator("objectives", mode="before")
+    @classmethod
+    def _named(cls, objectives: Any) -> Any:
+        if not isinstance(objectives, Mapping):
+            return objectives
+        return [{"name": str(name), **(rest or {})} for name, rest in objectives.items()]
+
+    @field_validator("objectives")
+    @classmethod
+    def _unique(cls, objectives: tuple[ObjectiveSettings, ...]) -> tuple[ObjectiveSettings, ...]:
+        names = [objective.name for objective in objectives]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"{name!r} is there twice; every objective needs a name of its own")
+        return objectives
+
+    @model_validator(mode="after")
+    def _combination(self) -> Settings:
+        if self.kl_in_reward == "grpo_only" and self.options.profile != "released":
+            raise ValueError(
+                f"kl_in_reward is 'grpo_only', as in the released code, and options.profile is "
+                f"{self.options.profile!r}, in which grpo takes the penalty off the mean of the rewards instead of "
+                "their sum; set both by reading=as_released, or options.profile to 'released'"
+            )
+        check_combination(self.method, self.options, len(self.objectives))
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The objectives' names, in order: the columns of the reward matrix."""
+        return tuple(objective.name for objective in self.objectives)
+
+    @property
+    def feels_kl_in_reward(self) -> bool:
+        """Whether the method reads the penalty where verl takes one off the rewards."""
+        return self.kl_in_reward == "combined" or self.method == "grpo"
+
+    @property
+    def gradient_clip(self) -> float | None:
+        """The norm to which each step's gradients are clipped before they are compared; None where they are not."""
+        return self.options.gradient.clip if self._ascends else None
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether the actor's workers must compute a policy gradient of each objective."""
+        return "gradients" in get_method(self.method).needs(self.options)
+
+    @property
+    def _ascends(self) -> bool:
+        """Whether the weights climb by mirror ascent, which has a learning rate."""
+        return "learning_rate" in get_method(self.method).needs(self.options)
+
+    def _with_actor_lr(self, config: DictConfig) -> Settings:
+        """The mirror ascent's learning rate is the actor's where no other is set."""
+        lr = OmegaConf.select(config, "actor_rollout_ref.actor.optim.lr", default=None)
+        if not self._ascends or self.options.gradient.lr is not None or lr is None:
+            return self
+        gradient = self.options.gradient.model_copy(update={"lr": float(lr)})
+        return self.model_copy(update={"options": self.options.model_copy(update={"gradient": gradient})})
+
+    @classmethod
+    def of(cls, config: DictConfig) -> Settings:
+        """Read the section ``saw`` of a whole verl configuration.
+
+        Raises:
+            ConfigError: if it is absent or wrong.
+        """
+        section = OmegaConf.select(config, NAME)
+        if section is None:
+            raise ConfigError(
+                "the configuration has no section 'saw'; add for example "
+                "'+saw={method: saw_gdpo, objectives: {accuracy: {minimum: 0, maximum: 1}}}'"
+            )
+        if isinstance(section, DictConfig):
+            section = OmegaConf.to_container(section, resolve=True)
+        try:
+            settings = cls.model_validate(section)
+            return settings._with_actor_lr(config)
+        except ValidationError as error:
+            raise ConfigError(readable(error, NAME, cls)) from error
+
+
+def readable(error: ValidationError, prefix: str, model: type[BaseModel]) -> str:
+    """One line a fault: the key as one would write it in an override, what is wrong, the value, what is allowed.
+
+    Args:
+        error (ValidationError): what pydantic found.
+        prefix (str): where the section stands in the configuration.
+        model (type[BaseModel]): the section's type.
+    """
+    lines = []
+    for fault in error.errors():
+        key = ".".join(str(part) for part in (prefix, *fault["loc"]))
+        message = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "extra_forbidden":
+            message = f"there is no such setting; allowed are {', '.join(_fields(model, fault['loc'][:-1]))}"
+        value = "" if fault["type"] in ("missing", "value_error") else f"; it is {fault['input']!r}"
+        lines.append(f"{key}: {message}{value}")
+    return "\n".join(lines)
+
+
+def _fields(model: type[BaseModel], path: Iterable[int | str]) -> list[str]:
+    """The fields of the model that stands at a path into another."""
+    for part in path:
+        if isinstance(part, str) and part in model.model_fields:
+            annotation = model.model_fields[part].annotation
+            inner = [annotation, *getattr(annotation, "__args__", ())]
+            model = next((kind for kind in inner if inspect.isclass(kind) and issubclass(kind, BaseModel)), model)
+    return list(model.model_fields)
+
+
+def check_returned(settings: Settings, returned: Any) -> None:
+    """Check that a reward function returns every objective.
+
+    Raises:
+        ConfigError: naming the objectives that it does not return, and what it does.
+    """
+    absent = [name for name in settings.names if name not in returned]
+    if absent:
+        allowed = ", ".join(sorted(key for key in returned if key not in RESERVED_NAMES))
+        raise ConfigError(
+            f"saw.objectives has {', '.join(map(repr, absent))}, which the reward function does not return; "
+            f"it returns {allowed or 'no objective'}"
+        )

@@ -1,0 +1,332 @@
+"""What SAW demands of the rest of verl's configuration, checked before Ray starts."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from hydra.utils import get_class
+from omegaconf import DictConfig
+from verl.trainer.ppo.reward import resolve_reward_manager_cls
+from verl.utils.torch_dtypes import PrecisionType
+from verl.workers.config import FSDPActorConfig
+
+from saw.method.registry import get_method
+from saw.verl import NAME
+from saw.verl.config import FAILED, ConfigError, Settings, check_returned
+from saw.verl.reward_ranges import KWARGS, RewardRanges, check_arguments
+from saw.verl.reward_values import reward_value
+
+#: verl's column for a number of rollouts that differs between prompts.
+ROLLOUTS = "__rollout_n__"
+
+
+def check_config(config: DictConfig) -> Settings | None:
+    """Check a whole verl configuration, as far as it concerns SAW.
+
+    Args:
+        config (DictConfig): verl's configuration.
+
+    Returns:
+        Settings | None: the typed section, or None if the configuration does not ask for SAW's trainer.
+
+    Raises:
+        ConfigError: for anything that would fail later, or would silently mean something else.
+    """
+    mode = config.trainer.v1.trainer_mode
+    estimator = config.algorithm.adv_estimator
+    if (mode == NAME) != (estimator == NAME):
+        raise ConfigError(
+            f"trainer.v1.trainer_mode is {mode!r} and algorithm.adv_estimator {estimator!r}; "
+            f"set both to {NAME!r}, or neither: the trainer hands the estimator the rewards of each objective"
+        )
+    if mode != NAME:
+        return None
+    settings = Settings.of(config)
+    _check_rest(config, settings)
+    _check_rollouts(config, settings)
+    returned = _check_reward_function(config, settings)
+    _check_group_filter(config, settings, returned)
+    return settings
+
+
+def _check_rest(config: DictConfig, settings: Settings) -> None:
+    algorithm = config.algorithm
+    wrong = []
+    if not config.trainer.use_v1:
+        wrong.append("trainer.use_v1 is False; SAW's trainer is one of verl's v1 trainers: set it to True")
+    if config.critic.enable:
+        wrong.append("critic.enable is True; the advantages are relative to a group and use no critic: set it to False")
+    if not algorithm.get("norm_adv_by_std_in_grpo", True):
+        wrong.append(
+            "algorithm.norm_adv_by_std_in_grpo is False; the methods divide by the group's std: set it to True"
+        )
+    combines = get_method(settings.method).aggregation.takes_penalty
+    if algorithm.use_kl_in_reward and not combines and settings.kl_in_reward == "combined":
+        wrong.append(
+            f"algorithm.use_kl_in_reward is True, and saw.method {settings.method!r} never sums the rewards that the "
+            "penalty would be taken from; use actor_rollout_ref.actor.use_kl_loss=True, or saw.kl_in_reward=grpo_only"
+        )
+    wrong += _engine_faults(config)
+    if settings.needs_gradients:
+        wrong += _gradient_faults(config)
+    wrong += _reward_manager_faults(config)
+    model = config.reward.reward_model
+    if model.enable and not model.enable_resource_pool:
+        wrong.append(
+            "reward.reward_model.enable_resource_pool is False; "
+            "a reward model must run beside the rollout: set it to True"
+        )
+    if model.enable and config.reward.custom_reward_function.path is None:
+        wrong.append(
+            "reward.custom_reward_function.path is not set, and reward.reward_model.enable is True: verl then takes "
+            "the model's own scalar for the reward; set it to a reward function that asks the model, and returns a "
+            "dict with the objectives"
+        )
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+
+
+def _engine_faults(config: DictConfig) -> list[str]:
+    """A strategy that belongs to another engine: verl asks the one here, and the other there."""
+    actor = config.actor_rollout_ref.actor
+    kind = get_class(actor["_target_"])
+    own = getattr(kind, "strategy", None)
+    if issubclass(kind, FSDPActorConfig) or actor.strategy == own:
+        return []
+    return [
+        f"actor_rollout_ref.actor.strategy is {actor.strategy!r}, and model_engine {config.get('model_engine')!r} "
+        f"(a {kind.__name__}) has the strategy {own!r} only: set it to that, or take another model_engine"
+    ]
+
+
+def _gradient_faults(config: DictConfig) -> list[str]:
+    """What the objectives' policy gradients, :mod:`saw.verl.gradients`, are not made for."""
+    wrong = []
+    actor = config.actor_rollout_ref.actor
+    if not issubclass(get_class(actor["_target_"]), FSDPActorConfig):
+        wrong.append(
+            f"model_engine is {config.get('model_engine')!r}, and the objectives' policy gradients are taken apart "
+            "under FSDP2 only: set it to dp, and actor_rollout_ref.actor.strategy to fsdp2"
+        )
+    else:
+        if actor.strategy != "fsdp2":
+            wrong.append(
+                f"actor_rollout_ref.actor.strategy is {actor.strategy!r}, and the objectives' policy gradients are "
+                "taken apart under fsdp2 only: set it to fsdp2"
+            )
+        precision = (actor.fsdp_config.get("mixed_precision") or {}).get("param_dtype", "bf16")
+        if PrecisionType.is_fp16(precision):
+            wrong.append(
+                f"actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype is {precision!r}, which trains with "
+                "loss scaling, and the objectives' policy gradients know none: set it to bf16 or fp32"
+            )
+    correction = config.algorithm.get("rollout_correction") or {}
+    if correction.get("bypass_mode", False):
+        wrong.append(
+            "algorithm.rollout_correction.bypass_mode is True, and the objectives' policy gradients are computed "
+            "along with the old log-probabilities, which it leaves out: set it to False"
+        )
+    for key, does in (("rollout_is", "weighs the tokens"), ("rollout_rs", "rejects samples or tokens")):
+        if correction.get(key) is not None:
+            wrong.append(
+                f"algorithm.rollout_correction.{key} is {correction[key]!r}, which {does} after the objectives' policy "
+                "gradients are computed, so that these would be those of another loss: set it to null"
+            )
+    return wrong
+
+
+def _reward_manager_faults(config: DictConfig) -> list[str]:
+    """Another reward manager than ours, or one derived from it: what it makes of a reward reaches no advantage."""
+    from saw.verl.reward_manager import MultiRewardManager
+
+    section = config.reward.reward_manager
+    try:
+        kind = resolve_reward_manager_cls(config)
+    except (ValueError, AssertionError, ImportError, AttributeError, FileNotFoundError) as error:
+        return [
+            f"reward.reward_manager.name is {section.name!r} and its source {section.source!r}: {error}; "
+            f"set the name to {NAME!r}, and the source to 'register'"
+        ]
+    if issubclass(inspect.unwrap(kind), MultiRewardManager):  # verl's registry holds a proxy of it
+        return []
+    return [
+        f"reward.reward_manager.name is {section.name!r} (a {kind.__name__}), which makes one scalar of a reward, and "
+        f"that never enters an advantage; set it to {NAME!r}, or with source=importlib to a class derived from "
+        f"{MultiRewardManager.__module__}.{MultiRewardManager.__name__}"
+    ]
+
+
+def check_group_size(config: DictConfig, settings: Settings) -> None:
+    """Refuse one rollout a prompt: nothing can be learned from it, as a sample has nothing to be compared with.
+
+    Raises:
+        ConfigError: unless the profile is ``released``, in which a sample alone in its group has its own reward.
+    """
+    number = config.actor_rollout_ref.rollout.n
+    if number < 2 and settings.options.numerics.lone_sample == "zero":
+        raise ConfigError(
+            f"actor_rollout_ref.rollout.n is {number}, and an advantage compares the samples of one prompt: all would "
+            f"be 0; set it to at least 2, or give the training rows a column {ROLLOUTS!r} with a number for each prompt"
+        )
+
+
+def _check_rollouts(config: DictConfig, settings: Settings) -> None:
+    """Check the number of rollouts, where the training files can say that it does not differ between prompts."""
+    if config.actor_rollout_ref.rollout.n > 1:
+        return
+    agent = config.actor_rollout_ref.rollout.get("agent") or {}
+    if (config.data.get("custom_cls") or {}).get("path") or agent.get("agent_loop_manager_class"):
+        return  # it may set the number; the trainer looks at the first samples
+    files = config.data.train_files
+    if not any(_may_ask_for_several(name) for name in ([files] if isinstance(files, str) else files)):
+        check_group_size(config, settings)
+
+
+def _may_ask_for_several(file: str) -> bool:
+    """Whether some row of a training file may have more rollouts than the configuration says."""
+    path = Path(file).expanduser()
+    if "://" in file:
+        return True  # the trainer looks at the first samples
+    if not path.is_file():
+        return False
+    if path.suffix != ".parquet":
+        with path.open() as lines:
+            return any(ROLLOUTS in line for line in lines)
+    parquet = pq.ParquetFile(path)
+    if ROLLOUTS not in parquet.schema_arrow.names:
+        return False
+    kind = parquet.schema_arrow.field(ROLLOUTS).type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
+        raise ConfigError(f"data.train_files: {path} has a column {ROLLOUTS!r} of type {kind}; expected whole numbers")
+    return (pc.max(parquet.read(columns=[ROLLOUTS])[ROLLOUTS]).as_py() or 0) > 1
+
+
+def _check_group_filter(config: DictConfig, settings: Settings, returned: Iterable[str] | None) -> None:
+    """Check the reward by which verl filters groups.
+
+    Args:
+        config (DictConfig): verl's configuration.
+        settings (Settings): its section ``saw``.
+        returned (Iterable[str] | None): the keys that the reward function returns; None if they are not known.
+    """
+    section = config.algorithm.get("filter_groups") or {}
+    if not section.get("enable", False):
+        return
+    metric = section.get("metric")
+    allowed = list(dict.fromkeys(["reward", "score", *settings.names, *(returned or ())]))
+    allowed = [key for key in allowed if key != FAILED]
+    if not metric or (returned is not None and metric not in allowed):
+        raise ConfigError(
+            f"algorithm.filter_groups.metric is {metric!r}, and algorithm.filter_groups.enable True; "
+            f"set it to one of {', '.join(allowed)}"
+        )
+
+
+def _check_reward_function(config: DictConfig, settings: Settings) -> Iterable[str] | None:
+    """Compare the objectives with what the reward function returns, and see that all have a minimum.
+
+    A reward function may say so itself, see :func:`saw.rewards.returns`. A plain one that does
+    not is tried on the first training row, with the reference as the response. An asynchronous one is left alone, as
+    it may cost money; the trainer checks its first rewards.
+
+    Returns:
+        Iterable[str] | None: what it returns, if that is known.
+    """
+    ranges, model = RewardRanges.of(config, settings), config.reward.reward_model
+    function, kwargs = ranges.function, ranges.kwargs
+    returned = tried = None
+    if function is not None:
+        router = {"reward_router_address": "0:0"} if model.enable else {}
+        given = _sample_arguments({}) | ({**router, "reward_model_tokenizer": None} if router else {})
+        check_arguments(function, given, kwargs, "the reward function")
+        if (check := getattr(function, "check", None)) is not None:
+            check_arguments(check, router, kwargs, "the reward function's check")
+            try:
+                check(**kwargs, **router)
+            except ValueError as fault:
+                raise ConfigError("\n".join(f"{KWARGS}.{line}" for line in str(fault).splitlines())) from None
+        returned = getattr(function, "objectives", None)
+        if getattr(function, "bounds", None) is not None:  # with these arguments, an objective may be off
+            returned = ranges.declared(step=0)
+        if returned is None and not inspect.iscoroutinefunction(function) and not model.enable:
+            returned = tried = _try_on_first_row(function, kwargs, config)
+        if returned is not None:
+            check_returned(settings, returned)
+    at_start = ranges.at(step=0)
+    if tried is not None:
+        _check_first_rewards(settings, tried, at_start)
+    return returned
+
+
+def _sample_arguments(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What verl calls a reward function with, for a row whose reference is the response."""
+    truth = (row.get("reward_model") or {}).get("ground_truth")
+    return {
+        "data_source": row.get("data_source"),
+        "solution_str": str(truth),
+        "ground_truth": truth,
+        # what the reward managers, verl's and ours, put there
+        "extra_info": {
+            **(row.get("extra_info") or {}),
+            "num_turns": 2,
+            "rollout_reward_scores": {},
+            "global_step": 0,
+        },
+    }
+
+
+def _first_row(config: DictConfig) -> tuple[Path, dict[str, Any]] | None:
+    """The first training row and its file; None if there is none to read."""
+    files = config.data.train_files
+    first = Path(files if isinstance(files, str) else files[0])
+    if first.suffix != ".parquet" or not first.is_file():
+        return None  # verl says what it makes of such a file
+    for batch in pq.ParquetFile(first).iter_batches(batch_size=1):
+        return first, batch.to_pylist()[0]
+    raise ConfigError(f"data.train_files has {str(first)!r}, which has no rows; expected at least one")
+
+
+def _try_on_first_row(
+    function: Callable[..., Any], kwargs: Mapping[str, Any], config: DictConfig
+) -> Mapping[str, Any] | None:
+    """What a reward function returns for the first training row; None if there is no row to try or no dict."""
+    found = _first_row(config)
+    if found is None:
+        return None
+    first, row = found
+    try:
+        result = function(**{**_sample_arguments(row), **kwargs})
+    except Exception as error:
+        error.add_note(
+            f"raised by the reward function on the first row of {first}, tried to see which objectives it returns; "
+            "declare them with saw.rewards.returns, and it is not tried"
+        )
+        raise
+    if not isinstance(result, Mapping):
+        raise ConfigError(f"the reward function returns {type(result).__name__}; expected a dict with the objectives")
+    return result
+
+
+def _check_first_rewards(settings: Settings, rewards: Mapping[str, Any], ranges: Iterable[tuple[float, float]]) -> None:
+    """Check the rewards of the first row as the training would check them, hours later.
+
+    Raises:
+        ConfigError: for a reward that is no number, infinite, or below its minimum.
+    """
+    for name, (low, _) in zip(settings.names, ranges, strict=True):
+        tried = f"the reward {name!r} of the first training row, with its reference as the response"
+        try:
+            value = reward_value(rewards[name])
+        except TypeError as error:
+            raise ConfigError(f"{tried}: {error}") from None
+        if math.isinf(value):
+            raise ConfigError(f"{tried}, is {value}; expected a finite number, or NaN where it is missing")
+        if value < low:
+            raise ConfigError(f"{tried}, is {value:g}, below its minimum {low:g}; see saw.objectives.{name}.minimum")

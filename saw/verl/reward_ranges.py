@@ -1,0 +1,138 @@
+"""What the reward function declares, and the range of each objective at every step."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from verl.utils.import_utils import load_extern_object
+
+from saw.method.registry import get_method
+from saw.verl.config import ConfigError, Settings
+
+#: Where the reward function's arguments are set.
+KWARGS = "reward.custom_reward_function.reward_kwargs"
+
+
+@dataclass(frozen=True)
+class RewardRanges:
+    """The range of each objective at every training step.
+
+    What the configuration states holds; the rest comes from the reward function, which may declare bounds that follow a
+    schedule (:func:`saw.rewards.returns`).
+
+    Attributes:
+        settings (Settings): the section ``saw``.
+        function (Any): the reward function as its author wrote it; None if there is none.
+        kwargs (Mapping): what verl hands it beside a sample.
+    """
+
+    settings: Settings
+    function: Any
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, config: DictConfig, settings: Settings) -> RewardRanges:
+        """Load the reward function of verl's configuration."""
+        custom = config.reward.custom_reward_function
+        function = None
+        if custom.path is not None:
+            function = load_extern_object(module_path=custom.path, object_name=custom.name)
+        kwargs = custom.get("reward_kwargs", {})
+        plain: Any = OmegaConf.to_container(kwargs, resolve=True) if isinstance(kwargs, DictConfig) else kwargs
+        return cls(settings, function, dict(plain))
+
+    def at(self, step: int) -> list[tuple[float, float]]:
+        """Smallest and largest possible value of each objective at a training step.
+
+        Args:
+            step (int): verl's global step.
+
+        Returns:
+            list[tuple[float, float]]: one pair per objective; the largest is infinite where nobody states it, and the
+            smallest is where it is the running minimum.
+
+        Raises:
+            ConfigError: if nobody states an objective's minimum, or a minimum is above the maximum.
+        """
+        declared = self.declared(step)
+        ranges = []
+        for objective in self.settings.objectives:
+            low, high = declared.get(objective.name, (None, math.inf))
+            if objective.minimum == "running":
+                low = -math.inf
+            elif objective.minimum is not None:
+                low = objective.minimum
+            if low is None:
+                raise ConfigError(
+                    f"saw.objectives.{objective.name}.minimum is not set, and the reward function declares no bounds "
+                    "of it; set it to the lowest value that the reward can take"
+                )
+            high = high if objective.maximum is None else objective.maximum
+            if not low <= high or (math.isinf(low) and objective.minimum != "running"):
+                raise ConfigError(
+                    f"the rewards of {objective.name!r} range from {low:g} to {high:g} at step {step}; expected a "
+                    f"finite minimum that is at most the maximum: see saw.objectives.{objective.name}.minimum and "
+                    f"maximum, and the bounds that the reward function declares with {KWARGS}"
+                )
+            ranges.append((low, high))
+        if "maxima" in get_method(self.settings.method).needs(self.settings.options):
+            for objective, (low, high) in zip(self.settings.objectives, ranges, strict=True):
+                if math.isinf(high) or math.isinf(low) or high == low:
+                    raise ConfigError(
+                        f"saw.options.informativeness is {self.settings.options.informativeness!r}, which needs the "
+                        f"range of {objective.name!r}; set saw.objectives.{objective.name}.minimum and maximum"
+                    )
+        return ranges
+
+    def declared(self, step: int) -> dict[str, tuple[float, float]]:
+        """The ranges that the reward function declares at a step; empty if it declares none.
+
+        Raises:
+            ConfigError: if they are no pairs of numbers, or the function cannot be called as configured.
+        """
+        declare = getattr(self.function, "bounds", None)
+        if declare is None:
+            return {}
+        check_arguments(declare, {"step": step}, self.kwargs, "what declares the reward function's bounds")
+        bounds = declare(step, **self.kwargs)
+        try:
+            return {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
+        except (AttributeError, TypeError, ValueError):
+            raise ConfigError(
+                f"the reward function's bounds are {bounds!r}; expected a pair of numbers for each objective"
+            ) from None
+
+
+def check_arguments(
+    function: Callable[..., Any], own: Mapping[str, Any], configured: Mapping[str, Any], what: str
+) -> None:
+    """See that a function takes the arguments that it will be called with.
+
+    Args:
+        function (Callable): the function.
+        own (Mapping): what it gets in any case.
+        configured (Mapping): what the configuration adds.
+        what (str): a name for it.
+
+    Raises:
+        ConfigError: naming the setting that it does not take, or that it lacks.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return  # a function that is not written in Python
+    try:
+        signature.bind(**{**own, **configured})
+    except TypeError as error:
+        unknown = [
+            f"{KWARGS}.{name} is {configured[name]!r}" for name in configured if name not in signature.parameters
+        ]
+        raise ConfigError(
+            f"{', '.join(unknown) or f'{KWARGS} is {dict(configured)!r}'}, and {what} cannot be called like that: "
+            f"{error}; it takes {signature}, and gets {', '.join({**own, **configured})}"
+        ) from None
