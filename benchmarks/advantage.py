@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 import saw
-from saw.runs.provenance import commit, machine, versions
+from saw.records.provenance import commit, machine, versions
 
 VERL = importlib.util.find_spec("verl") is not None
 METHODS = ("grpo", "gdpo", "saw_grpo", "saw_gdpo")

@@ -22,8 +22,8 @@ import psutil
 import requests
 
 from recipes.tldr.stand_in_judge import scores
+from saw.records.provenance import commit, machine
 from saw.rewards.judge import Judge, JudgeOptions, Verdict, prompt
-from saw.runs.provenance import commit, machine
 
 #: Faults that occupy a slot until the client has had enough.
 HANGING = ("never_ends", "slow_drip")

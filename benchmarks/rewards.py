@@ -11,8 +11,8 @@ from __future__ import annotations
 import statistics
 import time
 
+from saw.records.provenance import commit, machine
 from saw.rewards import toolrl
-from saw.runs.provenance import commit, machine
 
 CALL = '{"name": "get_weather", "parameters": {"city": "Paris", "days": 3}}'
 TRUTH = f"<think> t </think>\n<tool_call>\n{CALL}\n</tool_call>"

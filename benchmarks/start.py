@@ -26,9 +26,9 @@ import psutil
 
 from data_prep.toy_toolrl import write_splits
 from recipes.quickstart.toy_model import make_toy_model
+from saw.records.provenance import commit, machine, versions
 from saw.report.tables import markdown, write_csv
 from saw.runs.process_tree import Run, processes_of
-from saw.runs.provenance import commit, machine, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 CLOCK = Path(__file__).with_name("import_clock")

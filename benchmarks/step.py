@@ -23,10 +23,10 @@ from pathlib import Path
 
 from data_prep.toy_toolrl import write_splits
 from recipes.quickstart.toy_model import make_toy_model
+from saw.records.provenance import commit, machine, versions
 from saw.report.seed_statistics import bootstrap_median
 from saw.report.tables import markdown, write_csv
 from saw.runs.process_tree import Run
-from saw.runs.provenance import commit, machine, versions
 
 #: Name in the table -> method and options.
 CASES: dict[str, tuple[str, dict]] = {

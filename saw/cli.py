@@ -76,6 +76,11 @@ COMMANDS = {
         "advantage --sizes 2048x1024",
         choices=tuple((name, f"benchmarks.{name}") for name in ("advantage", "rewards", "judge", "step", "start")),
     ),
+    "memory": Command(
+        "What a training needs of each GPU's memory, estimated on paper.",
+        "--gpus 4 --gpu-memory 80 experiment=toolrl/1.5b_saw_gdpo",
+        "saw.memory",
+    ),
     "doctor": Command(
         "Whether a training can start on this machine, and what to do if not.",
         "experiment=quickstart",

@@ -15,11 +15,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from recipes.common.compose import CONFIGS
 from recipes.common.reproduce import guarded, seed_list
 from recipes.common.stages import Stage, run_all, show
 from saw.method.registry import METHODS
 from saw.report import plot_curves, read_history, summary_table
+from saw.runs.compose import CONFIGS
 
 #: Experiment -> where its toy model lies in the folder of all runs, and how it is made. The study's starts with nearly
 #: all formats spoilt and knows enough to answer right now and then: format has the longer way to go.

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from recipes.common.compose import CONFIGS
 from saw.report.tables import latex_of, write_csv
+from saw.runs.compose import CONFIGS
 
 NOT_RUN = "not run"
 PAPER = Path(__file__).resolve().parents[2] / "results" / "paper.yaml"

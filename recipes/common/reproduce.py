@@ -216,7 +216,7 @@ def go(
 
 
 def _check_memory(arguments: argparse.Namespace, chains: Mapping[str, Sequence[Stage]]) -> list[str]:
-    from recipes import memory  # torch, which only a dry run needs here
+    from saw import memory  # torch, which only a dry run needs here
 
     trainings = [stage.command[2:] for stages in chains.values() for stage in stages if stage.trains]
     return memory.check(trainings, arguments.gpus * arguments.nodes)

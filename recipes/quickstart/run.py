@@ -30,9 +30,9 @@ from transformers.utils import logging as transformers_logging
 from data_prep.toy_toolrl import write_splits
 from recipes.quickstart.toy_model import make_toy_model
 from saw.method.registry import METHODS
+from saw.records.provenance import commit, machine, versions
 from saw.report import plot_curves, read_history, step_line, summary_table
 from saw.runs.process_tree import Run, RunFailed
-from saw.runs.provenance import commit, machine, versions
 
 DEFAULT_METHODS = ("grpo", "saw_gdpo")
 DEFAULT_STEPS = 16

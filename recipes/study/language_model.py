@@ -23,10 +23,10 @@ from scipy import stats
 from recipes.ablations import sweep
 from recipes.common.reproduce import guarded, seed_list
 from recipes.common.stages import run_all
+from saw.records.provenance import machine, versions
 from saw.report import figures, summary, tables
 from saw.report.history import History, LoggedRun, read_run
 from saw.report.seed_statistics import bootstrap_mean, steps_to
-from saw.runs.provenance import machine, versions
 
 #: Row of the tables -> method and overrides. The mirror ascent of the gradient rows has the released code's rate,
 #: with which its weights hardly move here, or ten times that; with the toy model's rate they run to 0 and 1.

@@ -20,10 +20,10 @@ from scipy import stats
 from torch import Tensor
 
 from recipes.study.tabular_world import Objective, Rule, Trajectories, World, learn
+from saw.records.provenance import commit, machine, versions
 from saw.report.figures import COLOURS, figure_of
 from saw.report.seed_statistics import Interval, bootstrap_mean, equivalence
 from saw.report.tables import markdown, write_csv
-from saw.runs.provenance import commit, machine, versions
 
 THRESHOLD = 0.9
 #: Two objectives that are learned at different speeds, and keep noise when they are.

@@ -29,14 +29,14 @@ from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from recipes.common import sampling
-from recipes.common.compose import compose
 from recipes.common.files import claim
 from recipes.common.serve import SERVED, server
 from saw.files import read_lines, write_whole
+from saw.records.provenance import commit, machine, versions
 from saw.rewards.judge import Judge, JudgeOptions, Verdict, prompt
 from saw.rewards.judge.options import JudgeError
+from saw.runs.compose import compose
 from saw.runs.process_tree import RunFailed
-from saw.runs.provenance import commit, machine, versions
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 #: Share of the summaries that may lack a verdict; an evaluation with more is none.

@@ -21,13 +21,13 @@ from pathlib import Path
 from omegaconf.errors import OmegaConfBaseException
 
 from recipes.common import reproduce
-from recipes.common.compose import CONFIGS, compose
 from recipes.common.stages import Stage
 from recipes.tldr.evaluate import judge_options
 from recipes.tldr.stand_in_judge import FAULTS, StandIn, serving
 from recipes.tldr.table2 import Cell, write_table
 from saw.rewards.judge import JudgeOptions
 from saw.rewards.judge.options import JudgeError
+from saw.runs.compose import CONFIGS, compose
 
 #: For the estimate of the cost: tokens of a question beside the post (rubric and two summaries), of a reply, and of a
 #: post before the data is there.

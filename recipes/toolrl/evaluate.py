@@ -28,9 +28,9 @@ from recipes.common.serve import SERVED, server
 from recipes.toolrl.bfcl import results
 from recipes.toolrl.scores import CATEGORIES, scores
 from saw.files import write_whole
+from saw.records.provenance import commit, machine, versions
 from saw.rewards.toolrl import format_reward
 from saw.runs.process_tree import Job, RunFailed
-from saw.runs.provenance import commit, machine, versions
 
 #: Seconds for one run's questions, multi-turn ones take hours; for its scores.
 ASKING_LIMIT, SCORING_LIMIT = 12 * 3600, 3600

@@ -148,7 +148,7 @@ def compose(overrides: Sequence[str], platform: Callable[[], str]) -> tuple[Dict
     """The configuration, None if it cannot be composed, and its line."""
     thing, needed = "configuration", "overrides of configs/train.yaml"
     try:
-        from recipes.common.compose import compose
+        from saw.runs.compose import compose
 
         if not any(override.startswith("platform=") for override in overrides):
             overrides = (f"platform={platform()}", *overrides)

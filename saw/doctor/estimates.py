@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 
 def shape_of(config: DictConfig) -> Any:
-    """The sizes of the experiment's model, :class:`recipes.memory.Shape`."""
-    from recipes.memory import shape_of
+    """The sizes of the experiment's model, :class:`saw.memory.Shape`."""
+    from saw.memory import shape_of
 
     return shape_of(config.actor_rollout_ref.model.path)
 
@@ -26,7 +26,7 @@ def fit(config: DictConfig, gpu_bytes: float) -> tuple[float, list[str]]:
     Raises:
         ValueError: for an experiment that the estimate does not cover.
     """
-    from recipes.memory import estimate, fits
+    from saw.memory import estimate, fits
 
     config = with_attention(config)
     found = estimate(config, shape_of(config), config.trainer.nnodes * config.trainer.n_gpus_per_node)

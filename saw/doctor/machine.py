@@ -94,7 +94,7 @@ def gpu_memory(config: DictConfig, found: Any, fit: Callable[[DictConfig, float]
     thing = "GPU memory"
     if not on_gpus(config):
         return ok(thing, "not looked at", "none on platform cpu")
-    from recipes.memory import usable
+    from saw.memory import usable
 
     sizes = [device.memory for device in found.devices if device.memory]
     size = min(sizes, default=usable(ASSUMED))

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from saw.method import aggregation
+from saw.method.aggregation import normalise_then_sum, sum_then_normalise
 from saw.method.context import Context
 from saw.method.options import RELEASED_GRADIENT, Options, Profile
 from saw.method.reward_batch import RewardBatch
@@ -86,8 +86,8 @@ class Method:
         return get_measure(options.informativeness) if "informativeness" in self.weighting.reads else None
 
 
-GRPO = Aggregation(aggregation.sum_then_normalise, takes_penalty=True)
-GDPO = Aggregation(aggregation.normalise_then_sum)
+GRPO = Aggregation(sum_then_normalise, takes_penalty=True)
+GDPO = Aggregation(normalise_then_sum)
 METHODS: dict[str, Method] = {}
 MEASURES: dict[str, Measure] = {}
 

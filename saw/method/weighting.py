@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saw.method import aggregation
+from saw.method.aggregation import normalise_then_average, normalise_then_sum_only
 from saw.method.context import Context, group_moments
 from saw.method.options import GradientOptions
 from saw.method.registry import GDPO, GRPO, SMOOTHING, Aggregation, get_measure, weighting
 
 
-@weighting("", aggregations={"grpo": GRPO, "gdpo": GDPO, "mo_grpo": Aggregation(aggregation.normalise_then_sum_only)})
+@weighting("", aggregations={"grpo": GRPO, "gdpo": GDPO, "mo_grpo": Aggregation(normalise_then_sum_only)})
 def equal(context: Context) -> Tensor:
     """Every objective counts the same, ``w_k = 1/K`` (GRPO and GDPO)."""
     return torch.full_like(context.statistics.mean, 1.0 / len(context.statistics.mean))
@@ -62,7 +62,7 @@ def static(context: Context) -> Tensor:
     return given / given.sum()
 
 
-@weighting("", aggregations={"dvao": Aggregation(aggregation.normalise_then_average)})
+@weighting("", aggregations={"dvao": Aggregation(normalise_then_average)})
 def group_std(context: Context) -> Tensor:
     r"""DVAO's weights (arXiv 2605.25604, as a reading note gives it), for each group its own.
 

@@ -15,12 +15,12 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from saw.records import metrics_file
 from saw.report import figures, summary, tables
 from saw.report.caveats import warnings_of
 from saw.report.history import LOG, LoggedRun, NoSteps, read_run
 from saw.report.page import page
 from saw.report.selection import select
-from saw.runs import metrics_file
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -1,7 +1,7 @@
 """What a run left behind: its metrics, its configuration, its samples.
 
 The trainer logs ``metrics.jsonl``, one JSON object per step, with the names of :mod:`saw.verl.step_metrics`, and
-beside it ``run.json`` (:mod:`saw.runs.run_info`) and ``val_samples.jsonl`` (:mod:`saw.runs.validation_samples`).
+beside it ``run.json`` (:mod:`saw.records.run_info`) and ``val_samples.jsonl`` (:mod:`saw.records.validation_samples`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from saw.files import json_lines
-from saw.runs import metrics_file
+from saw.records import metrics_file
 
 PREFIX = "saw/"
 #: The log that the trainer writes into a run's folder.

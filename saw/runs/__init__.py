@@ -1,1 +1,1 @@
-"""Runs: start one, follow it, and keep what it was."""
+"""Runs: compose one, start it, follow it."""

@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 
 from saw.files import write_whole
-from saw.runs import metrics_file
+from saw.records import metrics_file
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from saw.machine import accelerator, cluster
-from saw.runs import handover, metrics_file
+from saw.records import metrics_file
+from saw.runs import handover
 
 #: Why this platform was picked, from the start of this process to the configuration that it composes.
 REASON = "SAW_PLATFORM_REASON"

@@ -20,17 +20,13 @@ from typing import Any
 
 from wrapt import lazy_import, when_imported
 
+from saw.verl.names import ACTIVE, NAME
 from saw.verl.version import check_version
-
-#: The name under which the trainer, the estimator and the reward manager are registered.
-NAME = "saw"
-#: Set to 1 for all processes of a training that uses SAW, by the check of its configuration.
-ACTIVE = "SAW_ACTIVE"
 
 check_version()
 
 if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
-    from saw.verl.patches import cpu  # noqa: F401  before verl asks which platform it is on
+    import saw.verl.patches.cpu  # noqa: F401  before verl asks which platform it is on
 
 
 @when_imported("verl.trainer.ppo.v1.trainer_base")
@@ -50,9 +46,9 @@ def _register_reward_manager(registry: Any) -> None:
 
 @when_imported("verl.utils.config")
 def _check_early(config: Any) -> None:
-    from saw.verl.patches import validate_config
+    from saw.verl.patches.validate_config import wrap
 
-    validate_config.wrap(config)
+    wrap(config)
 
 
 @when_imported("verl.workers.rollout.base")

@@ -11,14 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from saw.method.options import Options
 from saw.method.registry import check_combination, get_method
-from saw.verl import NAME
-
-#: The scalar in a reward function's dict, which is no objective: verl reads ``score`` and adds ``reward``.
-SCALARS = frozenset({"score", "reward"})
-#: The key by which the reward manager says whether the reward function failed: 1 or 0.
-FAILED = "saw_failed"
-#: Keys of that dict that are no objectives.
-RESERVED_NAMES = ("score", "reward", FAILED)
+from saw.verl.names import NAME, RESERVED_NAMES
 
 
 class ConfigError(ValueError):

@@ -18,13 +18,10 @@ from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.config import FSDPActorConfig
 
 from saw.method.registry import get_method
-from saw.verl import NAME
-from saw.verl.config import FAILED, ConfigError, Settings, check_returned
-from saw.verl.reward_ranges import KWARGS, RewardRanges, check_arguments
+from saw.verl.config import ConfigError, Settings, check_returned
+from saw.verl.names import FAILED, KWARGS, NAME, ROLLOUTS
+from saw.verl.reward_ranges import RewardRanges, check_arguments
 from saw.verl.reward_values import reward_value
-
-#: verl's column for a number of rollouts that differs between prompts.
-ROLLOUTS = "__rollout_n__"
 
 
 def check_config(config: DictConfig) -> Settings | None:

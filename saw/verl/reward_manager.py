@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
 
-from saw.verl.config import FAILED, Settings
+from saw.verl.config import Settings
+from saw.verl.names import FAILED
 from saw.verl.reward_values import plain, reward_value
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class MultiRewardManager(NaiveRewardManager):
     enters an advantage; the objectives go through, as plain floats.
 
     verl drops a sample whose reward raises, and goes on. Here that is a sample without rewards, which is counted:
-    :data:`saw.verl.config.FAILED` in the dict says which.
+    :data:`saw.verl.names.FAILED` in the dict says which.
     """
 
     def __init__(self, config, tokenizer, compute_score, **kwargs):

@@ -13,9 +13,7 @@ from verl.utils.import_utils import load_extern_object
 
 from saw.method.registry import get_method
 from saw.verl.config import ConfigError, Settings
-
-#: Where the reward function's arguments are set.
-KWARGS = "reward.custom_reward_function.reward_kwargs"
+from saw.verl.names import KWARGS
 
 
 @dataclass(frozen=True)

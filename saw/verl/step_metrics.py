@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from saw.method.advantage import Advantage
-from saw.verl.config import FAILED
+from saw.verl.names import FAILED
 from saw.verl.reward_values import reward_value
 
 if TYPE_CHECKING:

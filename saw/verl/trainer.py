@@ -20,15 +20,12 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from saw.method.advantage import objective_advantages
 from saw.method.objective import Objective
 from saw.method.weighting import clip_norms
-from saw.runs import (
-    run_info,
-    validation_samples,
-)
-from saw.verl import NAME
+from saw.records import run_info, validation_samples
 from saw.verl import step_metrics as objective_metrics
-from saw.verl.config import FAILED, SCALARS, ConfigError
-from saw.verl.config_checks import ROLLOUTS, check_config, check_group_size
+from saw.verl.config import ConfigError
+from saw.verl.config_checks import check_config, check_group_size
 from saw.verl.estimator import StepRewards, rewards_of_step
+from saw.verl.names import FAILED, NAME, ROLLOUTS, SCALARS
 from saw.verl.patches import vllm_log_level  # noqa: F401  logs: before verl imports vLLM
 from saw.verl.replay_buffer import AllLost, MultiRewardReplayBuffer
 from saw.verl.reward_ranges import RewardRanges

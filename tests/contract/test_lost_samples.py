@@ -6,7 +6,7 @@ from verl.experimental.agent_loop import agent_loop
 from verl.trainer.ppo.v1 import agent_loop_tq, replay_buffer, trainer_base
 from verl.workers.config import FSDPActorConfig, McoreActorConfig, TorchTitanActorConfig, VeOmniActorConfig
 
-from saw.verl.config_checks import ROLLOUTS
+from saw.verl.names import ROLLOUTS
 
 
 def test_a_session_that_fails_leaves_no_row():

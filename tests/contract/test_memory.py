@@ -17,9 +17,9 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2Rot
 from verl.utils import torch_functional
 from verl.utils.experimental.torch_functional import _fused_linear_for_ppo_bwd
 
-from recipes.common.compose import compose
-from recipes.memory import Estimate, Shape, estimate, read_settings, shape_of
-from recipes.memory.phases import FUSED_COPIES, LOGITS_COPIES
+from saw.memory import Estimate, Shape, estimate, read_settings, shape_of
+from saw.memory.phases import FUSED_COPIES, LOGITS_COPIES
+from saw.runs.compose import compose
 from tests.conftest import ROOT
 
 

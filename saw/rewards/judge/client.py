@@ -20,7 +20,7 @@ import openai
 from aiolimiter import AsyncLimiter
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from saw.rewards.judge import prompt
+import saw.rewards.judge.prompt as prompt
 from saw.rewards.judge.cache import Cache
 from saw.rewards.judge.options import JudgeError, JudgeOptions
 from saw.rewards.judge.replies import BadReply, parse, scores_of

@@ -12,7 +12,7 @@ from types import ModuleType
 
 from omegaconf import DictConfig
 
-from saw.verl import ACTIVE, NAME
+from saw.verl.names import ACTIVE, NAME
 
 
 def wrap(module: ModuleType) -> None:

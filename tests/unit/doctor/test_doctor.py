@@ -119,7 +119,7 @@ def others(monkeypatch):
             choose=lambda config: Namespace(name="sdpa", reason="device is cpu"), apply=lambda config, choice: None
         ),
         "saw.machine.requirements": Namespace(problems=lambda: []),
-        "recipes.memory": Namespace(
+        "saw.memory": Namespace(
             shape_of=lambda path: Namespace(parameters=1.5e9),
             estimate=lambda config, shape, gpus: Namespace(
                 settings=Namespace(share=0.5), peak=lambda size: Namespace(total=lambda size, share: 60 * GB)
@@ -756,7 +756,7 @@ def test_the_cluster_that_the_training_would_join(gpu, monkeypatch, others):
 @pytest.fixture
 def in_order(monkeypatch, tmp_path, weights):
     """Overrides of a quickstart that can start."""
-    monkeypatch.setattr("recipes.common.compose.compose", compose)  # keeps what it has composed
+    monkeypatch.setattr("saw.runs.compose.compose", compose)  # keeps what it has composed
     monkeypatch.setattr(software.pins, "__defaults__", (tmp_path, importlib.metadata.version, {}))
     monkeypatch.setattr(data.tokenizer, "__defaults__", (True, lambda *_: Namespace(chat_template="x"), data.in_cache))
     monkeypatch.setattr(machine.shared_memory, "__defaults__", (100 * GB, GB))

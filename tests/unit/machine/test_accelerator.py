@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from recipes.common import reproduce as common
-from recipes.common.compose import compose
 from recipes.tldr import reproduce as table_2
 from recipes.toolrl import reproduce as table_1
 from saw.machine import accelerator
 from saw.machine.accelerator import AcceleratorError, Device, Found, decide
 from saw.runs import train
+from saw.runs.compose import compose
 from tests.configs import EXPERIMENTS
 from tests.conftest import ROOT
 
@@ -263,7 +263,7 @@ def test_composing_changes_no_environment_and_imports_no_verl():
     code = f"""
 import json, os, sys, yaml
 yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # as in conftest.py
-from recipes.common.compose import compose
+from saw.runs.compose import compose
 before = dict(os.environ)
 sizes = [compose("experiment=" + name).trainer.n_gpus_per_node for name in {EXPERIMENTS}]
 compose("platform=cpu", "experiment=quickstart")

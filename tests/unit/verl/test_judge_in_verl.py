@@ -9,8 +9,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from saw.records import validation_samples
 from saw.rewards.judge.options import JudgeOptions
-from saw.runs import validation_samples
 from saw.verl import judge_actor, step_metrics
 from saw.verl.config import ConfigError
 from saw.verl.config_checks import check_config

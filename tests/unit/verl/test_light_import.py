@@ -25,7 +25,7 @@ def test_the_method_needs_neither_verl_nor_ray():
     assert not loaded & {"verl", "ray", "vllm", "transformers", "hydra", "wrapt"}
 
 
-@pytest.mark.parametrize("module", ["saw", "saw.runs.process_tree", "saw.runs.metrics_file"])
+@pytest.mark.parametrize("module", ["saw", "saw.runs.process_tree", "saw.records.metrics_file"])
 def test_what_follows_a_run_needs_no_torch(module):
     assert not modules_after(f"import {module}") & {"torch", "numpy", "verl", "ray"}
 

@@ -25,9 +25,9 @@ from saw.verl import replay_buffer as buffer_module
 from saw.verl import reward_manager as manager_module
 from saw.verl import step_metrics as objective_metrics
 from saw.verl import trainer as trainer_module
-from saw.verl.config import FAILED, ConfigError, Settings
-from saw.verl.config_checks import ROLLOUTS
+from saw.verl.config import ConfigError, Settings
 from saw.verl.estimator import StepRewards
+from saw.verl.names import FAILED, ROLLOUTS
 from saw.verl.replay_buffer import AllLost, MultiRewardReplayBuffer, is_unknown
 from saw.verl.reward_manager import Failures, MultiRewardManager, with_finite_score
 from saw.verl.reward_values import plain, reward_value

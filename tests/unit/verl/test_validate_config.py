@@ -9,8 +9,9 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from saw.verl.config import FAILED, ConfigError, Settings
+from saw.verl.config import ConfigError, Settings
 from saw.verl.config_checks import check_config
+from saw.verl.names import FAILED
 from saw.verl.reward_ranges import RewardRanges
 from tests import configs
 

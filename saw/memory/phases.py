@@ -10,8 +10,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from recipes.memory.settings import Settings, read_settings
-from recipes.memory.shape import Shape
+from saw.memory.settings import Settings, read_settings
+from saw.memory.shape import Shape
 
 GIB = 2**30
 #: Allowances, not derived and not measured here. Two processes' CUDA contexts, NCCL and cuBLAS buffers, and what vLLM

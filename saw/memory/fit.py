@@ -6,8 +6,8 @@ import subprocess
 from collections.abc import Iterable
 from dataclasses import replace
 
-from recipes.memory.phases import GIB, Estimate, Phase
-from recipes.memory.settings import TOKEN_KEYS
+from saw.memory.phases import GIB, Estimate, Phase
+from saw.memory.settings import TOKEN_KEYS
 
 #: Share of the memory on a GPU's label that CUDA gives to a program: 79.1 of 80 GiB, 39.4 of 40.
 USABLE = 0.98

@@ -11,13 +11,13 @@ import torch
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from recipes import memory
 from recipes.common import reproduce as common
-from recipes.memory import SHAPES, Shape, estimate, fits, largest_tokens, read_settings, report, shape_of, usable
-from recipes.memory.__main__ import main
-from recipes.memory.phases import GIB
 from recipes.tldr import reproduce as table2
 from recipes.toolrl import reproduce as table1
+from saw import memory
+from saw.memory import SHAPES, Shape, estimate, fits, largest_tokens, read_settings, report, shape_of, usable
+from saw.memory.__main__ import main
+from saw.memory.phases import GIB
 from tests.configs import compose
 from tests.conftest import ROOT
 
@@ -336,7 +336,7 @@ def test_the_command_line_s_status_says_whether_it_fits(capsys):
 
 
 def test_the_document_s_tables_are_the_code_s():
-    """Kind: a formula that changed after the text; python -m recipes.memory --document prints them."""
+    """Kind: a formula that changed after the text; python -m saw.memory --document prints them."""
     text = (ROOT / "docs" / "memory.md").read_text()
     for part in report.document():
         assert part in text

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from recipes import memory
-from recipes.common.compose import compose
-from recipes.memory.fit import fits, memory_of_a_gpu, usable
-from recipes.memory.phases import estimate
-from recipes.memory.report import document, summary, table
-from recipes.memory.shape import shape_of
+from saw import memory
+from saw.memory.fit import fits, memory_of_a_gpu, usable
+from saw.memory.phases import estimate
+from saw.memory.report import document, summary, table
+from saw.memory.shape import shape_of
+from saw.runs.compose import compose
 
 
 def main(argv: Sequence[str] | None = None) -> None:

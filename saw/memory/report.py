@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 
-from recipes.common.compose import compose
-from recipes.memory.fit import fits, largest_tokens, memory_of_a_gpu, usable
-from recipes.memory.phases import CONTEXTS, FRAGMENTATION, GIB, LOGITS_COPIES, Estimate, estimate
-from recipes.memory.shape import shape_of
 from saw.machine.accelerator import cluster_address
+from saw.memory.fit import fits, largest_tokens, memory_of_a_gpu, usable
+from saw.memory.phases import CONTEXTS, FRAGMENTATION, GIB, LOGITS_COPIES, Estimate, estimate
+from saw.memory.shape import shape_of
 from saw.report.tables import markdown
+from saw.runs.compose import compose
 
 
 def table(found: Estimate, gpu_bytes: float) -> str:

@@ -1,18 +1,18 @@
 """What a training needs of each GPU's memory, estimated before anything starts.
 
-    python -m recipes.memory --model 1.5b --gpus 4 --gpu-memory 80
-    python -m recipes.memory --model 3b --gpus 4 --gpu-memory 40 --method gradient_gdpo --no-flash-attn
-    python -m recipes.memory --document         the tables of docs/memory.md
+    python -m saw.memory --model 1.5b --gpus 4 --gpu-memory 80
+    python -m saw.memory --model 3b --gpus 4 --gpu-memory 40 --method gradient_gdpo --no-flash-attn
+    python -m saw.memory --document         the tables of docs/memory.md
 
 For verl 0.9.1's synchronous trainer with FSDP2 and vLLM on the same GPUs. A step's phases follow each other, so the
 largest of them decides. Where each formula comes from: docs/memory.md. KEY=VALUE are Hydra overrides.
 """
 
-from recipes.memory.fit import fits, largest_tokens, memory_of_a_gpu, usable
-from recipes.memory.phases import Estimate, Phase, estimate
-from recipes.memory.report import check, summary, table
-from recipes.memory.settings import Settings, read_settings
-from recipes.memory.shape import SHAPES, Shape, shape_of
+from saw.memory.fit import fits, largest_tokens, memory_of_a_gpu, usable
+from saw.memory.phases import Estimate, Phase, estimate
+from saw.memory.report import check, summary, table
+from saw.memory.settings import Settings, read_settings
+from saw.memory.shape import SHAPES, Shape, shape_of
 
 __all__ = [
     "SHAPES",

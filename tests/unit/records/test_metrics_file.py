@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from saw.runs import metrics_file
+from saw.records import metrics_file
 from tests.configs import compose
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from saw.files import write_whole
-from saw.runs.provenance import commit, machine, versions
+from saw.records.provenance import commit, machine, versions
 
 
 def write(config: DictConfig, ranges: Mapping[str, tuple[float, float]], total_steps: int) -> None:

@@ -1,0 +1,1 @@
+"""What a run leaves behind: metrics, answers, and what it was."""
