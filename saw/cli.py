@@ -78,7 +78,7 @@ COMMANDS = {
     ),
     "memory": Command(
         "What a training needs of each GPU's memory, estimated on paper.",
-        "--gpus 4 --gpu-memory 80 experiment=toolrl/1.5b_saw_gdpo",
+        "--model 1.5b --gpus 4 --gpu-memory 80",
         "saw.memory",
     ),
     "doctor": Command(
