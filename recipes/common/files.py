@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from saw.files import write_whole
+from saw.records.files import write_whole
 
 
 def claim(folder: Path, settings: Mapping[str, Any], free: tuple[str, ...] = ()) -> None:

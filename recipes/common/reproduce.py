@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from recipes.common.stages import Stage, check_marks, free_bytes, gpus_of_a_node, gpus_of_the_cluster, run_all, show
-from saw.files import write_whole
 from saw.machine.accelerator import cluster_address
+from saw.records.files import write_whole
 
 METHODS = ("grpo", "gradient_grpo", "saw_grpo", "gdpo", "gradient_gdpo", "saw_gdpo")
 #: Reading of the sources (configs/reading) -> GPUs of a node in it.

@@ -27,7 +27,7 @@ from recipes.common.files import claim
 from recipes.common.serve import SERVED, server
 from recipes.toolrl.bfcl import results
 from recipes.toolrl.scores import CATEGORIES, scores
-from saw.files import write_whole
+from saw.records.files import write_whole
 from saw.records.provenance import commit, machine, versions
 from saw.rewards.toolrl import format_reward
 from saw.runs.process_tree import Job, RunFailed

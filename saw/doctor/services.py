@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from saw.doctor.cluster import REFUSED, Cluster, look
 from saw.doctor.lines import Line, missing, ok, shortened, warning
+from saw.rewards import JUDGE
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 #: Seconds for one call.
 LIMIT = 15.0
 WANDB = "https://api.wandb.ai"
-JUDGE = "reward.custom_reward_function.reward_kwargs.judge"
 #: A question to the judge that costs next to nothing.
 QUESTION = {"reddit_text": "I slept.", "human_summary": "Sleep.", "model_summary": "I slept."}
 

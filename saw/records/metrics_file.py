@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from saw.files import json_lines
+from saw.records.files import json_lines
 
 
 def begin(path: Path, resume: bool) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from saw.files import write_whole
+from saw.records.files import write_whole
 from saw.records.provenance import commit, machine, versions
 
 

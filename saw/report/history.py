@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from saw.files import json_lines
 from saw.records import metrics_file
+from saw.records.files import json_lines
 
 PREFIX = "saw/"
 #: The log that the trainer writes into a run's folder.

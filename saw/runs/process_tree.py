@@ -24,8 +24,8 @@ from typing import Any
 
 import psutil
 
-from saw.files import write_whole
 from saw.records import metrics_file
+from saw.records.files import write_whole
 
 logger = logging.getLogger(__name__)
 

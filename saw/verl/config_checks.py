@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -12,16 +13,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from hydra.utils import get_class
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from verl.trainer.ppo.reward import resolve_reward_manager_cls
 from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.config import FSDPActorConfig
 
+from saw.machine.cluster import running
 from saw.method.registry import get_method
+from saw.rewards import JUDGE
 from saw.verl.config import ConfigError, Settings, check_returned
 from saw.verl.names import FAILED, KWARGS, NAME, ROLLOUTS
 from saw.verl.reward_ranges import RewardRanges, check_arguments
 from saw.verl.reward_values import reward_value
+
+logger = logging.getLogger(__name__)
 
 
 def check_config(config: DictConfig) -> Settings | None:
@@ -49,6 +54,7 @@ def check_config(config: DictConfig) -> Settings | None:
     _check_rest(config, settings)
     _check_rollouts(config, settings)
     returned = _check_reward_function(config, settings)
+    _check_judge_key(config)
     _check_group_filter(config, settings, returned)
     return settings
 
@@ -260,6 +266,30 @@ def _check_reward_function(config: DictConfig, settings: Settings) -> Iterable[s
     if tried is not None:
         _check_first_rewards(settings, tried, at_start)
     return returned
+
+
+def _check_judge_key(config: DictConfig) -> None:
+    """See that a judge's key is here, or may be on the nodes of a Ray cluster that runs already.
+
+    Raises:
+        ConfigError: if it is not here, and the reward workers will be.
+    """
+    variable = OmegaConf.select(config, f"{JUDGE}.api_key_env")
+    if not isinstance(variable, str):
+        return
+    from saw.rewards.judge.options import JudgeError, key_in  # it loads the client, which only judges need
+
+    try:
+        key_in(variable)
+    except JudgeError as fault:
+        address = running(config)
+        if address is None:
+            raise ConfigError(f"{KWARGS}.{fault}") from None
+        logger.warning(
+            "%s.api_key_env is %r, which is not set here: the nodes of the Ray cluster at %s must have it themselves, "
+            "from before ray start; where one has not, the judge gives no verdict",
+            *(JUDGE, variable, address),
+        )
 
 
 def _sample_arguments(row: Mapping[str, Any]) -> dict[str, Any]:

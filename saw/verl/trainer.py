@@ -21,6 +21,7 @@ from saw.method.advantage import objective_advantages
 from saw.method.objective import Objective
 from saw.method.weighting import clip_norms
 from saw.records import run_info, validation_samples
+from saw.rewards import JUDGE
 from saw.verl import step_metrics as objective_metrics
 from saw.verl.config import ConfigError
 from saw.verl.config_checks import check_config, check_group_size
@@ -201,8 +202,7 @@ class SAWTrainer(PPOTrainerSync):
         return f"The training goes on from {folder} with the same command."
 
     def _faults_file(self) -> str | None:
-        key = "reward.custom_reward_function.reward_kwargs.judge.faults"
-        return OmegaConf.select(self.config, key, default=None)
+        return OmegaConf.select(self.config, f"{JUDGE}.faults", default=None)
 
     def _save_checkpoint(self):
         # before verl's part, which ends with the mark that the checkpoint is complete

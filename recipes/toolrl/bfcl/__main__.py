@@ -16,7 +16,7 @@ from pathlib import Path
 
 from recipes.common import sampling
 from recipes.toolrl.bfcl import results
-from saw.files import write_whole
+from saw.records.files import write_whole
 
 
 def generate(arguments: argparse.Namespace, root: Path) -> None:

@@ -8,7 +8,7 @@ from recipes.common.files import claim
 from recipes.toolrl import evaluate as toolrl
 from recipes.toolrl.bfcl import results
 from recipes.toolrl.evaluate import format_counts
-from saw.files import read_lines
+from saw.records.files import read_lines
 
 #: Characters at which ``str.splitlines`` breaks, and JSON may hold as they are.
 BREAKS = ["\u2028", "\u2029", "\x85"]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saw.files import json_lines, keep_lines, read_lines, write_whole
+from saw.records.files import json_lines, keep_lines, read_lines, write_whole
 
 #: Characters at which ``str.splitlines`` breaks, and JSON may hold as they are.
 BREAKS = ["\u2028", "\u2029", "\x85"]
@@ -96,7 +96,7 @@ def test_a_broken_line_within_is_handed_over(tmp_path):
 def test_two_processes_that_write_one_file_do_not_write_into_each_other(tmp_path):
     """Kind: one name for what is not finished yet."""
     path = tmp_path / "running.json"
-    code = "import sys, pathlib; from saw.files import write_whole; write_whole(pathlib.Path(sys.argv[1]), 'other')"
+    code = "import sys, pathlib; from saw.records import files; files.write_whole(pathlib.Path(sys.argv[1]), 'other')"
 
     replace = type(path).replace
 
