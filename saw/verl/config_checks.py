@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from verl.trainer.ppo.reward import resolve_reward_manager_cls
+from verl.trainer.ppo.utils import need_reference_policy
 from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.config import FSDPActorConfig
 
@@ -107,6 +108,43 @@ def _engine_faults(config: DictConfig) -> list[str]:
         f"actor_rollout_ref.actor.strategy is {actor.strategy!r}, and model_engine {config.get('model_engine')!r} "
         f"(a {kind.__name__}) has the strategy {own!r} only: set it to that, or take another model_engine"
     ]
+
+
+def check_micro_batches(config: DictConfig) -> None:
+    """Check what verl's workers assert of the micro-batches, after Ray has started.
+
+    Raises:
+        ConfigError: naming the keys that contradict each other, or the one that is not set.
+    """
+    parts = config.actor_rollout_ref
+    actor, rollout, ref = parts.actor, parts.rollout, parts.ref
+    wrong = []
+    if actor.use_dynamic_bsz != rollout.log_prob_use_dynamic_bsz:
+        wrong.append(
+            f"actor_rollout_ref.rollout.log_prob_use_dynamic_bsz is {rollout.log_prob_use_dynamic_bsz} and "
+            f"actor_rollout_ref.actor.use_dynamic_bsz {actor.use_dynamic_bsz}, and one worker does both; set both to "
+            "True, or both to False"
+        )
+    needed = {
+        "actor": ("ppo_max_token_len_per_gpu" if actor.use_dynamic_bsz else "ppo_micro_batch_size_per_gpu"),
+        "rollout": _log_prob_limit(rollout),
+    }
+    if need_reference_policy(config):
+        needed["ref"] = _log_prob_limit(ref)
+    for part, key in needed.items():
+        if parts[part].get(key) is None:
+            dynamic = "use_dynamic_bsz" if part == "actor" else "log_prob_use_dynamic_bsz"
+            wrong.append(
+                f"actor_rollout_ref.{part}.{key} is null, and actor_rollout_ref.{part}.{dynamic} "
+                f"{parts[part][dynamic]}; set it to a number"
+            )
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+
+
+def _log_prob_limit(section: DictConfig) -> str:
+    dynamic = section.log_prob_use_dynamic_bsz
+    return "log_prob_max_token_len_per_gpu" if dynamic else "log_prob_micro_batch_size_per_gpu"
 
 
 def _gradient_faults(config: DictConfig) -> list[str]:

@@ -382,20 +382,21 @@ def test_the_choice_is_said_in_one_line_and_is_in_run_json(gpu, monkeypatch, fla
 
 
 @pytest.fixture
-def start(monkeypatch, tmp_path, toy_model):
+def start(monkeypatch, tmp_path, toy_model, toy_data):
     """Starts a training of the quickstart that ends where verl would begin; returns verl's configuration."""
     from verl.trainer import main_ppo
 
     import saw.verl  # noqa: F401
 
     started: list[DictConfig] = []
-    monkeypatch.setattr(main_ppo, "main", started.append)
+    monkeypatch.setattr(main_ppo, "run_ppo", lambda config, task_runner_class: started.append(config))
     monkeypatch.setattr(train, "_fork_workers", lambda config: None)
     monkeypatch.delenv("SAW_PLATFORM", raising=False)
     monkeypatch.setenv("VERL_FILE_LOGGER_PATH", str(tmp_path / "run" / "metrics.jsonl"))
 
     def run(*overrides: str) -> DictConfig:
         paths = f"actor_rollout_ref.model.path={toy_model}", f"trainer.default_local_dir={tmp_path / 'run'}"
+        paths += f"data.train_files={toy_data[0]}", f"data.val_files={toy_data[1]}"
         train.main(changed(("experiment=quickstart",), *paths, *overrides))
         return started[0]
 
