@@ -5,10 +5,11 @@
 #   SAW_VENV       a folder, or active: the Python on PATH as it is    (.venv, .venv-gpu or .venv-released, by the set)
 #   SAW_BFCL_VENV  the folder of BFCL's environment                    (.venv-bfcl)
 #
-# A script gets: $repository, $python (the environment's), set_up (makes what is missing), fail (says why, and ends).
+# A script gets: $repository, $python (the environment's), set_up (makes what is missing), set_up_unless_dry (the same,
+# and nothing is made where the script's arguments have --dry-run), fail (says why, and ends).
 repository=$(CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) # an exported CDPATH would have cd print
 driver_needed=580 # by CUDA 13, which the wheels of the GPU set are built for
-on_cpu="SAW_PLATFORM=cpu rehearses on the CPU"
+on_cpu="SAW_PLATFORM=cpu rehearses on the CPU (a table: with --rehearse)"
 hides_all='^[[:space:]]*(-1|NoDevFiles)?[[:space:]]*(,.*)?$' # of CUDA_VISIBLE_DEVICES: GPUs hidden on purpose
 verl_platform=${VERL_PLATFORM:-}
 verl_platform=${verl_platform,,}
@@ -22,6 +23,12 @@ fail() {
 }
 
 set_up() { SAW_SET=${requirements:-} SAW_VENV=$venv bash "$repository/scripts/setup.sh" "$@"; }
+set_up_unless_dry() { # $1: options of setup.sh, which may be empty; then the script's arguments
+  local option=$1
+  shift
+  if [[ " $* " == *" --dry-run "* ]]; then option=--check; fi
+  set_up ${option:+"$option"}
+}
 
 # A ~ may have passed no shell, as in a Dockerfile's ENV; whoever finds a folder of that name may try rm -rf ~.
 absolute() { realpath --canonicalize-missing --no-symlinks "${1/#\~\//${HOME:-\~}/}"; }

@@ -9,5 +9,5 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 export SAW_RUNS="${SAW_RUNS:-$repository/runs}"
-set_up --bfcl
+set_up_unless_dry --bfcl "$@"
 exec "$python" -m saw reproduce table1 "$@"

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Make the virtual environment: pinned requirements, for the CPU or the GPU of this machine. Run again, it does nothing.
 #
-#   bash scripts/setup.sh [--set cpu | gpu | released] [--dev] [--bfcl] [--flash-attn]
+#   bash scripts/setup.sh [--set cpu | gpu | released] [--dev] [--bfcl] [--flash-attn] [--check]
 #
 # --dev adds what the tests need; --bfcl makes a second environment, BFCL's own, with which tool calling is evaluated;
-# --flash-attn builds flash-attn for the GPU set. What decides the set and the folder is in scripts/environment.sh.
+# --flash-attn builds flash-attn for the GPU set; --check makes nothing, and fails if something were to be made. What decides the set and the folder is in scripts/environment.sh.
 # SAW_PYTHON names the Python to use, 3.11 or 3.12 (the first of python3.11, python3.12 and python3 that fits).
 # Where packages come from is what pip's configuration or variables say: PIP_EXTRA_INDEX_URL with PyTorch's CPU index
 # keeps the CUDA build of torch away.
@@ -13,13 +13,23 @@ set -euo pipefail
 dev=false
 bfcl=false
 flash_attn=false
+check=false
 while [ $# -gt 0 ]; do
   case $1 in
-    --set) SAW_SET=${2:-nothing}; shift; shift || true ;;
+    --set)
+      case ${2:-} in
+        cpu | gpu | released) SAW_SET=$2; shift 2 ;;
+        *) echo "setup.sh: --set is '${2:-}'; expected cpu, gpu or released" >&2; exit 2 ;;
+      esac
+      ;;
     --dev) dev=true; shift ;;
     --bfcl) bfcl=true; shift ;;
     --flash-attn) flash_attn=true; shift ;;
-    *) echo "setup.sh: $1 is not known; expected --set NAME, --dev, --bfcl, --flash-attn or nothing" >&2; exit 2 ;;
+    --check) check=true; shift ;;
+    *)
+      echo "setup.sh: $1 is not known; expected --set NAME, --dev, --bfcl, --flash-attn, --check or nothing" >&2
+      exit 2
+      ;;
   esac
 done
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -80,6 +90,12 @@ make_venv() { # $1: the folder, which check_folder has passed, $2: the set
   write_mark "$1" "$2" making
   "$python" -m venv "$1"
   write_mark "$1" "$2" made
+}
+
+refuse_if_checking() { # $1: the folder, $2: options that make it
+  if $check; then
+    fail "$1 is not set up, or not as it is asked for now, and nothing is installed here; bash scripts/setup.sh$2 does it"
+  fi
 }
 
 # -- packages ---------------------------------------------------------------------------------------------------------
@@ -194,6 +210,7 @@ set_up_venv() {
   want="$requirements $(fingerprint $(files_of) requirements/dev.txt pyproject.toml)"
   have=$(read_mark "$venv")
   if [[ "$have " != "$want "* ]]; then
+    refuse_if_checking "$venv" " --set $requirements"
     if [ "$(uname -sm)" != "Linux x86_64" ]; then fail "the pins are for Linux on x86-64, this is $(uname -sm)"; fi
     echo "==> set-up of the set $requirements in $venv"
     make_venv "$venv" "$requirements"
@@ -203,11 +220,13 @@ set_up_venv() {
     write_mark "$venv" "$have"
   fi
   if $dev && [[ "$have " != *" dev "* ]]; then
+    refuse_if_checking "$venv" " --set $requirements --dev"
     step "tests, linter, type checker" install -r requirements/dev.txt
     have+=" dev"
     write_mark "$venv" "$have"
   fi
   if $flash_attn && [[ "$have " != *" flash-attn "* ]]; then
+    refuse_if_checking "$venv" " --set $requirements --flash-attn"
     install_flash_attn
     write_mark "$venv" "$have flash-attn"
   fi
@@ -235,6 +254,7 @@ set_up_bfcl() {
   check_folder SAW_BFCL_VENV "$into" bfcl
   want="bfcl $(fingerprint requirements/bfcl.txt requirements/bfcl-no-deps.txt)"
   if [ "$(read_mark "$into")" = "$want" ]; then return; fi
+  refuse_if_checking "$into" " --bfcl"
   echo "==> set-up of BFCL's environment in $into (560 MB)"
   make_venv "$into" bfcl
   step "bfcl-eval" install_into "$into" --no-deps -r requirements/bfcl-no-deps.txt
@@ -244,6 +264,6 @@ set_up_bfcl() {
 
 if $flash_attn; then check_flash_attn; fi
 if [ "$venv" = active ]; then check_active; else set_up_venv; fi
-if $dev && [ "$venv" != active ]; then set_up_browser; fi
+if $dev && [ "$venv" != active ] && ! $check; then set_up_browser; fi
 if $bfcl; then set_up_bfcl; fi
 if [ $((SECONDS - started)) -gt 2 ]; then echo "    $((SECONDS - started)) s"; fi

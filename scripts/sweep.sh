@@ -7,5 +7,5 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 export SAW_RUNS="${SAW_RUNS:-$repository/runs}"
-set_up
+set_up_unless_dry "" "$@"
 exec "$python" -m saw sweep "$@"

@@ -31,7 +31,11 @@ TOY_MODELS = {
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # the script looks for --dry-run before it sets up
+    )
     parser.add_argument("--experiment", default="quickstart", help="in configs/experiment (quickstart)")
     parser.add_argument(
         "--method",

@@ -11,17 +11,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.common.stages import Stage, check_marks, free_bytes, gpus_of_a_node, gpus_of_the_cluster, run_all, show
+from recipes.common.stages import Stage, check_marks, gpus_of_a_node, gpus_of_the_cluster, run_all, show
 from saw.machine.accelerator import cluster_address
+from saw.machine.disk import free_bytes, training_bytes
 from saw.records.files import write_whole
 
 METHODS = ("grpo", "gradient_grpo", "saw_grpo", "gdpo", "gradient_gdpo", "saw_gdpo")
 #: Reading of the sources (configs/reading) -> GPUs of a node in it.
 READINGS = {"controlled": 4, "as_released": 8}
-#: Parameters of the models, for the disk space of a checkpoint: 4 bytes each, and 8 of the optimiser.
+#: Parameters of the models, for the disk space of a checkpoint.
 PARAMETERS = {"1.5b": 1.54e9, "3b": 3.09e9}
-CHECKPOINT_BYTES, MERGED_BYTES = 12, 4
-CHECKPOINTS_KEPT = 2
 #: What a stage makes, by the doctor's names: before it has run, this may be missing.
 MADE_BY = {
     "data": ("training data", "validation data"),
@@ -37,7 +36,11 @@ def parser(description: str | None, name: str, default_rehearsal_method: str = "
         name (str): of the folder below ``$SAW_RUNS``.
         default_rehearsal_method (str): the one row that a rehearsal takes unless rows are named.
     """
-    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # the script looks for --dry-run before it sets up
+    )
     options.set_defaults(table=name, default_rehearsal_method=default_rehearsal_method)
     options.add_argument("--method", action="append", choices=METHODS, help="may be repeated; all if absent")
     options.add_argument("--seeds", type=seed_list, default=[1], metavar="1,2,3", help="one training each (1)")
@@ -128,11 +131,6 @@ def training(
     ]
 
 
-def training_bytes(parameters: float, kept: int = CHECKPOINTS_KEPT) -> float:
-    """Bytes on the disk of the checkpoints that a training keeps, and of the merged model."""
-    return parameters * (kept * CHECKPOINT_BYTES + MERGED_BYTES)
-
-
 def check_machine(arguments: argparse.Namespace, folders: Iterable[tuple[str, str]]) -> list[str]:
     """What is missing of GPUs and disk space, and what there is of them, printed.
 
@@ -151,6 +149,8 @@ def check_machine(arguments: argparse.Namespace, folders: Iterable[tuple[str, st
 
 
 def _check_gpus(arguments: argparse.Namespace) -> list[str]:
+    if os.environ.get("SAW_PLATFORM", "").strip().lower() == "cpu":
+        return ["SAW_PLATFORM is cpu, and a table trains on GPUs: add --rehearse, or unset SAW_PLATFORM"]
     wanted = arguments.gpus * arguments.nodes
     if (address := cluster_address()) is not None:
         where, there = f"the Ray cluster {address}", gpus_of_the_cluster()

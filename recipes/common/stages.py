@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from saw.machine import accelerator
+from saw.machine import accelerator, environment
 from saw.machine.cluster import nodes_of_the_cluster
 from saw.records.files import write_whole
 from saw.report import step_line
@@ -59,9 +58,9 @@ class Stage:
         return self.folder / f"{self.name}.started.json"
 
     def line(self) -> str:
-        """What a shell would be given."""
+        """What a shell would be given, in which this Python's environment may not be active."""
         variables = [f"{key}={shlex.quote(value)}" for key, value in self.environment.items()]
-        return " ".join([*variables, shlex.join(["python", *self.command])])
+        return " ".join([*variables, environment.python(), shlex.join(self.command)])
 
     def is_done(self) -> bool:
         """Whether it has been finished.
@@ -198,17 +197,9 @@ def show(shared: Sequence[Stage], chains: Mapping[str, Sequence[Stage]]) -> None
 
 def gpus_of_a_node() -> int:
     """GPUs of this machine that a training could use."""
-    found = accelerator.probe()
-    return len(found.devices) if found.usable else 0
+    return len(accelerator.probe().usable_devices)
 
 
 def gpus_of_the_cluster() -> int:
     """GPUs of the Ray cluster that RAY_ADDRESS names."""
     return int(sum(node.gpus for node in nodes_of_the_cluster(os.environ["RAY_ADDRESS"])))
-
-
-def free_bytes(folder: Path) -> int:
-    """Free space of the disk that a folder is on, or will be."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free

@@ -123,7 +123,8 @@ def check(arguments: argparse.Namespace) -> list[str]:
             options = judge_options(name, (), arguments.out / "faults.jsonl")
             if name == arguments.judge:
                 print(cost(arguments, options))
-            options.api_key()
+            if name != arguments.judge or not arguments.dry_run:  # a dry run ends with the doctor, who names the key
+                options.api_key()
         except (JudgeError, OmegaConfBaseException) as fault:  # the latter for a variable that is not set
             missing.append(f"judge {name}: {fault}")
     return missing

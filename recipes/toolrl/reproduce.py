@@ -86,7 +86,10 @@ def check(arguments: argparse.Namespace) -> list[str]:
     try:
         print(f"BFCL: {bfcl_python().parents[1]}")
     except SystemExit as fault:
-        missing.append(str(fault))
+        if arguments.dry_run:
+            print(f"BFCL: not yet, scripts/reproduce_table1.sh makes it unless it is a dry run ({fault})")
+        else:
+            missing.append(str(fault))
     return missing
 
 

@@ -17,12 +17,12 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from saw.doctor import data, machine, services, software
 from saw.doctor.estimates import checkpoint_bytes, fit
-from saw.doctor.lines import Line, can_start, examine, missing, ok, shortened, show
+from saw.doctor.lines import Line, can_start, examine, missing, ok, say, shortened, show
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -73,6 +73,8 @@ def diagnose(overrides: Sequence[str], calls: bool = True, later: Sequence[str] 
     composed = settled(composed, platform)
     experiment = composed if any(name.lstrip("+").startswith("experiment=") for name in overrides) else None
     cluster = services.cluster_of(experiment)
+    if calls and experiment is not None:
+        data.look_for_the_hub(experiment.actor_rollout_ref.model.path)
     checks: list[Check] = [
         ("driver and CUDA", lambda: machine.driver(experiment, found())),
         ("GPUs", lambda: machine.gpus(experiment, found(), cluster)),
@@ -85,7 +87,8 @@ def diagnose(overrides: Sequence[str], calls: bool = True, later: Sequence[str] 
         ("versions", lambda: software.pins(platform())),
     ]
     if composed is not None:
-        checks.append(("attention", lambda: software.attention(composed, attention_of)))
+        here = functools.partial(data.has_config, composed.actor_rollout_ref.model.path)
+        checks.append(("attention", lambda: software.attention(composed, attention_of, here())))
     if experiment is not None:
         checks += checks_of(experiment, calls, found, platform)
     else:
@@ -165,11 +168,11 @@ def attention_of(config: DictConfig) -> Any:
     return choose(config)
 
 
-def package_faults() -> list[str]:
-    """What is missing or too old for the plug-in."""
+def package_faults() -> list[Any]:
+    """What is missing or too old for the plug-in, each a :class:`saw.machine.requirements.Problem`."""
     from saw.machine.requirements import problems
 
-    return [str(problem) for problem in problems()]
+    return problems()
 
 
 def settled(config: DictConfig | None, platform: Callable[[], str]) -> DictConfig | None:
@@ -194,14 +197,30 @@ def check_config(config: DictConfig, platform: str | None = None) -> None:
 
     config = copy.deepcopy(config)
     train.settle(config, platform)
-    check_config(config)
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # verl says that it has found nothing
-        warnings.simplefilter("ignore")
+    with a_judges_key(config), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on standard output, verl says that it has found nothing
+        check_config(config)
         main_ppo.validate_config(
             config=config,
             use_reference_policy=main_ppo.need_reference_policy(config),
             use_critic=main_ppo.need_critic(config),
         )
+
+
+@contextlib.contextmanager
+def a_judges_key(config: DictConfig) -> Iterator[None]:
+    """Stand in for a judge's key that is not set: that has a line of its own, and must hide no other fault."""
+    from omegaconf import OmegaConf
+
+    variable = OmegaConf.select(config, f"{services.JUDGE}.api_key_env")
+    if variable is None or os.environ.get(variable, "").strip():
+        yield
+        return
+    os.environ[variable] = "none"
+    try:
+        yield
+    finally:
+        del os.environ[variable]
 
 
 def reward_function_of(config: DictConfig) -> Any:
@@ -217,11 +236,12 @@ def prepare(arguments: argparse.Namespace) -> None:
     warnings.simplefilter("ignore")  # of what verl imports; the table says what matters
     logging.disable(logging.WARNING)
     if arguments.no_calls:
-        os.environ["HF_HUB_OFFLINE"] = "1"
+        data.leave_the_hub_alone()
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Show the table, and end with a status that says whether the training can start."""
+    say("looking at the machine and the software, which imports verl: some seconds")
     lines = diagnose(arguments.overrides, not arguments.no_calls, arguments.later)
     show(lines)
     raise SystemExit(0 if can_start(lines) else 1)

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saw.doctor.lines import Line, missing, ok, shortened, warning
+from saw.doctor.lines import Line, missing, note, ok, shortened, warning
+from saw.doctor.services import reach
+from saw.machine import environment
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 #: Seconds for one request.
 LIMIT = 10.0
+#: Folder below $SAW_RUNS -> the script that makes it before it trains, and the module that it makes it with.
+MAKERS: Mapping[str, tuple[str, str]] = {
+    "quickstart/data": ("bash scripts/quickstart.sh", "data_prep.toy_toolrl"),
+    "quickstart/model": ("bash scripts/quickstart.sh", "recipes.quickstart.toy_model"),
+    "study_toys/model": ("bash scripts/study.sh lm", "recipes.quickstart.toy_model"),
+    "tldr/data": ("bash scripts/reproduce_table2.sh", "data_prep.tldr"),
+    "toolrl/data": ("bash scripts/reproduce_table1.sh --source rlla_rl.json", "data_prep.toolrl --source rlla_rl.json"),
+}
+#: The files in a folder of data.
+SPLITS = ("train.parquet", "test.parquet")
 WEIGHTS = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
 
 Lookup = Callable[[str, str], str | None]
@@ -27,12 +42,42 @@ def in_cache(repository: str, file: str) -> str | None:
     return path if isinstance(path, str) else None
 
 
+@functools.cache
+def hub_fault() -> str | None:
+    """Why the Hub does not answer, asked once; None if it does."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    try:
+        reach(constants.ENDPOINT)
+    except OSError as error:
+        return shortened(str(error), 160)
+    return None
+
+
+def look_for_the_hub(model: str) -> None:
+    """Where a model is the Hub's and the Hub does not answer, leave it alone from here on."""
+    if is_on_hub(model) and hub_fault():
+        leave_the_hub_alone()
+
+
+def leave_the_hub_alone() -> None:
+    """Have every library look into the cache only; each would try a Hub that does not answer for half a minute."""
+    from huggingface_hub import constants
+
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    constants.HF_HUB_OFFLINE = True  # it may have been imported
+
+
 def files_on_hub(repository: str) -> list[str]:
     """The names of a repository's files, asked of the Hub.
 
     Raises:
         OSError: if the Hub does not answer or refuses.
     """
+    if fault := hub_fault():
+        raise ConnectionError(fault)
     from huggingface_hub import HfApi
 
     return [file.rfilename for file in HfApi().model_info(repository, timeout=LIMIT).siblings or []]
@@ -62,23 +107,47 @@ def model(
             remedy = "copy the whole model there, or name another folder in actor_rollout_ref.model.path"
             return missing(thing, f"{folder} lacks {', '.join(absent)}", needed, remedy)
         return ok(thing, f"in {folder}", needed)
-    if not is_hub_name(name):
-        remedy = "make it, or name a folder or a model of the Hub (OWNER/NAME) in actor_rollout_ref.model.path"
+    if not is_on_hub(name):
+        if maker := maker_of(Path(name)):
+            return note(thing, f"not yet: {name}", needed, f"{maker[0]} makes it before it trains")
+        remedy = "name a folder that is there or a model of the Hub (OWNER/NAME) in actor_rollout_ref.model.path"
         return missing(thing, f"{name}: there is no such folder", needed, remedy)
     absent = absent_files(lambda file: cached(name, file))
     if not absent:
         return ok(thing, f"{name}, in this machine's cache", needed)
     found = f"{name}, not in the cache (without {absent[0]})"
     if listed is None:
-        return warning(thing, f"{found}; the Hub was not asked", needed, f"hf download {name}")
+        return warning(thing, f"{found}; the Hub was not asked", needed, download(name))
     try:
         files = listed(name)
     except Exception as error:  # noqa: BLE001  the Hub's client has errors of several libraries
-        remedy = f"where there is a network: hf download {name} (HF_TOKEN for a model with restricted access)"
+        remedy = f"where there is a network: {download(name)} (HF_TOKEN for a model with restricted access)"
         return missing(thing, f"{found}; the Hub: {type(error).__name__}: {shortened(str(error), 160)}", needed, remedy)
     if absent := absent_files(lambda file: file if file in files else None, read=False):
         return missing(thing, f"{name} on the Hub lacks {', '.join(absent)}", needed, "name another model")
     return ok(thing, f"{name}, on the Hub", needed)
+
+
+def download(name: str) -> str:
+    """The command that fetches a model from the Hub."""
+    return f"{environment.program('hf')} download {name}"
+
+
+def has_config(name: str, cached: Lookup = in_cache) -> bool:
+    """Whether a model's config.json is on this machine.
+
+    Args:
+        name (str): a folder or the Hub's name.
+        cached (Lookup): finds a file of the Hub in the cache.
+    """
+    folder = Path(name).expanduser()
+    return (folder / "config.json").is_file() or (is_hub_name(name) and cached(name, "config.json") is not None)
+
+
+def maker_of(folder: Path) -> tuple[str, str] | None:
+    """The script that makes a folder, and the module that it makes it with; None if no script does."""
+    runs, folder = Path(os.environ.get("SAW_RUNS", "runs")).expanduser().absolute(), folder.absolute()
+    return MAKERS.get(folder.relative_to(runs).as_posix()) if folder.is_relative_to(runs) else None
 
 
 def absent_files(find: Callable[[str], str | None], read: bool = True) -> list[str]:
@@ -96,6 +165,11 @@ def absent_files(find: Callable[[str], str | None], read: bool = True) -> list[s
         index = json.loads(Path(str(find(name))).read_text())
         absent += [part for part in sorted(set(index["weight_map"].values())) if not find(part)]
     return absent
+
+
+def is_on_hub(name: str) -> bool:
+    """Whether a model is the Hub's, not a folder's."""
+    return not Path(name).expanduser().is_dir() and is_hub_name(name)
 
 
 def is_hub_name(name: str) -> bool:
@@ -135,10 +209,11 @@ def tokenizer(
     name, needed = section.get("tokenizer_path") or section.path, "one with a chat template"
     folder = Path(name).expanduser()
     if not folder.is_dir() and not is_hub_name(name):
-        return missing("tokenizer", f"{name}: there is no such folder", needed, "see the line of the model")
+        say_it = note if maker_of(folder) else missing
+        return say_it("tokenizer", f"{name}: there is no such folder", needed, "see the line of the model")
     here = folder.is_dir() or cached(name, "tokenizer_config.json") is not None
     if not here and not calls:
-        return warning("tokenizer", f"{name}, not here; the Hub was not asked", needed, f"hf download {name}")
+        return warning("tokenizer", f"{name}, not here; the Hub was not asked", needed, download(name))
     try:
         found = load(str(folder) if folder.is_dir() else name, here)
     except Exception as error:  # noqa: BLE001  each kind of tokenizer has its own
@@ -166,16 +241,21 @@ def files(config: DictConfig, key: str) -> Line:
         return warning(thing, "read by data.custom_cls, not looked at", "", "see that it finds its files")
     columns = [config.data.get("prompt_key", "prompt"), "data_source", "reward_model"]
     needed = f"rows with {', '.join(columns)}"
-    remedy = f"prepare it with python -m data_prep.toolrl or data_prep.tldr (README), or set data.{key}"
+    made = f"{environment.python()} -m data_prep.toolrl (or data_prep.tldr) makes one"
+    remedy = f"set data.{key} to a file that is there; {made}"
     if not names or names == [None]:
         return missing(thing, f"data.{key} names none", needed, remedy)
-    counts = []
+    counts, later = [], None
     for name in names:
         if "://" in name:
             return warning(thing, f"{name}, not looked at", needed, "see that every node can read it")
         path = Path(name).expanduser()
-        if not path.is_file():
-            return missing(thing, f"{path}: there is no such file", needed, remedy)
+        if not path.exists():
+            line = absent_data(thing, path, needed, remedy)
+            if line.status == "missing":
+                return line
+            later = line
+            continue
         try:
             rows, first = read_first(path)
         except Exception as error:  # noqa: BLE001  of the file system, of Arrow, of JSON
@@ -183,7 +263,20 @@ def files(config: DictConfig, key: str) -> Line:
         if fault := row_fault(first, columns):
             return missing(thing, f"{path}: {fault}", needed, remedy)
         counts.append(f"{rows} rows in {path}" if rows else f"{path}")
-    return ok(thing, "; ".join(counts), needed)
+    return later or ok(thing, "; ".join(counts), needed)
+
+
+def absent_data(thing: str, path: Path, needed: str, remedy: str) -> Line:
+    """The line of a data file that is not there, with the commands that make it, if there are any."""
+    maker = maker_of(path.parent) if path.name in SPLITS else None
+    if maker is None:
+        return missing(thing, f"{path}: there is no such file", needed, remedy)
+    script, module = maker
+    done = path.parent / "data.done.json"
+    if done.exists():  # the script would pass over it
+        return missing(thing, f"{path} is gone", needed, f"remove {done}, then {script} makes it again")
+    alone = f"{environment.python()} -m {module} --out {shlex.quote(str(path.parent))}"
+    return note(thing, f"not yet: {path}", needed, f"{script} makes it before it trains; to make it now: {alone}")
 
 
 def read_first(path: Path) -> tuple[int | None, dict[str, Any] | None]:

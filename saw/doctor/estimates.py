@@ -1,4 +1,4 @@
-"""What an experiment takes of memory and disk, by the estimates of the recipes."""
+"""What an experiment takes of memory and disk, by the estimates of saw.memory."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def with_attention(config: DictConfig) -> DictConfig:
 
 def checkpoint_bytes(config: DictConfig) -> float:
     """Bytes of the checkpoints that a training keeps, and of the merged model; 0 for one that saves none."""
-    from recipes.common.reproduce import training_bytes
+    from saw.machine.disk import training_bytes
 
     if config.trainer.save_freq <= 0:
         return 0.0

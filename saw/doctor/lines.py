@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-Status = Literal["ok", "warning", "missing"]
+Status = Literal["ok", "note", "warning", "missing"]
 #: Width of the table where it is not shown on a terminal.
 WIDTH = 100
-COLOURS = {"ok": "green", "warning": "yellow", "missing": "bold red"}
+COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "missing": "bold red"}
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Line:
     """What was found of one thing.
 
     Attributes:
-        status (Status): ``missing`` where the training cannot start, or would fail later; ``warning`` where it can.
+        status (Status): ``missing`` where the training cannot start, or would fail later; ``warning`` where it can;
+            ``note`` for what a script makes before it starts the training.
         thing (str): its name.
         found (str): what there is.
         needed (str): what the experiment needs; empty without an experiment.
@@ -35,6 +36,11 @@ class Line:
 def ok(thing: str, found: str, needed: str = "") -> Line:
     """It is as it should be."""
     return Line("ok", thing, found, needed)
+
+
+def note(thing: str, found: str, needed: str, remedy: str) -> Line:
+    """It is not there yet, and a script makes it before it starts the training."""
+    return Line("note", thing, found, needed, remedy)
 
 
 def warning(thing: str, found: str, needed: str, remedy: str) -> Line:
@@ -62,9 +68,15 @@ def examine(checks: Iterable[tuple[str, Callable[[], Line]]], later: Sequence[st
             remedy = "see the error; the doctor could not look at this"
             line = missing(thing, f"{type(error).__name__}: {shortened(str(error))}", "", remedy)
         if line.status == "missing" and thing in later:
-            line = replace(line, status="ok", found=f"not yet: {line.found}", remedy="")
+            line = replace(line, status="note", found=f"not yet: {line.found}", remedy="")
         lines.append(line)
     return lines
+
+
+def say(text: str) -> None:
+    """Tell on standard error what takes its time; the table comes last."""
+    sys.stderr.write(f"doctor: {text}\n")
+    sys.stderr.flush()
 
 
 def can_start(lines: Iterable[Line]) -> bool:

@@ -52,7 +52,7 @@ def driver(config: DictConfig | None, found: Any, environ: Mapping[str, str] = o
         return missing("driver and CUDA", has, "a GPU that torch can use", shortened(str(error)))
     if on_gpus(config) and not found.usable and cluster_address(environ) is None:
         reason = f" ({shortened(found.error)})" if found.error else ""
-        remedy = "run on a GPU node, or rehearse on the CPU: SAW_PLATFORM=cpu and size=toy"
+        remedy = "run on a GPU node, or rehearse on the CPU: SAW_PLATFORM=cpu and size=toy (a table: --rehearse)"
         return missing("driver and CUDA", has + reason, "a GPU that torch can use", remedy)
     return ok("driver and CUDA", f"{has}; platform {platform.name}: {platform.reason}")
 
@@ -65,8 +65,11 @@ def gpus(config: DictConfig | None, found: Any, cluster: Cluster | None = None) 
         found (saw.machine.accelerator.Found): this machine's.
         cluster (Cluster | None): the Ray cluster that runs already, whose GPUs count instead.
     """
-    names = ", ".join(dict.fromkeys(device.name for device in found.devices))
-    there, where = (cluster.gpus, "the Ray cluster") if cluster else (len(found.devices), names or "this machine")
+    from saw.machine.accelerator import describe
+
+    there, where = (cluster.gpus, "the Ray cluster") if cluster else (len(found.usable_devices), "this machine")
+    if not cluster and found.devices:
+        where += f" ({describe(found.devices)}{'' if found.usable else ', which torch cannot use'})"
     if config is None or not on_gpus(config):
         return ok("GPUs", f"{there:g} on {where}", "none on platform cpu" if config is not None else "")
     if cluster and cluster.error:
@@ -96,15 +99,14 @@ def gpu_memory(config: DictConfig, found: Any, fit: Callable[[DictConfig, float]
         return ok(thing, "not looked at", "none on platform cpu")
     from saw.memory import usable
 
-    sizes = [device.memory for device in found.devices if device.memory]
-    size = min(sizes, default=usable(ASSUMED))
+    size = found.memory or usable(ASSUMED)
     try:
         need, faults = fit(config, size)
     except ValueError as error:
         return warning(
             thing, f"no estimate: {shortened(str(error))}", "", "see docs/memory.md, and watch the first step"
         )
-    if not sizes:
+    if found.memory is None:
         needed = f"about {gibibytes(need)} of {gibibytes(size)} each"
         remedy = f"on such GPUs {'it does not fit: ' + '; '.join(faults) if faults else 'it fits; compare with yours'}"
         return warning(thing, "not known from here", needed, remedy)
@@ -125,14 +127,14 @@ def cores(config: DictConfig | None, cluster: Cluster | None = None, there: Any 
     if cluster and cluster.error:
         return warning("cores", "not seen: the Ray cluster does not answer", "", "see the line of the Ray cluster")
     if config is None:
-        return ok("cores", f"{cluster.cpus if cluster else len(os.sched_getaffinity(0)):g}")
+        return ok("cores", f"{cluster.cpus:g}, as Ray counts" if cluster else f"{len(os.sched_getaffinity(0))} logical")
     from saw.machine.cluster import Available, available, check, needed
 
     if there is None and cluster is not None:
         there = Available(f"the Ray cluster at {cluster.address}", cluster.nodes, own=False)
     there = there or available(config)
     need = needed(config)
-    found = f"{there.cpus:g} on {there.where}" + (", as Ray counts" if there.own else "")
+    found = f"{there.cpus:g} on {there.where}" + (", logical ones, as Ray counts" if there.own else "")
     wanted = f"{need.cpus:g}: " + ", ".join(
         f"{cpus:g} {part.rpartition('.')[2]}" for part, cpus in need.parts.items() if cpus
     )
@@ -183,7 +185,7 @@ def disk(config: DictConfig | None, needed: Callable[[DictConfig], float], free:
         needed (Callable[[DictConfig], float]): bytes that its checkpoints take.
         free (int | None): bytes; None looks.
     """
-    from recipes.common.stages import free_bytes
+    from saw.machine.disk import free_bytes
 
     folder = Path(config.trainer.default_local_dir if config is not None else os.environ.get("SAW_RUNS", "runs"))
     folder = folder.absolute()

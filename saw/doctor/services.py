@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from saw.doctor.cluster import LIMIT as CLUSTER_LIMIT
 from saw.doctor.cluster import REFUSED, Cluster, look
-from saw.doctor.lines import Line, missing, ok, shortened, warning
+from saw.doctor.lines import Line, missing, ok, say, shortened, warning
+from saw.machine import environment
 from saw.rewards import JUDGE
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-#: Seconds for one call.
-LIMIT = 15.0
+#: Seconds for a server to answer at all, and for the judge to reply.
+LIMIT, JUDGE_LIMIT = 5.0, 15.0
 WANDB = "https://api.wandb.ai"
 #: A question to the judge that costs next to nothing.
 QUESTION = {"reddit_text": "I slept.", "human_summary": "Sleep.", "model_summary": "I slept."}
@@ -29,15 +32,34 @@ def netrc_has(address: str) -> bool:
     return get_netrc_auth(address) is not None
 
 
-def reach(address: str) -> None:
+def reach(address: str, limit: float = LIMIT) -> None:
     """Call a server; any answer will do.
+
+    Args:
+        address (str): its URL.
+        limit (float): seconds for all of it; a time-out of requests holds for each of a server's addresses.
 
     Raises:
         OSError: if there is none.
     """
     import requests
 
-    requests.head(address, timeout=LIMIT)
+    faults: list[OSError] = []
+
+    def call() -> None:
+        try:
+            requests.head(address, timeout=limit)
+        except OSError as error:
+            faults.append(error)
+
+    say(f"calling {address}, {limit:g} s at most")
+    calling = threading.Thread(target=call, daemon=True)
+    calling.start()
+    calling.join(limit)
+    if calling.is_alive():
+        raise TimeoutError(f"no answer within {limit:g} s")
+    if faults:
+        raise faults[0]
 
 
 def wandb(
@@ -70,7 +92,10 @@ def wandb(
         key = "key in ~/.netrc"
     else:
         return missing(
-            "wandb", f"no key for {address}", "a key", f"export WANDB_API_KEY, or run wandb login; or {other}"
+            "wandb",
+            f"no key for {address}",
+            "a key",
+            f"export WANDB_API_KEY, or {environment.program('wandb')} login; or {other}",
         )
     if not calls:
         return ok("wandb", f"{key}; {address} not called", "a key")
@@ -99,22 +124,32 @@ def judge_options(config: DictConfig) -> Any:
     return JudgeOptions.of(plain)
 
 
+def judge_fault(config: DictConfig) -> str | None:
+    """What is wrong with the judge's options or key; None if nothing is."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        options = judge_options(config)
+        if options is not None:
+            options.api_key()
+    except (ValueError, OmegaConfBaseException) as error:  # the latter for a variable that is not set
+        return str(error)
+    return None
+
+
 def judge_key(config: DictConfig) -> Line:
     """The judge's key.
 
     Args:
         config (DictConfig): the experiment.
     """
-    from omegaconf.errors import OmegaConfBaseException
-
-    remedy = "export the variable, or pick another judge: judge=gemini, openai, server, verl"
-    try:
-        options = judge_options(config)
-        if options is None:
-            return ok("judge's key", "no judge", "nothing: the rewards need none")
-        key = options.api_key()
-    except (ValueError, OmegaConfBaseException) as error:  # the latter for a variable that is not set
-        return missing("judge's key", shortened(str(error)), "a judge's options and key", remedy)
+    if fault := judge_fault(config):
+        remedy = "export the variable, or pick another judge: judge=gemini, openai, server, verl"
+        return missing("judge's key", shortened(fault), "a judge's options and key", remedy)
+    options = judge_options(config)
+    if options is None:
+        return ok("judge's key", "no judge", "nothing: the rewards need none")
+    key = options.api_key()
     if key is None:
         return ok("judge's key", f"{options.model} wants none", "no key")
     return ok("judge's key", f"in {options.api_key_env}", f"a key for {options.base_url}")
@@ -131,7 +166,9 @@ def ask_judge(options: Any) -> Any:
     """
     from saw.rewards.judge import Judge
 
-    limits = {"attempts": 1, "longest_wait": 0.0, "timeout": min(LIMIT, options.timeout), "cache": None, "faults": None}
+    limit = min(JUDGE_LIMIT, options.timeout)
+    limits = {"attempts": 1, "longest_wait": 0.0, "timeout": limit, "cache": None, "faults": None}
+    say(f"asking the judge {options.model} at {options.base_url}, {limit:g} s at most")
 
     async def once() -> Any:
         judge = Judge(options.model_copy(update=limits))
@@ -150,11 +187,10 @@ def judge_call(config: DictConfig, calls: bool = True, ask: Callable[[Any], Any]
         config (DictConfig): the experiment.
         calls (bool): whether it may be asked.
         ask (Callable): asks.
-
-    Raises:
-        JudgeError: if the options or the key are wrong.
     """
     thing, needed = "judge's answer", "scores for one short text"
+    if judge_fault(config):
+        return warning(thing, "not asked", needed, "see the line of the judge's key")
     options = judge_options(config)
     if options is None:
         return ok(thing, "no judge", "nothing: the rewards need none")
@@ -192,7 +228,10 @@ def cluster_of(
 
             address = running(config)
         folder = config.trainer.default_local_dir if config is not None else environ.get("SAW_RUNS", "runs")
-        return look(address, Path(folder)) if address is not None else None
+        if address is None:
+            return None
+        say(f"looking at the Ray cluster {address}, {CLUSTER_LIMIT} s at most")
+        return look(address, Path(folder))
     except Exception as error:  # noqa: BLE001  each line that needs the cluster says so
         return Cluster(address or "unknown address", error=f"{type(error).__name__}: {shortened(str(error))}")
 
@@ -211,7 +250,9 @@ def ray_cluster(config: DictConfig | None, cluster: Cluster | None) -> Line:
         remedy = "start one (docs/clusters.md; recipes/toolrl/slurm.sh), and set RAY_ADDRESS; or trainer.nnodes=1"
         return missing("Ray cluster", "RAY_ADDRESS is not set", f"{nodes} nodes", remedy)
     if cluster.error:
-        remedy = "see that it runs and its port can be reached (ray status), or unset RAY_ADDRESS"
+        remedy = (
+            f"see that it runs and its port can be reached ({environment.program('ray')} status), or unset RAY_ADDRESS"
+        )
         return missing("Ray cluster", f"{cluster.address}: {cluster.error}", f"{nodes} nodes", remedy)
     found = f"{cluster.address}: {len(cluster.nodes)} nodes, {cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs"
     if len(cluster.nodes) < nodes:

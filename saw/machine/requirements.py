@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -99,26 +100,42 @@ def declared(extras: Sequence[str]) -> list[Requirement]:
     return found
 
 
-def report(wrong: Sequence[Problem], python: str = sys.executable) -> str:
-    """The problems and the commands that repair them; torch and vLLM depend on the driver, so the user chooses them."""
-    chosen = {"saw", "torch", "vllm"}
-    specs = sorted({f"'{problem.needed}'" for problem in wrong if problem.name not in chosen})
+def report(wrong: Sequence[Problem], python: str = sys.executable, has_pip: bool = True) -> str:
+    """The problems, and what repairs them.
+
+    Args:
+        wrong (Sequence[Problem]): the problems.
+        python (str): of the environment that has them.
+        has_pip (bool): one that uv made has none.
+    """
     lines = [f"{python} lacks {len(wrong)} of what is needed; nothing was installed:"]
     lines += [f"  {problem}" for problem in wrong]
-    if specs:
-        lines.append(f"install them: {python} -m pip install {' '.join(specs)}")
+    lines += repairs(wrong, f"{python} -m pip install" if has_pip else f"uv pip install --python {python}")
+    return "\n".join(lines)
+
+
+def repairs(wrong: Sequence[Problem], install: str) -> list[str]:
+    """The commands that repair problems; torch and vLLM depend on the driver, so the user chooses them.
+
+    Args:
+        wrong (Sequence[Problem]): the problems.
+        install (str): the command before the packages, as in ``python -m pip install``.
+    """
+    chosen = {"saw", "torch", "vllm"}
+    specs = sorted({f"'{problem.needed}'" for problem in wrong if problem.name not in chosen})
+    lines = [f"install them: {install} {' '.join(specs)}"] if specs else []
     if _has(wrong, "saw"):
-        lines.append(f"install this repository: {python} -m pip install --no-deps -e {REPOSITORY}")
+        lines.append(f"install this repository: {install} --no-deps -e {REPOSITORY}")
     if _has(wrong, "torch") or _has(wrong, "vllm"):
         lines.append("install the torch and vLLM that belong together and suit the driver (docs/installation.md)")
-    return "\n".join(lines)
+    return lines
 
 
 def main() -> int:
     """Print what is wrong; 1 if anything is, else 0."""
     wrong = problems(sys.argv[1:] or EVERYTHING)
     if wrong:
-        print(report(wrong), file=sys.stderr)  # noqa: T201
+        print(report(wrong, has_pip=find_spec("pip") is not None), file=sys.stderr)  # noqa: T201
     return int(bool(wrong))
 
 

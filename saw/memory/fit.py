@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterable
 from dataclasses import replace
 
+from saw.machine import accelerator
 from saw.memory.phases import GIB, Estimate, Phase
 from saw.memory.settings import TOKEN_KEYS
 
@@ -92,10 +92,5 @@ def usable(gib: float) -> float:
 
 
 def memory_of_a_gpu() -> float | None:
-    """Usable bytes of this machine's smallest GPU; None without one."""
-    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    try:
-        listed = subprocess.run(query, capture_output=True, text=True, check=True, timeout=60).stdout
-        return min(usable(float(line) / 1024) for line in listed.split())
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return None
+    """Bytes that a program can use of this machine's smallest GPU; None where torch can use none."""
+    return accelerator.probe().memory

@@ -122,6 +122,9 @@ def _model(config: DictConfig) -> Iterator[str]:
     model = config.actor_rollout_ref.model
     if not _is_local(model.path):
         return
+    if os.path.isabs(model.path) and not os.path.isdir(model.path):
+        yield f"{MODEL}.path is {model.path!r}; expected a model's folder, or its name on the Hub, and there is none"
+        return
     trust = {"trust_remote_code": model.trust_remote_code}
     source = {key: model.get(key) or model.path for key in ("hf_config_path", "tokenizer_path")}
     named = {key: f"{MODEL}.{key if model.get(key) else 'path'}" for key in source}

@@ -1,7 +1,7 @@
 """The method on a GPU agrees with the method on a CPU.
 
-Needs torch, numpy, pydantic and pytest alone, so that it runs in a folder that has only saw/, benchmarks/ and
-tests/gpu/::
+Needs torch, numpy, pydantic and pytest alone, so that it runs in a folder that has only saw/, benchmarks/,
+tests/__init__.py and tests/gpu/ (docs/gpu_tests.md)::
 
     python -m pytest tests/gpu/test_torch_only.py -p no:cacheprovider --noconftest
 

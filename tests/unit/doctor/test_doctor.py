@@ -12,45 +12,32 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 from argparse import Namespace
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import requests
 from omegaconf import OmegaConf
 
 import saw.doctor.__main__ as doctor
 from recipes.common import reproduce
-from recipes.common.stages import Stage
+from recipes.common.stages import Stage, gpus_of_a_node
 from saw.doctor import data, estimates, machine, services, software
 from saw.doctor.cluster import REFUSED, AskedNode, Cluster, connect, look
 from saw.doctor.lines import Line, can_start, examine, missing, ok, show, warning
-from saw.machine.accelerator import cluster_address
+from saw.machine import environment
+from saw.machine.accelerator import Device, Found, cluster_address
+from saw.machine.requirements import Problem
+from saw.memory import fit
 from tests.configs import compose
 
 GB = 10**9
-
-
-@dataclass(frozen=True)
-class Device:
-    """As saw.machine.accelerator has it."""
-
-    name: str
-    memory: int | None = None
-
-
-@dataclass(frozen=True)
-class Found:
-    """As saw.machine.accelerator has it."""
-
-    driver: str | None = None
-    devices: tuple[Device, ...] = ()
-    torch_cuda: str | None = None
-    usable: bool = False
-    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,8 +72,8 @@ class Available:
         object.__setattr__(self, "gpus", sum(node.gpus for node in self.nodes))
 
 
-NODE = Found("580.65.06", (Device("H100", 80 * GB),) * 4, "13.0", usable=True)
-BARE = Found()
+NODE = Found("580.65.06", (Device("H100", 80 * GB),) * 4, "13.0", usable=True, error=None)
+BARE = Found(None, (), None, usable=False, error=None)
 
 
 def decide(environ, probe):
@@ -208,8 +195,9 @@ def test_what_is_made_later_may_be_missing_now():
         ("disk", lambda: missing("disk", "", "", "")),
     ]
     lines = examine(checks, later=["model"])
-    assert [line.status for line in lines] == ["ok", "missing"]
+    assert [line.status for line in lines] == ["note", "missing"]
     assert "no folder" in lines[0].found
+    assert can_start(lines[:1])
 
 
 def test_the_table_is_plain_where_it_is_piped_and_keeps_commands_in_one_piece():
@@ -264,9 +252,7 @@ SILENT = Cluster("head:6379", error="no answer within 90 s")
 
 def test_gpus(gpu, cpu):
     assert machine.gpus(gpu, NODE).status == "ok"
-    is_missing(
-        machine.gpus(gpu, Found("580", NODE.devices[:3], "13.0", usable=True)), "3 on", "4 (1 nodes x 4)", "n_gpus"
-    )
+    is_missing(machine.gpus(gpu, replace(NODE, devices=NODE.devices[:3])), "3 on", "4 (1 nodes x 4)", "n_gpus")
     assert machine.gpus(cpu, BARE).status == "ok"
     assert machine.gpus(None, BARE).status == "ok"
     assert machine.gpus(gpu, BARE, cluster_of((32, 2), (32, 2))).status == "ok"
@@ -274,13 +260,37 @@ def test_gpus(gpu, cpu):
     assert machine.gpus(gpu, NODE, SILENT).status == "warning"
 
 
+@pytest.mark.parametrize(
+    ("found", "count", "memory"),
+    [
+        (NODE, 4, 80 * GB),
+        (replace(NODE, devices=(Device("H100", 80 * GB), Device("MIG 1g.10gb", 10 * GB))), 2, 10 * GB),
+        (replace(NODE, devices=(Device("H100", 80 * GB), Device("npu"))), 2, 80 * GB),
+        (replace(NODE, usable=False, error="too old a driver"), 0, None),  # seen by nvidia-smi alone
+        (BARE, 0, None),
+    ],
+)
+def test_a_dry_run_and_the_doctor_count_the_same_gpus(gpu, others, monkeypatch, found, count, memory):
+    """Kind: what nvidia-smi lists, and what torch can use."""
+    monkeypatch.setattr(others["saw.machine.accelerator"], "probe", lambda: found)
+    assert gpus_of_a_node() == count
+    line = machine.gpus(gpu, found)
+    assert line.found.startswith(f"{count} on this machine")
+    assert (line.status == "ok") == (count >= 4)
+    assert ("torch cannot use" in line.found) == (bool(found.devices) and not found.usable)
+    assert fit.memory_of_a_gpu() == memory
+    seen = []
+    machine.gpu_memory(gpu, found, lambda config, size: (seen.append(size), (0.0, []))[1])
+    assert seen == [memory or fit.usable(machine.ASSUMED)]
+
+
 def test_gpu_memory(gpu, cpu):
     assert machine.gpu_memory(gpu, NODE, estimates.fit).status == "ok"
-    small = Found("580", (Device("H100", 80 * GB), Device("A100", 40 * GB)), "13.0", usable=True)
+    small = replace(NODE, devices=(Device("H100", 80 * GB), Device("A100", 40 * GB)))
     is_missing(machine.gpu_memory(gpu, small, estimates.fit), "37.3 GiB", "55.9 GiB", "lower ppo_max_token_len_per_gpu")
     assert machine.gpu_memory(cpu, BARE, estimates.fit).status == "ok"
     assert machine.gpu_memory(gpu, BARE, estimates.fit).status == "warning"
-    assert machine.gpu_memory(gpu, Found("580", (Device("GPU"),)), estimates.fit).status == "warning"
+    assert machine.gpu_memory(gpu, replace(NODE, devices=(Device("GPU"),)), estimates.fit).status == "warning"
 
     def uncovered(config, size):
         raise ValueError("strategy is 'megatron'")
@@ -300,6 +310,7 @@ def test_cores(gpu):
     )  # GPUs: their line
     assert machine.cores(gpu, SILENT).status == "warning"
     assert machine.cores(None).status == "ok"
+    assert "logical" in machine.cores(None).found
 
 
 @pytest.mark.parametrize(
@@ -368,7 +379,39 @@ def test_compiler(gpu, cpu, tmp_path):
 
 def test_packages():
     assert software.packages(list).status == "ok"
-    is_missing(software.packages(lambda: ["verl is 0.9.0, needed 0.9.1"]), "verl is 0.9.0")
+    is_missing(software.packages(lambda: [OLD_VERL]), "verl: 0.9.0")
+
+
+OLD_VERL = Problem("verl", "0.9.0", "verl==0.9.1", "saw")
+NO_TORCH = Problem("torch", None, "torch>=2.6", "saw")
+
+
+@pytest.mark.parametrize("made_for", ["gpu", None])
+def test_what_repairs_packages_is_what_helps_in_this_environment(monkeypatch, pinned, made_for):
+    """Kind: advice that goes in a circle: set-up only checks an environment that it did not make."""
+    monkeypatch.setattr(environment, "made_for", lambda: made_for)
+    versions = {"torch": "2.12.0", "verl": "0.9.0", "vllm": "0.24.0"}
+
+    def installed(name):
+        if name not in versions:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    lines = [software.packages(lambda: [OLD_VERL, NO_TORCH]), software.pins("gpu", pinned, installed, {})]
+    for line in lines:
+        assert ("setup.sh" in line.remedy) == (made_for is not None)
+        assert (f"{environment.pip_install()} " in line.remedy) == (made_for is None)
+        assert "'torch" not in line.remedy  # whoever made the environment chose it
+        assert "openai" not in line.remedy  # absent, and not needed by what is looked for
+        if made_for is None:
+            assert "'verl==0.9.1'" in line.remedy
+
+
+def test_versions_of_another_set_are_in_another_environment(monkeypatch, pinned):
+    monkeypatch.setattr(environment, "made_for", lambda: "cpu")
+    line = software.pins("gpu", pinned, lambda name: "0", {})
+    assert "--set gpu" in line.remedy
+    assert "remove" not in line.remedy
 
 
 @pytest.fixture
@@ -434,6 +477,14 @@ def test_attention(gpu, cpu):
     is_missing(software.attention(gpu, refuse), "ulysses_sequence_parallel_size is 2")
 
 
+def test_attention_that_was_chosen_without_the_model_says_so(gpu):
+    """Kind: a choice that changes once the model is downloaded, of which the dry run tells another one."""
+    flash, sdpa = Namespace(name="flash_attention_2", reason=""), Namespace(name="sdpa", reason="")
+    assert "config.json is not here" in software.attention(gpu, lambda config: sdpa, model_is_here=False).remedy
+    assert "config.json" not in software.attention(gpu, lambda config: sdpa, model_is_here=True).remedy
+    assert software.attention(gpu, lambda config: flash, model_is_here=False).status == "ok"
+
+
 def test_configuration(gpu, cpu):
     assert software.configuration(gpu, lambda config: None).status == "ok"
 
@@ -492,6 +543,7 @@ def test_a_model_of_the_hub(weights):
     assert data.model(hub, cached=cached, listed=offline).status == "ok"
     assert data.model(hub, cached=nothing, listed=lambda name: ["config.json", "model.safetensors"]).status == "ok"
     is_missing(data.model(hub, cached=nothing, listed=offline), "cannot connect", f"hf download {hub}")
+    assert environment.program("hf") in data.model(hub, cached=nothing, listed=offline).remedy
     is_missing(data.model(hub, cached=nothing, listed=lambda name: ["README.md"]), "config.json")
     assert data.model(hub, cached=nothing, listed=None).status == "warning"
     (weights / "model-1.safetensors").unlink()  # a download that was cut short
@@ -572,6 +624,55 @@ def test_data_files_of_json(gpu, tmp_path, name, text, status):
     assert data.files(with_files(gpu, path), "train_files").status == status
 
 
+@pytest.mark.parametrize("split", ["train_files", "val_files"])
+@pytest.mark.parametrize(
+    ("experiment", "script", "module"),
+    [
+        ("toolrl/1.5b_saw_gdpo", "bash scripts/reproduce_table1.sh", "data_prep.toolrl"),
+        ("tldr/saw_gdpo", "bash scripts/reproduce_table2.sh", "data_prep.tldr"),
+        ("quickstart", "bash scripts/quickstart.sh", "data_prep.toy_toolrl"),
+    ],
+)
+def test_data_that_a_script_makes_is_a_note_with_its_commands(tmp_path, monkeypatch, experiment, script, module, split):
+    """Kind: the README has the doctor before what makes the data."""
+    monkeypatch.setenv("SAW_RUNS", str(tmp_path))
+    config = copy.deepcopy(compose(f"experiment={experiment}"))
+    line = data.files(config, split)
+    path = Path(config.data[split])
+    assert (line.status, line.found) == ("note", f"not yet: {path}")
+    assert can_start([line])
+    assert script in line.remedy
+    assert f"{environment.python()} -m {module} " in line.remedy
+    assert line.remedy.endswith(f"--out {path.parent}")
+    assert (Path(data.__file__).parents[2] / script.split()[1]).is_file()
+    importlib.import_module(module)
+
+    renamed = changed(config, {"data": {split: str(path.parent / "trian.parquet")}})
+    is_missing(data.files(renamed, split), "trian.parquet", f"data.{split}")
+    beside = changed(config, {"data": {split: [str(path), str(path.parent / "mine.parquet")]}})
+    is_missing(data.files(beside, split), "mine.parquet")
+    path.parent.mkdir(parents=True)
+    (path.parent / "data.done.json").touch()  # the script passes over a finished stage
+    is_missing(data.files(config, split), str(path.parent / "data.done.json"), script)
+    path.mkdir()
+    is_missing(data.files(config, split), str(path))
+
+
+@pytest.mark.parametrize(
+    ("experiment", "script"), [("quickstart", "bash scripts/quickstart.sh"), ("study", "bash scripts/study.sh")]
+)
+def test_a_model_that_a_script_makes_is_a_note(tmp_path, monkeypatch, experiment, script):
+    monkeypatch.setenv("SAW_RUNS", str(tmp_path))
+    config = compose(f"experiment={experiment}")
+    line = data.model(config.actor_rollout_ref.model.path)
+    assert line.status == "note"
+    assert script in line.remedy
+    assert data.tokenizer(config).status == "note"
+    other = changed(config, {"actor_rollout_ref": {"model": {"path": str(tmp_path / "model")}}})
+    is_missing(data.model(other.actor_rollout_ref.model.path), str(tmp_path / "model"))
+    is_missing(data.tokenizer(other), str(tmp_path / "model"))
+
+
 def test_a_data_set_of_its_own_class_is_not_judged_by_its_columns(gpu):
     config = changed(gpu, {"data": {"custom_cls": {"path": "mine.py"}}})
     assert data.files(config, "train_files").status == "warning"
@@ -612,6 +713,58 @@ def test_wandb(gpu, cpu):
     assert services.wandb(gpu, calls=False, environ=key, reach=unreachable).status == "ok"
 
 
+def test_a_server_has_a_few_seconds_for_all_of_its_addresses(monkeypatch, capsys):
+    """Kind: a firewall that swallows what is sent, so that each address takes a time-out of its own."""
+    never = threading.Event()
+    monkeypatch.setattr(requests, "head", lambda *_, **__: never.wait(60))
+    with pytest.raises(OSError, match=r"no answer within 0\.05 s"):
+        services.reach("http://silent.invalid", limit=0.05)
+    never.set()
+    assert "http://silent.invalid" in capsys.readouterr().err  # what is waited for, before it is over
+    services.reach("http://silent.invalid", limit=60)
+
+    def refuse(*_, **__):
+        raise requests.ConnectionError("refused")
+
+    monkeypatch.setattr(requests, "head", refuse)
+    with pytest.raises(OSError, match="refused"):
+        services.reach("http://silent.invalid", limit=60)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """The Hub is asked anew, and the process is as before afterwards."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    data.hub_fault.cache_clear()
+    yield monkeypatch
+    data.hub_fault.cache_clear()
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(hub, weights):
+    """Kind: each library tries again for half a minute."""
+    asked = []
+
+    def silent(address):
+        asked.append(address)
+        raise TimeoutError("no answer within 5 s")
+
+    hub.setattr(data, "reach", silent)
+    data.look_for_the_hub(str(weights))
+    assert asked == []
+    data.look_for_the_hub("Qwen/Qwen2.5-1.5B-Instruct")
+    assert (os.environ["HF_HUB_OFFLINE"], huggingface_hub.constants.HF_HUB_OFFLINE) == ("1", True)
+    line = data.model("Qwen/no-such-model", cached=lambda repository, file: None)
+    is_missing(line, "no answer within 5 s", "hf download")
+    assert asked == [huggingface_hub.constants.ENDPOINT]
+
+
+def test_a_hub_that_answers_is_used(hub):
+    hub.setattr(data, "reach", lambda address: None)
+    data.look_for_the_hub("Qwen/Qwen2.5-1.5B-Instruct")
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
+
+
 def test_judges_key(gpu, judged, monkeypatch):
     assert services.judge_key(gpu).status == "ok"
     line = services.judge_key(judged)
@@ -629,7 +782,7 @@ def verdict(**values):
     return Namespace(**{"fault": None, "scores": {"quality": 3.0}, "seconds": 1.0, "dollars": 0.0001, **values})
 
 
-def test_judges_answer(gpu, judged):
+def test_judges_answer(gpu, judged, monkeypatch):
     def never(options):
         raise AssertionError("asked")
 
@@ -637,6 +790,8 @@ def test_judges_answer(gpu, judged):
     assert services.judge_call(judged, ask=lambda options: verdict()).status == "ok"
     is_missing(services.judge_call(judged, ask=lambda options: verdict(fault="HTTP 401: wrong key")), "HTTP 401")
     assert services.judge_call(judged, calls=False, ask=never).status == "warning"
+    monkeypatch.delenv("GEMINI_API_KEY")
+    assert services.judge_call(judged, ask=never).status == "warning"
     served = compose(
         "experiment=tldr/saw_gdpo", "judge=verl", "reward.reward_model.model_path=Qwen/Qwen2.5-7B-Instruct"
     )
@@ -816,6 +971,19 @@ def test_paths_are_looked_at_as_the_start_will_write_them(in_order, monkeypatch,
     monkeypatch.setattr(doctor, "attention_of", lambda config: seen.append(config.actor_rollout_ref.model.path))
     doctor.diagnose([*in_order, "actor_rollout_ref.model.path='~/weights'"], calls=False)
     assert seen == [f"{tmp_path}/weights"]
+
+
+@pytest.mark.parametrize("value", [None, " "])
+def test_a_key_that_is_not_set_is_reported_once_and_hides_nothing(in_order, monkeypatch, value):
+    """Kind: one fault in every line that needs the key."""
+    if value is not None:
+        monkeypatch.setenv("GEMINI_API_KEY", value)
+    lines = doctor.diagnose([*in_order, "experiment=tldr/saw_gdpo", "size=toy"])
+    assert [line.thing for line in lines if "GEMINI_API_KEY" in str(line)] == ["judge's key"]
+    assert "GEMINI_API_KEY" not in os.environ or os.environ["GEMINI_API_KEY"] == value
+    assert {line.thing: line.status for line in lines}["configuration"] == "ok"
+    broken = compose("experiment=tldr/saw_gdpo", "saw.options.ema=2")
+    is_missing(software.configuration(broken, doctor.check_config), "saw.options.ema")
 
 
 def test_the_order_is_that_of_the_list(in_order):

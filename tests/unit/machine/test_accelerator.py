@@ -11,7 +11,7 @@ import torch
 from recipes.common import reproduce as common
 from recipes.tldr import reproduce as table_2
 from recipes.toolrl import reproduce as table_1
-from saw.machine import accelerator
+from saw.machine import accelerator, environment
 from saw.machine.accelerator import AcceleratorError, Device, Found, decide
 from saw.runs import train
 from saw.runs.compose import compose
@@ -93,7 +93,7 @@ def test_contradictions_are_refused_before_the_machine_is_looked_at(environ, say
     [
         (TOO_OLD, "4 x NVIDIA A100 found, driver 550.54.15.*CUDA 13.0 needs driver 580 or newer.*too old.*Update the"),
         (Found("470.1", (H100,), "12.8", False, None), "driver 470.1.*CUDA 12.8 needs driver 525 or newer.*Update the"),
-        (Found("580.1", (H100,), None, False, None), "driver 580.1.*built without CUDA.*scripts/setup.sh"),
+        (Found("580.1", (H100,), None, False, None), "driver 580.1.*built without CUDA"),
         (Found(None, (H100,), "13.0", False, "nvidia-smi: mismatch"), "driver unknown.*580.*nvidia-smi: mismatch"),
         (Found("600.1", (H100,), "14.0", False, None), "CUDA 14.0 needs driver .see NVIDIA. or newer"),
     ],
@@ -101,6 +101,16 @@ def test_contradictions_are_refused_before_the_machine_is_looked_at(environ, say
 def test_a_gpu_that_torch_cannot_use_is_an_error_and_no_fallback(environ, found, says):
     with pytest.raises(AcceleratorError, match=f"{says}.*SAW_PLATFORM=cpu rehearses"):
         decide(environ, lambda: found)
+
+
+@pytest.mark.parametrize(("made_for", "helps"), [("cpu", "setup.sh --set gpu"), (None, "into this environment")])
+def test_a_torch_without_cuda_is_replaced_by_what_replaces_it(monkeypatch, made_for, helps):
+    """Kind: set-up installs nothing into an environment that it did not make."""
+    monkeypatch.setattr(environment, "made_for", lambda: made_for)
+    message = accelerator.unusable(Found("580.1", (H100,), None, False, None))
+    assert helps in message
+    assert ("setup.sh" in message) == (made_for is not None)
+    assert "--rehearse" in message  # without it a table's trainings have SAW_PLATFORM=gpu
 
 
 def test_gpus_that_do_not_exist_are_named():

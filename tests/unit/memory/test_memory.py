@@ -15,6 +15,7 @@ from recipes.common import reproduce as common
 from recipes.tldr import reproduce as table2
 from recipes.toolrl import reproduce as table1
 from saw import memory
+from saw.machine import accelerator
 from saw.memory import SHAPES, Shape, estimate, fits, largest_tokens, read_settings, report, shape_of, usable
 from saw.memory.__main__ import main
 from saw.memory.phases import GIB
@@ -329,28 +330,32 @@ def test_without_flash_attn_only_the_logits_take_less(config):
     assert phase(without, "update: layers").parts["activations"] > phase(with_it, "update: layers").parts["activations"]
 
 
-@pytest.fixture
-def nvidia_smi(tmp_path, monkeypatch):
-    """A stand-in that says the memory of each GPU, in MiB; or fails."""
+@pytest.mark.parametrize(
+    ("sizes", "usable_by_torch", "expected"),
+    [
+        ([80, 40], True, 40),
+        ([80, 10], True, 10),  # a part of one, MIG
+        ([80, None], True, 80),
+        ([None], True, None),  # another maker's
+        ([80], False, None),  # seen by nvidia-smi alone
+        ([], False, None),  # none, or hidden by CUDA_VISIBLE_DEVICES
+    ],
+)
+def test_the_smallest_gpu_that_torch_can_use_counts(monkeypatch, sizes, usable_by_torch, expected):
+    """Kind: a second look at the machine, by nvidia-smi, which knows neither hidden nor divided GPUs."""
+    devices = tuple(accelerator.Device("GPU", None if size is None else size * GIB) for size in sizes)
+    found = accelerator.Found("580.1", devices, "13.0", usable_by_torch, None)
+    monkeypatch.setattr(accelerator, "probe", lambda: found)
+    assert memory.memory_of_a_gpu() == (None if expected is None else expected * GIB)
 
-    def install(*lines: str, status: int = 0):
-        script = tmp_path / "bin" / "nvidia-smi"
-        script.parent.mkdir(exist_ok=True)
-        script.write_text("#!/bin/sh\n" + "".join(f"echo {line}\n" for line in lines) + f"exit {status}\n")
-        script.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{script.parent}{os.pathsep}{os.environ['PATH']}")
 
-    return install
-
-
-def test_the_smallest_gpu_of_this_machine_counts(nvidia_smi):
-    nvidia_smi("81920", "40960")
-    assert memory.memory_of_a_gpu() == usable(40)
-
-
-@pytest.mark.parametrize("case", [(("[N/A]",), 0), (("No devices were found",), 6), ((), 0)])
-def test_no_gpu_or_no_answer_is_none(nvidia_smi, case):
-    nvidia_smi(*case[0], status=case[1])
+def test_an_nvidia_smi_that_torch_contradicts_is_not_believed(tmp_path, monkeypatch):
+    if torch.accelerator.is_available():
+        pytest.skip("there is an accelerator")
+    script = tmp_path / "nvidia-smi"
+    script.write_text("#!/bin/sh\necho 81920\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     assert memory.memory_of_a_gpu() is None
 
 

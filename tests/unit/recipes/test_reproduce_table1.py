@@ -16,6 +16,7 @@ def ready(monkeypatch, tmp_path):
     monkeypatch.setattr(common, "gpus_of_a_node", lambda: 4)
     monkeypatch.setattr(common, "free_bytes", lambda folder: 1e15)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("SAW_PLATFORM", raising=False)
     (tmp_path / "bfcl" / "bin").mkdir(parents=True)
     (tmp_path / "bfcl" / "bin" / "python").touch()
     monkeypatch.setenv("SAW_BFCL_VENV", str(tmp_path / "bfcl"))
@@ -99,6 +100,17 @@ def test_disk_space_is_counted_for_what_is_left_to_do(ready, monkeypatch):
 def test_a_missing_bfcl_environment_is_named_with_its_command(ready, monkeypatch, tmp_path):
     monkeypatch.setenv("SAW_BFCL_VENV", str(tmp_path / "nowhere"))
     assert any("setup.sh --bfcl" in line for line in reproduce.check(reproduce.parse(ready)))
+    assert reproduce.check(reproduce.parse([*ready, "--dry-run"])) == []  # the script makes it, unless it is a dry run
+
+
+@pytest.mark.parametrize("value", ["cpu", "CPU "])
+def test_a_platform_that_a_table_would_overrule_is_refused(ready, monkeypatch, value):
+    """Kind: the remedy SAW_PLATFORM=cpu alone, where a table's trainings have SAW_PLATFORM=gpu."""
+    monkeypatch.setenv("SAW_PLATFORM", value)
+    (fault,) = reproduce.check(reproduce.parse(ready))
+    for part in ("SAW_PLATFORM", "--rehearse"):
+        assert part in fault
+    assert reproduce.check(reproduce.parse(["--rehearse", *ready[2:]])) == []
 
 
 @pytest.mark.parametrize(
@@ -109,6 +121,7 @@ def test_a_missing_bfcl_environment_is_named_with_its_command(ready, monkeypatch
         (["trainer"], "'trainer' is no Hydra override"),
         (["--rehearse"], "takes neither --source nor --skip-bad"),
         (["--method", "ppo"], "invalid choice: 'ppo'"),
+        (["--dry"], "--dry"),  # the script, which has to know a dry run, knows it by its whole name
     ],
 )
 def test_wrong_options_are_refused(ready, options, fault, capsys):

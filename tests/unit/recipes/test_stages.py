@@ -2,12 +2,15 @@
 
 import json
 import signal
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
 
 from recipes.common.stages import Stage, run_all, show
+from saw.machine import environment
 
 pytestmark = pytest.mark.slow  # they wait for processes
 
@@ -99,4 +102,14 @@ def test_commands_are_shown_as_a_shell_takes_them(tmp_path, capsys):
     done = Stage("a", tmp_path, ("-c", "print('x y')"), environment={"K": "v w"})
     done.run()
     show([done], {})
-    assert capsys.readouterr().out == f"# {tmp_path.name}: a (done)\nK='v w' python -c 'print('\"'\"'x y'\"'\"')'\n"
+    said, line = capsys.readouterr().out.splitlines()
+    assert said == f"# {tmp_path.name}: a (done)"
+    assert line == f"K='v w' {environment.python()} -c 'print('\"'\"'x y'\"'\"')'"
+
+
+def test_a_command_that_is_shown_runs_where_the_environment_is_not_active(tmp_path):
+    """Kind: python is another one in the shell, or none."""
+    shown = Stage("a", tmp_path, ("-c", "import os, sys; print(sys.prefix, os.environ['K'])"), environment={"K": "v w"})
+    shell = {"PATH": "/usr/bin:/bin"}
+    done = subprocess.run(["bash", "-c", shown.line()], capture_output=True, text=True, env=shell, check=True)
+    assert done.stdout == f"{sys.prefix} v w\n"

@@ -143,6 +143,7 @@ def ready(monkeypatch, tmp_path):
     monkeypatch.setattr(common, "gpus_of_a_node", lambda: 4)
     monkeypatch.setattr(common, "free_bytes", lambda folder: 1e15)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("SAW_PLATFORM", raising=False)
     monkeypatch.setenv("GEMINI_API_KEY", "sk-test")
     return ["--out", str(tmp_path / "out")]
 
@@ -178,6 +179,15 @@ def test_a_missing_key_is_named_before_anything_runs(ready, monkeypatch):
     assert any("'GEMINI_API_KEY', and that environment variable is not set" in line for line in missing(ready))
     monkeypatch.delenv("JUDGE_URL", raising=False)
     assert any("'JUDGE_URL' not found" in line for line in missing([*ready, "--judge", "server"]))
+
+
+def test_a_dry_run_leaves_the_key_to_the_doctor_but_not_a_second_judge_s(ready, monkeypatch):
+    """Kind: one fault told several times."""
+    monkeypatch.delenv("GEMINI_API_KEY")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert missing([*ready, "--dry-run"]) == []
+    (fault,) = missing([*ready, "--dry-run", "--second-judge", "openai"])
+    assert "OPENAI_API_KEY" in fault
 
 
 def missing(options):

@@ -184,6 +184,7 @@ def test_platform_and_set_and_folder_are_decided_in_one_place(machine, driver, v
         (None, 0, {"SAW_SET": "gpu", "SAW_PLATFORM": "cpu"}, r"SAW_SET is gpu.*SAW_PLATFORM=cpu"),
         (None, 0, {"SAW_SET": "gpu", "SAW_VENV": "active"}, r"SAW_SET is gpu.*SAW_VENV=active"),
         (None, 0, {"SAW_VENV": "active"}, r"no python on PATH"),
+        ("99.5", 0, {}, r"a table: with --rehearse"),  # which else sets SAW_PLATFORM=gpu for its trainings
     ],
 )
 def test_a_gpu_that_cannot_be_used_and_a_contradiction_are_errors(machine, said, status, variables, message):
@@ -243,6 +244,13 @@ def test_the_alias_has_the_version_of_the_build_beside_it(machine):
     for chosen, version in (("cpu", "0.28.0+cpu"), ("released", "0.24.0+cpu")):
         machine.set_up("--set", chosen)
         assert tomllib.loads(seen.read_text())["project"]["version"] == version
+
+
+@pytest.mark.parametrize("arguments", [["--set"], ["--set", ""], ["--set", "newest"], ["--set", "--dev"]])
+def test_a_set_that_is_none_is_refused_by_the_option_s_name(machine, arguments):
+    error = machine.refuses(*arguments)
+    assert f"--set is '{(*arguments, '')[1]}'; expected cpu, gpu or released" in error
+    assert "SAW_SET" not in error
 
 
 @pytest.mark.parametrize("argument", ["--gpu", "dev", "--set=gpu", "--help"])
@@ -425,8 +433,9 @@ def test_flash_attn_is_for_the_gpu_set(machine, variables):
         ("benchmark", ["judge"], "saw benchmark judge"),
         ("quickstart", ["--steps", "3"], "saw quickstart --steps 3"),
         ("report", ["dashboard", "--project", "x"], "saw dashboard --project x"),
-        ("reproduce_table1", ["--dry-run"], "saw reproduce table1 --dry-run"),
-        ("reproduce_table2", ["--dry-run"], "saw reproduce table2 --dry-run"),
+        ("reproduce_table1", ["--rehearse"], "saw reproduce table1 --rehearse"),
+        ("reproduce_table2", ["--rehearse"], "saw reproduce table2 --rehearse"),
+        ("run", ["python", "-m", "saw", "memory"], "saw memory"),
         ("study", ["lm"], "saw study lm"),
         ("sweep", ["--seeds", "1"], "saw sweep --seeds 1"),
         ("test", ["--fast", "tests/unit"], "pytest --fast tests/unit"),
@@ -441,6 +450,51 @@ def test_a_script_runs_by_the_python_that_was_chosen(machine, script, arguments,
     assert not (machine.repository / ".venv").exists()
     machine.has_driver("570.1")
     assert "570.1" in machine.refuses(*arguments, script=script)
+
+
+@pytest.mark.parametrize("script", ["reproduce_table1", "reproduce_table2", "sweep"])
+def test_a_dry_run_installs_nothing(machine, script):
+    """Kind: what a script does before its Python reads --dry-run; in an environment of one's own, on a fresh clone."""
+    machine.has("python", PYTHON.replace("VERSION", "3.12"))
+    error = machine.refuses("--source", "rows.json", "--dry-run", script=script)
+    assert "bash scripts/setup.sh --set cpu" in error
+    assert not machine.log.exists()
+
+    def dry_run(**variables: str) -> list[str]:
+        before = machine.installed()
+        result = machine.script(script, "--source", "rows.json", "--dry-run", **variables)
+        assert result.returncode == 0, result.stderr
+        assert not (machine.repository / ".venv-bfcl").exists()
+        return machine.installed()[len(before) :]
+
+    assert dry_run(SAW_VENV="active") == []
+    assert not (machine.repository / ".venv").exists()
+    machine.set_up()
+    assert dry_run() == []
+    requirements = machine.repository / "requirements" / "cpu.txt"
+    requirements.write_text(requirements.read_text() + "# another\n")
+    assert "bash scripts/setup.sh --set cpu" in machine.refuses("--dry-run", script=script)
+    assert machine.script(script, "--method", "grpo").returncode == 0
+    assert (machine.repository / ".venv-bfcl").exists() == (script == "reproduce_table1")
+
+
+@pytest.mark.parametrize(("options", "made"), [(["--dev"], []), (["--bfcl"], []), (["--flash-attn"], ["--set", "gpu"])])
+def test_what_is_to_be_added_is_named_and_not_made(machine, options, made):
+    machine.has("nvcc", _nvcc("13.0"))
+    machine.set_up(*made)
+    for option in options:
+        error = machine.refuses("--check", *made, option)
+        assert option in error.split("bash scripts/setup.sh")[1]
+    machine.set_up(*made, *options)
+    assert machine.set_up("--check", *made, *options) == []
+
+
+def test_a_command_runs_with_the_environment_s_programs(machine):
+    machine.set_up()
+    machine.has(f"{machine.repository}/.venv/bin/ray", '#!/usr/bin/env bash\necho "ray $*, $SAW_RUNS"\nexit 3\n')
+    result = machine.script("run", "ray", "start", "--address", "a b")
+    assert (result.returncode, result.stdout) == (3, f"ray start --address a b, {machine.repository}/runs\n")
+    assert "there is no command" in machine.refuses(script="run")
 
 
 def test_the_active_python_is_checked_and_left_as_it_is(machine):
@@ -613,6 +667,9 @@ def test_the_report_names_the_commands_and_leaves_torch_alone():
     assert "/env/bin/python -m pip install 'ray[default]'\n" in text
     assert f"/env/bin/python -m pip install --no-deps -e {ROOT}" in text
     assert "install 'torch" not in text
+    assert "uv pip install --python /env/bin/python 'ray" in requirements.report(
+        [problem("ray", None, "ray[default]", "saw")], "/env/bin/python", has_pip=False
+    )
 
 
 def test_an_unknown_extra_is_refused():

@@ -116,7 +116,7 @@ WRONG_INPUTS = {
     "validation data": ({"data.val_files": [NOWHERE]}, "data.val_files has '/nowhere/at/all'"),
     "no data": ({"data.val_files": None}, "data.val_files is None"),
     "a class of data": ({"data.custom_cls.path": f"{NOWHERE}.py"}, "data.custom_cls.path is '/nowhere"),
-    "a model's folder": ({MODEL: NOWHERE}, f"{MODEL} is '/nowhere/at/all'.*config.json"),
+    "a model's folder": ({MODEL: NOWHERE}, f"{MODEL} is '/nowhere/at/all'.*folder.*there is none"),
     "a tokenizer": (
         {"actor_rollout_ref.model.tokenizer_path": NOWHERE},
         "model.tokenizer_path is '/nowhere/at/all'.*tokenizer",

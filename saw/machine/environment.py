@@ -1,0 +1,91 @@
+"""The Python environment that runs, in commands for a person: how to use it, and how to mend it.
+
+An environment that ``scripts/setup.sh`` made is not active in a shell, so a plain ``python`` is another one. In an
+environment that it did not make it installs nothing, so that there a remedy is a command of pip. Standard library only:
+the doctor needs this most where packages are missing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+#: What scripts/setup.sh leaves in an environment that it made; the first word is the set.
+MARK = ".saw-setup"
+FLASH_ATTN = "flash-attn==2.8.3"
+
+
+def program(name: str) -> str:
+    """What to type for a program of this environment.
+
+    Args:
+        name (str): ``python``, or one that a package brings, such as ``hf``.
+
+    Returns:
+        str: the name alone where ``PATH`` leads to this environment, else the path, from the current folder if it is
+        below it.
+    """
+    here = Path(sys.executable)
+    wanted = here if name == "python" else here.parent / name
+    if not wanted.exists():
+        return name
+    found = shutil.which(name)
+    if found is not None and Path(found).absolute().parent == here.parent and os.path.samefile(found, wanted):
+        return name
+    return shlex.quote(str(wanted.relative_to(Path.cwd()) if wanted.is_relative_to(Path.cwd()) else wanted))
+
+
+def python() -> str:
+    """What to type for the Python that runs."""
+    return program("python")
+
+
+def pip_install() -> str:
+    """What to type before the packages that are to get into this environment; uv makes some that have no pip."""
+    if importlib.util.find_spec("pip") is None:
+        return f"uv pip install --python {python()}"
+    return f"{python()} -m pip install"
+
+
+def made_for(environ: Mapping[str, str] = os.environ, prefix: str | None = None) -> str | None:
+    """The set that ``scripts/setup.sh`` made this environment for; None if it would only check it.
+
+    Args:
+        environ (Mapping[str, str]): may hold ``SAW_VENV``.
+        prefix (str | None): the environment's folder; None takes that of this Python.
+    """
+    if environ.get("SAW_VENV") == "active":
+        return None
+    try:
+        words = (Path(prefix or sys.prefix) / MARK).read_text().split()
+    except OSError:
+        return None
+    return words[0] if words else None
+
+
+def set_up(wanted: str) -> str:
+    """How to have the packages of a set, from an environment that ``scripts/setup.sh`` made."""
+    command = f"bash scripts/setup.sh --set {wanted}"
+    if made_for() != wanted:
+        return f"{command} makes the environment of the set {wanted}: use that one"
+    named = f"SAW_VENV={shlex.quote(sys.prefix)} " if os.environ.get("SAW_VENV") else ""
+    return f"{named}{command}; if that changes nothing, remove {sys.prefix} first"
+
+
+def flash_attn() -> str:
+    """The command that installs flash-attn."""
+    if made_for() == "gpu":
+        return "bash scripts/setup.sh --flash-attn"
+    return f"{pip_install()} --no-build-isolation {FLASH_ATTN} (needs nvcc of torch's CUDA: docs/attention.md)"
+
+
+def cuda() -> str:
+    """How to get a torch that is built for CUDA."""
+    if made_for() is not None:
+        return set_up("gpu")
+    return "install the torch and vLLM for CUDA that suit the driver into this environment (docs/installation.md)"
