@@ -91,7 +91,8 @@ def plan(arguments: argparse.Namespace, environment: dict[str, str]) -> tuple[li
     chains = {}
     for cell, seed in cells(arguments):
         folder = out / cell.folder(seed)
-        stages = reproduce.training(arguments, folder, f"tldr/{cell.method}", seed, overrides, environment)
+        experiment = ("experiment=tldr", f"saw.method={cell.method}")
+        stages = reproduce.training(arguments, folder, experiment, seed, overrides, environment)
         chains[folder.name] = [*stages, evaluation(arguments, folder, environment)]
     return shared, chains
 
@@ -132,7 +133,7 @@ def check(arguments: argparse.Namespace) -> list[str]:
 
 def cost(arguments: argparse.Namespace, options: JudgeOptions) -> str:
     """What the judge would cost, in words: an estimate from the numbers of samples and the prices of the options."""
-    config = compose(f"experiment=tldr/{arguments.method[0]}", *arguments.overrides)
+    config = compose("experiment=tldr", *arguments.overrides)
     report = arguments.out / "data" / "report.json"
     data = json.loads(report.read_text()) if report.exists() else {}
     rows = {split: data.get(split, {}).get("rows", default) for split, default in (("train", 2560), ("test", 256))}

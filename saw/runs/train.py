@@ -138,7 +138,7 @@ def check(config: DictConfig, platform: str | None) -> None:
     cluster.check(config, cluster.available(config))
 
 
-@hydra.main(config_path="../../configs", config_name="train", version_base=None)
+@hydra.main(config_path="pkg://saw.configs", config_name="train", version_base=None)
 def main(config: DictConfig) -> None:
     """Check a composed configuration, then do what verl's own entry point does after its check."""
     from verl.trainer import main_ppo

@@ -28,7 +28,7 @@ from verl.utils.device import is_torch_npu_available
 from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.config import FSDPActorConfig
 
-from saw.machine import fused_kernels
+from saw.machine import environment, fused_kernels
 from saw.machine.fused_kernels import MODEL
 from saw.verl.config import ConfigError
 
@@ -42,7 +42,6 @@ FLASH = {
 }
 #: The first flash-attn whose cross entropy verl can read.
 OLDEST_FLASH_ATTN = "2.4.3"
-INSTALL = "pip install flash-attn --no-build-isolation (needs nvcc, and builds for minutes to hours)"
 #: Every attention that a training may have.
 ALLOWED = (*FLASH, "sdpa", "eager", "flex_attention")
 #: Implementations of verl's fused kernels; with another, verl leaves the model as it is and fails in the first step.
@@ -116,7 +115,7 @@ def _for_machine(config: DictConfig, flash_fault: str | None) -> Attention:
     else:
         packed = config.actor_rollout_ref.model.use_remove_padding
         squared = "a micro-batch costs its tokens squared" if packed else ""
-        name, parts = "sdpa", [flash_fault, squared, log_probs, f"faster with flash-attn: {INSTALL}"]
+        name, parts = "sdpa", [flash_fault, squared, log_probs, f"faster with flash-attn: {environment.flash_attn()}"]
     return Attention(name, fused, "; ".join(filter(None, parts)))
 
 
@@ -224,7 +223,7 @@ def _check_sequence_parallelism(config: DictConfig, choice: Attention) -> None:
                 raise ConfigError(
                     f"{place}.ulysses_sequence_parallel_size is {size}, and the attention is {choice.name} "
                     f"({choice.reason}): only flash attention sees the other ranks' tokens, and the training would be "
-                    f"silently wrong. Set it to 1, or install flash-attn: {INSTALL}"
+                    f"silently wrong. Set it to 1, or install flash-attn: {environment.flash_attn()}"
                 )
 
 
@@ -240,7 +239,7 @@ def _check_critic(config: DictConfig) -> None:
         raise ConfigError(
             f"critic.enable is {config.critic.enable} and algorithm.adv_estimator {config.algorithm.adv_estimator!r}: "
             f"verl loads the critic with flash_attention_2, and {fault}. Set critic.enable to False, or install "
-            f"flash-attn: {INSTALL}"
+            f"flash-attn: {environment.flash_attn()}"
         )
 
 

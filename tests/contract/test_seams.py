@@ -14,6 +14,8 @@ import pytest
 import torch
 import transfer_queue as tq
 import verl
+from hydra import compose as hydra_compose
+from hydra import initialize_config_module
 from tensordict import TensorDict
 from verl.experimental.reward_loop.reward_manager import get_reward_manager_cls
 from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
@@ -30,6 +32,7 @@ from verl.workers import engine_workers
 import saw.verl.version
 from saw.verl import ACTIVE, estimator
 from saw.verl.config import ConfigError
+from saw.verl.config_checks import check_config
 from saw.verl.patches import vllm_log_level
 from saw.verl.replay_buffer import MultiRewardReplayBuffer
 from saw.verl.reward_manager import MultiRewardManager
@@ -48,7 +51,7 @@ def test_one_version_of_verl_everywhere():
     assert version("verl") == verl.__version__ == pin
     for path in (ROOT / "requirements" / "cpu.txt", ROOT / "requirements" / "gpu.txt"):
         assert re.search(rf"^verl(\[vllm\])?=={re.escape(pin)}$", path.read_text(), re.MULTILINE), path
-    assert any(requirement.startswith(f"verl=={pin}") for requirement in requires("saw"))
+    assert any(requirement.startswith(f"verl=={pin}") for requirement in requires("saw-rl"))
 
 
 def test_another_version_is_refused_with_the_command_that_mends_it(monkeypatch):
@@ -63,6 +66,18 @@ def test_entry_points():
     assert [point.value for point in entry_points(group="verl.plugins") if point.name == "saw"] == ["saw.verl"]
     points = [point for point in entry_points(group="vllm.general_plugins") if point.name == "saw_cpu"]
     assert callable(points[0].load())
+
+
+def test_verls_command_takes_the_plug_in_and_the_objectives():
+    """Two overrides of verl's own configuration, and the section is that of this repository's own command."""
+    grpo, objectives = "actor_rollout_ref.rollout.n=4", "{format: {minimum: 0}, correctness: {minimum: -3}}"
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        config = hydra_compose("ppo_trainer", overrides=["+plugin=saw", f"+saw.objectives={objectives}", grpo])
+        shipped = hydra_compose("ppo_trainer", overrides=["+plugin=saw", "+objectives=toolrl"])
+    assert check_config(config).names == ("format", "correctness")
+    selected = (config.trainer.v1.trainer_mode, config.algorithm.adv_estimator, config.reward.reward_manager.name)
+    assert selected == ("saw", "saw", "saw")
+    assert shipped.saw == compose().saw
 
 
 def test_registered_names():

@@ -27,7 +27,7 @@ class JudgeOptions(BaseModel):
             the one that verl serves has another address in every run.
         api_key_env (str | None): the environment variable that holds the key; None for a server that wants none.
             The key itself is never part of a configuration.
-        prompt (str): a template in ``saw/rewards/judge/prompts``, or an absolute path.
+        prompt (str): the rubric, a template in ``saw/rewards/judge/prompts``, or an absolute path.
         objectives (tuple[str, ...]): the scores that a reply holds.
         lowest (int): of a score.
         highest (int): of a score.
@@ -108,8 +108,8 @@ class JudgeOptions(BaseModel):
         Raises:
             JudgeError: if it is absent or wrong, one line a fault.
         """
-        if section is None:
-            raise JudgeError("judge: there is none; pick one, for example judge=gemini")
+        if not section or "model" not in section:  # a task brings the rubric, and no model
+            raise JudgeError("judge.model is not set: there is no judge; pick one, for example judge=gemini")
         try:
             return cls.model_validate(dict(section))
         except ValidationError as error:

@@ -22,7 +22,7 @@ from saw.memory.phases import GIB
 from tests.configs import compose
 from tests.conftest import ROOT
 
-EXPERIMENT = ("platform=gpu", "experiment=toolrl/1.5b_saw_gdpo")
+EXPERIMENT = ("platform=gpu", "experiment=toolrl")
 MODEL = SHAPES["qwen2.5-1.5b"]
 SIZES = {
     "hidden_size": 64,
@@ -381,7 +381,7 @@ def test_a_dry_run_says_whether_it_fits(table, gib, good, monkeypatch, capsys, t
 
 def test_a_dry_run_that_cannot_be_estimated_says_so(monkeypatch, capsys):
     monkeypatch.setattr(report, "memory_of_a_gpu", lambda: usable(80))
-    command = ["experiment=toolrl/1.5b_grpo", "actor_rollout_ref.model.path=nobody/nothing"]
+    command = ["experiment=toolrl", "saw.method=grpo", "actor_rollout_ref.model.path=nobody/nothing"]
     assert memory.check([command], 4) == []
     assert "no estimate" in capsys.readouterr().out
 

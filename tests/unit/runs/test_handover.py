@@ -15,8 +15,8 @@ from saw.runs.handover import handing_over, settle, variables
 from tests.configs import composed_with
 
 QUICKSTART = ("experiment=quickstart",)
-TABLE_1 = ("experiment=toolrl/1.5b_saw_gdpo", "platform=gpu")
-TLDR = ("experiment=tldr/saw_gdpo", "size=toy")
+TABLE_1 = ("experiment=toolrl", "platform=gpu")
+TLDR = ("experiment=tldr", "size=toy")
 CLUSTER = "10.0.0.1:6379"
 
 

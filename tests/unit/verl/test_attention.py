@@ -19,7 +19,7 @@ from saw.verl.attention import KEY, choose
 from saw.verl.config import ConfigError
 from tests.configs import compose
 
-BASE = ("platform=gpu", "experiment=toolrl/1.5b_gradient_gdpo")
+BASE = ("platform=gpu", "experiment=toolrl", "saw.method=gradient_gdpo")
 FUSED = "actor_rollout_ref.model.use_fused_kernels"
 ULYSSES = "ulysses_sequence_parallel_size=2"
 FLOAT32 = "fsdp_config.mixed_precision={param_dtype: fp32}"

@@ -30,7 +30,7 @@ def judge_url(monkeypatch):
 
 
 def configuration(*overrides):
-    return compose("experiment=tldr/saw_gdpo", "judge=server", *overrides)
+    return compose("experiment=tldr", "judge=server", *overrides)
 
 
 def test_ranges_come_from_the_judge():
@@ -89,6 +89,23 @@ def test_a_key_that_the_nodes_of_a_running_cluster_may_have_is_not_asked_of_the_
 def test_wrong_settings_stop_before_ray(overrides, message):
     with pytest.raises(ConfigError, match=message):
         check_config(configuration(*overrides))
+
+
+RUBRIC = {"prompt": "tldr.txt", "objectives": ["quality", "conciseness"], "lowest": 0, "highest": 10}
+
+
+@pytest.mark.parametrize("judge", ["gemini", "openai", "server", "verl"])
+def test_the_rubric_comes_with_the_task_whichever_judge_it_is(judge):
+    """Kind: a judge that brings the rubric of one task into another."""
+    own = OmegaConf.select(compose("objectives=toolrl", f"judge={judge}"), SECTION)
+    assert not RUBRIC.keys() & own.keys()
+    section = OmegaConf.select(compose("objectives=tldr", f"judge={judge}"), SECTION)
+    assert {key: section[key] for key in RUBRIC} == RUBRIC
+
+
+def test_a_task_without_a_judge_is_refused():
+    with pytest.raises(ConfigError, match=r"judge\.model is not set.* judge=gemini"):
+        check_config(compose("objectives=tldr"))
 
 
 def test_a_judge_that_verl_serves_needs_no_address():
