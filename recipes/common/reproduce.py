@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.common.files import write_whole
 from recipes.common.stages import Stage, check_marks, gpus_of_a_node, gpus_of_the_cluster, run_all, show
 from saw.machine.accelerator import cluster_address
 from saw.machine.disk import free_bytes, training_bytes
+from saw.records.files import write_whole
 
 METHODS = ("grpo", "gradient_grpo", "saw_grpo", "gdpo", "gradient_gdpo", "saw_gdpo")
 #: Reading of the sources (configs/reading) -> GPUs of a node in it.

@@ -25,6 +25,7 @@ from recipes.common.stages import Stage
 from recipes.tldr.evaluate import judge_options
 from recipes.tldr.stand_in_judge import FAULTS, StandIn, serving
 from recipes.tldr.table2 import Cell, write_table
+from saw.rewards import JUDGE
 from saw.rewards.judge import JudgeOptions
 from saw.rewards.judge.options import JudgeError
 from saw.runs.compose import CONFIGS, compose
@@ -85,7 +86,7 @@ def plan(arguments: argparse.Namespace, environment: dict[str, str]) -> tuple[li
             *overrides,
         ]
         overrides += [f"actor_rollout_ref.model.path={model}"]
-        overrides += [f"reward.custom_reward_function.reward_kwargs.judge.cache={out / 'verdicts.sqlite'}"]
+        overrides += [f"{JUDGE}.cache={out / 'verdicts.sqlite'}"]
     shared.append(Stage("data", data, ("-m", "data_prep.tldr", "--out", str(data), *source)))
     chains = {}
     for cell, seed in cells(arguments):
@@ -99,7 +100,7 @@ def plan(arguments: argparse.Namespace, environment: dict[str, str]) -> tuple[li
 def evaluation(arguments: argparse.Namespace, folder: Path, environment: dict[str, str]) -> Stage:
     """Summaries of the held-out posts, judged, several times."""
     data, second = folder.parent / "data" / "test.parquet", arguments.second_judge
-    cache = f"reward.custom_reward_function.reward_kwargs.judge.cache={folder.parent / 'verdicts.sqlite'}"
+    cache = f"{JUDGE}.cache={folder.parent / 'verdicts.sqlite'}"
     command = (
         *("-m", "recipes.tldr.evaluate", "--model", str(folder / "hf"), "--data", str(data)),
         *("--out", str(folder / "judged"), "--judge", arguments.judge, "--runs", str(arguments.evaluations)),

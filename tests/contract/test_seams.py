@@ -1,5 +1,6 @@
 """The seams of verl 0.9.1 that the plug-in stands on: each test fails when upstream moves one."""
 
+import ast
 import inspect
 import logging
 import os
@@ -26,6 +27,7 @@ from verl.trainer.ppo.metric_utils import process_validation_metrics
 from verl.trainer.ppo.v1 import get_trainer_cls, replay_buffer, trainer_base
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
+from verl.workers import engine_workers
 
 import saw.verl.version
 from saw.verl import ACTIVE, estimator
@@ -83,6 +85,24 @@ def test_registered_names():
     assert get_trainer_cls("saw").__wrapped__ is SAWTrainer
     assert get_adv_estimator_fn("saw").__wrapped__ is estimator.estimate
     assert get_reward_manager_cls("saw").__wrapped__ is MultiRewardManager
+
+
+def test_main_ppo_does_nothing_that_the_start_leaves_out():
+    """saw.runs.train does in its place: the device, one check, and the start of the v1 task runner."""
+    calls = [node for node in ast.walk(ast.parse(inspect.getsource(main_ppo.main))) if isinstance(node, ast.Call)]
+    names = {ast.unparse(call.func) for call in calls} - {"hydra.main", "logger.warning"}
+    needs = {"need_reference_policy", "need_critic"}
+    assert names == {"auto_set_device", "validate_config", "run_ppo", *needs}
+    assert "run_ppo(config, task_runner_class=TaskRunnerV1)" in inspect.getsource(main_ppo.main)
+
+
+def test_verls_workers_assert_what_the_check_of_the_micro_batches_looks_at():
+    source = inspect.getsource(engine_workers.ActorRolloutRefWorker.init_model)
+    assert "assert self.config.actor.use_dynamic_bsz == self.config.rollout.log_prob_use_dynamic_bsz" in source
+    for part, key in (("rollout", "log_prob_max_token_len"), ("actor", "ppo_max_token_len")):
+        assert f"assert self.config.{part}.{key}_per_gpu is not None" in source
+    for part, key in (("rollout", "log_prob_micro_batch_size"), ("actor", "ppo_micro_batch_size")):
+        assert f"assert self.config.{part}.{key}_per_gpu is not None" in source
 
 
 def test_main_ppo_calls_the_wrapped_validate_config(monkeypatch):

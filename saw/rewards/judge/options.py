@@ -128,13 +128,20 @@ class JudgeOptions(BaseModel):
         Raises:
             JudgeError: if the variable is named and not set.
         """
-        if self.api_key_env is None:
-            return None
-        key = os.environ.get(self.api_key_env, "").strip()
-        if not key:
-            raise JudgeError(
-                f"judge.api_key_env is {self.api_key_env!r}, and that environment variable is not set on this machine; "
-                "export it, or pick another judge (verl's own command in a running Ray cluster hands nothing over: "
-                "there, set it on every node before ray start)"
-            )
-        return key
+        return None if self.api_key_env is None else key_in(self.api_key_env)
+
+
+def key_in(variable: str) -> str:
+    """A judge's key, from the environment.
+
+    Raises:
+        JudgeError: if the variable is not set, or empty.
+    """
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise JudgeError(
+            f"judge.api_key_env is {variable!r}, and that environment variable is not set on this machine; "
+            "export it, or pick another judge (verl's own command in a running Ray cluster hands nothing over: "
+            "there, set it on every node before ray start)"
+        )
+    return key

@@ -230,6 +230,16 @@ def test_paths_in_variables_are_absolute(tmp_path):
     assert {**plain, **private} == {**given, "SAW_RUNS": f"{tmp_path}/runs"}
 
 
+@pytest.mark.parametrize("value", ["", " "])
+@pytest.mark.parametrize("name", ["GEMINI_API_KEY", "WANDB_API_KEY", "HF_TOKEN", "VLLM_API_KEY"])
+def test_an_empty_key_does_not_replace_that_of_the_nodes(name, value):
+    """Kind: a variable that is set to nothing here and to something there. What is no key may be empty."""
+    config = composed_with(TLDR)
+    assert variables(config, {name: value}) == ({}, {})
+    assert name in variables(config, {name: "k"})[1]
+    assert variables(config, {"WANDB_TAGS": "", "NCCL_DEBUG": ""}) == ({"NCCL_DEBUG": ""}, {"WANDB_TAGS": ""})
+
+
 @pytest.fixture
 def started(monkeypatch):
     """What ``ray.init`` was given."""
