@@ -346,7 +346,7 @@ def test_a_command_without_an_experiment_says_that_and_which_there_are(arguments
 @pytest.mark.parametrize(
     "arguments",
     [
-        *(["experiment=quickstart"], ["+experiment=own"], ["reading=controlled", "experiment=toolrl/1.5b_grpo"]),
+        *(["experiment=quickstart"], ["+experiment=own"], ["reading=controlled", "experiment=toolrl"]),
         *(["--config-dir", "examples", "experiment=own"], ["--cfg", "job"], ["--help"], ["--cfg=job"]),
     ],
 )
