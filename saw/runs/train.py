@@ -18,10 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 from saw.machine import accelerator, cluster
 from saw.records import metrics_file
 from saw.runs import handover
+from saw.runs.compose import CONFIGS
 
 #: Why this platform was picked, from the start of this process to the configuration that it composes.
 REASON = "SAW_PLATFORM_REASON"
-EXPERIMENTS = Path(__file__).resolve().parents[2] / "configs" / "experiment"
 #: How a command line names an experiment.
 EXPERIMENT = ("experiment", "+experiment", "++experiment")
 #: Options by which Hydra shows something instead of starting a training.
@@ -160,8 +160,7 @@ def missing_experiment(arguments: Sequence[str]) -> str | None:
     named = [value for key, _, value in (argument.partition("=") for argument in arguments) if key in EXPERIMENT]
     if named and named[-1] not in ("", "null"):
         return None
-    known = (path.relative_to(EXPERIMENTS).with_suffix("") for path in EXPERIMENTS.rglob("*.yaml"))
-    names = ", ".join(sorted(name.as_posix() for name in known if name.name != "base"))
+    names = ", ".join(sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml")))
     return (
         f"experiment is {named[-1] if named else 'not set'}; expected experiment=NAME, which says data, model and "
         f"sizes. There are {names}; a file of your own: --config-dir FOLDER, with experiment/NAME.yaml in it"

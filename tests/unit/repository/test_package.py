@@ -43,16 +43,21 @@ def test_a_wheel_brings_its_data_and_no_package_of_another_name(installed):
         assert there
 
 
-def composed(installed: Path, folder: Path, *command: str):
-    """The configuration that a command shows when it finds nothing but the installed package."""
-    done = subprocess.run(
-        [sys.executable, "-m", *command, "--cfg", "job"],
+def run(installed: Path, folder: Path, *command: str) -> subprocess.CompletedProcess:
+    """A command that finds nothing but the installed package."""
+    return subprocess.run(
+        [sys.executable, "-m", *command],
         cwd=folder,  # not the checkout, which would be found first
         env={**os.environ, "PYTHONPATH": str(installed), "SAW_PLATFORM": "cpu", "VERL_PLATFORM": "cpu"},
         capture_output=True,
         text=True,
         timeout=120,
     )
+
+
+def composed(installed: Path, folder: Path, *command: str):
+    """The configuration that a command shows."""
+    done = run(installed, folder, *command, "--cfg", "job")
     assert done.returncode == 0, done.stderr
     assert not list(folder.iterdir())
     return OmegaConf.create(done.stdout)
@@ -63,6 +68,12 @@ def test_a_training_composes_from_a_wheel(installed, tmp_path):
     config = composed(installed, tmp_path, "saw", "train", *row)
     assert config.trainer.experiment_name == "3b_gdpo_seed1"
     assert check_config(config).method == "gdpo"
+
+
+def test_a_wheel_knows_which_experiments_there_are(installed, tmp_path):
+    done = run(installed, tmp_path, "saw", "train")
+    assert done.returncode == 1
+    assert "quickstart, study, tldr, toolrl" in done.stderr
 
 
 def test_verls_own_command_finds_the_plug_in_in_a_wheel(installed, tmp_path):
