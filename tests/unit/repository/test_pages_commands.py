@@ -16,7 +16,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"), 
 INSIDE = ("python", "python3", "pip", "saw", "ray", "hf", "wandb", "pytest", "ruff", "mypy")
 #: Commands for an environment or a machine of the reader's own.
 OWN = {
-    "README.md": {"pip install -e '.[verl]'", "python -m verl.trainer.main_ppo"},
+    "README.md": {"pip install '.[verl]'", "python -m verl.trainer.main_ppo"},
     "installation.md": {"pip install vllm==0.24.0", "pip install -e '.[all]'"},
     "attention.md": {"pip install --no-build-isolation flash-attn==2.8.3"},
     "gpu_tests.md": {"python -m pytest tests/gpu/test_torch_only.py", "python -m pip install --no-index"},

@@ -46,7 +46,7 @@ def test_bad_section(changes, words):
 
 
 def test_absent_section_shows_how_to_write_one():
-    with pytest.raises(ConfigError, match=r"\+saw="):
+    with pytest.raises(ConfigError, match=r"\+plugin=saw .*\+saw\.objectives="):
         Settings.of(OmegaConf.create({}))
 
 
