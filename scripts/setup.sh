@@ -215,6 +215,9 @@ set_up_venv() {
     echo "==> set-up of the set $requirements in $venv"
     make_venv "$venv" "$requirements"
     install_set
+    if compgen -G "$venv/lib/python3*/site-packages/saw-0*.dist-info" > /dev/null; then  # this distribution's old name
+      "$venv/bin/python" -m pip uninstall --quiet --disable-pip-version-check --yes saw
+    fi
     step "this repository" install --no-deps --no-build-isolation --editable .
     have=$want
     write_mark "$venv" "$have"
