@@ -26,6 +26,14 @@ MADE_BY = {
     "data": ("training data", "validation data"),
     "toy_model": ("model", "tokenizer", "disk"),
 }
+#: Overrides that say which row of a table a training is -> the option that says it.
+TOLD_APART_BY = {
+    "reading": "--reading",
+    "saw.method": "--method",
+    "model": "--model, where the table has it",
+    "data.seed": "--seeds",
+    "experiment": "another script",
+}
 
 
 def parser(description: str | None, name: str, default_rehearsal_method: str = "saw_gdpo") -> argparse.ArgumentParser:
@@ -64,8 +72,9 @@ def parse(options: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpa
     for override in arguments.overrides:
         if "=" not in override:
             options.error(f"{override!r} is no Hydra override; expected KEY=VALUE")
-        if override.lstrip("+").startswith("reading="):
-            options.error(f"{override!r}: the rows of the table are told apart by their reading; use --reading")
+        key = override.lstrip("+~").partition("=")[0]
+        if key in TOLD_APART_BY:
+            options.error(f"{override!r} would put a training into another row's place; use {TOLD_APART_BY[key]}")
     for name in ("evaluations", "gpus", "nodes"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             options.error(f"--{name} is {getattr(arguments, name)}; expected at least 1")
