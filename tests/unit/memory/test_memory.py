@@ -301,6 +301,19 @@ def test_a_limit_below_a_sequence_is_said(config):
     assert "3072" in fault
 
 
+def test_the_reference_s_remedy_names_the_reference_s_own_key(config):
+    """Kind: dynamic batches of one part, fixed ones of another."""
+    parts = "actor_rollout_ref."
+    mixed = changed(
+        config,
+        (f"{parts}ref.log_prob_use_dynamic_bsz", False),
+        (f"{parts}ref.log_prob_micro_batch_size_per_gpu", 64),
+    )
+    faults = fits(estimate(mixed, MODEL, 4, flash_attn=True), usable(40))
+    assert any("lower actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu to " in fault for fault in faults)
+    assert not any("ref.log_prob_max_token_len_per_gpu" in fault for fault in faults)
+
+
 def test_rows_instead_of_tokens(config):
     parts = "actor_rollout_ref."
     fixed = changed(
