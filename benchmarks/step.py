@@ -12,7 +12,6 @@ matter here. With --out, every step's times are kept in steps.csv, from which th
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import statistics
@@ -20,6 +19,8 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+import pandas as pd
 
 from data_prep.toy_toolrl import write_splits
 from recipes.quickstart.toy_model import make_toy_model
@@ -87,8 +88,7 @@ def run(folder: Path, names: Sequence[str], arguments: argparse.Namespace) -> li
 
 def read(path: Path) -> list[dict[str, object]]:
     """The rows that :func:`run` returned, from their CSV."""
-    with path.open() as file:
-        return [{**row, **{part: float(row[part]) for part in PARTS}} for row in csv.DictReader(file)]
+    return pd.read_csv(path, float_precision="round_trip").to_dict("records")
 
 
 def table(rows: Sequence[dict]) -> str:

@@ -24,7 +24,7 @@ from recipes.common import reproduce
 from recipes.common.stages import Stage
 from recipes.tldr.evaluate import judge_options
 from recipes.tldr.stand_in_judge import FAULTS, StandIn, serving
-from recipes.tldr.table2 import Cell, write_table
+from recipes.tldr.table import TABLE, Cell
 from saw.rewards.judge import JudgeOptions
 from saw.rewards.judge.options import JudgeError
 from saw.runs.compose import CONFIGS, compose
@@ -173,7 +173,7 @@ def main() -> None:
             missing,
             plan(arguments, environment),
             write_cells,
-            lambda: write_table(arguments.out, arguments.out),
+            lambda: TABLE.write(arguments.out, arguments.out),
         )
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from recipes.common import reproduce
 from recipes.common.stages import Stage
 from recipes.toolrl.evaluate import bfcl_python
-from recipes.toolrl.table1 import SIZES, Cell, write_table
+from recipes.toolrl.table import SIZES, TABLE, Cell
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -104,7 +104,7 @@ def main() -> None:
             what = {"size": cell.size, "method": cell.method, "reading": cell.reading, "seed": seed}
             reproduce.write_cell(arguments, cell.folder(seed), **what)
 
-    reproduce.go(arguments, missing, plan(arguments), write_cells, lambda: write_table(arguments.out, arguments.out))
+    reproduce.go(arguments, missing, plan(arguments), write_cells, lambda: TABLE.write(arguments.out, arguments.out))
 
 
 if __name__ == "__main__":
