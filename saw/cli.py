@@ -118,14 +118,14 @@ def start(name: str, arguments: list[str]) -> None:
         if given not in parts:
             raise typer.BadParameter(f"the first argument is {given!r}; expected {' or '.join(parts)}")
         module, rest = parts[given], arguments[1:]
-    if not importlib.util.find_spec(module.partition(".")[0]):
-        if not (CHECKOUT / module.partition(".")[0]).is_dir():
-            typer.echo(f"saw {name} needs the repository, and only the package is installed: clone it", err=True)
-            raise typer.Exit(2)
-        path = os.environ.get("PYTHONPATH")
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(CHECKOUT), *([path] if path else [])])
+    environment = dict(os.environ)
+    if (CHECKOUT / "pyproject.toml").is_file():  # recipes, data and benchmarks are part of no package
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [environment.get("PYTHONPATH"), str(CHECKOUT)]))
+    elif not importlib.util.find_spec(module.partition(".")[0]):
+        typer.echo(f"saw {name} needs the repository, and only the package is installed: clone it", err=True)
+        raise typer.Exit(2)
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", module, *rest])
+    os.execve(sys.executable, [sys.executable, "-m", module, *rest], environment)
 
 
 def _add(name: str, command: Command) -> None:

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Whether an experiment can start on this machine, and what to do if not: one table. Exit status 0: nothing is missing.
 #
-#   bash scripts/doctor.sh                                      the machine and the software
-#   bash scripts/doctor.sh experiment=toolrl/1.5b_saw_gdpo      and what this experiment needs
-#   bash scripts/doctor.sh experiment=tldr/saw_gdpo --no-calls  asking neither the Hub, wandb nor the judge
+#   bash scripts/doctor.sh                                     the machine and the software
+#   bash scripts/doctor.sh experiment=toolrl saw.method=gdpo   and what this experiment needs
+#   bash scripts/doctor.sh experiment=tldr --no-calls          asking neither the Hub, wandb nor the judge
 #
 # See --help; variables of the set-up are in scripts/environment.sh.
 set -euo pipefail

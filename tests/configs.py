@@ -11,11 +11,7 @@ from hydra import initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-EXPERIMENTS = sorted(
-    path.relative_to(CONFIGS / "experiment").with_suffix("").as_posix()
-    for path in (CONFIGS / "experiment").rglob("*.yaml")
-    if path.stem != "base"
-)
+EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
 
 
 def compose(*overrides: str) -> DictConfig:

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import setuptools  # noqa: F401  refuses to be imported once something else has imported Python's own distutils
 import yaml
 
 from saw.machine import accelerator

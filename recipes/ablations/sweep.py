@@ -4,7 +4,7 @@
 
 What is finished is skipped, what is not goes on from its checkpoint (the quickstart saves none, unless
 trainer.save_freq says so). KEY=VALUE are Hydra overrides of all trainings; ``--method`` may carry its own, with commas:
-``--method saw_gdpo,informativeness=range_std``. The quickstart's data and model are made if they are not there.
+``--method saw_gdpo,saw.options.ema=0.5``. The quickstart's data and model are made if they are not there.
 """
 
 from __future__ import annotations

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.common.files import write_whole
 from recipes.common.stages import Stage, check_marks, gpus_of_a_node, gpus_of_the_cluster, run_all, show
 from saw.machine.accelerator import cluster_address
 from saw.machine.disk import free_bytes, training_bytes
+from saw.records.files import write_whole
 
 METHODS = ("grpo", "gradient_grpo", "saw_grpo", "gdpo", "gradient_gdpo", "saw_gdpo")
 #: Reading of the sources (configs/reading) -> GPUs of a node in it.
@@ -96,7 +96,7 @@ def seed_list(text: str) -> list[int]:
 def training(
     arguments: argparse.Namespace,
     folder: Path,
-    experiment: str,
+    experiment: Sequence[str],
     seed: int,
     overrides: Sequence[str],
     environment: Mapping[str, str] | None = None,
@@ -106,7 +106,7 @@ def training(
     Args:
         arguments (argparse.Namespace): the common options.
         folder (Path): of the training; the data is beside it.
-        experiment (str): in ``configs/experiment``.
+        experiment (Sequence[str]): the overrides that say which, such as ``experiment=tldr`` and ``saw.method=grpo``.
         seed (int): of the training.
         overrides (Sequence[str]): further ones.
         environment (Mapping[str, str] | None): further variables.
@@ -116,7 +116,7 @@ def training(
         () if arguments.rehearse else (f"trainer.n_gpus_per_node={arguments.gpus}", f"trainer.nnodes={arguments.nodes}")
     )
     train = (
-        *("-m", "saw.runs.train", f"experiment={experiment}", f"reading={arguments.reading}", f"data.seed={seed}"),
+        *("-m", "saw.runs.train", *experiment, f"reading={arguments.reading}", f"data.seed={seed}"),
         *(f"data.train_files={data / 'train.parquet'}", f"data.val_files={data / 'test.parquet'}"),
         *(f"trainer.default_local_dir={folder}", f"trainer.experiment_name={folder.name}"),
         *size,

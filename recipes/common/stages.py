@@ -20,9 +20,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from recipes.common.files import write_whole
 from saw.machine import accelerator, environment
 from saw.machine.cluster import nodes_of_the_cluster
+from saw.records.files import write_whole
 from saw.report import step_line
 from saw.runs.process_tree import Job, Run, RunFailed, stop_job_in
 

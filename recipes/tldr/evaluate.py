@@ -29,9 +29,11 @@ from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from recipes.common import sampling
-from recipes.common.files import claim, read_lines, write_whole
+from recipes.common.files import claim
 from recipes.common.serve import SERVED, server
+from saw.records.files import read_lines, write_whole
 from saw.records.provenance import commit, machine, versions
+from saw.rewards import JUDGE
 from saw.rewards.judge import Judge, JudgeOptions, Verdict, prompt
 from saw.rewards.judge.options import JudgeError
 from saw.runs.compose import compose
@@ -49,7 +51,7 @@ def judge_options(name: str, overrides: Sequence[str], faults: Path) -> JudgeOpt
         JudgeError: if it cannot work here.
     """
     config = compose("objectives=tldr", f"judge={name}", *overrides)
-    section = config.reward.custom_reward_function.reward_kwargs.judge
+    section = OmegaConf.select(config, JUDGE)
     section.faults = str(faults)
     options = JudgeOptions.of(OmegaConf.to_container(section, resolve=True))  # type: ignore[arg-type]
     if options.base_url is None:

@@ -25,6 +25,7 @@ from recipes.common.stages import Stage
 from recipes.tldr.evaluate import judge_options
 from recipes.tldr.stand_in_judge import FAULTS, StandIn, serving
 from recipes.tldr.table import TABLE, Cell
+from saw.rewards import JUDGE
 from saw.rewards.judge import JudgeOptions
 from saw.rewards.judge.options import JudgeError
 from saw.runs.compose import CONFIGS, compose
@@ -85,12 +86,13 @@ def plan(arguments: argparse.Namespace, environment: dict[str, str]) -> tuple[li
             *overrides,
         ]
         overrides += [f"actor_rollout_ref.model.path={model}"]
-        overrides += [f"reward.custom_reward_function.reward_kwargs.judge.cache={out / 'verdicts.sqlite'}"]
+        overrides += [f"{JUDGE}.cache={out / 'verdicts.sqlite'}"]
     shared.append(Stage("data", data, ("-m", "data_prep.tldr", "--out", str(data), *source)))
     chains = {}
     for cell, seed in cells(arguments):
         folder = out / cell.folder(seed)
-        stages = reproduce.training(arguments, folder, f"tldr/{cell.method}", seed, overrides, environment)
+        experiment = ("experiment=tldr", f"saw.method={cell.method}")
+        stages = reproduce.training(arguments, folder, experiment, seed, overrides, environment)
         chains[folder.name] = [*stages, evaluation(arguments, folder, environment)]
     return shared, chains
 
@@ -98,7 +100,7 @@ def plan(arguments: argparse.Namespace, environment: dict[str, str]) -> tuple[li
 def evaluation(arguments: argparse.Namespace, folder: Path, environment: dict[str, str]) -> Stage:
     """Summaries of the held-out posts, judged, several times."""
     data, second = folder.parent / "data" / "test.parquet", arguments.second_judge
-    cache = f"reward.custom_reward_function.reward_kwargs.judge.cache={folder.parent / 'verdicts.sqlite'}"
+    cache = f"{JUDGE}.cache={folder.parent / 'verdicts.sqlite'}"
     command = (
         *("-m", "recipes.tldr.evaluate", "--model", str(folder / "hf"), "--data", str(data)),
         *("--out", str(folder / "judged"), "--judge", arguments.judge, "--runs", str(arguments.evaluations)),
@@ -131,7 +133,7 @@ def check(arguments: argparse.Namespace) -> list[str]:
 
 def cost(arguments: argparse.Namespace, options: JudgeOptions) -> str:
     """What the judge would cost, in words: an estimate from the numbers of samples and the prices of the options."""
-    config = compose(f"experiment=tldr/{arguments.method[0]}", *arguments.overrides)
+    config = compose("experiment=tldr", *arguments.overrides)
     report = arguments.out / "data" / "report.json"
     data = json.loads(report.read_text()) if report.exists() else {}
     rows = {split: data.get(split, {}).get("rows", default) for split, default in (("train", 2560), ("test", 256))}

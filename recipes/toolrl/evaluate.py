@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from recipes.common import sampling
-from recipes.common.files import claim, write_whole
+from recipes.common.files import claim
 from recipes.common.serve import SERVED, server
 from recipes.toolrl.bfcl import results
 from recipes.toolrl.scores import CATEGORIES, scores
+from saw.records.files import write_whole
 from saw.records.provenance import commit, machine, versions
 from saw.rewards.toolrl import format_reward
 from saw.runs.process_tree import Job, RunFailed

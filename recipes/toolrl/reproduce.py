@@ -59,7 +59,8 @@ def plan(arguments: argparse.Namespace) -> tuple[list[Stage], dict[str, list[Sta
     chains = {}
     for cell, seed in cells(arguments):
         folder = out / cell.folder(seed)
-        stages = reproduce.training(arguments, folder, f"toolrl/{cell.size}_{cell.method}", seed, overrides)
+        experiment = ("experiment=toolrl", f"model=qwen2.5-{cell.size}", f"saw.method={cell.method}")
+        stages = reproduce.training(arguments, folder, experiment, seed, overrides)
         chains[folder.name] = [*stages, evaluation(arguments, folder)]
     return shared, chains
 

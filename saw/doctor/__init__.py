@@ -1,6 +1,6 @@
 """What a training needs of its machine, and whether it is there: one table, before anything is started.
 
-``bash scripts/doctor.sh experiment=toolrl/1.5b_saw_gdpo``. A check is a function that returns a :class:`Line`, and
+``bash scripts/doctor.sh experiment=toolrl saw.method=gdpo``. A check is a function that returns a :class:`Line`, and
 takes what it looks at as arguments, so that a test can break it.
 """
 

@@ -1,8 +1,8 @@
 """Whether an experiment can start on this machine, and what to do if not: one table, a line for each thing.
 
     bash scripts/doctor.sh                                        the machine and the software
-    bash scripts/doctor.sh experiment=toolrl/1.5b_saw_gdpo        and what this experiment needs
-    bash scripts/doctor.sh experiment=tldr/saw_gdpo judge=openai --no-calls
+    bash scripts/doctor.sh experiment=toolrl saw.method=gdpo        and what this experiment needs
+    bash scripts/doctor.sh experiment=tldr judge=openai --no-calls
 
 KEY=VALUE are overrides of configs/train.yaml, as for the training. Exit status 0: nothing is missing.
 """

@@ -13,6 +13,7 @@ from saw.doctor.cluster import LIMIT as CLUSTER_LIMIT
 from saw.doctor.cluster import REFUSED, Cluster, look
 from saw.doctor.lines import Line, missing, ok, say, shortened, warning
 from saw.machine import environment
+from saw.rewards import JUDGE
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 #: Seconds for a server to answer at all, and for the judge to reply.
 LIMIT, JUDGE_LIMIT = 5.0, 15.0
 WANDB = "https://api.wandb.ai"
-JUDGE = "reward.custom_reward_function.reward_kwargs.judge"
 #: A question to the judge that costs next to nothing.
 QUESTION = {"reddit_text": "I slept.", "human_summary": "Sleep.", "model_summary": "I slept."}
 

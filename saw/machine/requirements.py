@@ -19,6 +19,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+#: This package's name for pip.
+DISTRIBUTION = "saw-rl"
 #: For a training and every recipe: torch and vLLM are extras, so that pip replaces neither.
 EVERYTHING = ("torch", "vllm", "all")
 
@@ -62,7 +64,7 @@ def problems(
     """
     version = version or _version
     requires = requires or _requires
-    needs = [("saw", requirement) for requirement in declared(extras)]
+    needs = [(DISTRIBUTION, requirement) for requirement in declared(extras)]
     for name in ("verl", "vllm"):
         found = version(name)
         # vLLM is compiled for one torch; the rest of what it declares is its own affair.
@@ -73,8 +75,8 @@ def problems(
         for by, need in needs
         if not _fits(version(need.name), need)
     ]
-    if version("saw") is None:
-        wrong.insert(0, Problem("saw", None, "saw", "verl, to find the plug-in,"))
+    if version(DISTRIBUTION) is None:
+        wrong.insert(0, Problem(DISTRIBUTION, None, DISTRIBUTION, "verl, to find the plug-in,"))
     return list(dict.fromkeys(wrong))
 
 
@@ -93,7 +95,7 @@ def declared(extras: Sequence[str]) -> list[Requirement]:
             continue
         seen.add(extra)
         for need in _for_us(known[extra]):
-            if canonicalize_name(need.name) == "saw":
+            if canonicalize_name(need.name) == DISTRIBUTION:
                 waiting += sorted(need.extras)
             else:
                 found.append(need)
@@ -121,10 +123,10 @@ def repairs(wrong: Sequence[Problem], install: str) -> list[str]:
         wrong (Sequence[Problem]): the problems.
         install (str): the command before the packages, as in ``python -m pip install``.
     """
-    chosen = {"saw", "torch", "vllm"}
+    chosen = {DISTRIBUTION, "torch", "vllm"}
     specs = sorted({f"'{problem.needed}'" for problem in wrong if problem.name not in chosen})
     lines = [f"install them: {install} {' '.join(specs)}"] if specs else []
-    if _has(wrong, "saw"):
+    if _has(wrong, DISTRIBUTION):
         lines.append(f"install this repository: {install} --no-deps -e {REPOSITORY}")
     if _has(wrong, "torch") or _has(wrong, "vllm"):
         lines.append("install the torch and vLLM that belong together and suit the driver (docs/installation.md)")

@@ -19,8 +19,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="1.5b", help="1.5b, 3b, or a folder or Hub name with a config.json (1.5b)")
     parser.add_argument("--gpus", type=int, default=4, help="of all nodes together (4)")
     parser.add_argument("--gpu-memory", type=float, help="of a GPU in GB, as it is sold (this machine's, else 80)")
-    parser.add_argument("--experiment", help="in configs/experiment (toolrl/MODEL_METHOD)")
-    parser.add_argument("--method", default="saw_gdpo", help="of Table 1, where no experiment is named (saw_gdpo)")
+    parser.add_argument("--experiment", default="toolrl", help="in configs/experiment (toolrl)")
+    parser.add_argument("--method", help="the experiment's own, saw_gdpo for the tables")
     parser.add_argument("--flash-attn", action=argparse.BooleanOptionalAction, help="whether it is installed (as here)")
     parser.add_argument("--document", action="store_true", help="print the tables of docs/memory.md")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides")
@@ -31,15 +31,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.gpu_memory is not None and arguments.gpu_memory <= 0:
         parser.error(f"--gpu-memory is {arguments.gpu_memory:g}; expected a number above 0")
     known = arguments.model if arguments.model in ("1.5b", "3b") else "1.5b"
-    experiment = arguments.experiment or f"toolrl/{known}_{arguments.method}"
-    config = compose(f"experiment={experiment}", *arguments.overrides)
+    method = [f"saw.method={arguments.method}"] if arguments.method else []
+    config = compose(f"experiment={arguments.experiment}", *method, *arguments.overrides)
     model = f"Qwen/Qwen2.5-{arguments.model}-Instruct" if arguments.model == known else arguments.model
     gpu_bytes = usable(arguments.gpu_memory) if arguments.gpu_memory else memory_of_a_gpu() or usable(80)
     try:
         found = estimate(config, shape_of(model), arguments.gpus, arguments.flash_attn)
     except ValueError as fault:
         parser.error(str(fault))
-    print(f"{experiment}, {found.model.parameters / 1e9:.2f} billion parameters, {arguments.gpus} GPUs")
+    size = f"{found.model.parameters / 1e9:.2f} billion parameters"
+    print(f"{arguments.experiment}, {config.saw.method}, {size}, {arguments.gpus} GPUs")
     print(f"\n{table(found, gpu_bytes)}\n\n{summary(found, gpu_bytes)}")
     too_much = fits(found, gpu_bytes)
     for line in too_much:

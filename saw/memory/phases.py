@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
 
 from omegaconf import DictConfig
 
+from saw.machine import fused_kernels
 from saw.memory.settings import Settings, read_settings
 from saw.memory.shape import Shape
 
@@ -147,12 +148,11 @@ class Estimate:
         return self.settings.compute_bytes * (self.model.root_parameters + 3 * self.model.layer_parameters)
 
     def _local_tokens(self, name: str) -> int:
-        return self.settings.tokens[name] // self.settings.sequence_parallel
+        return self.settings.tokens[name] // self.settings.sequence_parallel[name]
 
     def _logits(self, name: str, entropy: bool, column: int) -> int:
         settings, vocabulary = self.settings, self.model.vocabulary
-        chosen = not self.flash_attn and self.model.tied  # by saw/verl/attention.py, for the models of both tables
-        if settings.fused or chosen:
+        if settings.fused:
             return FUSED_COPIES * FUSED_CHUNK * vocabulary * 4
         copies = LOGITS_COPIES[settings.entropy if entropy else "none", self.flash_attn][column]
         return (copies + settings.extra_logits) * self._local_tokens(name) * vocabulary * settings.compute_bytes
@@ -219,4 +219,9 @@ def estimate(config: DictConfig, model: Shape, gpus: int, flash_attn: bool | Non
     if gpus < 1:
         raise ValueError(f"gpus is {gpus}; expected at least 1")
     here = find_spec("flash_attn") is not None
-    return Estimate(read_settings(config), model, gpus, here if flash_attn is None else flash_attn)
+    flash_attn = here if flash_attn is None else flash_attn
+    settings = read_settings(config)
+    if settings.fused is None:  # as saw/verl/attention.py chooses where the training starts
+        fault = fused_kernels.untried(config, model.model_type) or fused_kernels.impossible(config, model.tied)
+        settings = replace(settings, fused=not flash_attn and fault is None)
+    return Estimate(settings, model, gpus, flash_attn)

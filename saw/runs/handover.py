@@ -21,6 +21,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.resolvers import oc
 
 from saw.machine.cluster import UNITS, ray_init, running, storage_units
+from saw.rewards import JUDGE
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +31,8 @@ OUTPUTS = (
     "trainer.rollout_data_dir",
     "trainer.validation_data_dir",
     "global_profiler.save_path",
-    "reward.custom_reward_function.reward_kwargs.judge.cache",
-    "reward.custom_reward_function.reward_kwargs.judge.faults",
+    f"{JUDGE}.cache",
+    f"{JUDGE}.faults",
 )
 #: Paths that are read; what isn't there may be something else, such as a model's name on the Hub. A judge's prompt is
 #: not among them: its name is one in ``saw/rewards/judge/prompts``, or an absolute path.
@@ -75,7 +76,6 @@ PATHS = frozenset(
     | {"WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"}
 )
 
-JUDGE_KEY = "reward.custom_reward_function.reward_kwargs.judge.api_key_env"
 HOOK = "worker_process_setup_hook"
 
 
@@ -186,18 +186,19 @@ def variables(config: DictConfig, environment: Mapping[str, str]) -> tuple[dict[
 
     # verl leaves those out that are set here, as a Ray of this process's own would inherit them
     settings = (*SETTINGS, *PPO_RAY_RUNTIME_ENV["env_vars"])
-    judge = OmegaConf.select(config, JUDGE_KEY)
+    judge = OmegaConf.select(config, f"{JUDGE}.api_key_env")
     plain: dict[str, str] = {}
     private: dict[str, str] = {}
     for name, value in environment.items():
-        if name in OF_THIS_PROCESS:
+        is_secret = name == judge or SECRET.search(name) is not None
+        if name in OF_THIS_PROCESS or (is_secret and not value.strip()):  # the nodes may have a key of their own
             continue
         if name in PATHS and value:
             value = os.path.abspath(os.path.expanduser(value))
         if name == judge or name.startswith(PRIVATE) or name.lower() in PRIVATE:
             private[name] = value
         elif name.startswith(settings):
-            (private if SECRET.search(name) else plain)[name] = value
+            (private if is_secret else plain)[name] = value
     return plain, private
 
 

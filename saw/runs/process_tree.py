@@ -25,6 +25,7 @@ from typing import Any
 import psutil
 
 from saw.records import metrics_file
+from saw.records.files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -135,11 +136,8 @@ class Job:
             raise RunFailed(f"ended with exit code {process.returncode}; {self.log_end()}")
 
     def _write_owner(self, run_id: str) -> None:
-        """Write ``running.json`` in one go: whoever reads it finds all of it, or nothing."""
         owner = {"run_id": run_id, "owner": os.getpid(), "started": psutil.Process().create_time()}
-        whole = self._owner.with_name(f"{self._owner.name}.{run_id}")
-        whole.write_text(json.dumps(owner))
-        whole.replace(self._owner)
+        write_whole(self._owner, json.dumps(owner))
 
     def stop_leftovers(self) -> None:
         """Stop what an earlier job in this folder left, if the process that followed it was killed.

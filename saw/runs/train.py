@@ -3,11 +3,13 @@
     python -m saw train experiment=quickstart saw.method=saw_gdpo
 
 The same as ``python -m verl.trainer.main_ppo`` with the plug-in loaded, for the configurations in ``configs/``.
+Everything that can be looked at is, before anything of an earlier training in the same folder is touched.
 """
 
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
@@ -19,6 +21,11 @@ from saw.runs import handover
 
 #: Why this platform was picked, from the start of this process to the configuration that it composes.
 REASON = "SAW_PLATFORM_REASON"
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "configs" / "experiment"
+#: How a command line names an experiment.
+EXPERIMENT = ("experiment", "+experiment", "++experiment")
+#: Options by which Hydra shows something instead of starting a training.
+ASKS_HYDRA = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
 
 
 def prepare_environment() -> None:
@@ -102,27 +109,68 @@ def _fork_workers(config: DictConfig) -> None:
     OmegaConf.update(config, key, py_executable(), force_add=True)
 
 
-@hydra.main(config_path="../../configs", config_name="train", version_base=None)
-def main(config: DictConfig) -> None:
-    """Run verl's own entry point on a composed configuration."""
+def check(config: DictConfig, platform: str | None) -> None:
+    """Make a configuration ready for verl, with everything chosen that it leaves open; touch nothing.
+
+    Args:
+        config (DictConfig): verl's whole configuration.
+        platform (str | None): cpu or gpu; None if nobody has decided.
+
+    Raises:
+        ValueError: naming the key, for what can't work, or isn't there.
+    """
     from verl.trainer import main_ppo
 
-    settle(config, os.environ.get("SAW_PLATFORM"))
-    # verl checks again, after the metrics of an earlier training have made way: a refused start must not touch them.
-    main_ppo.validate_config(
+    from saw.runs import inputs
+    from saw.verl.config import ConfigError
+
+    settle(config, platform)
+    if not config.trainer.use_v1:
+        raise ConfigError("trainer.use_v1 is False; expected True: verl's older trainers are not started from here")
+    main_ppo.auto_set_device(config)
+    main_ppo.validate_config(  # SAW's own checks are in it (saw/verl/patches/validate_config.py)
         config=config,
         use_reference_policy=main_ppo.need_reference_policy(config),
         use_critic=main_ppo.need_critic(config),
     )
     _choose(config)
+    inputs.check(config)
     cluster.check(config, cluster.available(config))
+
+
+@hydra.main(config_path="pkg://saw.configs", config_name="train", version_base=None)
+def main(config: DictConfig) -> None:
+    """Check a composed configuration, then do what verl's own entry point does after its check."""
+    from verl.trainer import main_ppo
+
+    check(config, os.environ.get("SAW_PLATFORM"))
     _keep_earlier_metrics(config)
     _fork_workers(config)
     with handover.handing_over(config):
-        main_ppo.main(config)
+        main_ppo.run_ppo(config, task_runner_class=main_ppo.TaskRunnerV1)
+
+
+def missing_experiment(arguments: Sequence[str]) -> str | None:
+    """What to say to a command line that names no experiment; None if it does, or only asks Hydra something.
+
+    Without one there is neither data nor a model, and no group ``reading`` that an override could pick from.
+    """
+    if any(argument.split("=")[0] in ASKS_HYDRA for argument in arguments):
+        return None
+    named = [value for key, _, value in (argument.partition("=") for argument in arguments) if key in EXPERIMENT]
+    if named and named[-1] not in ("", "null"):
+        return None
+    known = (path.relative_to(EXPERIMENTS).with_suffix("") for path in EXPERIMENTS.rglob("*.yaml"))
+    names = ", ".join(sorted(name.as_posix() for name in known if name.name != "base"))
+    return (
+        f"experiment is {named[-1] if named else 'not set'}; expected experiment=NAME, which says data, model and "
+        f"sizes. There are {names}; a file of your own: --config-dir FOLDER, with experiment/NAME.yaml in it"
+    )
 
 
 if __name__ == "__main__":
+    if fault := missing_experiment(sys.argv[1:]):
+        raise SystemExit(f"saw: {fault}")
     os.environ["SAW_COMMAND"] = shlex.join(["python", "-m", "saw", "train", *sys.argv[1:]])
     try:
         prepare_environment()

@@ -6,6 +6,7 @@ verl imports it in every process: by the entry point ``verl.plugins`` once this 
 - a trainer, ``trainer.v1.trainer_mode=saw`` (:mod:`saw.verl.trainer`),
 - an advantage estimator, ``algorithm.adv_estimator=saw`` (:mod:`saw.verl.estimator`),
 - a reward manager, ``reward.reward_manager.name=saw`` (:mod:`saw.verl.reward_manager`),
+- the configuration group ``plugin``, whose ``+plugin=saw`` selects these three (:mod:`saw.verl.search_path`),
 - a check of the configuration before Ray starts (:mod:`saw.verl.patches.validate_config`),
 - for a training that uses them, a rollout that shares a machine with others (:mod:`saw.verl.patches.weight_socket`),
 
@@ -42,6 +43,13 @@ def _register_estimator(core_algos: Any) -> None:
 @when_imported("verl.experimental.reward_loop.reward_manager.registry")
 def _register_reward_manager(registry: Any) -> None:
     registry.register(NAME)(lazy_import("saw.verl.reward_manager", "MultiRewardManager"))
+
+
+@when_imported("hydra")
+def _register_configuration(hydra: Any) -> None:
+    from saw.verl import search_path
+
+    search_path.register()
 
 
 @when_imported("verl.utils.config")

@@ -1,8 +1,9 @@
 """The attention of verl's FSDP engine, chosen before Ray starts: flash-attn where it is installed, else sdpa.
 
 verl 0.9.1 asks for flash_attention_2 unless the configuration says otherwise, and without the package flash-attn a
-training stops when the model loads. What a user sets is kept if it can work, and refused if not. Other engines have
-settings of their own and are left alone. docs/attention.md has the reasons and the numbers.
+training stops when the model loads. verl's fused log-probabilities are chosen with it, by
+:mod:`saw.machine.fused_kernels`. What a user sets, True and False alike, is kept if it can work, and refused if not;
+null chooses. Other engines have settings of their own and are left alone. docs/attention.md has reasons and numbers.
 Contract: ``tests/contract/test_attention.py``.
 """
 
@@ -15,6 +16,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
 from hydra.utils import get_class
@@ -26,10 +28,12 @@ from verl.utils.device import is_torch_npu_available
 from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.config import FSDPActorConfig
 
+from saw.machine import environment, fused_kernels
+from saw.machine.fused_kernels import MODEL
 from saw.verl.config import ConfigError
 
-MODEL = "actor_rollout_ref.model"
 KEY = f"{MODEL}.override_config.attn_implementation"
+BACKEND = f"{MODEL}.fused_kernel_options.impl_backend"
 #: Attention -> what has to be importable for it: module, name in it, distribution.
 FLASH = {
     "flash_attention_2": ("flash_attn", "flash_attn_varlen_func", "flash-attn"),
@@ -38,11 +42,10 @@ FLASH = {
 }
 #: The first flash-attn whose cross entropy verl can read.
 OLDEST_FLASH_ATTN = "2.4.3"
-INSTALL = "pip install flash-attn --no-build-isolation (needs nvcc, and builds for minutes to hours)"
 #: Every attention that a training may have.
 ALLOWED = (*FLASH, "sdpa", "eager", "flex_attention")
-#: Model types for which verl's fused log-probabilities are known to be right (the contract test).
-FUSED_MODELS = ("llama", "qwen2", "qwen3")
+#: Implementations of verl's fused kernels; with another, verl leaves the model as it is and fails in the first step.
+BACKENDS = ("torch", "triton", "liger")
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Attention:
 
     Attributes:
         name (str): transformers' ``attn_implementation``.
-        fused (bool): turn on ``use_fused_kernels``, verl's log-probabilities without flash-attn's cross entropy.
+        fused (bool): ``use_fused_kernels``, verl's log-probabilities without flash-attn's cross entropy.
         reason (str): why, and what it costs.
     """
 
@@ -70,7 +73,7 @@ def choose(config: DictConfig) -> Attention | None:
         Attention | None: None where it isn't ours to choose: another engine than FSDP, or an Ascend NPU.
 
     Raises:
-        ConfigError: for an attention that can't work here.
+        ConfigError: for an attention, or fused kernels, that can't work here.
     """
     if not issubclass(get_class(config.actor_rollout_ref.actor["_target_"]), FSDPActorConfig):
         return None
@@ -79,7 +82,8 @@ def choose(config: DictConfig) -> Attention | None:
     asked = OmegaConf.select(config, KEY)
     if asked is not None and (fault := _fault(config, asked)):
         raise ConfigError(f"{KEY} is {asked!r}: {fault}")
-    choice = _for_machine(config) if asked is None else _as_asked(config, asked)
+    flash_fault = _fault(config, "flash_attention_2")
+    choice = _for_machine(config, flash_fault) if asked is None else _as_asked(config, asked, flash_fault)
     if not _is_flash(choice.name):
         _check_sequence_parallelism(config, choice)
     if _has_critic(config):
@@ -87,37 +91,74 @@ def choose(config: DictConfig) -> Attention | None:
     return choice
 
 
-def apply(config: DictConfig, choice: Attention) -> None:
-    """Write a choice into the configuration, where the actor and the reference read it."""
-    OmegaConf.update(config, KEY, choice.name, force_add=True)
-    if choice.fused:
-        OmegaConf.update(config, f"{MODEL}.use_fused_kernels", True)
-        OmegaConf.update(config, f"{MODEL}.fused_kernel_options.impl_backend", "torch", force_add=True)
+def apply(config: DictConfig, choice: Attention | None) -> None:
+    """Write a choice into the configuration, where the actor and the reference read it; None leaves verl's own."""
+    if choice is not None:
+        OmegaConf.update(config, KEY, choice.name, force_add=True)
+    fused = choice.fused if choice is not None else bool(OmegaConf.select(config, fused_kernels.KEY))
+    OmegaConf.update(config, fused_kernels.KEY, fused, force_add=True)
+    if fused and OmegaConf.select(config, BACKEND) is None:
+        OmegaConf.update(config, BACKEND, "torch", force_add=True)
 
 
-def _as_asked(config: DictConfig, name: str) -> Attention:
-    reason = f"{KEY} is set"
-    model = config.actor_rollout_ref.model
-    if config.trainer.device != "cpu" and not model.use_fused_kernels and _import_fault(*FLASH["flash_attention_2"]):
-        reason += f"; log-probabilities go token by token without flash-attn, but for {MODEL}.use_fused_kernels=True"
-    return Attention(name, False, reason)
+def _as_asked(config: DictConfig, name: str, flash_fault: str | None) -> Attention:
+    fused, log_probs = _fused(config, flash_fault)
+    return Attention(name, fused, "; ".join(filter(None, [f"{KEY} is set", log_probs])))
 
 
-def _for_machine(config: DictConfig) -> Attention:
-    fault = _fault(config, "flash_attention_2")
-    if fault is None:
-        return Attention("flash_attention_2", False, f"flash-attn {version('flash-attn')} is installed")
-    model = config.actor_rollout_ref.model
-    if config.trainer.device == "cpu":
-        return Attention("sdpa", False, "trainer.device is cpu")
-    why_not = None if model.use_fused_kernels else _fused_fault(config)
-    if why_not is None:
-        log_probs = "log-probabilities by verl's fused kernels"
+def _for_machine(config: DictConfig, flash_fault: str | None) -> Attention:
+    fused, log_probs = _fused(config, flash_fault)
+    if flash_fault is None:
+        name, parts = "flash_attention_2", [f"flash-attn {version('flash-attn')} is installed", log_probs]
+    elif config.trainer.device == "cpu":
+        name, parts = "sdpa", ["trainer.device is cpu", log_probs]
     else:
-        log_probs = f"log-probabilities token by token, slow and rounded to 16 bits, as {why_not}"
-    packed = "; a micro-batch costs its tokens squared" if model.use_remove_padding else ""
-    reason = f"{fault}{packed}; {log_probs}; faster with flash-attn: {INSTALL}"
-    return Attention("sdpa", why_not is None and not model.use_fused_kernels, reason)
+        packed = config.actor_rollout_ref.model.use_remove_padding
+        squared = "a micro-batch costs its tokens squared" if packed else ""
+        name, parts = "sdpa", [flash_fault, squared, log_probs, f"faster with flash-attn: {environment.flash_attn()}"]
+    return Attention(name, fused, "; ".join(filter(None, parts)))
+
+
+def _fused(config: DictConfig, flash_fault: str | None) -> tuple[bool, str]:
+    """Whether verl's fused kernels compute the log-probabilities, and what is said of it: nothing for flash-attn.
+
+    Raises:
+        ConfigError: if they were asked for and can't work.
+    """
+    asked = OmegaConf.select(config, fused_kernels.KEY)
+    _check_fused(config, asked)
+    if asked:
+        return True, f"log-probabilities by verl's fused kernels, as {fused_kernels.KEY} is set"
+    if flash_fault is None or config.trainer.device == "cpu":
+        return False, ""
+    why_not = _fused_fault(config) if asked is None else f"{fused_kernels.KEY} is False"
+    if why_not is None:
+        return True, "log-probabilities by verl's fused kernels"
+    return False, f"log-probabilities token by token, slow and rounded to 16 bits, as {why_not}"
+
+
+def _check_fused(config: DictConfig, asked: Any) -> None:
+    """Refuse a setting of the fused kernels that is none, can't work, or says two things."""
+    key, remedy = fused_kernels.KEY, "set it to False, or to null, which chooses"
+    if asked not in (True, False, None):
+        raise ConfigError(f"{key} is {asked!r}; expected True, False, or null, which chooses")
+    actor = config.actor_rollout_ref.actor
+    if not OmegaConf.is_interpolation(actor, "use_fused_kernels"):
+        own = actor.get("use_fused_kernels")
+        if own is not None and own != asked:
+            raise ConfigError(
+                f"actor_rollout_ref.actor.use_fused_kernels is {own!r} and {key} {asked!r}; verl's FSDP engine reads "
+                "the second alone: set that, and leave the first out"
+            )
+    if not asked:
+        return
+    backend = OmegaConf.select(config, BACKEND)
+    if backend is not None and backend not in BACKENDS:
+        raise ConfigError(f"{BACKEND} is {backend!r}; expected one of {', '.join(BACKENDS)}")
+    found = _model_config(config)
+    fault = fused_kernels.impossible(config, tied=isinstance(found, str) or found.tie_word_embeddings)
+    if fault is not None:
+        raise ConfigError(f"{key} is True, and {fault}; {remedy}")
 
 
 def _fault(config: DictConfig, name: str) -> str | None:
@@ -182,7 +223,7 @@ def _check_sequence_parallelism(config: DictConfig, choice: Attention) -> None:
                 raise ConfigError(
                     f"{place}.ulysses_sequence_parallel_size is {size}, and the attention is {choice.name} "
                     f"({choice.reason}): only flash attention sees the other ranks' tokens, and the training would be "
-                    f"silently wrong. Set it to 1, or install flash-attn: {INSTALL}"
+                    f"silently wrong. Set it to 1, or install flash-attn: {environment.flash_attn()}"
                 )
 
 
@@ -198,26 +239,24 @@ def _check_critic(config: DictConfig) -> None:
         raise ConfigError(
             f"critic.enable is {config.critic.enable} and algorithm.adv_estimator {config.algorithm.adv_estimator!r}: "
             f"verl loads the critic with flash_attention_2, and {fault}. Set critic.enable to False, or install "
-            f"flash-attn: {INSTALL}"
+            f"flash-attn: {environment.flash_attn()}"
         )
 
 
 def _fused_fault(config: DictConfig) -> str | None:
-    """Why verl's fused log-probabilities can't stand in; None if they can."""
-    model, actor = config.actor_rollout_ref.model, config.actor_rollout_ref.actor
-    if actor.strategy != "fsdp2":
-        return f"actor_rollout_ref.actor.strategy is {actor.strategy!r} and verl's fused kernels are tried under fsdp2"
-    if model.lora_rank > 0:
-        return f"{MODEL}.lora_rank is {model.lora_rank} and verl's fused kernels are not tried with adapters"
-    if actor.get("calculate_sum_pi_squared"):
-        return "actor_rollout_ref.actor.calculate_sum_pi_squared is True, for which verl needs the logits"
+    """Why verl's fused log-probabilities are not chosen; None if they are known to be right."""
+    found = _model_config(config)
+    if isinstance(found, str):
+        return found
+    untried = fused_kernels.untried(config, found.model_type)
+    return untried or fused_kernels.impossible(config, found.tie_word_embeddings)
+
+
+def _model_config(config: DictConfig) -> Any:
+    """transformers' configuration of the model; in words why it can't be read."""
+    model = config.actor_rollout_ref.model
     path = model.get("hf_config_path") or model.path
     try:
-        found = AutoConfig.from_pretrained(path, trust_remote_code=model.trust_remote_code)
+        return AutoConfig.from_pretrained(path, trust_remote_code=model.trust_remote_code)
     except (OSError, ValueError) as error:
         return f"the model's configuration can't be read here ({str(error).splitlines()[0]})"
-    if found.model_type not in FUSED_MODELS:
-        return f"verl's fused kernels are not tried with the model type {found.model_type!r}"
-    if not OmegaConf.select(model, "override_config.tie_word_embeddings", default=found.tie_word_embeddings):
-        return "the model's output layer has weights of its own, which verl's fused kernels can't read under FSDP2"
-    return None

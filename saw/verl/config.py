@@ -153,8 +153,8 @@ class Settings(BaseModel):
         section = OmegaConf.select(config, NAME)
         if section is None:
             raise ConfigError(
-                "the configuration has no section 'saw'; add for example "
-                "'+saw={method: saw_gdpo, objectives: {accuracy: {minimum: 0, maximum: 1}}}'"
+                "the configuration has no section 'saw'; add +plugin=saw and your objectives, for example "
+                "'+saw.objectives={accuracy: {minimum: 0, maximum: 1}}'"
             )
         if isinstance(section, DictConfig):
             section = OmegaConf.to_container(section, resolve=True)

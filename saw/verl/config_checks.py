@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -12,16 +13,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from hydra.utils import get_class
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from verl.trainer.ppo.reward import resolve_reward_manager_cls
+from verl.trainer.ppo.utils import need_reference_policy
 from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.config import FSDPActorConfig
 
+from saw.machine.cluster import running
 from saw.method.registry import get_method
+from saw.rewards import JUDGE
 from saw.verl.config import ConfigError, Settings, check_returned
 from saw.verl.names import FAILED, KWARGS, NAME, ROLLOUTS
 from saw.verl.reward_ranges import RewardRanges, check_arguments
 from saw.verl.reward_values import reward_value
+
+logger = logging.getLogger(__name__)
 
 
 def check_config(config: DictConfig) -> Settings | None:
@@ -49,6 +55,7 @@ def check_config(config: DictConfig) -> Settings | None:
     _check_rest(config, settings)
     _check_rollouts(config, settings)
     returned = _check_reward_function(config, settings)
+    _check_judge_key(config)
     _check_group_filter(config, settings, returned)
     return settings
 
@@ -101,6 +108,43 @@ def _engine_faults(config: DictConfig) -> list[str]:
         f"actor_rollout_ref.actor.strategy is {actor.strategy!r}, and model_engine {config.get('model_engine')!r} "
         f"(a {kind.__name__}) has the strategy {own!r} only: set it to that, or take another model_engine"
     ]
+
+
+def check_micro_batches(config: DictConfig) -> None:
+    """Check what verl's workers assert of the micro-batches, after Ray has started.
+
+    Raises:
+        ConfigError: naming the keys that contradict each other, or the one that is not set.
+    """
+    parts = config.actor_rollout_ref
+    actor, rollout, ref = parts.actor, parts.rollout, parts.ref
+    wrong = []
+    if actor.use_dynamic_bsz != rollout.log_prob_use_dynamic_bsz:
+        wrong.append(
+            f"actor_rollout_ref.rollout.log_prob_use_dynamic_bsz is {rollout.log_prob_use_dynamic_bsz} and "
+            f"actor_rollout_ref.actor.use_dynamic_bsz {actor.use_dynamic_bsz}, and one worker does both; set both to "
+            "True, or both to False"
+        )
+    needed = {
+        "actor": ("ppo_max_token_len_per_gpu" if actor.use_dynamic_bsz else "ppo_micro_batch_size_per_gpu"),
+        "rollout": _log_prob_limit(rollout),
+    }
+    if need_reference_policy(config):
+        needed["ref"] = _log_prob_limit(ref)
+    for part, key in needed.items():
+        if parts[part].get(key) is None:
+            dynamic = "use_dynamic_bsz" if part == "actor" else "log_prob_use_dynamic_bsz"
+            wrong.append(
+                f"actor_rollout_ref.{part}.{key} is null, and actor_rollout_ref.{part}.{dynamic} "
+                f"{parts[part][dynamic]}; set it to a number"
+            )
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+
+
+def _log_prob_limit(section: DictConfig) -> str:
+    dynamic = section.log_prob_use_dynamic_bsz
+    return "log_prob_max_token_len_per_gpu" if dynamic else "log_prob_micro_batch_size_per_gpu"
 
 
 def _gradient_faults(config: DictConfig) -> list[str]:
@@ -260,6 +304,30 @@ def _check_reward_function(config: DictConfig, settings: Settings) -> Iterable[s
     if tried is not None:
         _check_first_rewards(settings, tried, at_start)
     return returned
+
+
+def _check_judge_key(config: DictConfig) -> None:
+    """See that a judge's key is here, or may be on the nodes of a Ray cluster that runs already.
+
+    Raises:
+        ConfigError: if it is not here, and the reward workers will be.
+    """
+    variable = OmegaConf.select(config, f"{JUDGE}.api_key_env")
+    if not isinstance(variable, str):
+        return
+    from saw.rewards.judge.options import JudgeError, key_in  # it loads the client, which only judges need
+
+    try:
+        key_in(variable)
+    except JudgeError as fault:
+        address = running(config)
+        if address is None:
+            raise ConfigError(f"{KWARGS}.{fault}") from None
+        logger.warning(
+            "%s.api_key_env is %r, which is not set here: the nodes of the Ray cluster at %s must have it themselves, "
+            "from before ray start; where one has not, the judge gives no verdict",
+            *(JUDGE, variable, address),
+        )
 
 
 def _sample_arguments(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,6 @@ import ray
 from omegaconf import DictConfig, OmegaConf
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from saw.machine.accelerator import cluster_address
 from saw.rewards.judge import Judge, JudgeOptions, Verdict, prompt
 from saw.rewards.judge.cache import Cache
 from saw.rewards.judge.options import JudgeError
@@ -91,7 +90,7 @@ def options_of(section: Mapping[str, Any] | None, router: str | None) -> JudgeOp
 
 
 def check(judge: Mapping[str, Any] | None = None, reward_router_address: str | None = None, **_: Any) -> None:
-    """See before Ray starts that the options and the prompt are right, and the key is there.
+    """See before Ray starts that the options and the prompt are right; :mod:`saw.verl.config_checks` looks for the key.
 
     Raises:
         JudgeError: naming the setting.
@@ -100,5 +99,3 @@ def check(judge: Mapping[str, Any] | None = None, reward_router_address: str | N
     if options.base_url is None:
         raise JudgeError("judge.base_url is not set, and verl serves no judge; set it, or pick judge=verl")
     prompt.check(options.prompt_path)
-    if cluster_address() is None:  # else the reward workers may be on other machines
-        options.api_key()

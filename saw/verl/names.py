@@ -14,5 +14,3 @@ RESERVED_NAMES = ("score", "reward", FAILED)
 ROLLOUTS = "__rollout_n__"
 #: Where the reward function's arguments are set.
 KWARGS = "reward.custom_reward_function.reward_kwargs"
-#: Where the judge is set, one of those arguments.
-JUDGE = f"{KWARGS}.judge"

@@ -8,6 +8,7 @@ import torch
 import transfer_queue as tq
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
+from saw.verl.agent_loops import Watch
 from saw.verl.transfer_queue import objective_matrix, prompt_of
 
 
@@ -27,6 +28,8 @@ class MultiRewardReplayBuffer(ReplayBuffer):
     names: tuple[str, ...]
     #: The prompts of the last sample, also those of which no row is left; taken by :meth:`take_selected`.
     selected: list[str]
+    #: Looks whether those who make the samples live, while these are waited for.
+    watch: Watch | None = None
 
     @classmethod
     def from_stock(cls, stock: ReplayBuffer, names: tuple[str, ...], poll_interval: float) -> MultiRewardReplayBuffer:
@@ -37,6 +40,11 @@ class MultiRewardReplayBuffer(ReplayBuffer):
         buffer.poll_interval = poll_interval
         buffer.selected = []
         return buffer
+
+    def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:
+        if self.watch is not None:
+            self.watch.look()
+        return super()._wait_for_next_poll(partition_id, last_debug_time)
 
     def take_selected(self) -> list[str]:
         """The prompts that make up the batch sampled last; empty if they were taken already, or came from elsewhere."""

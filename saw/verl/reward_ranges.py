@@ -35,11 +35,22 @@ class RewardRanges:
 
     @classmethod
     def of(cls, config: DictConfig, settings: Settings) -> RewardRanges:
-        """Load the reward function of verl's configuration."""
+        """Load the reward function of verl's configuration.
+
+        Raises:
+            ConfigError: if it can't be loaded.
+        """
         custom = config.reward.custom_reward_function
         function = None
         if custom.path is not None:
-            function = load_extern_object(module_path=custom.path, object_name=custom.name)
+            try:
+                function = load_extern_object(module_path=custom.path, object_name=custom.name)
+            except (ImportError, OSError, AttributeError, RuntimeError) as error:
+                why = f"{error}: {error.__cause__!r}" if error.__cause__ else str(error)
+                raise ConfigError(
+                    f"reward.custom_reward_function.path is {custom.path!r} and its name {custom.name!r} ({why}); "
+                    "expected a Python file, or pkg://MODULE, and the name of a function in it"
+                ) from error
         kwargs = custom.get("reward_kwargs", {})
         plain: Any = OmegaConf.to_container(kwargs, resolve=True) if isinstance(kwargs, DictConfig) else kwargs
         return cls(settings, function, dict(plain))

@@ -6,6 +6,9 @@ For each objective: ``saw/<objective>/{mean,std,min,max,cv,weight,proposed_weigh
 whose reward function raised, all of whose rewards are missing; ``saw/lost`` and ``saw-val/lost`` those that were asked
 for and never came back. What a judge cost is ``judge/...``. A value that does not exist (the mean of an objective that
 is missing for all samples) is NaN.
+
+verl's own ``critic/score/{mean,max,min}`` are of the scalar, which is 0 for a sample without any reward; these samples
+are left out here. ``critic/rewards`` (the scalar after a KL penalty) and ``critic/returns`` stay verl's, 0 included.
 """
 
 from __future__ import annotations
@@ -46,6 +49,24 @@ def training_metrics(advantage: Advantage, names: Sequence[str]) -> dict[str, fl
         for what, column in columns.items()
         for name, value in zip(names, column.tolist(), strict=True)
     }
+
+
+def score_metrics(rewards: Tensor, scores: Tensor) -> dict[str, float]:
+    """verl's metrics of the scalar reward, over the samples that have a reward.
+
+    Args:
+        rewards (Tensor): shape ``(N, K)``, NaN where missing.
+        scores (Tensor): shape ``(N,)``, the scalars, 0 for a sample without any reward.
+
+    Returns:
+        dict[str, float]: empty if every sample has a reward, so that verl's own stand.
+    """
+    unrated = rewards.isnan().all(dim=1)
+    present = scores[~unrated].double()
+    if not unrated.any() or not len(present):
+        return {}
+    values = {"mean": present.mean(), "max": present.max(), "min": present.min()}
+    return {f"critic/score/{what}": value.item() for what, value in values.items()}
 
 
 def gradient_metrics(found: ObjectiveGradients, compared: Tensor, names: Sequence[str]) -> dict[str, float]:

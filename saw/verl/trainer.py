@@ -13,6 +13,7 @@ import transfer_queue as tq
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
+from verl.experimental.agent_loop import AgentLoopManager
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
@@ -21,7 +22,9 @@ from saw.method.advantage import objective_advantages
 from saw.method.objective import Objective
 from saw.method.weighting import clip_norms
 from saw.records import run_info, validation_samples
+from saw.rewards import JUDGE
 from saw.verl import step_metrics as objective_metrics
+from saw.verl.agent_loops import AgentLoopDied, Watch, died
 from saw.verl.config import ConfigError
 from saw.verl.config_checks import check_config, check_group_size
 from saw.verl.estimator import StepRewards, rewards_of_step
@@ -31,6 +34,7 @@ from saw.verl.replay_buffer import AllLost, MultiRewardReplayBuffer
 from saw.verl.reward_ranges import RewardRanges
 from saw.verl.reward_values import plain
 from saw.verl.transfer_queue import (
+    check_range,
     checked_objective_matrix,
     lost_samples,
     of_all_rows,
@@ -46,6 +50,10 @@ logger = logging.getLogger(__name__)
 
 class TooManyMissing(RuntimeError):
     """More of a step's rewards are missing than ``saw.max_missing`` allows."""
+
+
+class BadReward(RuntimeError):
+    """A reward of which no advantage can be made: infinite, below its minimum, no number, or not returned."""
 
 
 class SAWTrainer(PPOTrainerSync):
@@ -94,6 +102,12 @@ class SAWTrainer(PPOTrainerSync):
         ranges = self._ranges.at(1)
         run_info.write(self.config, dict(zip(self.settings.names, ranges, strict=True)), self.total_training_steps)
 
+    def fit(self, agent_loop_manager: AgentLoopManager):
+        """Train, and watch who generates the samples; a manager of the user's own may have other workers."""
+        if isinstance(self.replay_buffer, MultiRewardReplayBuffer):
+            self.replay_buffer.watch = Watch(getattr(agent_loop_manager, "agent_loop_workers", ()))
+        super().fit(agent_loop_manager)
+
     def on_step_begin(self):
         """Remember where the data stands, for a checkpoint of the step before this one."""
         super().on_step_begin()
@@ -106,18 +120,29 @@ class SAWTrainer(PPOTrainerSync):
 
         Raises:
             TooManyMissing: with a checkpoint of the step before, if more rewards are missing than may be, or all are.
+            BadReward: likewise, for a reward that can't be used.
+            AgentLoopDied: likewise, if a process that generates samples has died.
         """
         try:
             return super().step(metrics, timing_raw)
-        except AllLost as error:
+        except (AllLost, AgentLoopDied) as error:
             try:
                 self.on_sample_end()  # makes room, as after any other sampling
             except ray.exceptions.RayError:
                 logger.exception("the rollout could not be put to sleep")  # it may be what has died
-            raise TooManyMissing(f"step {self.global_steps}: {error}. {self._save_step_before()}") from error
+            try:
+                kept = self._save_step_before()
+            except ray.exceptions.RayError:
+                logger.exception("no checkpoint of the step before could be saved")
+                kept = "The training goes on from its last checkpoint with the same command."
+            kind = TooManyMissing if isinstance(error, AllLost) else AgentLoopDied
+            raise kind(f"step {self.global_steps}: {error}. {kept}") from error
 
     def _submit_batch_to_rollout(self, batch: TensorDict) -> int:
-        submitted = super()._submit_batch_to_rollout(batch)
+        try:
+            submitted = super()._submit_batch_to_rollout(batch)
+        except ray.exceptions.RayActorError as error:
+            raise AgentLoopDied(died(error)) from error
         # looked up afterwards, since an agent loop manager of the user's may have put it there
         if ROLLOUTS in batch:
             self._rollouts |= dict(zip(batch["uid"], map(int, batch[ROLLOUTS]), strict=True))
@@ -126,7 +151,11 @@ class SAWTrainer(PPOTrainerSync):
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         # The rewards are there already, and this is the first of the step's costly parts.
         ranges = self._ranges.at(self.global_steps)
-        self._step = rewards = self._rewards(batch, ranges, metrics)
+        try:
+            self._step = rewards = self._rewards(batch, ranges, metrics)
+            check_range(rewards.rewards[rewards.scored], self.settings.names, [low for low, _ in ranges])
+        except ConfigError as error:
+            raise BadReward(f"step {self.global_steps}: {error}. {self._save_step_before()}") from error
         self._stop_if_too_many_are_missing(rewards)
         if self.settings.needs_gradients:
             return self._compute_old_log_prob_and_gradients(batch, metrics)
@@ -201,8 +230,7 @@ class SAWTrainer(PPOTrainerSync):
         return f"The training goes on from {folder} with the same command."
 
     def _faults_file(self) -> str | None:
-        key = "reward.custom_reward_function.reward_kwargs.judge.faults"
-        return OmegaConf.select(self.config, key, default=None)
+        return OmegaConf.select(self.config, f"{JUDGE}.faults", default=None)
 
     def _save_checkpoint(self):
         # before verl's part, which ends with the mark that the checkpoint is complete
@@ -227,6 +255,7 @@ class SAWTrainer(PPOTrainerSync):
                 f"set reward.reward_manager.name={NAME}, which allows for missing rewards"
             )
         scored, of_row = scored_rows(batch.keys, batch.tags)
+        self._scores = scores[scored]
         infos = reward_infos(data)
         scored_infos = [infos[row] for row in scored.tolist()]
         prompts = [prompt_of(batch.keys[row]) for row in scored.tolist()]
@@ -275,6 +304,10 @@ class SAWTrainer(PPOTrainerSync):
                 logger.warning(
                     "the reward of %r is %g, above its stated maximum %g (reported once)", name, value, maximum
                 )
+
+    def _compute_metrics(self, batch: KVBatchMeta, metrics: dict, timing_raw: dict, global_steps: int, epoch: int):
+        super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
+        metrics.update(objective_metrics.score_metrics(self._step.rewards[self._step.scored], self._scores))
 
     def _maybe_log_val_generations(self, inputs, outputs, scores):
         super()._maybe_log_val_generations(inputs, outputs, scores)

@@ -10,6 +10,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from saw.method.objective import LARGEST
 from saw.verl.config import ConfigError, Settings, check_returned
 from saw.verl.reward_values import reward_value
 
@@ -55,6 +56,27 @@ def checked_objective_matrix(infos: Sequence[Mapping[str, Any]], settings: Setti
     for info in infos:
         check_returned(settings, info)
     return _matrix(infos, settings.names)
+
+
+def check_range(rewards: Tensor, names: Sequence[str], minima: Sequence[float]) -> None:
+    """See that an advantage can be computed from every reward that is there, before the costly parts of a step.
+
+    Args:
+        rewards (Tensor): shape ``(N, K)``, NaN where missing.
+        names (Sequence[str]): K of them.
+        minima (Sequence[float]): the lowest possible rewards; minus infinity where nobody knows it.
+
+    Raises:
+        ConfigError: for a reward that is infinite, or too large to be squared, and one below its minimum.
+    """
+    for column, name, minimum in zip(rewards.unbind(dim=1), names, minima, strict=True):
+        for bad, what in (
+            (column.abs() > LARGEST, f"expected a finite number, at most {LARGEST:g} in size; NaN or None if missing"),
+            (column < minimum, f"below its minimum {minimum:g}; see saw.objectives.{name}.minimum"),
+        ):
+            if bad.any():
+                values = column[bad]
+                raise ConfigError(f"the reward {name!r} of {len(values)} samples is {values[0].item():g}; {what}")
 
 
 def prompt_of(key: str) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 from verl.utils.torch_functional import logprobs_from_logits
 
-from saw.verl import attention
+from saw.machine import fused_kernels
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
@@ -174,4 +174,4 @@ def test_fused_kernels_cannot_read_an_untied_output_layer(found):
 
 def test_every_model_type_that_gets_fused_kernels_is_tried_here():
     tried = {MODELS[case.get("model", "qwen2")].model_type for case in CASES.values() if case.get("fused")}
-    assert tried == set(attention.FUSED_MODELS)
+    assert tried == set(fused_kernels.MODELS)

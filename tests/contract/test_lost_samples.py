@@ -3,6 +3,7 @@
 import inspect
 
 from verl.experimental.agent_loop import agent_loop
+from verl.trainer.ppo import metric_utils
 from verl.trainer.ppo.v1 import agent_loop_tq, replay_buffer, trainer_base
 from verl.workers.config import FSDPActorConfig, McoreActorConfig, TorchTitanActorConfig, VeOmniActorConfig
 
@@ -23,6 +24,26 @@ def test_every_prompt_of_a_step_is_submitted_through_one_method():
     assert "self.agent_loop_manager.generate_sequences(batch)" in inspect.getsource(
         trainer_base.PPOTrainer._submit_batch_to_rollout
     )
+
+
+def test_the_buffer_looks_at_who_generates_while_it_waits_and_verl_does_not():
+    """saw/verl/agent_loops.py: nothing else ends the wait for a worker that has died."""
+    wait = inspect.getsource(replay_buffer.ReplayBuffer._wait_for_next_poll)
+    assert "ray" not in wait
+    assert "self._wait_for_next_poll(" in inspect.getsource(replay_buffer.ReplayBuffer.sample)
+    workers = inspect.getsource(agent_loop.AgentLoopManager._init_agent_loop_workers)
+    assert "self.agent_loop_workers.append(" in workers
+    assert "max_restarts" not in workers
+    assert "ray.get(" in inspect.getsource(agent_loop_tq.AgentLoopManagerTQ.generate_sequences)
+    assert "self.agent_loop_manager = agent_loop_manager" in inspect.getsource(trainer_base.PPOTrainer.fit)
+
+
+def test_verl_s_mean_score_counts_a_sample_without_rewards_as_0():
+    """saw/verl/step_metrics.py writes over these three."""
+    source = inspect.getsource(metric_utils.compute_data_metrics)
+    for what in ("mean", "max", "min"):
+        assert f'"critic/score/{what}": score_{what}' in source
+    assert "metrics.update(compute_data_metrics(" in inspect.getsource(trainer_base.PPOTrainer._compute_metrics)
 
 
 def test_the_buffer_selects_prompts_before_it_looks_whether_any_row_is_left():

@@ -53,7 +53,7 @@ def saved(run, given) -> int:
 
 @pytest.fixture(scope="module")
 def settings():
-    return read_settings(compose("experiment=toolrl/1.5b_saw_gdpo"))
+    return read_settings(compose("experiment=toolrl"))
 
 
 def config_of(**sizes) -> Qwen2Config:
@@ -251,7 +251,7 @@ def test_verl_holds_the_weights_gradients_and_moments_of_the_estimate(tmp_path, 
     assert done.returncode == 0, done.stderr[-5000:]
     for case in json.loads((tmp_path / "rank0.json").read_text()):
         composed = compose(
-            "experiment=toolrl/1.5b_saw_gdpo",
+            "experiment=toolrl",
             f"actor_rollout_ref.actor.fsdp_config.model_dtype={case['model_dtype']}",
         )
         found = estimate(composed, shape_of(str(tmp_path / "model")), ranks)

@@ -55,7 +55,7 @@ class TaskRunner:
             json.dump(seen, file)
 
 main_ppo.TaskRunnerV1 = TaskRunner
-main(compose("experiment=tldr/saw_gdpo", "size=toy", *sys.argv[1:]))
+main(compose("experiment=tldr", "size=toy", *sys.argv[1:]))
 """
 
 

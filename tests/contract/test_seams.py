@@ -1,5 +1,6 @@
 """The seams of verl 0.9.1 that the plug-in stands on: each test fails when upstream moves one."""
 
+import ast
 import inspect
 import logging
 import os
@@ -13,6 +14,8 @@ import pytest
 import torch
 import transfer_queue as tq
 import verl
+from hydra import compose as hydra_compose
+from hydra import initialize_config_module
 from tensordict import TensorDict
 from verl.experimental.reward_loop.reward_manager import get_reward_manager_cls
 from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
@@ -24,10 +27,12 @@ from verl.trainer.ppo.metric_utils import process_validation_metrics
 from verl.trainer.ppo.v1 import get_trainer_cls, replay_buffer, trainer_base
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
+from verl.workers import engine_workers
 
 import saw.verl.version
 from saw.verl import ACTIVE, estimator
 from saw.verl.config import ConfigError
+from saw.verl.config_checks import check_config
 from saw.verl.patches import vllm_log_level
 from saw.verl.replay_buffer import MultiRewardReplayBuffer
 from saw.verl.reward_manager import MultiRewardManager
@@ -46,7 +51,7 @@ def test_one_version_of_verl_everywhere():
     assert version("verl") == verl.__version__ == pin
     for path in (ROOT / "requirements" / "cpu.txt", ROOT / "requirements" / "gpu.txt"):
         assert re.search(rf"^verl(\[vllm\])?=={re.escape(pin)}$", path.read_text(), re.MULTILINE), path
-    assert any(requirement.startswith(f"verl=={pin}") for requirement in requires("saw"))
+    assert any(requirement.startswith(f"verl=={pin}") for requirement in requires("saw-rl"))
 
 
 def test_another_version_is_refused_with_the_command_that_mends_it(monkeypatch):
@@ -63,11 +68,41 @@ def test_entry_points():
     assert callable(points[0].load())
 
 
+def test_verls_command_takes_the_plug_in_and_the_objectives():
+    """Two overrides of verl's own configuration, and the section is that of this repository's own command."""
+    grpo, objectives = "actor_rollout_ref.rollout.n=4", "{format: {minimum: 0}, correctness: {minimum: -3}}"
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        config = hydra_compose("ppo_trainer", overrides=["+plugin=saw", f"+saw.objectives={objectives}", grpo])
+        shipped = hydra_compose("ppo_trainer", overrides=["+plugin=saw", "+objectives=toolrl"])
+    assert check_config(config).names == ("format", "correctness")
+    selected = (config.trainer.v1.trainer_mode, config.algorithm.adv_estimator, config.reward.reward_manager.name)
+    assert selected == ("saw", "saw", "saw")
+    assert shipped.saw == compose().saw
+
+
 def test_registered_names():
     # each is loaded on first use: what verl's registry holds is a proxy
     assert get_trainer_cls("saw").__wrapped__ is SAWTrainer
     assert get_adv_estimator_fn("saw").__wrapped__ is estimator.estimate
     assert get_reward_manager_cls("saw").__wrapped__ is MultiRewardManager
+
+
+def test_main_ppo_does_nothing_that_the_start_leaves_out():
+    """saw.runs.train does in its place: the device, one check, and the start of the v1 task runner."""
+    calls = [node for node in ast.walk(ast.parse(inspect.getsource(main_ppo.main))) if isinstance(node, ast.Call)]
+    names = {ast.unparse(call.func) for call in calls} - {"hydra.main", "logger.warning"}
+    needs = {"need_reference_policy", "need_critic"}
+    assert names == {"auto_set_device", "validate_config", "run_ppo", *needs}
+    assert "run_ppo(config, task_runner_class=TaskRunnerV1)" in inspect.getsource(main_ppo.main)
+
+
+def test_verls_workers_assert_what_the_check_of_the_micro_batches_looks_at():
+    source = inspect.getsource(engine_workers.ActorRolloutRefWorker.init_model)
+    assert "assert self.config.actor.use_dynamic_bsz == self.config.rollout.log_prob_use_dynamic_bsz" in source
+    for part, key in (("rollout", "log_prob_max_token_len"), ("actor", "ppo_max_token_len")):
+        assert f"assert self.config.{part}.{key}_per_gpu is not None" in source
+    for part, key in (("rollout", "log_prob_micro_batch_size"), ("actor", "ppo_micro_batch_size")):
+        assert f"assert self.config.{part}.{key}_per_gpu is not None" in source
 
 
 def test_main_ppo_calls_the_wrapped_validate_config(monkeypatch):

@@ -46,7 +46,7 @@ def data(tmp_path_factory, writer) -> Path:
 
 def make_run(folder: Path, data: Path, writer: Path, *overrides: str, **environment: str) -> Run:
     command = [
-        *(sys.executable, "-m", "saw.runs.train", "experiment=tldr/saw_gdpo", "size=toy", "judge=server"),
+        *(sys.executable, "-m", "saw.runs.train", "experiment=tldr", "size=toy", "judge=server"),
         *("data.max_prompt_length=192", "actor_rollout_ref.rollout.max_model_len=240", "trainer.n_gpus_per_node=1"),
         *(f"data.train_files={data / 'train.parquet'}", f"data.val_files={data / 'test.parquet'}"),
         *(f"actor_rollout_ref.model.path={writer}", f"trainer.default_local_dir={folder / 'checkpoints'}"),

@@ -235,14 +235,11 @@ def verl_on_this_platform() -> list[str]:
 
 
 def test_stock_command_line_with_missing_rewards_and_group_filter(tmp_path, toy_data, warm_model):
-    """verl's own entry point and four overrides; and what would train on NaN, or never find a group to train on."""
+    """verl's own entry point and two overrides; and what would train on NaN, or never find a group to train on."""
     (tmp_path / "rewards.py").write_text(REWARD_FUNCTION)
     saw = [
-        "trainer.v1.trainer_mode=saw",
-        "algorithm.adv_estimator=saw",
-        "reward.reward_manager.name=saw",
-        "+saw={method: saw_gdpo, objectives: {odd: {minimum: 0, maximum: 0.5}, even: {minimum: 0}, "
-        "judged: {minimum: 0}}}",
+        "+plugin=saw",
+        "+saw.objectives={odd: {minimum: 0, maximum: 0.5}, even: {minimum: 0}, judged: {minimum: 0}}",
     ]
     experiment = OmegaConf.load(CONFIGS / "experiment" / "quickstart.yaml")
     sizes = {key: experiment[key] for key in ("actor_rollout_ref", "trainer")}

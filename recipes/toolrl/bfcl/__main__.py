@@ -15,8 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from recipes.common import sampling
-from recipes.common.files import write_whole
 from recipes.toolrl.bfcl import results
+from saw.records.files import write_whole
 
 
 def generate(arguments: argparse.Namespace, root: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.common.files import keep_lines, read_lines
+from saw.records.files import keep_lines, read_lines
 
 #: What BFCL writes instead of a reply when a request fails.
 FAILED = "Error during inference"

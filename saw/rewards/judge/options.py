@@ -27,7 +27,7 @@ class JudgeOptions(BaseModel):
             the one that verl serves has another address in every run.
         api_key_env (str | None): the environment variable that holds the key; None for a server that wants none.
             The key itself is never part of a configuration.
-        prompt (str): a template in ``saw/rewards/judge/prompts``, or an absolute path.
+        prompt (str): the rubric, a template in ``saw/rewards/judge/prompts``, or an absolute path.
         objectives (tuple[str, ...]): the scores that a reply holds.
         lowest (int): of a score.
         highest (int): of a score.
@@ -108,8 +108,8 @@ class JudgeOptions(BaseModel):
         Raises:
             JudgeError: if it is absent or wrong, one line a fault.
         """
-        if section is None:
-            raise JudgeError("judge: there is none; pick one, for example judge=gemini")
+        if not section or "model" not in section:  # a task brings the rubric, and no model
+            raise JudgeError("judge.model is not set: there is no judge; pick one, for example judge=gemini")
         try:
             return cls.model_validate(dict(section))
         except ValidationError as error:
@@ -128,13 +128,20 @@ class JudgeOptions(BaseModel):
         Raises:
             JudgeError: if the variable is named and not set.
         """
-        if self.api_key_env is None:
-            return None
-        key = os.environ.get(self.api_key_env, "").strip()
-        if not key:
-            raise JudgeError(
-                f"judge.api_key_env is {self.api_key_env!r}, and that environment variable is not set on this machine; "
-                "export it, or pick another judge (verl's own command in a running Ray cluster hands nothing over: "
-                "there, set it on every node before ray start)"
-            )
-        return key
+        return None if self.api_key_env is None else key_in(self.api_key_env)
+
+
+def key_in(variable: str) -> str:
+    """A judge's key, from the environment.
+
+    Raises:
+        JudgeError: if the variable is not set, or empty.
+    """
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise JudgeError(
+            f"judge.api_key_env is {variable!r}, and that environment variable is not set on this machine; "
+            "export it, or pick another judge (verl's own command in a running Ray cluster hands nothing over: "
+            "there, set it on every node before ray start)"
+        )
+    return key

@@ -21,12 +21,15 @@ def wrap(module: ModuleType) -> None:
 
     @functools.wraps(stock)
     def validate_config(config: DictConfig, *args, **kwargs) -> None:
-        """verl's own checks after SAW's."""
-        if NAME in (config.trainer.v1.trainer_mode, config.algorithm.adv_estimator):
-            from saw.verl.config_checks import check_config
+        """verl's own checks, between SAW's."""
+        if NAME not in (config.trainer.v1.trainer_mode, config.algorithm.adv_estimator):
+            stock(config, *args, **kwargs)
+            return
+        from saw.verl.config_checks import check_config, check_micro_batches
 
-            check_config(config)
-            os.environ[ACTIVE] = "1"  # Ray's processes inherit it
+        check_config(config)
         stock(config, *args, **kwargs)
+        check_micro_batches(config)
+        os.environ[ACTIVE] = "1"  # Ray's processes inherit it
 
     module.validate_config = validate_config  # type: ignore[attr-defined]

@@ -126,7 +126,7 @@ def others(monkeypatch):
 @pytest.fixture(scope="module")
 def gpu():
     """An experiment on four GPUs, with wandb."""
-    return compose("platform=gpu", "experiment=toolrl/1.5b_saw_gdpo")
+    return compose("platform=gpu", "experiment=toolrl")
 
 
 def changed(config, values: dict):
@@ -140,7 +140,7 @@ def changed(config, values: dict):
 def judged(monkeypatch):
     """An experiment with a judge."""
     monkeypatch.setenv("GEMINI_API_KEY", "a-key-of-a-judge")
-    return compose("platform=gpu", "experiment=tldr/saw_gdpo")
+    return compose("platform=gpu", "experiment=tldr")
 
 
 @pytest.fixture(scope="module")
@@ -382,8 +382,8 @@ def test_packages():
     is_missing(software.packages(lambda: [OLD_VERL]), "verl: 0.9.0")
 
 
-OLD_VERL = Problem("verl", "0.9.0", "verl==0.9.1", "saw")
-NO_TORCH = Problem("torch", None, "torch>=2.6", "saw")
+OLD_VERL = Problem("verl", "0.9.0", "verl==0.9.1", "saw-rl")
+NO_TORCH = Problem("torch", None, "torch>=2.6", "saw-rl")
 
 
 @pytest.mark.parametrize("made_for", ["gpu", None])
@@ -628,8 +628,8 @@ def test_data_files_of_json(gpu, tmp_path, name, text, status):
 @pytest.mark.parametrize(
     ("experiment", "script", "module"),
     [
-        ("toolrl/1.5b_saw_gdpo", "bash scripts/reproduce_table1.sh", "data_prep.toolrl"),
-        ("tldr/saw_gdpo", "bash scripts/reproduce_table2.sh", "data_prep.tldr"),
+        ("toolrl", "bash scripts/reproduce_table1.sh", "data_prep.toolrl"),
+        ("tldr", "bash scripts/reproduce_table2.sh", "data_prep.tldr"),
         ("quickstart", "bash scripts/quickstart.sh", "data_prep.toy_toolrl"),
     ],
 )
@@ -773,9 +773,9 @@ def test_judges_key(gpu, judged, monkeypatch):
     monkeypatch.delenv("GEMINI_API_KEY")
     is_missing(services.judge_key(judged), "GEMINI_API_KEY")
     monkeypatch.delenv("JUDGE_URL", raising=False)
-    is_missing(services.judge_key(compose("experiment=tldr/saw_gdpo", "judge=server")), "JUDGE_URL")
+    is_missing(services.judge_key(compose("experiment=tldr", "judge=server")), "JUDGE_URL")
     monkeypatch.setenv("JUDGE_URL", "http://localhost:1/v1")
-    assert services.judge_key(compose("experiment=tldr/saw_gdpo", "judge=server")).status == "ok"
+    assert services.judge_key(compose("experiment=tldr", "judge=server")).status == "ok"
 
 
 def verdict(**values):
@@ -792,9 +792,7 @@ def test_judges_answer(gpu, judged, monkeypatch):
     assert services.judge_call(judged, calls=False, ask=never).status == "warning"
     monkeypatch.delenv("GEMINI_API_KEY")
     assert services.judge_call(judged, ask=never).status == "warning"
-    served = compose(
-        "experiment=tldr/saw_gdpo", "judge=verl", "reward.reward_model.model_path=Qwen/Qwen2.5-7B-Instruct"
-    )
+    served = compose("experiment=tldr", "judge=verl", "reward.reward_model.model_path=Qwen/Qwen2.5-7B-Instruct")
     assert services.judge_call(served, ask=never).status == "ok"
 
 
@@ -804,10 +802,10 @@ def test_the_one_question_is_a_real_request(monkeypatch):
     stand_in = StandIn()
     with serving(stand_in) as address:
         monkeypatch.setenv("JUDGE_URL", address)
-        line = services.judge_call(compose("experiment=tldr/saw_gdpo", "judge=server"))
+        line = services.judge_call(compose("experiment=tldr", "judge=server"))
     assert line.status == "ok"
     assert "quality" in line.found
-    is_missing(services.judge_call(compose("experiment=tldr/saw_gdpo", "judge=server")), "Connection")  # gone
+    is_missing(services.judge_call(compose("experiment=tldr", "judge=server")), "Connection")  # gone
 
 
 def test_ray_cluster(gpu):
@@ -978,11 +976,11 @@ def test_a_key_that_is_not_set_is_reported_once_and_hides_nothing(in_order, monk
     """Kind: one fault in every line that needs the key."""
     if value is not None:
         monkeypatch.setenv("GEMINI_API_KEY", value)
-    lines = doctor.diagnose([*in_order, "experiment=tldr/saw_gdpo", "size=toy"])
+    lines = doctor.diagnose([*in_order, "experiment=tldr", "size=toy"])
     assert [line.thing for line in lines if "GEMINI_API_KEY" in str(line)] == ["judge's key"]
     assert "GEMINI_API_KEY" not in os.environ or os.environ["GEMINI_API_KEY"] == value
     assert {line.thing: line.status for line in lines}["configuration"] == "ok"
-    broken = compose("experiment=tldr/saw_gdpo", "saw.options.ema=2")
+    broken = compose("experiment=tldr", "saw.options.ema=2")
     is_missing(software.configuration(broken, doctor.check_config), "saw.options.ema")
 
 

@@ -289,7 +289,7 @@ print(json.dumps([dict(os.environ) == before, heavy, len(sizes)]))
 
 def test_an_override_has_the_last_word_over_verls_own_configuration(monkeypatch):
     monkeypatch.delenv("VERL_PLATFORM", raising=False)
-    config = compose("experiment=tldr/grpo", "trainer.total_epochs=3", "trainer.device=cuda")
+    config = compose("experiment=tldr", "trainer.total_epochs=3", "trainer.device=cuda")
     assert (config.trainer.total_epochs, config.actor_rollout_ref.actor.strategy) == (3, "fsdp2")
     assert config.critic.grad_clip == 1.0  # verl's
     assert "VERL_PLATFORM" not in os.environ

@@ -13,7 +13,7 @@ from tests.configs import composed_with
 
 QUICKSTART = ("experiment=quickstart",)
 JUDGED = ("experiment=quickstart", "judge=verl", "reward.reward_model.model_path=x")
-TABLE_1 = ("experiment=toolrl/1.5b_saw_gdpo", "platform=gpu")
+TABLE_1 = ("experiment=toolrl", "platform=gpu")
 
 
 @pytest.fixture(autouse=True)

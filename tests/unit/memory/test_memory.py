@@ -22,7 +22,7 @@ from saw.memory.phases import GIB
 from tests.configs import compose
 from tests.conftest import ROOT
 
-EXPERIMENT = ("platform=gpu", "experiment=toolrl/1.5b_saw_gdpo")
+EXPERIMENT = ("platform=gpu", "experiment=toolrl")
 MODEL = SHAPES["qwen2.5-1.5b"]
 SIZES = {
     "hidden_size": 64,
@@ -143,7 +143,6 @@ def test_settings_come_from_their_keys(config):
         (f"{fsdp}.use_no_sync_for_gradient_accumulation", True, "defer_sync", True),
         (f"{fsdp}.entropy_from_logits_with_chunking", True, "entropy", "chunked"),
         (f"{fsdp}.use_torch_compile", False, "entropy", "plain"),
-        (f"{fsdp}.ulysses_sequence_parallel_size", 2, "sequence_parallel", 2),
         ("actor_rollout_ref.actor.entropy_coeff", 0.0, "entropy_in_update", False),
         ("actor_rollout_ref.model.enable_gradient_checkpointing", False, "checkpointing", False),
         ("actor_rollout_ref.model.use_fused_kernels", True, "fused", True),
@@ -159,6 +158,59 @@ def test_settings_come_from_their_keys(config):
     ):
         assert getattr(base, field) != expected, key
         assert getattr(read_settings(changed(config, (key, value))), field) == expected, key
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("actor.fsdp_config.ulysses_sequence_parallel_size", (2, 2, 1)),
+        ("actor.ulysses_sequence_parallel_size", (2, 2, 2)),  # the reference follows it, in verl's configuration
+        ("ref.ulysses_sequence_parallel_size", (1, 1, 2)),
+        ("ref.fsdp_config.ulysses_sequence_parallel_size", (1, 1, 2)),
+    ],
+)
+def test_actor_and_reference_have_a_sequence_parallelism_each_and_verl_reads_two_keys(config, key, expected):
+    found = estimate(changed(config, (f"actor_rollout_ref.{key}", 2)), MODEL, 4, flash_attn=True)
+    assert tuple(found.settings.sequence_parallel[name] for name in ("update", "log_probs", "reference")) == expected
+    whole = estimate(config, MODEL, 4, flash_attn=True)
+    for name, title in (("update", "update: loss"), ("log_probs", "log-probs"), ("reference", "reference")):
+        parallel = found.settings.sequence_parallel[name]
+        assert phase(found, title).parts["logits"] == phase(whole, title).parts["logits"] // parallel
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_the_reference_has_micro_batches_of_its_own(config, dynamic):
+    """Kind: a setting of the actor's that is taken for the reference's."""
+    parts = "actor_rollout_ref."
+    own = changed(
+        config,
+        (f"{parts}actor.use_dynamic_bsz", not dynamic),
+        (f"{parts}rollout.log_prob_use_dynamic_bsz", not dynamic),
+        (f"{parts}actor.ppo_micro_batch_size_per_gpu", 4),
+        (f"{parts}rollout.log_prob_micro_batch_size_per_gpu", 8),
+        (f"{parts}ref.log_prob_use_dynamic_bsz", dynamic),
+        (f"{parts}ref.log_prob_micro_batch_size_per_gpu", 2),
+        (f"{parts}ref.log_prob_max_token_len_per_gpu", 5000),
+    )
+    tokens = read_settings(own).tokens
+    assert tokens["reference"] == (5000 if dynamic else 2 * 3072)
+    assert (tokens["update"] == 4 * 3072) is dynamic
+
+
+def test_the_fused_kernels_are_those_that_the_start_would_choose(config):
+    """Kind: one choice in two places. What the user sets holds in both."""
+    key = "actor_rollout_ref.model.use_fused_kernels"
+
+    def fused(*pairs, flash_attn=False, **model):
+        return estimate(changed(config, *pairs), replace(MODEL, **model), 4, flash_attn).settings.fused
+
+    assert fused() is True
+    assert fused(flash_attn=True) is False
+    assert fused(tied=False) is False
+    assert fused(model_type="gpt2") is False
+    assert fused(("actor_rollout_ref.actor.calculate_sum_pi_squared", True)) is False
+    for value in (True, False):
+        assert fused((key, value), flash_attn=not value) is value
 
 
 @pytest.mark.parametrize(
@@ -254,6 +306,8 @@ def test_rows_instead_of_tokens(config):
     fixed = changed(
         config,
         (f"{parts}actor.use_dynamic_bsz", False),
+        (f"{parts}rollout.log_prob_use_dynamic_bsz", False),
+        (f"{parts}ref.log_prob_use_dynamic_bsz", False),
         (f"{parts}actor.ppo_micro_batch_size_per_gpu", 4),
         (f"{parts}rollout.log_prob_micro_batch_size_per_gpu", 8),
         (f"{parts}ref.log_prob_micro_batch_size_per_gpu", 8),
@@ -327,7 +381,7 @@ def test_a_dry_run_says_whether_it_fits(table, gib, good, monkeypatch, capsys, t
 
 def test_a_dry_run_that_cannot_be_estimated_says_so(monkeypatch, capsys):
     monkeypatch.setattr(report, "memory_of_a_gpu", lambda: usable(80))
-    command = ["experiment=toolrl/1.5b_grpo", "actor_rollout_ref.model.path=nobody/nothing"]
+    command = ["experiment=toolrl", "saw.method=grpo", "actor_rollout_ref.model.path=nobody/nothing"]
     assert memory.check([command], 4) == []
     assert "no estimate" in capsys.readouterr().out
 

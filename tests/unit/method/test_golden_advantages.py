@@ -19,7 +19,7 @@ METHODS = {"grpo": "grpo", "gdpo": "gdpo", "grpo-h": "saw_grpo", "gdpo-h": "saw_
 def test_golden(released_name):
     cases = json.loads((GOLDEN / "advantages.json").read_text())["cases"]
     assert cases
-    row = ["experiment=toolrl/1.5b_grpo", "reading=as_released", f"saw.method={METHODS[released_name]}"]
+    row = ["experiment=toolrl", "reading=as_released", f"saw.method={METHODS[released_name]}"]
     options = check_config(compose(*row)).options  # those of a training, and no others
     for case in cases:
         lengths = torch.tensor(case["response_lengths"])

@@ -1,15 +1,14 @@
-"""JSON lines with any characters, cut by a kill, and BFCL's result files: what is a reply, and what is asked again."""
+"""BFCL's result files: what is a reply, and what is asked again."""
 
 import json
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from recipes.common.files import claim, keep_lines, read_lines, write_whole
+from recipes.common.files import claim
 from recipes.toolrl import evaluate as toolrl
 from recipes.toolrl.bfcl import results
 from recipes.toolrl.evaluate import format_counts
+from saw.records.files import read_lines
 
 #: Characters at which ``str.splitlines`` breaks, and JSON may hold as they are.
 BREAKS = ["\u2028", "\u2029", "\x85"]
@@ -19,65 +18,6 @@ def write(path, entries, ensure_ascii=False):
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(entry, ensure_ascii=ensure_ascii) + "\n" for entry in entries]
     path.write_text("".join(lines), encoding="utf-8")
-
-
-# ---------------------------------------------------------------- JSON lines
-
-
-@given(st.lists(st.dictionaries(st.text(), st.text()), max_size=5), st.booleans())
-def test_lines_come_back_whatever_characters_they_hold(tmp_path_factory, values, ensure_ascii):
-    path = tmp_path_factory.mktemp("lines") / "x.jsonl"
-    write(path, values, ensure_ascii)
-    assert read_lines(path) == values
-    assert keep_lines(path, lambda value: True) == []
-    assert read_lines(path) == values
-
-
-@pytest.mark.parametrize("sign", BREAKS)
-def test_a_line_ends_with_a_line_feed_only(sign, tmp_path):
-    write(tmp_path / "x.jsonl", [{"a": f"one{sign}two"}, {"a": "b"}])
-    assert read_lines(tmp_path / "x.jsonl") == [{"a": f"one{sign}two"}, {"a": "b"}]
-
-
-def test_a_damaged_line_is_named(tmp_path):
-    (tmp_path / "x.jsonl").write_text('{"a": 1}\n\n{"a": ')
-    with pytest.raises(ValueError, match=r"x\.jsonl, line 3 is no JSON"):
-        read_lines(tmp_path / "x.jsonl")
-
-
-COMPLETE = '{"id": "a", "result": "é\u2028"}\n'.encode()
-
-
-@pytest.mark.parametrize("length", range(1, len(COMPLETE)))
-def test_a_line_that_is_cut_anywhere_is_left_out(length, tmp_path):
-    """Also within a character of several bytes; what is appended later begins its own line."""
-    path = tmp_path / "x.jsonl"
-    path.write_bytes(COMPLETE + COMPLETE[:length])
-    left_out = keep_lines(path, lambda value: True)
-    whole = length == len(COMPLETE) - 1  # all but the line feed
-    assert len(left_out) == (0 if whole else 1)
-    assert path.read_bytes() == COMPLETE * (2 if whole else 1)
-    assert [file.name for file in tmp_path.iterdir()] == ["x.jsonl"]
-
-
-@pytest.mark.parametrize(
-    "damage", [b'{"id": "b", "res{"id": "c", "result": "x"}\n', b"\x00" * 40 + b"\n", b"\xff\xfe\n"]
-)
-def test_damage_in_the_middle_is_left_out_too(damage, tmp_path):
-    """What an earlier version appended to a cut line, or a disk that lost its power left."""
-    path = tmp_path / "x.jsonl"
-    path.write_bytes(COMPLETE + damage + COMPLETE)
-    assert len(keep_lines(path, lambda value: True)) == 1
-    assert path.read_bytes() == COMPLETE * 2
-
-
-def test_a_text_is_there_as_a_whole_or_as_before(tmp_path, monkeypatch):
-    path = tmp_path / "x.json"
-    write_whole(path, "before")
-    monkeypatch.setattr(type(path), "replace", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        write_whole(path, "after")
-    assert path.read_text() == "before"
 
 
 def test_a_folder_is_claimed_for_its_settings(tmp_path):

@@ -1,4 +1,4 @@
-"""The metrics' file across starts that resume, begin anew or are refused: nothing is lost or mixed up."""
+"""The metrics' file across starts that resume or begin anew: nothing is lost or mixed up."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from saw.records import metrics_file
-from tests.configs import compose
 
 
 def log(path: Path, *records: tuple[int, dict]) -> None:
@@ -149,73 +148,6 @@ def test_a_whole_last_line_without_a_line_feed_counts(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "data": {"a": 1}}\n{"step": 2, "data": {"a": 2}}')
     assert list(metrics_file.read(path)) == [1, 2]
-
-
-# ---------------------------------------------------------------- a start that is refused
-
-
-@pytest.fixture
-def earlier(tmp_path, monkeypatch):
-    """A folder with what two trainings logged; and a verl that starts nothing."""
-    from verl.trainer import main_ppo
-
-    monkeypatch.delenv("VERL_FILE_LOGGER_PATH", raising=False)
-    monkeypatch.delenv("SAW_PLATFORM", raising=False)  # the configurations here are a CPU's, also on a GPU node
-    monkeypatch.setattr(main_ppo, "run_ppo", lambda *args, **kwargs: None)
-    folder = tmp_path / "checkpoints"
-    folder.mkdir()
-    log(folder / "metrics.1.jsonl", (1, {"a": 1}))
-    log(folder / "metrics.jsonl", (2, {"a": 2}))
-    yield folder
-    monkeypatch.delenv("VERL_FILE_LOGGER_PATH", raising=False)
-
-
-def start(folder, model, *overrides) -> None:
-    import saw.verl  # noqa: F401
-    from saw.runs.train import main
-
-    main(
-        compose(
-            "experiment=quickstart",
-            f"actor_rollout_ref.model.path={model}",
-            f"trainer.default_local_dir={folder}",
-            *overrides,
-        )
-    )
-
-
-@pytest.mark.parametrize("mode", ["disable", "auto", "resume_path"])
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        "saw.method=saw_gdop",
-        "+saw.metod=grpo",
-        "algorithm.adv_estimator=grpo",
-        "saw.max_missing=2",
-        "data.train_batch_size=3",  # refused by verl's own check
-    ],
-)
-def test_a_refused_start_leaves_the_metrics_as_they_are(earlier, toy_model, mode, wrong):
-    """Kind: files are touched before the configuration is checked."""
-    before = {path.name: path.read_bytes() for path in earlier.iterdir()}
-    with pytest.raises(Exception, match=r"saw\.|adv_estimator|batch"):
-        start(earlier, toy_model, f"trainer.resume_mode={mode}", wrong)
-    assert {path.name: path.read_bytes() for path in earlier.iterdir()} == before
-
-
-def test_a_refused_start_makes_no_folder(tmp_path, toy_model, earlier):
-    with pytest.raises(Exception, match="saw_gdop"):
-        start(tmp_path / "new", toy_model, "saw.method=saw_gdop")
-    assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize(
-    ("mode", "left"),
-    [("disable", []), ("auto", ["metrics.1.jsonl", "metrics.2.jsonl"])],
-)
-def test_a_start_that_passes_makes_way(earlier, toy_model, mode, left):
-    start(earlier, toy_model, f"trainer.resume_mode={mode}")
-    assert sorted(path.name for path in earlier.iterdir()) == left
 
 
 def test_a_line_that_is_nested_without_end_is_a_broken_line(tmp_path):

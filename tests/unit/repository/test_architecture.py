@@ -18,7 +18,7 @@ ROOMS = {
     "saw.machine": set(),
     "saw.verl": {"saw.method", "saw.rewards", "saw.records", "saw.machine"},
     "saw.memory": {"saw.machine", "saw.method", "saw.report", "saw.runs", "saw.verl"},
-    "saw.runs": {"saw.verl", "saw.records", "saw.machine"},
+    "saw.runs": {"saw.verl", "saw.rewards", "saw.records", "saw.machine"},
     "saw.report": {"saw.records"},
     "saw.doctor": {"saw.machine", "saw.memory", "saw.method", "saw.rewards", "saw.runs", "saw.verl"},
     "saw.cli": set(),

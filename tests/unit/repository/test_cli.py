@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 def started(monkeypatch):
     """Commands that would have been started."""
     found = []
-    monkeypatch.setattr(cli.os, "execv", lambda program, command: found.append((program, command)))
+    monkeypatch.setattr(cli.os, "execve", lambda *started: found.append(started))
     return found
 
 
@@ -38,7 +38,7 @@ def test_help_shows_an_example_that_starts_the_command(name, started, monkeypatc
     assert f"saw {name} {command.example}" in invoke(name, "--help").output
     started.clear()
     assert invoke(name, *shlex.split(command.example)).exit_code == 0
-    ((program, (_, flag, module, *rest)),) = started
+    ((program, (_, flag, module, *rest), _),) = started
     assert (program, flag) == (sys.executable, "-m")
     assert importlib.util.find_spec(module)
     assert rest == shlex.split(command.example)[1 if command.choices else 0 :]
@@ -56,6 +56,16 @@ def test_options_of_hydra_and_values_with_spaces_pass_through(started):
     arguments = ["+saw.note=two words", "--cfg", "job", "--multirun", "-h"]
     invoke("train", *arguments)
     assert started[0][1][3:] == arguments
+
+
+@pytest.mark.parametrize("name", ["doctor", "sweep", "train"])
+def test_a_checkout_s_recipes_are_found_from_any_folder(name, started, monkeypatch):
+    """Kind: a command that finds the recipes only where it is started in the checkout; the user's own path stays."""
+    for path, expected in (("/own", f"/own{os.pathsep}{ROOT}"), ("", str(ROOT))):
+        monkeypatch.setenv("PYTHONPATH", path)
+        invoke(name)
+        assert started.pop()[2]["PYTHONPATH"] == expected
+        assert os.environ["PYTHONPATH"] == path
 
 
 @pytest.mark.slow

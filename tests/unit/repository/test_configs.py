@@ -11,7 +11,7 @@ from verl.workers.config import ActorConfig
 from recipes.common.reproduce import METHODS, READINGS
 from saw.method import registry as methods
 from saw.verl.config_checks import check_config
-from tests.configs import CONFIGS, EXPERIMENTS, compose
+from tests.configs import EXPERIMENTS, compose
 
 
 @pytest.fixture(autouse=True)
@@ -49,44 +49,45 @@ def test_the_tree_does_not_depend_on_the_current_folder(tmp_path, monkeypatch):
     assert compose("experiment=quickstart").algorithm.adv_estimator == "saw"
 
 
-TABLE_1 = [f"toolrl/{size}_{method}" for size in ("1.5b", "3b") for method in METHODS]
+#: Name of a training of the paper's tables -> its overrides.
+ROWS = {
+    **{
+        f"{size}_{method}": ("experiment=toolrl", f"model=qwen2.5-{size}", f"saw.method={method}")
+        for size in ("1.5b", "3b")
+        for method in METHODS
+    },
+    **{method: ("experiment=tldr", f"saw.method={method}") for method in METHODS},
+}
 
 
-def test_every_cell_of_table_1_has_its_experiment_and_command():
-    assert [name for name in EXPERIMENTS if name.startswith("toolrl/")] == sorted(TABLE_1)
-    for name in TABLE_1:
-        assert f"python -m saw train experiment={name}\n" in (CONFIGS / "experiment" / f"{name}.yaml").read_text()
-
-
-TABLE_2 = [f"tldr/{method}" for method in METHODS]
-
-
-def test_every_row_of_table_2_has_its_experiment_and_command():
-    assert [name for name in EXPERIMENTS if name.startswith("tldr/")] == sorted(TABLE_2)
-    for name in TABLE_2:
-        assert f"python -m saw train experiment={name}\n" in (CONFIGS / "experiment" / f"{name}.yaml").read_text()
-
-
-ROWS = [*TABLE_1, *TABLE_2]
+@pytest.mark.parametrize("row", ["1.5b_gdpo", "3b_saw_grpo", "saw_gdpo"])
+def test_a_row_has_its_own_model_name_and_folder(row, monkeypatch):
+    """Kind: two rows of a table in one folder, or a row with the model of another."""
+    monkeypatch.setenv("SAW_RUNS", "/runs")
+    config = compose(*ROWS[row], "data.seed=3")
+    table = ROWS[row][0].partition("=")[2]
+    assert config.saw.method == row.rpartition("b_")[2]
+    assert config.trainer.experiment_name == f"{row}_seed3"
+    assert config.trainer.default_local_dir == f"/runs/{table}/{row}_seed3"
+    assert config.actor_rollout_ref.model.path == f"Qwen/Qwen2.5-{'3B' if row.startswith('3b') else '1.5B'}-Instruct"
 
 
 @pytest.mark.slow
 # Every row on every size of node would be 108 compositions: sizes and readings take turns, and one row sees all.
 @pytest.mark.parametrize(
-    ("experiment", "nodes", "gpus", "reading"),
+    ("row", "nodes", "gpus", "reading"),
     [
         *((row, *((1, 4), (1, 8), (2, 8))[place % 3], "controlled") for place, row in enumerate(ROWS)),
         *((row, 1, 4, "as_released") for row in ROWS),
-        *((ROWS[0], nodes, gpus, "controlled") for nodes, gpus in ((1, 8), (2, 8))),
+        *(("1.5b_grpo", nodes, gpus, "controlled") for nodes, gpus in ((1, 8), (2, 8))),
     ],
 )
-def test_tables_pass_verls_checks_at_full_size(experiment, nodes, gpus, reading):
-    overrides = [f"experiment={experiment}", f"trainer.nnodes={nodes}", f"trainer.n_gpus_per_node={gpus}"]
+def test_tables_pass_verls_checks_at_full_size(row, nodes, gpus, reading):
+    overrides = [*ROWS[row], f"trainer.nnodes={nodes}", f"trainer.n_gpus_per_node={gpus}"]
     config = compose("platform=gpu", f"reading={reading}", *overrides)
     settings = check_config(config)
     assert settings is not None
-    size = "3b" if "3B" in config.actor_rollout_ref.model.path else "1.5b"
-    assert experiment in (f"toolrl/{size}_{settings.method}", f"tldr/{settings.method}")
+    assert config.trainer.experiment_name == f"{row}_seed1"
     validate_config(config, need_reference_policy(config), need_critic(config))
     assert need_reference_policy(config)
     assert config.algorithm.use_kl_in_reward == (reading == "as_released")
@@ -109,9 +110,7 @@ OF_A_READING = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "experiment", ["toolrl/1.5b_grpo", "toolrl/3b_gradient_gdpo", "tldr/saw_gdpo", "quickstart", "study"]
-)
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_a_reading_has_the_last_word_in_every_experiment(experiment):
     """A reading that is set in part: another of its values is left at the experiment's or at the default."""
     for place, reading in enumerate(READINGS):
@@ -125,13 +124,13 @@ def test_a_reading_has_the_last_word_in_every_experiment(experiment):
 
 
 def test_every_table_is_controlled_unless_it_is_told():
-    for row in (TABLE_1[0], TABLE_2[0]):
-        assert compose(f"experiment={row}").saw.kl_in_reward == "combined"
+    for experiment in ("toolrl", "tldr"):
+        assert compose(f"experiment={experiment}").saw.kl_in_reward == "combined"
 
 
 def test_the_released_reading_has_no_dual_clip():
     """verl's dual clip touches what the plain clip leaves: a ratio above clip_ratio_c with a negative advantage."""
-    config = compose("experiment=toolrl/1.5b_grpo", "reading=as_released").actor_rollout_ref.actor
+    config = compose("experiment=toolrl", "reading=as_released").actor_rollout_ref.actor
     old = torch.zeros(1, 6)
     new = torch.tensor([[-30.0, -0.1, 0.1, 1.5, 19.9, 50.0]], requires_grad=True)  # verl limits the difference to 20
     ratio = new.detach().clamp(-20, 20).exp()

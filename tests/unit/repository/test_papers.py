@@ -18,12 +18,12 @@ LETTERED = re.compile(
 
 #: Where the review of the paper shows a value that a configuration marks P; {} is the value.
 SHOWN = {
-    "experiment/tldr/base.yaml": {
+    "experiment/tldr.yaml": {
         "train_batch_size": "Train Batch Size {}",
         "path": "Reddit TL;DR with {}",
         "total_epochs": "Total Epochs {}",
     },
-    "judge/base.yaml": {"objectives": '"{}": {{ "score": [Integer]'},
+    "objectives/tldr.yaml": {"objectives": '"{}": {{ "score": [Integer]'},
 }
 PAPERS = (ROOT / "docs" / "papers.md").read_text()
 
@@ -144,8 +144,8 @@ def test_every_fact_has_a_letter():
 
 def test_a_setting_taken_over_has_the_letter_and_value_of_its_run():
     """Kind: a letter that contradicts another file's: "A (C)" is C in the tool-calling run, with the same value."""
-    tools = {key: (value, letters) for key, value, letters in lettered(CONFIGS / "experiment/toolrl/base.yaml")}
-    for key, value, letters in lettered(CONFIGS / "experiment/tldr/base.yaml"):
+    tools = {key: (value, letters) for key, value, letters in lettered(CONFIGS / "experiment/toolrl.yaml")}
+    for key, value, letters in lettered(CONFIGS / "experiment/tldr.yaml"):
         if letters.startswith("A ("):
             assert tools[key] == (value, letters[3])
         elif key in tools and tools[key][0] == value:
@@ -154,7 +154,7 @@ def test_a_setting_taken_over_has_the_letter_and_value_of_its_run():
 
 def test_what_the_release_does_is_marked_c():
     """Kind: a fact of the released code given as our assumption."""
-    tools = {key: letters for key, _, letters in lettered(CONFIGS / "experiment/toolrl/base.yaml")}
+    tools = {key: letters for key, _, letters in lettered(CONFIGS / "experiment/toolrl.yaml")}
     assert {tools[key] for key in ("do_sample", "val_before_train", "lr", "train_batch_size", "top_p")} == {"C"}
     assert tools["max_actor_ckpt_to_keep"] == "A"
 
@@ -162,12 +162,14 @@ def test_what_the_release_does_is_marked_c():
 #: Values of the tables' experiments that are no choice of the paper: where things lie, what they are called.
 OURS = {
     *("train_files", "val_files", "project_name", "experiment_name", "default_local_dir", "logger", "resume_mode"),
-    *("nnodes", "override /objectives", "override /kl", "/reading", "method"),
+    *("nnodes", "override /objectives", "override /kl", "/reading", "/model", "method"),
 }
 
 
 @pytest.mark.parametrize(
-    "path", sorted(CONFIGS.glob("experiment/t*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.name}"
+    "path",
+    [*CONFIGS.glob("experiment/t*.yaml"), *CONFIGS.glob("model/*.yaml")],
+    ids=lambda path: f"{path.parent.name}/{path.name}",
 )
 def test_every_value_of_a_table_has_its_letter(path):
     """Kind: a value of the paper's experiments without a source."""

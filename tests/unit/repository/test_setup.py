@@ -538,7 +538,7 @@ def pins(*names: str) -> dict[str, str]:
     ],
 )
 def test_a_set_pins_all_that_is_needed(files, extras):
-    pinned = pins(*files) | {"saw": "0.1.0"}
+    pinned = pins(*files) | {"saw-rl": "0.1.0"}
     wrong = requirements.problems(
         extras, lambda name: pinned.get(re.sub(r"[-_.]+", "-", name).lower()), lambda name: _declares(name, ("verl",))
     )
@@ -613,7 +613,8 @@ def _name(line: str) -> str | None:
 
 # -- the check of somebody's own environment --------------------------------------------------------------------------
 FITS = {
-    "saw": "0.1.0", "numpy": "2.3.5", "pydantic": "2.14.3", "torch": "2.11.0+cu128", "vllm": "0.24.0", "verl": "0.9.1",
+    "saw-rl": "0.1.0", "numpy": "2.3.5", "pydantic": "2.14.3",
+    "torch": "2.11.0+cu128", "vllm": "0.24.0", "verl": "0.9.1",
     "TransferQueue": "0.1.11", "hydra-core": "1.3.2", "psutil": "7.2", "pyarrow": "26.0", "ray": "2.60.0",
     "wrapt": "2.5.2", "transformers": "5.9.0", "huggingface-hub": "1.33.0", "rich": "15.0", "typer": "0.29.2",
 }  # fmt: skip
@@ -635,19 +636,20 @@ def check(**installed: str | None) -> list[str]:
     ("installed", "expected"),
     [
         ({}, []),
-        ({"torch": "2.11.0a0+nv25.6", "vllm": None}, ["vllm: not installed, saw needs vllm>=0.24"]),
+        ({"torch": "2.11.0a0+nv25.6", "vllm": None}, ["vllm: not installed, saw-rl needs vllm>=0.24"]),
         ({"torch": None, "vllm": None},
-         ["torch: not installed, saw needs torch>=2.6", "vllm: not installed, saw needs vllm>=0.24"]),
+         ["torch: not installed, saw-rl needs torch>=2.6", "vllm: not installed, saw-rl needs vllm>=0.24"]),
         ({"torch": "2.13.0+cpu"}, ["torch: 2.13.0+cpu is installed, vllm 0.24.0 needs torch==2.11.0"]),
-        ({"numpy": "1.26.4"}, ["numpy: 1.26.4 is installed, saw needs numpy>=2.0"]),
-        ({"verl": "0.9.0"}, ["verl: 0.9.0 is installed, saw needs verl==0.9.1"]),
-        ({"verl": "0.10.0.dev0"}, ["verl: 0.10.0.dev0 is installed, saw needs verl==0.9.1"]),
-        ({"verl": None}, ["verl: not installed, saw needs verl==0.9.1"]),
+        ({"numpy": "1.26.4"}, ["numpy: 1.26.4 is installed, saw-rl needs numpy>=2.0"]),
+        ({"verl": "0.9.0"}, ["verl: 0.9.0 is installed, saw-rl needs verl==0.9.1"]),
+        ({"verl": "0.10.0.dev0"}, ["verl: 0.10.0.dev0 is installed, saw-rl needs verl==0.9.1"]),
+        ({"verl": None}, ["verl: not installed, saw-rl needs verl==0.9.1"]),
         ({"transformers": "5.11.1"},
          ["transformers: 5.11.1 is installed, verl 0.9.1 needs transformers!=5.6.0,<5.11,>=5.5.3"]),
         ({"ray": None},
-         ["ray: not installed, saw needs ray[default]", "ray: not installed, verl 0.9.1 needs ray[default]>=2.41.0"]),
-        ({"saw": None}, ["saw: not installed, verl, to find the plug-in, needs saw"]),
+         ["ray: not installed, saw-rl needs ray[default]",
+          "ray: not installed, verl 0.9.1 needs ray[default]>=2.41.0"]),
+        ({"saw-rl": None}, ["saw-rl: not installed, verl, to find the plug-in, needs saw-rl"]),
     ],
 )  # fmt: skip
 def test_each_package_that_is_missing_or_does_not_fit_is_named(installed, expected):
@@ -658,9 +660,9 @@ def test_the_report_names_the_commands_and_leaves_torch_alone():
     problem = requirements.Problem
     text = requirements.report(
         [
-            problem("ray", None, "ray[default]", "saw"),
-            problem("torch", "2.5.0", "torch>=2.6", "saw"),
-            problem("saw", None, "saw", "verl"),
+            problem("ray", None, "ray[default]", "saw-rl"),
+            problem("torch", "2.5.0", "torch>=2.6", "saw-rl"),
+            problem("saw-rl", None, "saw-rl", "verl"),
         ],
         python="/env/bin/python",
     )
@@ -668,7 +670,7 @@ def test_the_report_names_the_commands_and_leaves_torch_alone():
     assert f"/env/bin/python -m pip install --no-deps -e {ROOT}" in text
     assert "install 'torch" not in text
     assert "uv pip install --python /env/bin/python 'ray" in requirements.report(
-        [problem("ray", None, "ray[default]", "saw")], "/env/bin/python", has_pip=False
+        [problem("ray", None, "ray[default]", "saw-rl")], "/env/bin/python", has_pip=False
     )
 
 

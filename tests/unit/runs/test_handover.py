@@ -15,8 +15,8 @@ from saw.runs.handover import handing_over, settle, variables
 from tests.configs import composed_with
 
 QUICKSTART = ("experiment=quickstart",)
-TABLE_1 = ("experiment=toolrl/1.5b_saw_gdpo", "platform=gpu")
-TLDR = ("experiment=tldr/saw_gdpo", "size=toy")
+TABLE_1 = ("experiment=toolrl", "platform=gpu")
+TLDR = ("experiment=tldr", "size=toy")
 CLUSTER = "10.0.0.1:6379"
 
 
@@ -228,6 +228,16 @@ def test_paths_in_variables_are_absolute(tmp_path):
     given = {"SAW_RUNS": "runs", "HF_HOME": "/cache", "WANDB_DIR": "", "VLLM_DISABLE_COMPILE_CACHE": "1"}
     plain, private = variables(composed_with(QUICKSTART), given)
     assert {**plain, **private} == {**given, "SAW_RUNS": f"{tmp_path}/runs"}
+
+
+@pytest.mark.parametrize("value", ["", " "])
+@pytest.mark.parametrize("name", ["GEMINI_API_KEY", "WANDB_API_KEY", "HF_TOKEN", "VLLM_API_KEY"])
+def test_an_empty_key_does_not_replace_that_of_the_nodes(name, value):
+    """Kind: a variable that is set to nothing here and to something there. What is no key may be empty."""
+    config = composed_with(TLDR)
+    assert variables(config, {name: value}) == ({}, {})
+    assert name in variables(config, {name: "k"})[1]
+    assert variables(config, {"WANDB_TAGS": "", "NCCL_DEBUG": ""}) == ({"NCCL_DEBUG": ""}, {"WANDB_TAGS": ""})
 
 
 @pytest.fixture

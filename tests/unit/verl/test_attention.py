@@ -19,7 +19,7 @@ from saw.verl.attention import KEY, choose
 from saw.verl.config import ConfigError
 from tests.configs import compose
 
-BASE = ("platform=gpu", "experiment=toolrl/1.5b_gradient_gdpo")
+BASE = ("platform=gpu", "experiment=toolrl", "saw.method=gradient_gdpo")
 FUSED = "actor_rollout_ref.model.use_fused_kernels"
 ULYSSES = "ulysses_sequence_parallel_size=2"
 FLOAT32 = "fsdp_config.mixed_precision={param_dtype: fp32}"
@@ -268,11 +268,89 @@ def test_fused_kernels_only_where_they_are_known_to_work(gpu, monkeypatch, flash
     assert says in choice.reason
 
 
-def test_fused_kernels_that_a_user_has_set_are_kept(gpu, monkeypatch, flash_attn):
-    no_flash_attn(monkeypatch, flash_attn)
-    config = gpu(f"{FUSED}=True", "actor_rollout_ref.model.fused_kernel_options.impl_backend=triton")
+BACKEND = "actor_rollout_ref.model.fused_kernel_options.impl_backend"
+
+
+@pytest.mark.parametrize("installed", [True, False])
+@pytest.mark.parametrize("asked", [[], [f"+{KEY}=sdpa"]])
+@pytest.mark.parametrize("fused", [True, False])
+def test_fused_kernels_that_a_user_has_set_are_kept(gpu, monkeypatch, flash_attn, fused, asked, installed):
+    """Kind: a False of the user's that is not told from the default."""
+    flash_attn() if installed else no_flash_attn(monkeypatch, flash_attn)
+    config = gpu(f"{FUSED}={fused}", f"{BACKEND}=triton", *asked)
+    choice = choose(config)
+    attention.apply(config, choice)
+    assert OmegaConf.select(config, FUSED) is fused
+    assert config.actor_rollout_ref.actor.use_fused_kernels is fused
+    assert OmegaConf.select(config, BACKEND) == "triton"
+    assert (f"{FUSED} is" in choice.reason) == (fused or not installed)  # where it matters, it is said
+    assert choose(config).fused is fused
+
+
+@pytest.mark.parametrize(
+    ("installed", "asked", "fused"),
+    [(True, [], False), (False, [], True), (False, [f"+{KEY}=sdpa"], True), (True, [f"+{KEY}=sdpa"], False)],
+)
+def test_fused_kernels_that_are_left_open_are_chosen_and_written(gpu, monkeypatch, flash_attn, installed, asked, fused):
+    """Kind: one setting of the user's that closes another. verl gets True or False, never null."""
+    flash_attn() if installed else no_flash_attn(monkeypatch, flash_attn)
+    for backend in (f"{BACKEND}=null", f"{BACKEND}=liger"):
+        config = gpu(*asked, backend)
+        assert OmegaConf.select(config, FUSED) is None
+        attention.apply(config, choose(config))
+        assert OmegaConf.select(config, FUSED) is fused
+        expected = {True: "torch", False: None}[fused] if backend.endswith("null") else "liger"
+        assert OmegaConf.select(config, BACKEND) == expected
+
+
+@pytest.mark.parametrize("installed", [True, False])
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (untied, f"{FUSED} is True, and the model's output layer.*False.*null"),
+        (lambda path: ["+actor_rollout_ref.model.override_config.tie_word_embeddings=False"], f"{FUSED} is True, and"),
+        (lambda path: ["++actor_rollout_ref.actor.calculate_sum_pi_squared=True"], "calculate_sum_pi_squared"),
+        (lambda path: [f"{BACKEND}=trition"], "impl_backend is 'trition'; expected one of torch, triton, liger"),
+    ],
+)
+def test_fused_kernels_that_were_asked_for_and_cannot_work_are_refused(
+    gpu, monkeypatch, flash_attn, tmp_path, wrong, says, installed
+):
+    flash_attn() if installed else no_flash_attn(monkeypatch, flash_attn)
+    overrides = wrong(tmp_path)
+    with pytest.raises(ConfigError, match=says):
+        choose(gpu(f"{FUSED}=True", *overrides))
+    choose(gpu(f"{FUSED}=False", *overrides))
+
+
+@pytest.mark.parametrize("untried", [another_model_type, lambda path: [f"actor_rollout_ref.model.path={path / 'no'}"]])
+def test_fused_kernels_that_nobody_has_tried_are_the_users_to_try(gpu, flash_attn, tmp_path, untried):
+    flash_attn()
+    assert choose(gpu(f"{FUSED}=True", *untried(tmp_path))).fused
+
+
+@pytest.mark.parametrize("value", ["auto", "3"])
+def test_what_is_no_truth_value_for_the_fused_kernels_is_refused(gpu, flash_attn, value):
+    flash_attn()
+    with pytest.raises(ConfigError, match=f"{FUSED} is .*{value}.*expected True, False, or null"):
+        choose(gpu(f"{FUSED}={value}"))
+
+
+def test_the_actors_own_switch_which_verl_does_not_read_is_refused_where_it_says_something_else(gpu, flash_attn):
+    flash_attn()
+    own = "actor_rollout_ref.actor.use_fused_kernels"
+    for there in ("null", "False"):
+        with pytest.raises(ConfigError, match=f"{own} is True and {FUSED} {there.replace('null', 'None')}"):
+            choose(gpu(f"{own}=True", f"{FUSED}={there}"))
+    assert choose(gpu(f"{own}=True", f"{FUSED}=True")).fused
+
+
+@pytest.mark.parametrize("engine", ["megatron", "veomni"])
+def test_another_engine_gets_verls_own_default_of_the_fused_kernels(engine):
+    config = compose(*BASE, f"model_engine={engine}")
     attention.apply(config, choose(config))
-    assert config.actor_rollout_ref.model.fused_kernel_options.impl_backend == "triton"
+    assert OmegaConf.select(config, FUSED) is False
+    assert OmegaConf.select(config, KEY) is None
 
 
 def test_a_cpu_has_sdpa_and_neither_flash_nor_flex_attention(flash_attn):
@@ -304,20 +382,21 @@ def test_the_choice_is_said_in_one_line_and_is_in_run_json(gpu, monkeypatch, fla
 
 
 @pytest.fixture
-def start(monkeypatch, tmp_path, toy_model):
+def start(monkeypatch, tmp_path, toy_model, toy_data):
     """Starts a training of the quickstart that ends where verl would begin; returns verl's configuration."""
     from verl.trainer import main_ppo
 
     import saw.verl  # noqa: F401
 
     started: list[DictConfig] = []
-    monkeypatch.setattr(main_ppo, "main", started.append)
+    monkeypatch.setattr(main_ppo, "run_ppo", lambda config, task_runner_class: started.append(config))
     monkeypatch.setattr(train, "_fork_workers", lambda config: None)
     monkeypatch.delenv("SAW_PLATFORM", raising=False)
     monkeypatch.setenv("VERL_FILE_LOGGER_PATH", str(tmp_path / "run" / "metrics.jsonl"))
 
     def run(*overrides: str) -> DictConfig:
         paths = f"actor_rollout_ref.model.path={toy_model}", f"trainer.default_local_dir={tmp_path / 'run'}"
+        paths += f"data.train_files={toy_data[0]}", f"data.val_files={toy_data[1]}"
         train.main(changed(("experiment=quickstart",), *paths, *overrides))
         return started[0]
 

@@ -30,7 +30,7 @@ def judge_url(monkeypatch):
 
 
 def configuration(*overrides):
-    return compose("experiment=tldr/saw_gdpo", "judge=server", *overrides)
+    return compose("experiment=tldr", "judge=server", *overrides)
 
 
 def test_ranges_come_from_the_judge():
@@ -50,6 +50,33 @@ def test_a_key_that_is_not_there_stops_before_ray(name, monkeypatch):
     assert "sk-hidden" not in OmegaConf.to_yaml(config, resolve=True)
 
 
+@pytest.mark.parametrize("value", [None, "", " "])
+@pytest.mark.parametrize("named_by", ["RAY_ADDRESS", "ray_kwargs.ray_init.address", "ray start"])
+def test_a_key_that_the_nodes_of_a_running_cluster_may_have_is_not_asked_of_the_driver(
+    monkeypatch, caplog, named_by, value
+):
+    """Kind: one of three ways to name a cluster that is not looked at. The line says who must have the key."""
+    address = "10.0.0.1:6379"
+    found = address if named_by == "ray start" else None
+    monkeypatch.setattr("ray._private.services.find_bootstrap_address", lambda temp_dir: found)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("GEMINI_API_KEY", raising=False)
+    if value is not None:
+        monkeypatch.setenv("GEMINI_API_KEY", value)
+    config = configuration("judge=gemini")
+    if named_by == "RAY_ADDRESS":
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    if named_by.endswith("address"):
+        OmegaConf.update(config, named_by, address, force_add=True)
+    assert check_config(config) is not None
+    assert f"{SECTION}.api_key_env is 'GEMINI_API_KEY'" in caplog.text
+    assert address in caplog.text
+    caplog.clear()
+    monkeypatch.setenv("GEMINI_API_KEY", "sk-hidden")
+    check_config(config)
+    assert not caplog.text
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -62,6 +89,23 @@ def test_a_key_that_is_not_there_stops_before_ray(name, monkeypatch):
 def test_wrong_settings_stop_before_ray(overrides, message):
     with pytest.raises(ConfigError, match=message):
         check_config(configuration(*overrides))
+
+
+RUBRIC = {"prompt": "tldr.txt", "objectives": ["quality", "conciseness"], "lowest": 0, "highest": 10}
+
+
+@pytest.mark.parametrize("judge", ["gemini", "openai", "server", "verl"])
+def test_the_rubric_comes_with_the_task_whichever_judge_it_is(judge):
+    """Kind: a judge that brings the rubric of one task into another."""
+    own = OmegaConf.select(compose("objectives=toolrl", f"judge={judge}"), SECTION)
+    assert not RUBRIC.keys() & own.keys()
+    section = OmegaConf.select(compose("objectives=tldr", f"judge={judge}"), SECTION)
+    assert {key: section[key] for key in RUBRIC} == RUBRIC
+
+
+def test_a_task_without_a_judge_is_refused():
+    with pytest.raises(ConfigError, match=r"judge\.model is not set.* judge=gemini"):
+        check_config(compose("objectives=tldr"))
 
 
 def test_a_judge_that_verl_serves_needs_no_address():

@@ -46,7 +46,14 @@ def test_importing_verl_loads_next_to_nothing_of_the_plug_in(platform):
         "import verl, verl.workers.rollout.llm_server", VERL_USE_EXTERNAL_MODULES="saw.verl", VERL_PLATFORM=platform
     )
     ours = {name for name in loaded if name.split(".")[0] in ("saw", "recipes", "data_prep")}
-    expected = {"saw", "saw.verl", "saw.verl.version", "saw.verl.patches", "saw.verl.patches.validate_config"}
+    expected = {
+        "saw",
+        "saw.verl",
+        "saw.verl.version",
+        "saw.verl.names",
+        "saw.verl.patches",
+        "saw.verl.patches.validate_config",
+    }
     assert ours - {"saw.verl.patches.cpu"} <= expected
     assert ("saw.verl.patches.cpu" in ours) == (platform == "cpu")
     assert not loaded & {"vllm", "pyarrow.parquet", "aiohttp.web"}

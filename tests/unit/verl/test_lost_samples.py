@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 from omegaconf import OmegaConf
 from verl import DataProto
@@ -21,17 +22,19 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.utils import tensordict_utils as tu
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
+from saw.verl import agent_loops
 from saw.verl import replay_buffer as buffer_module
 from saw.verl import reward_manager as manager_module
 from saw.verl import step_metrics as objective_metrics
 from saw.verl import trainer as trainer_module
+from saw.verl.agent_loops import AgentLoopDied, Watch
 from saw.verl.config import ConfigError, Settings
 from saw.verl.estimator import StepRewards
 from saw.verl.names import FAILED, ROLLOUTS
 from saw.verl.replay_buffer import AllLost, MultiRewardReplayBuffer, is_unknown
 from saw.verl.reward_manager import Failures, MultiRewardManager, with_finite_score
 from saw.verl.reward_values import plain, reward_value
-from saw.verl.trainer import SAWTrainer, TooManyMissing
+from saw.verl.trainer import BadReward, SAWTrainer, TooManyMissing
 from saw.verl.transfer_queue import lost_samples
 from saw.verl.weight_state import State
 from tests.configs import compose
@@ -381,6 +384,221 @@ def test_a_judge_that_failed_for_some_samples_still_has_its_costs():
     assert objective_metrics.judge_metrics(infos)["judge/requests"] == 2.0
     assert objective_metrics.judge_metrics(infos)["judge/seconds/mean"] == 3.0
     assert objective_metrics.judge_metrics(infos[:2]) == {}
+
+
+# ---------------------------------------------------------------- rewards that can't be used
+
+
+def judged(trainer: Trainer, monkeypatch, **wrong) -> None:
+    """The trainer's look at the rewards of a step, in which one sample is wrong; ``...`` leaves a key out."""
+    bad = {key: value for key, value in {**INFOS[0], **wrong}.items() if value is not ...}
+    keys, infos = ["u1_0_0", "u1_1_0", "u2_0_0"], [INFOS[0], bad, INFOS[0]]
+    trainer._ranges = SimpleNamespace(at=lambda step: [(0.0, 1.0), (-math.inf, math.inf)])
+    look = SAWTrainer._rewards
+
+    def look_at_these(batch, ranges, metrics):
+        monkeypatch.setattr(trainer, "_rewards", functools.partial(look, trainer))
+        return trainer.rewards(monkeypatch, keys, [{}] * 3, infos)[0]
+
+    monkeypatch.setattr(trainer, "_rewards", look_at_these)
+    monkeypatch.setattr(trainer_module.PPOTrainerSync, "_compute_old_log_prob", lambda *_: "went on")
+    assert trainer._compute_old_log_prob(SimpleNamespace(), {}) == "went on"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"format": math.inf}, "'format' of .* samples is inf; expected a finite number"),
+        ({"correctness": -math.inf}, "'correctness' of .* is -inf"),  # also where the minimum is running
+        ({"format": -0.5}, r"'format' of .* is -0\.5; below its minimum 0; see saw\.objectives\.format\.minimum"),
+        ({"correctness": 1e300}, "'correctness' of .* is 1e\\+300; expected .*at most"),
+        ({"format": "good"}, "'format': it is 'good'"),
+        ({"format": ...}, "'format', which the reward function does not return"),
+        ({"score": math.inf}, "scalar score"),
+    ],
+)
+def test_a_reward_that_cannot_be_used_stops_as_a_missing_one_does(tmp_path, monkeypatch, wrong, says):
+    """Kind: an error in mid-training that throws the last steps away. The same checkpoint, and the same way on."""
+    trainer = Trainer(tmp_path, max_missing=0.9)
+    with pytest.raises(BadReward, match=rf"step 3: .*{says}.*The training goes on from .*global_step_2"):
+        judged(trainer, monkeypatch, **wrong)
+    assert trainer.saved == [2]
+    assert torch.load(tmp_path / "global_step_2" / "data.pt") == {"position": 3}
+
+
+@pytest.mark.parametrize("right", [{"format": 0.0}, {"format": NAN}, {"format": None}, {"correctness": -1e30}])
+def test_a_reward_at_its_minimum_or_missing_goes_on(tmp_path, monkeypatch, right):
+    trainer = Trainer(tmp_path)
+    judged(trainer, monkeypatch, **right)
+    assert trainer.saved == []
+
+
+def test_verl_s_mean_score_is_of_the_samples_that_have_a_reward(tmp_path, monkeypatch):
+    """verl's scalar is 0 for a sample without any: nobody's score. Without such samples verl's own numbers stand."""
+    stock = {"critic/score/mean": 1.0, "critic/score/max": 3.0, "critic/score/min": 0.0, "critic/rewards/mean": 1.0}
+    monkeypatch.setattr(
+        trainer_module.PPOTrainerSync, "_compute_metrics", lambda self, batch, metrics, *_: metrics.update(stock)
+    )
+    right = {**INFOS[0], "score": -2.0}
+    for infos, expected in (
+        ([INFOS[0], INFOS[1], right], {"mean": 0.5, "max": 3.0, "min": -2.0}),  # u1's second session failed
+        ([INFOS[0], INFOS[1], INFOS[3]], {"mean": 1.5, "max": 3.0, "min": 0.0}),  # a part of the rewards is enough
+        ([INFOS[0], right, right], {"mean": 1.0, "max": 3.0, "min": 0.0}),
+        ([INFOS[1], INFOS[1], INFOS[1]], {"mean": 1.0, "max": 3.0, "min": 0.0}),  # the step stops before
+    ):
+        trainer = Trainer(tmp_path)
+        trainer._step, _ = trainer.rewards(monkeypatch, ["u1_0_0", "u1_1_0", "u2_0_0"], [{}] * 3, infos)
+        metrics: dict[str, float] = {}
+        trainer._compute_metrics(SimpleNamespace(), metrics, {}, 3, 0)
+        assert metrics == stock | {f"critic/score/{what}": value for what, value in expected.items()}
+
+
+# ---------------------------------------------------------------- who generates the samples
+
+
+class Call:
+    """A stand-in for a call to a Ray actor, with its answer: None if there is none yet."""
+
+    def __init__(self, answer: Exception | bool | None):
+        self.answer = answer
+
+
+@pytest.fixture
+def actors(monkeypatch):
+    """Ray actors that answer as they are told; what they were asked is counted."""
+    monkeypatch.setattr(
+        agent_loops.ray, "wait", lambda calls, num_returns, timeout: ([c for c in calls if c.answer is not None], [])
+    )
+
+    def get(call):
+        if isinstance(call.answer, Exception):
+            raise call.answer
+        return call.answer
+
+    monkeypatch.setattr(agent_loops.ray, "get", get)
+
+    def make(*answers):
+        made = []
+        for answer in answers:
+            actor = SimpleNamespace(answer=answer, asked=0)
+
+            def ask(actor=actor):
+                actor.asked += 1
+                return Call(actor.answer)
+
+            actor.__ray_ready__ = SimpleNamespace(remote=ask)
+            made.append(actor)
+        return made
+
+    return make
+
+
+DEATH = ray.exceptions.RayActorError(error_msg="The actor died: out of\nmemory")
+
+
+def test_workers_that_live_are_asked_again_and_busy_ones_are_not(actors):
+    alive, busy = made = actors(True, None)
+    watch = Watch(made)
+    for _ in range(3):
+        watch.look()
+    assert (alive.asked, busy.asked) == (4, 1)
+    Watch([]).look()
+
+
+@pytest.mark.parametrize("position", [0, 1])
+def test_a_worker_that_has_died_is_noticed(actors, position):
+    answers: list = [None, None]
+    answers[position] = DEATH
+    with pytest.raises(AgentLoopDied, match="died, and its samples with it: The actor died: out of memory"):
+        Watch(actors(*answers)).look()
+
+
+def test_the_buffer_looks_while_it_waits(actors, buffer, monkeypatch):
+    waited = []
+    monkeypatch.setattr(ReplayBuffer, "_wait_for_next_poll", lambda *arguments: waited.append(arguments) or 0.0)
+    assert buffer._wait_for_next_poll("train", 0.0) == 0.0  # before the training has told who they are
+    buffer.watch = Watch(actors(True, DEATH))
+    with pytest.raises(AgentLoopDied):
+        buffer._wait_for_next_poll("train", 0.0)
+    assert len(waited) == 1
+
+
+def test_a_training_watches_verl_s_workers_and_lets_other_managers_be(tmp_path, actors, monkeypatch):
+    monkeypatch.setattr(trainer_module.PPOTrainerSync, "fit", lambda self, manager: None)
+    (worker,) = actors(True)
+    trainer = Trainer(tmp_path)
+    trainer.fit(SimpleNamespace(agent_loop_workers=[worker]))
+    assert worker.asked == 1
+    trainer.fit(SimpleNamespace())
+    trainer.replay_buffer.watch.look()
+    Trainer(tmp_path, own_sampler=True).fit(SimpleNamespace(agent_loop_workers=[worker]))
+    assert worker.asked == 1
+
+
+@pytest.mark.parametrize("when", ["while it is waited for", "when it is given work"])
+def test_a_dead_worker_ends_the_training_with_a_checkpoint_of_the_step_before(tmp_path, monkeypatch, when):
+    """Kind: a wait that nobody ends. In validation the error is the same, and the last checkpoint stands."""
+    trainer = Trainer(tmp_path)
+    slept = []
+    monkeypatch.setattr(trainer, "on_sample_end", lambda: slept.append(1))
+
+    def dies(self, *_):
+        raise DEATH
+
+    def step(self, *_):
+        if when.startswith("while"):
+            raise AgentLoopDied("an agent loop worker has died")
+        self._submit_batch_to_rollout({})
+
+    monkeypatch.setattr(trainer_base.PPOTrainer, "_submit_batch_to_rollout", dies)
+    monkeypatch.setattr(trainer_module.PPOTrainerSync, "step", step)
+    with pytest.raises(AgentLoopDied, match=r"step 3: an agent loop worker has died.*goes on from .*global_step_2"):
+        trainer.step({}, {})
+    assert trainer.saved == [2]
+    assert slept
+
+
+def test_where_the_trainer_s_workers_died_with_it_the_last_checkpoint_is_what_is_left(tmp_path, monkeypatch, caplog):
+    trainer = Trainer(tmp_path)
+    monkeypatch.setattr(trainer, "on_sample_end", lambda: None)
+
+    def dies(*_):
+        raise DEATH
+
+    monkeypatch.setattr(trainer, "_save_checkpoint", dies)
+    monkeypatch.setattr(trainer_base.PPOTrainer, "_submit_batch_to_rollout", dies)
+    monkeypatch.setattr(trainer_module.PPOTrainerSync, "step", lambda self, *_: self._submit_batch_to_rollout({}))
+    with pytest.raises(AgentLoopDied, match="goes on from its last checkpoint"):
+        trainer.step({}, {})
+    assert "no checkpoint of the step before could be saved" in caplog.text
+
+
+@pytest.mark.slow
+def test_ray_says_that_an_actor_has_died(monkeypatch):
+    """An asynchronous actor, as verl's workers are, busy with a task that never ends."""
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray.init(num_cpus=1, include_dashboard=False, logging_level="ERROR")
+    try:
+
+        @ray.remote(num_cpus=0)
+        class Worker:
+            async def work(self):
+                await asyncio.sleep(1000)
+
+        workers = [Worker.remote() for _ in range(2)]
+        ray.get([worker.__ray_ready__.remote() for worker in workers])
+        work = [worker.work.remote() for worker in workers]
+        watch = Watch(workers)
+        for _ in range(3):
+            ray.wait(list(watch._calls), num_returns=2)
+            watch.look()
+        ray.kill(workers[1])
+        ray.wait(work)
+        ray.wait(list(watch._calls), num_returns=2, timeout=30)
+        with pytest.raises(AgentLoopDied):
+            watch.look()
+    finally:
+        ray.shutdown()
 
 
 # ---------------------------------------------------------------- the replay buffer

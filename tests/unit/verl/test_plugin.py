@@ -140,7 +140,7 @@ PENALTY = torch.tensor([0.5, 0.25, 0.0, 2.0], dtype=torch.float64)  # KL of each
 
 def under(reading, method):
     """The samples' advantages by the settings of a table's row in a reading, as the trainer would hand them over."""
-    config = compose("experiment=toolrl/1.5b_grpo", f"reading={reading}", f"saw.method={method}")
+    config = compose("experiment=toolrl", f"reading={reading}", f"saw.method={method}")
     settings = check_config(config)
     keys, mask = [f"p_{i}_0" for i in range(4)], torch.ones(4, 2, dtype=torch.int64)
     scores = torch.tensor(REWARDS, dtype=torch.float64).sum(dim=1)

@@ -96,7 +96,7 @@ PRECISION = "actor_rollout_ref.actor.fsdp_config.mixed_precision"
 CORRECTION = "algorithm.rollout_correction"
 
 
-@pytest.mark.parametrize("method", [["saw.method=gradient_grpo"], ["informativeness=gradient_norm"]])
+@pytest.mark.parametrize("method", [["saw.method=gradient_grpo"], ["saw.options.informativeness=gradient_norm"]])
 @pytest.mark.parametrize(
     ("override", "words"),
     [

@@ -113,7 +113,7 @@ def test_the_gpu_platform_leaves_verls_engines_what_they_are(engine, strategy):
 
 
 @pytest.mark.parametrize("engine", sorted(ENGINES.keys() - {"dp"}))
-@pytest.mark.parametrize("method", ["saw.method=gradient_gdpo", "informativeness=gradient_norm"])
+@pytest.mark.parametrize("method", ["saw.method=gradient_gdpo", "saw.options.informativeness=gradient_norm"])
 def test_gradient_methods_ask_for_the_engine_and_not_for_the_name_of_its_strategy(engine, method):
     for strategy in (engine, "fsdp2"):
         message = refused(
@@ -156,7 +156,7 @@ CORRECTION = "algorithm.rollout_correction"
     [("rollout_is", "token"), ("rollout_is", "sequence"), ("rollout_rs", "token_k1"), ("rollout_rs", "seq_mean_k3")],
 )
 def test_corrections_that_the_gradients_would_not_see_are_refused(key, value):
-    for method in ("saw.method=gradient_gdpo", "informativeness=gradient_norm"):
+    for method in ("saw.method=gradient_gdpo", "saw.options.informativeness=gradient_norm"):
         message = refused(method, f"{CORRECTION}.{key}={value}")
         assert f"{CORRECTION}.{key} is {value!r}" in message
         assert "set it to null" in message
@@ -320,7 +320,7 @@ def test_misspelt_options_of_a_reward_are_named(option, words):
 
 def test_misspelt_options_of_a_judge_and_of_saw_say_what_is_allowed(monkeypatch):
     monkeypatch.setenv("GEMINI_API_KEY", "sk-test")
-    message = refused("experiment=tldr/saw_gdpo", f"+{KWARGS}.judge.in_fligt=3")
+    message = refused("experiment=tldr", f"+{KWARGS}.judge.in_fligt=3")
     assert f"{KWARGS}.judge.in_fligt: there is no such setting; allowed are" in message
     assert "in_flight" in message
     for key, allowed in (
@@ -419,7 +419,7 @@ def test_a_range_that_turns_around_later_is_named_with_its_step(tmp_path):
 @pytest.mark.parametrize("lowest", [5, 7])
 def test_a_judge_s_lowest_score_is_below_its_highest(monkeypatch, lowest):
     monkeypatch.setenv("GEMINI_API_KEY", "sk-test")
-    message = refused("experiment=tldr/saw_gdpo", f"+{KWARGS}.judge.lowest={lowest}", f"+{KWARGS}.judge.highest=5")
+    message = refused("experiment=tldr", f"+{KWARGS}.judge.lowest={lowest}", f"+{KWARGS}.judge.highest=5")
     assert f"{KWARGS}.judge.highest: expected a number above judge.lowest, {lowest}; it is 5" in message
 
 

@@ -170,7 +170,7 @@ def test_a_running_minimum_warns(caplog, monkeypatch):
         (["saw.method=saw_grpo", "saw.options.gradient.mu=1"], "gradient.mu is 1.0, and saw_grpo does not read"),
         (["saw.method=gradient_grpo", "actor_rollout_ref.actor.strategy=fsdp"], "strategy is 'fsdp'.*set it to fsdp2"),
         (
-            ["informativeness=gradient_norm", "algorithm.rollout_correction.bypass_mode=true"],
+            ["saw.options.informativeness=gradient_norm", "algorithm.rollout_correction.bypass_mode=true"],
             "bypass_mode is True.*set it to False",
         ),
         (["saw.method=mo_grpo", "algorithm.use_kl_in_reward=true"], "saw.method 'mo_grpo' never sums the rewards"),

@@ -1,0 +1,1 @@
+"""The configuration tree, which Hydra reads as ``pkg://saw.configs``."""

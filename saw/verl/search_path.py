@@ -1,0 +1,22 @@
+"""SAW's configuration groups in every Hydra command of a process that has loaded the plug-in.
+
+With them ``python -m verl.trainer.main_ppo`` knows ``+plugin=saw`` and ``+objectives=toolrl``. The groups come last on
+the search path: where verl or the user has a file of the same name, theirs is taken.
+"""
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+
+class ConfigGroups(SearchPathPlugin):
+    """Appends ``saw.configs`` to Hydra's search path."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """See :class:`hydra.plugins.search_path_plugin.SearchPathPlugin`."""
+        search_path.append(provider="saw", path="pkg://saw.configs")
+
+
+def register() -> None:
+    """Tell Hydra of the groups."""
+    Plugins.instance().register(ConfigGroups)

@@ -1,0 +1,354 @@
+"""The start of a training: what is refused before anything of an earlier one is touched, and what verl is given."""
+
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+import saw.verl  # noqa: F401  it wraps verl's check
+from saw.runs import inputs, train
+from saw.verl.config import ConfigError
+from tests.configs import EXPERIMENTS, composed_with
+
+QUICKSTART = ("experiment=quickstart",)
+MODEL = "actor_rollout_ref.model.path"
+CLUSTER = "10.0.0.1:6379"
+
+
+@pytest.fixture
+def earlier(tmp_path, monkeypatch):
+    """A folder with what two trainings logged."""
+    monkeypatch.delenv("VERL_FILE_LOGGER_PATH", raising=False)
+    monkeypatch.delenv("SAW_PLATFORM", raising=False)  # the configurations here are a CPU's, also on a GPU node
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray._private.services.find_bootstrap_address", lambda temp_dir: None)
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for number, name in enumerate(("metrics.1.jsonl", "metrics.jsonl"), start=1):
+        (folder / name).write_text(f'{{"step": {number}, "data": {{}}}}\n')
+    yield folder
+    monkeypatch.delenv("VERL_FILE_LOGGER_PATH", raising=False)
+
+
+@pytest.fixture
+def configured(earlier, toy_model, toy_data):
+    """A training of the quickstart that could start, with changes."""
+
+    def make(changes=None):
+        own = {
+            MODEL: str(toy_model),
+            "data.train_files": str(toy_data[0]),
+            "data.val_files": str(toy_data[1]),
+            "trainer.default_local_dir": str(earlier),
+        }
+        return composed_with(QUICKSTART, {**own, **(changes or {})})
+
+    return make
+
+
+@pytest.fixture
+def start(configured, monkeypatch):
+    """Starts a training that ends where verl would start Ray; returns what verl was given."""
+    from verl.trainer import main_ppo
+
+    given = []
+    monkeypatch.setattr(main_ppo, "run_ppo", lambda config, task_runner_class: given.append(config))
+
+    def run(changes=None):
+        train.main(configured(changes))
+        return given[-1]
+
+    return run
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+WRONG_SETTINGS = {
+    "a method": ({"saw.method": "saw_gdop"}, "saw_gdop"),
+    "a key": ({"saw.metod": "grpo"}, "metod"),
+    "an estimator": ({"algorithm.adv_estimator": "grpo"}, "adv_estimator"),
+    "a number": ({"saw.max_missing": 2}, "max_missing"),
+    "verl's own check": ({"data.train_batch_size": 3}, "batch"),
+    "verl's older trainer": ({"trainer.use_v1": False}, "trainer.use_v1 is False"),
+    "too many GPUs": ({"trainer.n_gpus_per_node": 4}, "n_gpus_per_node"),
+    "an attention": (
+        {"actor_rollout_ref.model.override_config.attn_implementation": "flash_attention_2"},
+        "attn_implementation is 'flash_attention_2'",
+    ),
+    "a mode of resuming": ({"trainer.resume_mode": "never"}, "trainer.resume_mode is 'never'; expected auto"),
+}
+ROLLOUT = "actor_rollout_ref.rollout"
+WRONG_BATCHES = {
+    "one of two": ({f"{ROLLOUT}.log_prob_use_dynamic_bsz": True}, "log_prob_use_dynamic_bsz is True and"),
+    "the other": (
+        {"actor_rollout_ref.actor.use_dynamic_bsz": True, f"{ROLLOUT}.log_prob_use_dynamic_bsz": False},
+        "use_dynamic_bsz True, and one worker",
+    ),
+    "no rows": (
+        {f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu": None, f"{ROLLOUT}.log_prob_micro_batch_size": 8},
+        f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu is null",
+    ),
+    "no tokens": (
+        {
+            "actor_rollout_ref.actor.use_dynamic_bsz": True,
+            f"{ROLLOUT}.log_prob_use_dynamic_bsz": True,
+            f"{ROLLOUT}.log_prob_max_token_len_per_gpu": None,
+        },
+        f"{ROLLOUT}.log_prob_max_token_len_per_gpu is null",
+    ),
+    "the reference's tokens": (
+        {
+            "actor_rollout_ref.actor.use_kl_loss": True,
+            "actor_rollout_ref.ref.log_prob_use_dynamic_bsz": True,
+            "actor_rollout_ref.ref.log_prob_max_token_len_per_gpu": None,
+        },
+        r"ref.log_prob_max_token_len_per_gpu is null, and .*ref.log_prob_use_dynamic_bsz True",
+    ),
+}
+NOWHERE = "/nowhere/at/all"
+WRONG_INPUTS = {
+    "training data": ({"data.train_files": NOWHERE}, "data.train_files has '/nowhere/at/all'"),
+    "validation data": ({"data.val_files": [NOWHERE]}, "data.val_files has '/nowhere/at/all'"),
+    "no data": ({"data.val_files": None}, "data.val_files is None"),
+    "a class of data": ({"data.custom_cls.path": f"{NOWHERE}.py"}, "data.custom_cls.path is '/nowhere"),
+    "a model's folder": ({MODEL: NOWHERE}, f"{MODEL} is '/nowhere/at/all'.*folder.*there is none"),
+    "a tokenizer": (
+        {"actor_rollout_ref.model.tokenizer_path": NOWHERE},
+        "model.tokenizer_path is '/nowhere/at/all'.*tokenizer",
+    ),
+    "a configuration": ({"actor_rollout_ref.model.hf_config_path": NOWHERE}, "hf_config_path is '/nowhere/at/all'"),
+    "a reward function's file": (
+        {"reward.custom_reward_function.path": f"{NOWHERE}.py"},
+        "custom_reward_function.path is '/nowhere/at/all.py'.*expected",
+    ),
+    "a reward function's module": (
+        {"reward.custom_reward_function.path": "pkg://saw.nope"},
+        "custom_reward_function.path is 'pkg://saw.nope'",
+    ),
+    "a reward function": ({"reward.custom_reward_function.name": "nope"}, "its name 'nope'"),
+    "tools": ({f"{ROLLOUT}.multi_turn.tool_config_path": NOWHERE}, "tool_config_path is '/nowhere/at/all'"),
+    "a checkpoint": (
+        {"trainer.resume_mode": "resume_path", "trainer.resume_from_path": f"{NOWHERE}/global_step_3"},
+        "resume_from_path is '/nowhere/at/all/global_step_3'.*there is none",
+    ),
+    "a checkpoint's name": (
+        {"trainer.resume_mode": "resume_path", "trainer.resume_from_path": "/tmp"},
+        "resume_from_path is '/tmp'; expected a folder whose name is global_step_N",
+    ),
+    "no checkpoint": (
+        {"trainer.resume_mode": "resume_path", "trainer.resume_from_path": None},
+        "resume_from_path is None; expected",
+    ),
+    "rows for a step": ({"data.train_batch_size": 64}, "data.train_batch_size is 64, and data.train_files has 32 rows"),
+    "fewer rows": ({"data.train_max_samples": 8}, "data.train_batch_size is 32, and data.train_files has 8 rows"),
+}
+WRONG = {**WRONG_SETTINGS, **WRONG_BATCHES, **WRONG_INPUTS}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_refused_start_touches_nothing_of_an_earlier_training(start, earlier, what):
+    """Kind: a check that comes after the metrics have made way. Without resuming they would be deleted."""
+    changes, says = WRONG[what]
+    before = contents(earlier)
+    with pytest.raises(ValueError if what != "verl's own check" else Exception, match=says):
+        start({"trainer.resume_mode": "disable", **changes})
+    assert contents(earlier) == before
+
+
+@pytest.mark.parametrize("mode", ["auto", "resume_path"])
+@pytest.mark.parametrize("what", ["a method", "verl's own check", "training data"])
+def test_nor_does_one_that_would_resume(start, earlier, mode, what):
+    before = contents(earlier)
+    with pytest.raises(Exception, match=WRONG[what][1]):
+        start({"trainer.resume_mode": mode, **WRONG[what][0]})
+    assert contents(earlier) == before
+
+
+def broken(path: Path, name: str) -> dict:
+    """A folder of the toy model with a fault in it, or a data file."""
+    rows = pq.read_table(path / "rows.parquet")
+    if name == "garbage":
+        (path / "rows.parquet").write_bytes(b"PAR1 no rows")
+    elif name == "no rows":
+        pq.write_table(rows.slice(0, 0), path / "rows.parquet")
+    elif name == "no prompts":
+        pq.write_table(rows.drop_columns(["prompt"]), path / "rows.parquet")
+    elif name == "no references":
+        pq.write_table(rows.drop_columns(["reward_model"]), path / "rows.parquet")
+    elif name == "an ending":
+        (path / "rows.parquet").rename(path / "rows.csv")
+        return {"data.train_files": str(path / "rows.csv")}
+    elif name == "an empty file":
+        (path / "rows.jsonl").write_text("\n")
+        return {"data.train_files": str(path / "rows.jsonl")}
+    elif name == "weights":
+        for file in path.glob("model/*.safetensors"):
+            file.unlink()
+        return {MODEL: str(path / "model")}
+    elif name == "a tokenizer's file":
+        for file in path.glob("model/tok*"):
+            file.unlink()
+        return {MODEL: str(path / "model")}
+    elif name == "a template":
+        for file in path.glob("model/chat_template*"):
+            file.unlink()
+        config = path / "model" / "tokenizer_config.json"
+        config.write_text(config.read_text().replace("chat_template", "no_template"))
+        return {MODEL: str(path / "model")}
+    elif name == "config.json":
+        (path / "model" / "config.json").write_text("{")
+        return {MODEL: str(path / "model")}
+    return {"data.train_files": [str(path / "rows.parquet")]}
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("garbage", "train_files has .*can't be read"),
+        ("no rows", "train_files has .*no rows"),
+        ("no prompts", "without prompt; its columns are"),
+        ("no references", "without reward_model; its columns are"),
+        ("an ending", r"train_files has .*csv.*expected \.parquet, \.json or \.jsonl"),
+        ("an empty file", "train_files has .*jsonl.*no rows"),
+        ("weights", "folder without weights"),
+        ("a tokenizer's file", "model.path is .*vocabulary.*tokenizer.json"),
+        ("a template", "no chat template; set .*custom_chat_template"),
+        ("config.json", "model.path is .*config.json"),
+    ],
+)
+def test_what_is_there_and_broken_is_refused_too(configured, tmp_path, toy_model, toy_data, name, says):
+    """Kind: a look whether something is there, and not what."""
+    shutil.copytree(toy_model, tmp_path / "model")
+    shutil.copy(toy_data[0], tmp_path / "rows.parquet")
+    inputs.check(configured({MODEL: str(tmp_path / "model"), "data.train_files": str(tmp_path / "rows.parquet")}))
+    with pytest.raises(ConfigError, match=says):
+        inputs.check(configured(broken(tmp_path, name)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data.train_files": "hdfs://a/b.parquet"},
+        {MODEL: "hdfs://a/model"},
+        {"data.custom_cls.path": __file__, "data.train_files": NOWHERE, "data.val_files": None},
+        {"data.custom_cls.path": "pkg://tests.unit", "data.train_files": None},
+        {"reward.reward_manager.source": "importlib"},  # it may read other columns
+    ],
+)
+def test_what_only_verl_or_the_user_s_own_code_can_know_is_left_to_them(configured, changes):
+    inputs.check(configured(changes))
+
+
+def test_all_that_is_missing_is_said_at_once(configured):
+    with pytest.raises(ConfigError) as refused:
+        inputs.check(configured({"data.train_files": NOWHERE, "data.val_files": NOWHERE, MODEL: NOWHERE}))
+    for key in ("data.train_files", "data.val_files", MODEL):
+        assert key in str(refused.value)
+
+
+def test_on_a_running_cluster_what_the_nodes_may_have_is_a_warning(configured, monkeypatch, caplog, tmp_path):
+    """Kind: a machine that is looked at for others. What is written is looked at all the same."""
+    monkeypatch.setenv("RAY_ADDRESS", CLUSTER)
+    checkpoint = {"trainer.resume_mode": "resume_path", "trainer.resume_from_path": f"{NOWHERE}/global_step_3"}
+    with caplog.at_level(logging.WARNING):
+        inputs.check(configured({"data.train_files": NOWHERE, MODEL: NOWHERE, **checkpoint}))
+    for part in ("data.train_files has '/nowhere", f"{MODEL} is '/nowhere", CLUSTER):
+        assert part in caplog.text
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"trainer\.default_local_dir needs"):
+        inputs.check(configured({"trainer.default_local_dir": str(tmp_path / "file" / "run")}))
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["trainer.default_local_dir", "trainer.rollout_data_dir", "trainer.validation_data_dir", "VERL_FILE_LOGGER_PATH"],
+)
+@pytest.mark.parametrize("below", ["", "a/b"])
+def test_a_folder_that_cannot_be_written_to_is_refused(configured, monkeypatch, tmp_path, key, below):
+    (tmp_path / "file").touch()
+    (tmp_path / "closed").mkdir()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: "closed" not in str(path) and access(path, mode))
+    for name, says in (("file", "file is no folder"), ("closed", "closed is not writable")):
+        folder = str(tmp_path / name / below)
+        if key.startswith("VERL"):
+            monkeypatch.setenv(key, f"{folder}/metrics.jsonl")
+        with pytest.raises(ConfigError, match=f"{key} needs .*{says}"):
+            inputs.check(configured({} if key.startswith("VERL") else {key: folder}))
+    assert not (tmp_path / "closed" / "a").exists()
+
+
+@pytest.mark.parametrize("key", ["cache", "faults"])
+def test_so_is_the_judge_s(configured, tmp_path, key):
+    (tmp_path / "file").touch()
+    section = f"{inputs.JUDGE}.{key}"
+    with pytest.raises(ConfigError, match=f"{section} needs"):
+        inputs.check(configured({section: str(tmp_path / "file" / "x")}))
+    inputs.check(configured({section: str(tmp_path / "new" / "x")}))
+    assert not (tmp_path / "new").exists()
+
+
+# ---------------------------------------------------------------- a start that passes
+
+
+@pytest.mark.parametrize(("mode", "left"), [("disable", []), ("auto", ["metrics.1.jsonl", "metrics.2.jsonl"])])
+def test_a_start_that_passes_makes_way(start, earlier, mode, left):
+    start({"trainer.resume_mode": mode})
+    assert sorted(path.name for path in earlier.iterdir()) == left
+
+
+def test_a_refused_start_makes_no_folder(start, tmp_path):
+    new = {"trainer.default_local_dir": str(tmp_path / "new")}
+    with pytest.raises(ConfigError, match="saw_gdop"):
+        start({**new, "saw.method": "saw_gdop"})
+    assert not (tmp_path / "new").exists()
+    start(new)
+    assert (tmp_path / "new").is_dir()
+
+
+def test_verl_s_check_runs_once_and_what_is_open_is_settled_before_it_starts(start, monkeypatch):
+    from verl.trainer import main_ppo
+
+    calls = []
+    stock = main_ppo.validate_config
+    monkeypatch.setattr(main_ppo, "validate_config", lambda **given: (calls.append(given), stock(**given)))
+    config = start()
+    assert len(calls) == 1
+    assert config.actor_rollout_ref.model.use_fused_kernels is False
+    assert os.environ["SAW_ACTIVE"] == "1"
+
+
+# ---------------------------------------------------------------- the command line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *([], ["reading=controlled"], ["+reading=controlled", "saw.method=grpo"], ["experiment="], ["experiment=null"]),
+        *(["experiment=quickstart", "experiment=null"], ["--config-dir", "examples"], ["myexperiment=x"]),
+    ],
+)
+def test_a_command_without_an_experiment_says_that_and_which_there_are(arguments):
+    """Kind: an error that is about what follows from the missing part."""
+    said = train.missing_experiment(arguments)
+    assert said is not None
+    assert "experiment=NAME" in said
+    for name in EXPERIMENTS:
+        assert name in said
+    assert "base" not in said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["experiment=quickstart"], ["+experiment=own"], ["reading=controlled", "experiment=toolrl/1.5b_grpo"]),
+        *(["--config-dir", "examples", "experiment=own"], ["--cfg", "job"], ["--help"], ["--cfg=job"]),
+    ],
+)
+def test_one_with_an_experiment_or_a_question_for_hydra_passes(arguments):
+    assert train.missing_experiment(arguments) is None
