@@ -226,9 +226,7 @@ class PaperTable:
 
     def main(self, description: str | None) -> None:
         """Command line."""
-        parser = argparse.ArgumentParser(
-            description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
+        parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
         parser.add_argument("--runs", type=Path, required=True, help="the folder that the reproduction wrote")
         parser.add_argument("--out", type=Path, help="folder for the tables; that of --runs if absent")
         arguments = parser.parse_args()
@@ -236,7 +234,7 @@ class PaperTable:
 
 
 def _reported(values: Mapping[str, Any], cell: Any) -> float | None:
-    """The paper's number of a row: its part of ``results/paper.yaml`` is by model, where there are several, and method."""
+    """The paper's number of a row, which is found by its model, where there are several, and its method."""
     *models, method, _ = cell
     for model in models:
         values = values[model]

@@ -15,6 +15,7 @@ from recipes.common.stages import Stage, check_marks, gpus_of_a_node, gpus_of_th
 from saw.machine.accelerator import cluster_address
 from saw.machine.disk import free_bytes, training_bytes
 from saw.records.files import write_whole
+from saw.runs.compose import an_override, parsed
 
 METHODS = ("grpo", "gradient_grpo", "saw_grpo", "gdpo", "gradient_gdpo", "saw_gdpo")
 #: Reading of the sources (configs/reading) -> GPUs of a node in it.
@@ -54,7 +55,9 @@ def parser(description: str | None, name: str, default_rehearsal_method: str = "
     options.add_argument("--out", type=Path, help=f"folder for everything ($SAW_RUNS/{name})")
     options.add_argument("--dry-run", action="store_true", help="print every command and check what it needs")
     options.add_argument("--rehearse", action="store_true", help="toy model and data, on a CPU; one row unless named")
-    options.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides of the trainings")
+    options.add_argument(
+        "overrides", nargs="*", type=an_override, metavar="KEY=VALUE", help="Hydra overrides of the trainings"
+    )
     return options
 
 
@@ -62,9 +65,7 @@ def parse(options: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpa
     """Read and check the common options."""
     arguments = options.parse_args(argv)
     for override in arguments.overrides:
-        if "=" not in override:
-            options.error(f"{override!r} is no Hydra override; expected KEY=VALUE")
-        if override.lstrip("+").startswith("reading="):
+        if parsed(override).key_or_group == "reading":
             options.error(f"{override!r}: the rows of the table are told apart by their reading; use --reading")
     for name in ("evaluations", "gpus", "nodes"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:

@@ -68,7 +68,12 @@ TABLE = PaperTable(
     cell=Cell,
     keys={"method": METHODS, "reading": tuple(READINGS)},
     evaluation="judged/evaluation.json",
-    columns={**dict(zip(SCORES, SCORES, strict=True)), "missing": "missing", "words_mean": "words", "rougeL": "ROUGE-L"},
+    columns={
+        **dict(zip(SCORES, SCORES, strict=True)),
+        "missing": "missing",
+        "words_mean": "words",
+        "rougeL": "ROUGE-L",
+    },
     reported={name: f"paper's {name}" for name in SCORES},
     compared=("total", "total"),
     numbers=numbers,
