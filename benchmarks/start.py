@@ -29,7 +29,7 @@ from recipes.quickstart.toy_model import make_toy_model
 from saw.records.provenance import commit, machine, versions
 from saw.report.tables import markdown, write_csv
 from saw.runs.compose import an_override
-from saw.runs.process_tree import Run, processes_of
+from saw.runs.process_tree import TrainingJob, processes_of
 
 ROOT = Path(__file__).resolve().parents[1]
 CLOCK = Path(__file__).with_name("import_clock")
@@ -104,7 +104,7 @@ def measure(tree: Path, data: tuple[Path, Path], model: Path, folder: Path, over
         "SAW_IMPORT_CLOCK": str(clock),
         "VERL_FILE_LOGGER_PATH": str(folder / "metrics.jsonl"),
     }
-    run = Run(["env", "-C", str(tree), *command], folder, LIMIT, environment)
+    run = TrainingJob(["env", "-C", str(tree), *command], folder, LIMIT, environment)
     start = Start()
     started = time.monotonic()
     with run.running() as process:

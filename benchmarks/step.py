@@ -27,7 +27,7 @@ from recipes.quickstart.toy_model import make_toy_model
 from saw.records.provenance import commit, machine, versions
 from saw.report.seed_statistics import bootstrap_median
 from saw.report.tables import markdown, write_csv
-from saw.runs.process_tree import Run
+from saw.runs.process_tree import TrainingJob
 
 #: Name in the table -> method and options.
 CASES: dict[str, tuple[str, dict]] = {
@@ -67,7 +67,7 @@ def run(folder: Path, names: Sequence[str], arguments: argparse.Namespace) -> li
     data = write_splits(folder / "data")
     model = make_toy_model(folder / "model", steps=0, width=arguments.width, layers=LAYERS)
     steps = (arguments.rounds + WARM_UP) * len(names)
-    training = Run(
+    training = TrainingJob(
         command(data, model, steps, arguments),
         folder,
         time_limit=arguments.hours * 3600,

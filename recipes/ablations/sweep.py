@@ -15,10 +15,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from recipes.common.reproduce import guarded, seed_list
+from recipes.common.reproduce import run_main, seed_list
 from recipes.common.stages import Stage, run_all, show
+from recipes.common.toys import curves, toy_model, toy_rows
 from saw.method.registry import METHODS
-from saw.report import plot_curves, read_history, summary_table
 from saw.runs.compose import CONFIGS, an_override, parsed
 
 #: Experiment -> where its toy model lies in the folder of all runs, and how it is made. The study's starts with nearly
@@ -106,27 +106,19 @@ def toys(experiment: str) -> list[Stage]:
     if experiment not in TOY_MODELS:
         return []
     runs = Path(os.environ.get("SAW_RUNS", "runs")).resolve()
-    data, model = runs / "quickstart", runs / TOY_MODELS[experiment][0]
-    stages = []
-    if not (data / "data" / "test.parquet").exists():
-        stages.append(Stage("toy_rows", data, ("-m", "data_prep.toy_toolrl", "--out", str(data / "data"))))
-    if not (model / "model.safetensors").exists():
-        command = ("-m", "recipes.quickstart.toy_model", "--out", str(model), *TOY_MODELS[experiment][1:])
-        stages.append(Stage("toy_model", model.parent, command))
-    return stages
+    model, *options = TOY_MODELS[experiment]
+    return [*toy_rows(runs / "quickstart" / "data"), *toy_model(runs / model, *options)]
 
 
 def report(arguments: argparse.Namespace, chains: dict[str, list[Stage]]) -> None:
     """Table and curves of the trainings that are finished."""
-    histories = {
-        name: read_history(stages[0].folder / "metrics.jsonl") for name, stages in chains.items() if stages[0].is_done()
-    }
-    if not histories:
+    finished = {name: stage for name, (stage,) in chains.items() if stage.is_done()}
+    if not finished:
         return
-    table = summary_table(histories)
+    picture = arguments.out / "curves.png"
+    table = curves(finished, picture, title=f"{arguments.experiment}: {len(finished)} trainings")
     (arguments.out / "summary.md").write_text(table + "\n")
-    plot_curves(histories, arguments.out / "curves.png", title=f"{arguments.experiment}: {len(histories)} trainings")
-    print(f"\n{table}\n\npicture: {os.path.relpath(arguments.out / 'curves.png')}")
+    print(f"\n{table}\n\npicture: {os.path.relpath(picture)}")
 
 
 def main() -> None:
@@ -140,4 +132,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_main(main)

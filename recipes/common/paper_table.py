@@ -141,9 +141,9 @@ class PaperTable:
         """What the paper reports."""
         return yaml.safe_load(PAPER.read_text())[self.name]
 
-    def read(self, runs: Path) -> tuple[dict[tuple[str, ...], Evaluations], list[str]]:
+    def read(self, runs: Path) -> tuple[dict[Any, Evaluations], list[str]]:
         """Evaluations by row and seed, and what a reader must be told of them."""
-        found: dict[tuple[str, ...], Evaluations] = {}
+        found: dict[Any, Evaluations] = {}
         remarks = []
         paper = self.paper
         for path in sorted(runs.glob("*/cell.json")):

@@ -196,7 +196,7 @@ def diagnose(arguments: argparse.Namespace, plan: tuple[Sequence[Stage], Mapping
     return subprocess.run(command, env={**os.environ, **train.environment}, check=False).returncode == 0
 
 
-def go(
+def run_or_show(
     arguments: argparse.Namespace,
     missing: Sequence[str],
     plan: tuple[Sequence[Stage], Mapping[str, Sequence[Stage]]],
@@ -223,7 +223,7 @@ def _check_memory(arguments: argparse.Namespace, chains: Mapping[str, Sequence[S
     return memory.check(trainings, arguments.gpus * arguments.nodes)
 
 
-def guarded(main: Callable[[], None]) -> None:
+def run_main(main: Callable[[], None]) -> None:
     """Call a script's main; an interrupt says that nothing is lost."""
     try:
         main()

@@ -21,7 +21,7 @@ import pandas as pd
 from scipy import stats
 
 from recipes.ablations import sweep
-from recipes.common.reproduce import guarded, seed_list
+from recipes.common.reproduce import run_main, seed_list
 from recipes.common.stages import run_all
 from saw.records.provenance import machine, versions
 from saw.report import figures, summary, tables
@@ -61,7 +61,7 @@ def write_steps(runs: Sequence[LoggedRun], path: Path) -> int:
     last = min(run.history.steps[-1] for run in runs)
     frames = []
     for run in runs:
-        whose = {"method": _row_of(run), "seed": run.seed, "commit": run.record["provenance"]["commit"]}
+        whose = {"method": _row_of(run), "seed": run.seed, "commit": run.info["provenance"]["commit"]}
         values = {name: run.history.columns[name] for name in KEPT}
         frames.append(pd.DataFrame({**whose, "step": run.history.steps, **values}))
     table = pd.concat(frames)
@@ -76,13 +76,13 @@ def read_steps(path: Path) -> dict[str, list[LoggedRun]]:
     for (label, seed, commit), steps in table.groupby(["method", "seed", "commit"], sort=False):
         columns = {name: tuple(steps[name]) for name in KEPT}
         history = History(tuple(steps["step"]), tuple(OBJECTIVES), columns)
-        record = {
+        info = {
             "config": {"saw": {"method": label.partition(",")[0]}, "data": {"seed": int(seed)}},
             "ranges": {name: list(bounds) for name, bounds in OBJECTIVES.items()},
             "provenance": {"commit": commit},
         }
         folder = path.parent / f"{sweep.label(METHODS[label])}_seed{seed}"  # as the training was named
-        groups.setdefault(label, []).append(LoggedRun(folder, history, {}, record))
+        groups.setdefault(label, []).append(LoggedRun(folder, history, {}, info))
     return groups
 
 
@@ -218,4 +218,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_main(main)

@@ -37,7 +37,7 @@ from saw.rewards import JUDGE
 from saw.rewards.judge import Judge, JudgeOptions, Verdict, prompt
 from saw.rewards.judge.options import JudgeError
 from saw.runs.compose import an_override, compose
-from saw.runs.process_tree import RunFailed
+from saw.runs.process_tree import JobFailed
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 #: Share of the summaries that may lack a verdict; an evaluation with more is none.
@@ -262,7 +262,7 @@ def main() -> None:
     arguments.sampling = sampling.from_options(parser, arguments)
     try:
         result = evaluate(arguments)
-    except (RunFailed, JudgeError) as failure:
+    except (JobFailed, JudgeError) as failure:
         raise SystemExit(f"the evaluation failed, and goes on if it is called again: {failure}") from None
     for number, run in enumerate(result["runs"], start=1):
         print(f"run {number}: " + "  ".join(f"{key} {value:.3f}" for key, value in run[arguments.judge].items()))

@@ -170,7 +170,7 @@ def main() -> None:
                 what = {"method": cell.method, "reading": cell.reading, "seed": seed}
                 reproduce.write_cell(arguments, cell.folder(seed), **what)
 
-        reproduce.go(
+        reproduce.run_or_show(
             arguments,
             missing,
             plan(arguments, environment),
@@ -180,4 +180,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    reproduce.guarded(main)
+    reproduce.run_main(main)

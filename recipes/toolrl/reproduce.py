@@ -105,8 +105,10 @@ def main() -> None:
             what = {"size": cell.size, "method": cell.method, "reading": cell.reading, "seed": seed}
             reproduce.write_cell(arguments, cell.folder(seed), **what)
 
-    reproduce.go(arguments, missing, plan(arguments), write_cells, lambda: TABLE.write(arguments.out, arguments.out))
+    reproduce.run_or_show(
+        arguments, missing, plan(arguments), write_cells, lambda: TABLE.write(arguments.out, arguments.out)
+    )
 
 
 if __name__ == "__main__":
-    reproduce.guarded(main)
+    reproduce.run_main(main)
