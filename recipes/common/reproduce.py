@@ -163,11 +163,12 @@ def _check_gpus(arguments: argparse.Namespace) -> list[str]:
     return [f"GPUs: {arguments.nodes} nodes x {arguments.gpus} wanted, {there} on {where}"] if there < wanted else []
 
 
-def write_cell(arguments: argparse.Namespace, folder: str, **what: Any) -> None:
+def _write_cell(arguments: argparse.Namespace, cell: Any, seed: int) -> None:
     """Say in a training's folder which row of the table it belongs to."""
-    (arguments.out / folder).mkdir(parents=True, exist_ok=True)
+    folder = arguments.out / cell.folder(seed)
+    folder.mkdir(parents=True, exist_ok=True)
     rehearsal = {"size_override": "toy" if arguments.rehearse else None, "overrides": list(arguments.overrides)}
-    write_whole(arguments.out / folder / "cell.json", json.dumps({**what, **rehearsal}, indent=2) + "\n")
+    write_whole(folder / "cell.json", json.dumps({**cell._asdict(), "seed": seed, **rehearsal}, indent=2) + "\n")
 
 
 def stop_if_missing(arguments: argparse.Namespace, missing: Sequence[str]) -> None:
@@ -200,10 +201,18 @@ def run_or_show(
     arguments: argparse.Namespace,
     missing: Sequence[str],
     plan: tuple[Sequence[Stage], Mapping[str, Sequence[Stage]]],
-    write_cells: Callable[[], None],
-    table: Callable[[], None],
+    cells: Iterable[tuple[Any, int]],
+    write_table: Callable[[Path, Path], None],
 ) -> None:
-    """Show the plan, or carry it out and print the table."""
+    """Show the plan, or carry it out and print the table.
+
+    Args:
+        arguments (argparse.Namespace): the common options.
+        missing (Sequence[str]): what a dry run is to end with.
+        plan (tuple): the shared stages, and the stages of each training by the name of its folder.
+        cells (Iterable[tuple[Any, int]]): row of the table and seed of each training.
+        write_table (Callable): makes the table from a folder of trainings, in a folder.
+    """
     if arguments.dry_run:
         too_much = [] if arguments.rehearse else _check_memory(arguments, plan[1])
         stop_if_missing(arguments, too_much)
@@ -212,8 +221,9 @@ def run_or_show(
         show(*plan)
         raise SystemExit(2 if missing or not can_start else 0)
     check_marks(*plan)
-    write_cells()
-    run_all(*plan, table)
+    for cell, seed in cells:
+        _write_cell(arguments, cell, seed)
+    run_all(*plan, lambda: write_table(arguments.out, arguments.out))
 
 
 def _check_memory(arguments: argparse.Namespace, chains: Mapping[str, Sequence[Stage]]) -> list[str]:

@@ -164,19 +164,7 @@ def main() -> None:
         elif arguments.rehearse:
             stand_in = StandIn(latency=0.02, faults=dict.fromkeys(FAULTS, 0.1 / len(FAULTS)))
             environment = {"JUDGE_URL": stack.enter_context(serving(stand_in))}
-
-        def write_cells() -> None:
-            for cell, seed in cells(arguments):
-                what = {"method": cell.method, "reading": cell.reading, "seed": seed}
-                reproduce.write_cell(arguments, cell.folder(seed), **what)
-
-        reproduce.run_or_show(
-            arguments,
-            missing,
-            plan(arguments, environment),
-            write_cells,
-            lambda: TABLE.write(arguments.out, arguments.out),
-        )
+        reproduce.run_or_show(arguments, missing, plan(arguments, environment), cells(arguments), TABLE.write)
 
 
 if __name__ == "__main__":

@@ -99,15 +99,7 @@ def main() -> None:
     arguments = parse()
     missing = check(arguments)
     reproduce.stop_if_missing(arguments, missing)
-
-    def write_cells() -> None:
-        for cell, seed in cells(arguments):
-            what = {"size": cell.size, "method": cell.method, "reading": cell.reading, "seed": seed}
-            reproduce.write_cell(arguments, cell.folder(seed), **what)
-
-    reproduce.run_or_show(
-        arguments, missing, plan(arguments), write_cells, lambda: TABLE.write(arguments.out, arguments.out)
-    )
+    reproduce.run_or_show(arguments, missing, plan(arguments), cells(arguments), TABLE.write)
 
 
 if __name__ == "__main__":
