@@ -19,7 +19,7 @@ from recipes.common.reproduce import run_main, seed_list
 from recipes.common.stages import Stage, run_all, show
 from recipes.common.toys import curves, toy_model, toy_rows
 from saw.method.registry import METHODS
-from saw.runs.compose import CONFIGS, an_override, parsed
+from saw.runs.compose import CONFIGS, checked_override, parse_override
 
 #: Experiment -> where its toy model lies in the folder of all runs, and how it is made. The study's starts with nearly
 #: all formats spoilt and knows enough to answer right now and then: format has the longer way to go.
@@ -49,7 +49,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder for everything ($SAW_RUNS/sweep/EXPERIMENT)")
     parser.add_argument("--dry-run", action="store_true", help="print every command")
     parser.add_argument(
-        "overrides", nargs="*", type=an_override, metavar="KEY=VALUE", help="Hydra overrides of all trainings"
+        "overrides", nargs="*", type=checked_override, metavar="KEY=VALUE", help="Hydra overrides of all trainings"
     )
     arguments = parser.parse_args(argv)
     if not (CONFIGS / "experiment" / f"{arguments.experiment}.yaml").is_file():
@@ -60,7 +60,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error(f"--method {name}: expected one of {', '.join(METHODS)}")
         try:
             for override in own:
-                parsed(override)
+                parse_override(override)
         except argparse.ArgumentTypeError as fault:
             parser.error(f"--method {method}: {fault}")
     runs = Path(os.environ.get("SAW_RUNS", "runs"))

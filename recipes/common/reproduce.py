@@ -15,7 +15,7 @@ from recipes.common.stages import Stage, check_marks, gpus_of_a_node, gpus_of_th
 from saw.machine.accelerator import cluster_address
 from saw.machine.disk import free_bytes, training_bytes
 from saw.records.files import write_whole
-from saw.runs.compose import an_override, parsed
+from saw.runs.compose import checked_override, parse_override
 
 METHODS = ("grpo", "gradient_grpo", "saw_grpo", "gdpo", "gradient_gdpo", "saw_gdpo")
 #: Reading of the sources (configs/reading) -> GPUs of a node in it.
@@ -29,20 +29,19 @@ MADE_BY = {
 }
 
 
-def parser(description: str | None, name: str, default_rehearsal_method: str = "saw_gdpo") -> argparse.ArgumentParser:
+def parser(description: str | None, name: str) -> argparse.ArgumentParser:
     """The options that every table has.
 
     Args:
         description (str | None): of the script.
         name (str): of the folder below ``$SAW_RUNS``.
-        default_rehearsal_method (str): the one row that a rehearsal takes unless rows are named.
     """
     options = argparse.ArgumentParser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,  # the script looks for --dry-run before it sets up
     )
-    options.set_defaults(table=name, default_rehearsal_method=default_rehearsal_method)
+    options.set_defaults(table=name)
     options.add_argument("--method", action="append", choices=METHODS, help="may be repeated; all if absent")
     options.add_argument("--seeds", type=seed_list, default=[1], metavar="1,2,3", help="one training each (1)")
     options.add_argument("--reading", choices=READINGS, default="controlled", help="in configs/reading (controlled)")
@@ -56,7 +55,7 @@ def parser(description: str | None, name: str, default_rehearsal_method: str = "
     options.add_argument("--dry-run", action="store_true", help="print every command and check what it needs")
     options.add_argument("--rehearse", action="store_true", help="toy model and data, on a CPU; one row unless named")
     options.add_argument(
-        "overrides", nargs="*", type=an_override, metavar="KEY=VALUE", help="Hydra overrides of the trainings"
+        "overrides", nargs="*", type=checked_override, metavar="KEY=VALUE", help="Hydra overrides of the trainings"
     )
     return options
 
@@ -65,14 +64,12 @@ def parse(options: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpa
     """Read and check the common options."""
     arguments = options.parse_args(argv)
     for override in arguments.overrides:
-        if parsed(override).key_or_group == "reading":
+        if parse_override(override).key_or_group == "reading":
             options.error(f"{override!r}: the rows of the table are told apart by their reading; use --reading")
     for name in ("evaluations", "gpus", "nodes"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             options.error(f"--{name} is {getattr(arguments, name)}; expected at least 1")
-    if arguments.rehearse and not arguments.method:
-        arguments.method = [arguments.default_rehearsal_method]
-    arguments.method = list(dict.fromkeys(arguments.method or METHODS))
+    arguments.method = list(dict.fromkeys(arguments.method or (["saw_gdpo"] if arguments.rehearse else METHODS)))
     arguments.evaluations = arguments.evaluations or (2 if arguments.rehearse else 4)
     arguments.gpus = arguments.gpus or READINGS[arguments.reading]
     runs = Path(os.environ.get("SAW_RUNS", "runs"))

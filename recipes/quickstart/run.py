@@ -25,7 +25,7 @@ from recipes.common.stages import HOUR, Stage, run_all
 from recipes.common.toys import curves, toy_model, toy_rows
 from saw.method.registry import METHODS
 from saw.records.provenance import commit, machine, versions
-from saw.runs.compose import an_override
+from saw.runs.compose import checked_override
 
 DEFAULT_METHODS = ("grpo", "saw_gdpo")
 DEFAULT_STEPS = 16
@@ -47,7 +47,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=DEFAULT_STEPS, help=f"training steps ({DEFAULT_STEPS})")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("SAW_RUNS", "runs")) / "quickstart")
     parser.add_argument("--fresh", action="store_true", help="train again where a training is finished")
-    parser.add_argument("overrides", nargs="*", type=an_override, metavar="KEY=VALUE", help="Hydra overrides")
+    parser.add_argument("overrides", nargs="*", type=checked_override, metavar="KEY=VALUE", help="Hydra overrides")
     arguments = parser.parse_args(argv)
     if arguments.steps < 1:
         parser.error(f"--steps is {arguments.steps}; expected a number that is at least 1")

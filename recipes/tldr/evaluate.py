@@ -36,7 +36,7 @@ from saw.records.provenance import commit, machine, versions
 from saw.rewards import JUDGE
 from saw.rewards.judge import Judge, JudgeOptions, Verdict, prompt
 from saw.rewards.judge.options import JudgeError
-from saw.runs.compose import an_override, compose
+from saw.runs.compose import checked_override, compose
 from saw.runs.process_tree import JobFailed
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
@@ -256,7 +256,7 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, default=1, help="copies of the model, a GPU each; 0: on the CPU")
     parser.add_argument("--vllm", nargs="*", default=[], help="options for `vllm serve`")
     parser.add_argument(
-        "--overrides", nargs="*", type=an_override, default=[], metavar="KEY=VALUE", help="of the judge"
+        "--overrides", nargs="*", type=checked_override, default=[], metavar="KEY=VALUE", help="of the judge"
     )
     arguments = parser.parse_args()
     arguments.sampling = sampling.from_options(parser, arguments)

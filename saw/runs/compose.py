@@ -31,7 +31,7 @@ def compose(*overrides: str) -> DictConfig:
         return hydra.compose("train", overrides=[f"hydra.searchpath=[file://{_verls_configs()}]", *overrides])
 
 
-def parsed(override: str) -> Override:
+def parse_override(override: str) -> Override:
     """A Hydra override as Hydra reads it.
 
     Raises:
@@ -46,9 +46,9 @@ def parsed(override: str) -> Override:
     return found
 
 
-def an_override(text: str) -> str:
+def checked_override(text: str) -> str:
     """A Hydra override, as it is: the ``type`` of an option of a command line."""
-    parsed(text)
+    parse_override(text)
     return text
 
 
