@@ -539,11 +539,3 @@ def test_the_paper_s_tables_are_what_the_files_give(table, tmp_path):
     for ending in ("md", "csv", "tex"):
         name = f"table{table}.{ending}"
         assert (tmp_path / name).read_text() == (ROOT / "results" / f"table{table}" / name).read_text()
-
-
-def test_the_quickstart_s_table_is_what_its_logs_give():
-    folder = ROOT / "results" / "quickstart"
-    histories = {name: read_history(folder / f"{name}.jsonl") for name in ("grpo", "saw_gdpo")}
-    table = summary_table(histories)
-    assert table in (folder / "summary.md").read_text()
-    assert table in (ROOT / "README.md").read_text()
