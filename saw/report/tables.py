@@ -7,20 +7,20 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-#: What LaTeX takes for a command, and how it is written instead.
+#: Characters with a special meaning in LaTeX, and how to write them.
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "−": "$-$"}
 _LATEX |= {character: f"\\{character}" for character in "&%$#_{}"}
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
-    """A table; the first ``left`` columns hold words, the others numbers."""
+    """A table; the first ``left`` columns hold text, the others numbers."""
     lines = ["| " + " | ".join(header) + " |"]
     lines.append("|" + "|".join(["---"] * left + ["---:"] * (len(header) - left)) + "|")
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
 def latex(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
-    """The same as a ``tabular`` with the rules of the package booktabs."""
+    """The same as a ``tabular`` with booktabs rules."""
     lines = [
         r"\begin{tabular}{" + "l" * left + "r" * (len(header) - left) + "}",
         r"\toprule",
@@ -41,7 +41,7 @@ def latex_of(text: str) -> str:
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, object]]) -> None:
-    """One line a row; None becomes an empty cell, a float gets four decimals."""
+    """One line per row; None becomes an empty cell, a float gets four decimals."""
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
