@@ -22,15 +22,13 @@ def fits(found: Estimate, gpu_bytes: float) -> list[str]:
         found (Estimate): of the training.
         gpu_bytes (float): that a program can use (:func:`usable`).
     """
-    faults = []
     settings = found.settings
-    if settings.dynamic:
-        faults = [
-            f"actor_rollout_ref.{TOKEN_KEYS[name][0]} is {limit}; expected at least {settings.longest}, a prompt with "
-            "its response"
-            for name, limit in settings.tokens.items()
-            if limit < settings.longest
-        ]
+    faults = [
+        f"actor_rollout_ref.{TOKEN_KEYS[name][0]} is {limit}; expected at least {settings.longest}, a prompt with its "
+        "response"
+        for name, limit in settings.tokens.items()
+        if settings.dynamic[name] and limit < settings.longest
+    ]
     if found.kv_tokens(gpu_bytes) < settings.longest:
         faults.append(
             f"vLLM: {settings.share * gpu_bytes / GIB:.1f} GiB are too few for {found.vllm_weights / GIB:.1f} GiB of "
@@ -55,10 +53,11 @@ def _remedy(found: Estimate, phase: Phase, gpu_bytes: float) -> str:
         if share > 0 and not fits(replace(found, settings=replace(settings, share=share)), gpu_bytes):
             return f"lower actor_rollout_ref.rollout.gpu_memory_utilization to {share}"
     if phase.tokens is not None:
-        key = TOKEN_KEYS[phase.tokens][0 if settings.dynamic else 1]
+        dynamic = settings.dynamic[phase.tokens]
+        key = TOKEN_KEYS[phase.tokens][0 if dynamic else 1]
         tokens = largest_tokens(found, gpu_bytes, [phase.tokens])
         if tokens:
-            limit = tokens if settings.dynamic else tokens // settings.longest
+            limit = tokens if dynamic else tokens // settings.longest
             return f"lower actor_rollout_ref.{key} to {limit}"
     return "use more GPUs, or actor_rollout_ref.actor.fsdp_config.{param,optimizer}_offload=true"
 

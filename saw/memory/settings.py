@@ -39,7 +39,7 @@ class Settings:
         entropy_in_update (bool): whether the update computes it.
         sequence_parallel (Mapping[str, int]): Ulysses, by :data:`TOKEN_KEYS`.
         tokens (Mapping[str, int]): of a micro-batch, by :data:`TOKEN_KEYS`; no ``reference`` without a KL term.
-        dynamic (bool): whether the actor's ``tokens`` are limits, or follow from numbers of rows.
+        dynamic (Mapping[str, bool]): for each of ``tokens``, whether it is a limit, or follows from a number of rows.
         longest (int): tokens of prompt and response.
         objectives (int): policy gradients that the method computes; 0 for most.
         gradient_layers (int | None): layers that they are of; None for all parameters.
@@ -64,7 +64,7 @@ class Settings:
     entropy_in_update: bool
     sequence_parallel: Mapping[str, int]
     tokens: Mapping[str, int]
-    dynamic: bool
+    dynamic: Mapping[str, bool]
     longest: int
     objectives: int
     gradient_layers: int | None
@@ -114,7 +114,7 @@ def read_settings(config: DictConfig) -> Settings:
         entropy_in_update=bool(actor.calculate_entropy or actor.entropy_coeff),
         sequence_parallel={name: _sequence_parallel(parts, name) for name in names},
         tokens={name: _tokens(parts, name, longest) for name in names},
-        dynamic=actor.use_dynamic_bsz,
+        dynamic={name: _dynamic(parts, name) for name in names},
         longest=longest,
         objectives=len(config.saw.objectives) if "gradients" in get_method(config.saw.method).needs(options) else 0,
         gradient_layers=len(options.gradient.layers) if options.gradient.layers else None,
@@ -138,11 +138,15 @@ def _sequence_parallel(parts: DictConfig, name: str) -> int:
     return first if first > 1 else part.fsdp_config.ulysses_sequence_parallel_size
 
 
+def _dynamic(parts: DictConfig, name: str) -> bool:
+    """As in verl's workers; the log-probabilities' own key must equal the actor's."""
+    return parts.ref.log_prob_use_dynamic_bsz if name == "reference" else parts.actor.use_dynamic_bsz
+
+
 def _tokens(parts: DictConfig, name: str, longest: int) -> int:
     """Most tokens of a micro-batch. verl never exceeds the limit of a dynamic batch, and refuses a longer sequence."""
     limit, rows = TOKEN_KEYS[name]
-    # as verl's workers have it: the log-probabilities' own key must say the same as the actor's
-    dynamic = parts.ref.log_prob_use_dynamic_bsz if name == "reference" else parts.actor.use_dynamic_bsz
+    dynamic = _dynamic(parts, name)
     value = OmegaConf.select(parts, limit if dynamic else rows)
     if value is None:
         raise ValueError(f"actor_rollout_ref.{limit if dynamic else rows} is not set; expected a number")

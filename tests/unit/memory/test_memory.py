@@ -301,6 +301,19 @@ def test_a_limit_below_a_sequence_is_said(config):
     assert "3072" in fault
 
 
+def test_the_reference_s_remedy_names_the_reference_s_own_key(config):
+    """Kind: dynamic batches of one part, fixed ones of another."""
+    parts = "actor_rollout_ref."
+    mixed = changed(
+        config,
+        (f"{parts}ref.log_prob_use_dynamic_bsz", False),
+        (f"{parts}ref.log_prob_micro_batch_size_per_gpu", 64),
+    )
+    faults = fits(estimate(mixed, MODEL, 4, flash_attn=True), usable(40))
+    assert any("lower actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu to " in fault for fault in faults)
+    assert not any("ref.log_prob_max_token_len_per_gpu" in fault for fault in faults)
+
+
 def test_rows_instead_of_tokens(config):
     parts = "actor_rollout_ref."
     fixed = changed(
@@ -371,7 +384,7 @@ def test_a_dry_run_says_whether_it_fits(table, gib, good, monkeypatch, capsys, t
     arguments = table.parse(["--dry-run", "--method", "saw_gdpo", "--seeds", "1,2", "--out", str(tmp_path)])
     plan = table.plan(arguments) if table is table1 else table.plan(arguments, {})
     with pytest.raises(SystemExit) as ended:
-        common.go(arguments, [], plan, lambda: None, lambda: None)
+        common.run_or_show(arguments, [], plan, [], print)
     said = capsys.readouterr()
     assert (ended.value.code == 0) == good
     assert said.out.count("memory (") == (2 if table is table1 else 1)  # a line a model, not one a seed

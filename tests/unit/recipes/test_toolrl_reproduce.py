@@ -121,6 +121,10 @@ def test_a_platform_that_a_table_would_overrule_is_refused(ready, monkeypatch, v
         (["trainer"], "'trainer' is no Hydra override"),
         (["--rehearse"], "takes neither --source nor --skip-bad"),
         (["--method", "ppo"], "invalid choice: 'ppo'"),
+        *(  # kind: an override by which a training would be counted in another row
+            ([f"{key}=other"], f"'{key}=other' would put a training into another row's place")
+            for key in ("reading", "saw.method", "model", "data.seed", "experiment")
+        ),
         (["--dry"], "--dry"),  # the script, which has to know a dry run, knows it by its whole name
     ],
 )
