@@ -465,7 +465,7 @@ def test_warnings(tmp_path):
     differ = "training/rollout_probs_diff_mean"
     assert warnings_of(read_run(make_run(tmp_path / "e", "grpo", 1, logged={differ: 0.01}))) == []
     (text,) = warnings_of(read_run(make_run(tmp_path / "f", "grpo", 1, logged={differ: 0.2})))
-    assert "by more than 0.05 on average in 12 steps, first 1: it may not have the trainer's weights" in text
+    assert "by more than 0.05 on average in 12 steps, first 1: vLLM may not have the trainer's weights" in text
 
 
 def test_families():
