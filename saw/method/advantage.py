@@ -20,16 +20,16 @@ from saw.method.statistics import ObjectiveStatistics, objective_statistics
 
 @dataclass(frozen=True)
 class Advantage:
-    """What :func:`compute_advantage` returns.
+    """The result of :func:`compute_advantage`.
 
     Attributes:
         tokens (Tensor | None): shape ``(N, T)``, the sample's advantage on each response token and 0 elsewhere;
             float32, or float64 if the rewards were. None where lengths were given instead of a mask.
         samples (Tensor): shape ``(N,)``, float64, the advantage of each sample.
-        weights (Tensor): shape ``(K,)``, float64, the weight of each objective before priorities; they add up to 1.
-            Where each group has weights of its own, their mean over the groups.
-        proposed (Tensor): shape ``(K,)``, float64, the weights before an option smoothed or replaced them.
-        statistics (ObjectiveStatistics): what the weights were computed from.
+        weights (Tensor): shape ``(K,)``, float64, the weight of each objective before priorities; they sum to 1.
+            With weights per group, their mean over the groups.
+        proposed (Tensor): shape ``(K,)``, float64, the weights before smoothing or ``log_only``.
+        statistics (ObjectiveStatistics): the statistics behind the weights.
     """
 
     tokens: Tensor | None
@@ -53,30 +53,30 @@ def compute_advantage(
     previous_weights: Sequence[float] | Tensor | None = None,
     gram: Tensor | None = None,
 ) -> Advantage:
-    """Weigh the objectives of one training step and turn their rewards into token advantages.
+    """Weight the objectives of one training step and turn their rewards into token advantages.
 
-    Defined for every input that passes the checks, and always finite: a group of one has advantage 0
-    (``"paper"``) or its own reward (``"released"``); a sample with an empty response has no tokens and counts in
-    its group; a constant objective has CV and deviations 0; a constant batch has equal weights and advantages 0;
-    a missing reward is left out of every statistic and adds nothing to its sample; a sample with no reward at all
-    has advantage 0; an objective that is missing everywhere has weight 0 in the SAW methods.
+    The result is finite for every input that passes the checks. A group of one has advantage 0 (``"paper"``) or
+    its own reward (``"released"``). A sample with an empty response has no tokens but counts in its group. A
+    constant objective has CV and deviations 0; a constant batch has equal weights and advantages 0. A missing
+    reward is left out of every statistic and contributes nothing to its sample; a sample without any reward has
+    advantage 0. An objective that is missing for all samples has weight 0 in the SAW methods.
 
     Args:
         rewards (Tensor): shape ``(N, K)``; NaN marks a missing value.
-        groups: N ids, hashable and in any order; samples with equal ids answer the same prompt. Numbers or text, or
-            anything else that is hashable; equality is Python's, and a tensor without dimensions counts as its value.
-        responses (Tensor): which tokens are the response: a mask of shape ``(N, T)``, of any real dtype, 1 (or True) on
-            response tokens and 0 elsewhere. Without a mask at hand, the number of response tokens of each sample, shape
-            ``(N,)``: then :attr:`Advantage.samples` is the result. The work is done on its device; what is on another
-            device is copied there.
+        groups: N ids, hashable and in any order; samples with equal ids answer the same prompt. Ids are compared with
+            Python's ``==``; a tensor without dimensions counts as its value.
+        responses (Tensor): the response mask, shape ``(N, T)``, of any real dtype, 1 (or True) on response tokens and 0
+            elsewhere. If you have no mask, the number of response tokens of each sample, shape ``(N,)``; then
+            :attr:`Advantage.samples` is the result. Everything is computed on its device; other tensors are copied
+            there.
         method (str): a name in :data:`saw.METHODS`.
-        objectives (Sequence[Objective] | None): K of them, with names, ranges and priorities. A minimum that is not
-            known is 0 for the methods that need one, and unchecked for the others.
+        objectives (Sequence[Objective] | None): K of them, with names, ranges and priorities. An unknown minimum
+            defaults to 0 in the methods that need one, and is not checked in the others.
         options (Options | Mapping | None): see :class:`saw.Options`.
-        penalty (Tensor | None): shape ``(N,)``, taken off the combined reward (an in-reward KL penalty); for
-            methods that combine rewards before they normalise.
-        step (int): the training step, for the random methods.
-        previous_weights (Sequence[float] | Tensor | None): shape ``(K,)``, ``weights`` of the step before, for the
+        penalty (Tensor | None): shape ``(N,)``, subtracted from the combined reward (an in-reward KL penalty); only
+            for methods that combine rewards before they normalise.
+        step (int): the training step; used by the random and the gradient methods.
+        previous_weights (Sequence[float] | Tensor | None): shape ``(K,)``, ``weights`` of the previous step, for the
             gradient methods and the options ``ema`` and ``max_change``; None at the first step.
         gram (Tensor | None): shape ``(K, K)``, inner products of the policy gradients of
             :func:`objective_advantages`, for the gradient methods and ``informativeness="gradient_norm"``.
@@ -85,10 +85,10 @@ def compute_advantage(
         Advantage: token advantages, weights and statistics.
 
     Raises:
-        ValueError: for an unknown method or option, options that make no sense together, mismatched shapes, no rewards,
-            an infinite reward, a reward below its minimum, a mask with values other than 0 and 1, a group id that is
-            NaN, a number and a text among the group ids. The message names what and where.
-        TypeError: for inputs of the wrong type, a group id that is not hashable among them.
+        ValueError: for an unknown method or option, contradictory options, mismatched shapes, no rewards, an infinite
+            reward, a reward below its minimum, a mask with values other than 0 and 1, a group id that is NaN, or group
+            ids that mix numbers and text. The message names the input, the sample and the value.
+        TypeError: for inputs of the wrong type, including a group id that is not hashable.
     """
     chosen = get_method(method)
     chosen_options = Options.of(options)
@@ -104,7 +104,7 @@ def compute_advantage(
     if responses.ndim == 1:
         lengths = check_lengths(responses)
     else:
-        # The mask's copy becomes the result in place: one (N, T) tensor is all the memory this takes.
+        # The copy of the mask is turned into the result in place, so only one (N, T) tensor is allocated.
         tokens, lengths = token_mask(responses, dtype)
     batch = make_batch(rewards, groups, lengths, objectives, penalty=penalty)
     statistics = objective_statistics(batch, profile)
@@ -129,14 +129,14 @@ def compute_advantage(
 def objective_advantages(
     rewards: Tensor, groups: Groups, *, options: Options | Mapping[str, object] | None = None
 ) -> Tensor:
-    """What each objective's advantages would be if it were the only one: its rewards, normalised within the group.
+    """The advantages of each objective on its own: its rewards, normalised within the group.
 
-    The policy gradients that these give are what the gradient methods compare.
+    The gradient methods compare the policy gradients of these.
 
     Args:
         rewards (Tensor): shape ``(N, K)``; NaN marks a missing value, which has advantage 0.
         groups: N ids, as in :func:`compute_advantage`.
-        options (Options | Mapping | None): of which the profile counts.
+        options (Options | Mapping | None): only ``profile`` is used.
 
     Returns:
         Tensor: shape ``(N, K)``, float64.

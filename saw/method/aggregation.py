@@ -1,9 +1,8 @@
 """Aggregations: from the rewards of several objectives to one advantage per sample.
 
-An aggregation is a function ``(batch, weights, profile) -> advantages``, shape ``(N,)``, float64. ``weights``
-has shape ``(K,)`` and adds up to 1, or ``(G, K)`` with a row for each group; the priorities in the batch multiply after
-it. A missing reward takes part in no mean, no standard deviation and no sum, and a sample without any reward has
-advantage 0.
+An aggregation is a function ``(batch, weights, profile) -> advantages``, shape ``(N,)``, float64. ``weights`` has shape
+``(K,)`` and sums to 1, or ``(G, K)`` with one row per group; it is multiplied by the priorities in the batch. A missing
+reward is left out of every mean, standard deviation and sum, and a sample without any reward has advantage 0.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ def sum_then_normalise(batch: RewardBatch, weights: Tensor, profile: Profile) ->
 
     .. math:: R_j = \sum_k w_k \alpha_k r_{jk} \qquad A_j = (R_j - \mu_g) / (\sigma_g + \epsilon)
 
-    Computed from the deviations within the group, which is the same sum in another order: so a missing reward
-    adds nothing to its sample, as if it had been the group's mean, and a large common offset costs no digits.
+    Computed from the deviations within the group, which is the same sum in another order. This way a missing reward
+    contributes nothing to its sample, as if it were the group mean, and a large common offset costs no precision.
     """
     factor = weights * batch.priorities
     if profile.sum_of_weights == "objectives":
@@ -49,7 +48,7 @@ def normalise_then_sum(batch: RewardBatch, weights: Tensor, profile: Profile) ->
     The factor n, the number of objectives, keeps the size of equally weighted GDPO (paper, section 4).
 
     Raises:
-        ValueError: if the batch has a penalty, as there is no combined reward to take it from.
+        ValueError: if the batch has a penalty, as there is no combined reward to subtract it from.
     """
     combined = normalise_then_sum_only(batch, weights, profile)
     return batch.rated_only(whiten(combined, batch.rated_only(batch.lengths), profile.whitening_eps))
@@ -72,10 +71,10 @@ def normalise_then_average(batch: RewardBatch, weights: Tensor, profile: Profile
     .. math:: A_j = \sum_k w_k \alpha_k A_{jk}
 
     Raises:
-        ValueError: if the batch has a penalty, as there is no combined reward to take it from.
+        ValueError: if the batch has a penalty, as there is no combined reward to subtract it from.
     """
     if batch.penalty is not None:
-        raise ValueError("a penalty on the combined reward has no place where each objective is normalised alone")
+        raise ValueError("a penalty needs a combined reward, but this method normalises each objective on its own")
     return _weigh(batch, normalise(batch, profile), weights * batch.priorities)
 
 
@@ -115,5 +114,5 @@ def whiten(advantages: Tensor, lengths: Tensor, eps: float) -> Tensor:
 
 
 def _lone(batch: RewardBatch) -> Tensor:
-    """Shape ``(N,)``: the samples that are alone in their group."""
+    """Shape ``(N,)``: True for a sample that is alone in its group."""
     return batch.of_group(batch.group_size == 1)

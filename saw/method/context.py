@@ -1,4 +1,4 @@
-"""One training step, as a weighting or a measure sees it."""
+"""The data of one training step that a weighting or a measure receives."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Moments(NamedTuple):
 
 @dataclass(frozen=True)
 class Context:
-    """What a weighting or a measure may look at.
+    """The input of a weighting or a measure.
 
     Attributes:
         batch (RewardBatch): the step's rewards.
         statistics (ObjectiveStatistics): their statistics.
         options (Options): the user's options.
         step (int): the training step.
-        previous (Tensor | None): shape ``(K,)``, the weights that the last step used; None at the first step.
+        previous (Tensor | None): shape ``(K,)``, the weights used in the previous step; None at the first step.
         gram (Tensor | None): shape ``(K, K)``, inner products of the objectives' policy gradients.
     """
 
@@ -42,14 +42,14 @@ class Context:
 
     @property
     def moments(self) -> Moments:
-        """Over the whole batch, shape ``(K,)``, or over each group, ``(G, K)``, as ``options.over`` says."""
+        """Over the whole batch, shape ``(K,)``, or per group, ``(G, K)``, depending on ``options.over``."""
         if self.options.over == "batch":
             return Moments(self.statistics.mean, self.statistics.std)
         return group_moments(self.batch)
 
 
 def group_moments(batch: RewardBatch) -> Moments:
-    """Over each group: shape ``(G, K)``."""
+    """Moments per group: shape ``(G, K)``."""
     none = batch.group_count == 0
     mean = batch.group_min.masked_fill(none, torch.nan) + batch.group_sum_above_min / batch.group_count.clamp(min=1)
     return Moments(mean, batch.group_std.masked_fill(none, torch.nan))

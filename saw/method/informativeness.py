@@ -1,9 +1,9 @@
-r"""Measures of how much an objective can still teach; SAW's weights are proportional to one of them.
+r"""Measures of how much there is still to learn from an objective; SAW's weights are proportional to one of them.
 
-A measure is a function of a :class:`~saw.method.context.Context`. It returns values of at least 0, of shape ``(K,)``
-over the whole batch, or ``(G, K)`` with ``options.over="group"``, one row per group. A value that does not exist is
-NaN, and gets weight 0. CV is the paper's measure. The others are those that the paper's review asks it to be compared
-with; the review names them without a definition, so the formulas are ours.
+A measure is a function of a :class:`~saw.method.context.Context`. It returns non-negative values of shape ``(K,)`` over
+the whole batch, or ``(G, K)`` with ``options.over="group"``, one row per group. An undefined value is NaN and gets
+weight 0. CV is the paper's measure. The paper's review asks for a comparison with the others; it names them without a
+definition, so the formulas are ours.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def cv(context: Context) -> Tensor:
 
 @measure("normalised_variance", needs=["minima"])
 def normalised_variance(context: Context) -> Tensor:
-    r"""Variance over the squared mean above the minimum, :math:`CV^2`: prefers the larger CV more sharply."""
+    r"""Variance over the squared mean above the minimum, :math:`CV^2`: favours the larger CV more strongly."""
     return cv(context).square()
 
 
 @measure("range_std", needs=["minima", "maxima"])
 def range_std(context: Context) -> Tensor:
-    r"""Standard deviation over the known range, :math:`\sigma / (max - min)`: does not look at the mean."""
+    r"""Standard deviation over the known range, :math:`\sigma / (max - min)`: independent of the mean."""
     return context.moments.std / (context.batch.maxima - context.batch.minima)
 
 
@@ -41,7 +41,7 @@ def range_std(context: Context) -> Tensor:
 def advantage_entropy(context: Context) -> Tensor:
     r"""Entropy of the sizes of the group-normalised advantages, :math:`-\sum_j p_j \ln p_j / \ln N`.
 
-    With :math:`p_j \propto |A_{jk}|`: 1 if all samples count alike, 0 if only one counts, or none.
+    With :math:`p_j \propto |A_{jk}|`: 1 if all advantages have the same size, 0 if at most one is non-zero.
     """
     batch = context.batch
     size = batch.deviations.abs() / batch.of_group(batch.group_std).clamp(min=1e-12)
@@ -57,7 +57,7 @@ def advantage_entropy(context: Context) -> Tensor:
 
 @measure("group_spread")
 def group_spread(context: Context) -> Tensor:
-    """Share of the groups in which the objective's rewards differ; 0 or 1 for each group."""
+    """Share of the groups in which the objective's rewards differ; 0 or 1 per group."""
     batch = context.batch
     differ, some = (batch.group_sum_above_min > 0).double(), batch.group_count > 0
     if context.options.over == "group":
@@ -69,7 +69,7 @@ def group_spread(context: Context) -> Tensor:
 def gradient_norm(context: Context) -> Tensor:
     r"""Norm of each objective's policy gradient, :math:`\|g_k\| = \sqrt{\langle g_k, g_k \rangle}`.
 
-    It belongs to the whole batch: there is none of a single group.
+    Defined for the whole batch only, not per group.
     """
     assert context.gram is not None
     return context.gram.diagonal().clamp(min=0.0).sqrt()

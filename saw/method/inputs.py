@@ -1,4 +1,4 @@
-"""Checks of what :func:`saw.compute_advantage` is given, and its bookkeeping."""
+"""Checks of the arguments of :func:`saw.compute_advantage`, and the batch that is built from them."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def make_batch(
     Args:
         rewards (Tensor): shape ``(N, K)``, NaN where missing; its shape has been checked.
         groups (Groups): N ids.
-        lengths (Tensor): shape ``(N,)``, on the device where the work is done.
+        lengths (Tensor): shape ``(N,)``; everything is computed on its device.
         objectives (Sequence[Objective]): K of them.
         penalty (Tensor | None): shape ``(N,)``.
 
     Raises:
         ValueError: for no rewards, an infinite value, a reward below its minimum, a penalty that is not finite, a group
-            id that is NaN or looks like another; the message names the place and the value.
+            id that is NaN, or ids that mix numbers and text; the message names the sample and the value.
         TypeError: if a group id is not hashable.
     """
     n = len(rewards)
@@ -65,10 +65,10 @@ def make_batch(
 
 
 def check_objectives(objectives: Sequence[Objective] | None, k: int) -> tuple[Objective, ...]:
-    """One objective for each column of the rewards; named by their number if there are none.
+    """One objective per column of the rewards; None gives ``objective 0``, ``objective 1`` and so on.
 
     Raises:
-        ValueError: for another number of them, or a name that is there twice.
+        ValueError: for a wrong number of objectives, or a duplicate name.
         TypeError: for anything but :class:`saw.Objective`.
     """
     if objectives is None:
@@ -79,9 +79,9 @@ def check_objectives(objectives: Sequence[Objective] | None, k: int) -> tuple[Ob
             raise TypeError(f"objectives has {objective!r}; expected saw.Objective(name, minimum, maximum, priority)")
     names = [objective.name for objective in objectives]
     if len(names) != k:
-        raise ValueError(f"objectives has {len(names)} entries {names}; expected {k}, one for each column of rewards")
+        raise ValueError(f"objectives has {len(names)} entries {names}; expected {k}, one per column of rewards")
     if len(set(names)) != k:
-        raise ValueError(f"objectives {names} has a duplicate; expected a name of its own for each")
+        raise ValueError(f"objectives {names} has a duplicate; expected unique names")
     return objectives
 
 
@@ -110,25 +110,25 @@ def check_lengths(lengths: Tensor) -> Tensor:
     """Response lengths, shape ``(N,)``, as float64.
 
     Raises:
-        ValueError: for a negative number, or one that is not whole; the message names the sample and the value.
+        ValueError: for a length that is negative or not an integer; the message names the sample and the value.
     """
     counts = lengths.detach().double()
     bad = ~((counts >= 0) & (counts == counts.floor()) & counts.isfinite())
     if bad.any():
         j = int(bad.nonzero()[0])
-        raise ValueError(f"responses is {lengths[j].item()} for sample {j}; expected the number of its tokens")
+        raise ValueError(f"responses is {lengths[j].item()} for sample {j}; expected its number of tokens")
     return counts
 
 
 def token_mask(mask: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A copy of the mask as numbers, and how many response tokens each sample has.
+    """A floating-point copy of the mask, and the number of response tokens of each sample.
 
-    Checked in few passes over ``(N, T)`` and without a further tensor of that size, as they are most of the time that
-    an advantage takes.
+    The check takes few passes over ``(N, T)`` and no further tensor of that size: these passes are most of the time of
+    computing an advantage.
 
     Args:
         mask (Tensor): shape ``(N, T)``; every value is 0 or 1, or a bool.
-        dtype (torch.dtype): of the result, a floating-point type.
+        dtype (torch.dtype): floating-point type of the copy.
 
     Returns:
         tuple[Tensor, Tensor]: shapes ``(N, T)`` and ``(N,)``.
@@ -143,21 +143,21 @@ def token_mask(mask: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     low, high = torch.stack(torch.aminmax(tokens)).tolist()
     good = low >= 0 and high <= 1  # a NaN is neither
     if good and mask.is_floating_point():
-        # Values from 0 to 1 add up to the number of those that are not 0 only if these are all 1.
+        # Values from 0 to 1 sum to the number of non-zero values only if all of those are 1.
         good = torch.equal(torch.linalg.vector_norm(tokens, ord=0, dim=-1), lengths)
     if not good:
         j, t = ((tokens != 0) & (tokens != 1)).nonzero()[0].tolist()
         value = mask[j, t].item()
-        raise ValueError(f"responses is {value} for token {t} of sample {j}; expected 1 on the response, else 0")
+        raise ValueError(f"responses is {value} for token {t} of sample {j}; expected 1 on the response, 0 elsewhere")
     return tokens, lengths
 
 
 def _check_rewards(raw: Tensor, objectives: Sequence[Objective]) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """The rewards in float64 with 0 where they are missing, where that is, and each objective's extremes."""
+    """The rewards in float64 with 0 where missing, the mask of missing ones, and each objective's extremes."""
     values, missing = raw.double(), None
     low, high = extremes(values, None)
     lows, highs = torch.stack((low, high)).tolist()
-    if any(map(math.isnan, lows)):  # so it is if any value is
+    if any(map(math.isnan, lows)):  # the minimum is NaN if any value is
         missing = values.isnan()
         if missing.all():
             raise ValueError(f"no rewards: all {values.numel()} values are missing (NaN)")
@@ -171,21 +171,21 @@ def _check_rewards(raw: Tensor, objectives: Sequence[Objective]) -> tuple[Tensor
                 f"the reward of {objective.name!r} is {values[j, k].item()} for sample {j}; "
                 f"expected a finite number, at most {LARGEST:g} in size"
             )
-        # Compared in the rewards' own precision: float32 of -0.1 lies below the double -0.1.
+        # Compared in the precision of the rewards: -0.1 in float32 is below -0.1 in float64.
         if objective.minimum is not None and lows[k] < objective.minimum:
             below = raw[:, k] < objective.minimum
             if below.any():
                 j = int(below.nonzero()[0])
                 raise ValueError(
                     f"the reward of {objective.name!r} is {raw[j, k].item():g} for sample {j}, "
-                    f"below its stated minimum {objective.minimum:g}"
+                    f"below its minimum {objective.minimum:g}"
                 )
     return values, missing, low, high
 
 
 def _check_penalty(penalty: Tensor, n: int) -> Tensor:
     if penalty.shape != (n,):
-        raise ValueError(f"penalty has shape {tuple(penalty.shape)}; expected ({n},), one value a sample")
+        raise ValueError(f"penalty has shape {tuple(penalty.shape)}; expected ({n},), one value per sample")
     bad = ~(penalty.abs() <= LARGEST)  # a NaN is not
     if bad.any():
         j = int(bad.nonzero()[0])
@@ -198,33 +198,33 @@ def _check_penalty(penalty: Tensor, n: int) -> Tensor:
 def group_index(groups: Groups, n: int) -> tuple[Tensor, int]:
     """Number the groups in the order of their first sample.
 
-    Ids that are equal are one group: 1, 1.0, ``np.int64(1)`` and ``torch.tensor(1)`` are.
+    Equal ids are one group: 1, 1.0, ``np.int64(1)`` and ``torch.tensor(1)`` are equal.
 
     Args:
         groups: n ids.
-        n (int): how many samples there are.
+        n (int): number of samples.
 
     Returns:
-        tuple[Tensor, int]: each sample's group, shape ``(n,)``, int64, on the CPU; and how many groups there are.
+        tuple[Tensor, int]: each sample's group, shape ``(n,)``, int64, on the CPU; and the number of groups.
 
     Raises:
-        ValueError: for another number of ids, an id that is NaN, numbers and text together.
+        ValueError: for a wrong number of ids, an id that is NaN, or ids that mix numbers and text.
         TypeError: for an id that is not hashable.
     """
     shape = getattr(groups, "shape", (n,))
     if len(shape) != 1:
-        raise ValueError(f"groups has shape {tuple(shape)}; expected ({n},), one id a sample")
+        raise ValueError(f"groups has shape {tuple(shape)}; expected ({n},), one id per sample")
     if hasattr(groups, "tolist"):  # tensors and numpy arrays: their elements are hashable only as Python objects
         groups = groups.tolist()
     ids = list(groups)
     if len(ids) != n:
-        raise ValueError(f"groups has {len(ids)} ids and rewards {n} rows; expected one id a sample")
+        raise ValueError(f"groups has {len(ids)} ids and rewards {n} rows; expected one id per sample")
     try:
         index, distinct = _number(ids)
         plain = set(map(type, distinct)) in ({str}, {int})
     except TypeError:
         plain = False
-    if not plain:  # only then: a loop over the samples takes its time
+    if not plain:  # skipped otherwise, as a Python loop over the samples is slow
         ids = [_plain_id(value, f"groups[{position}]") for position, value in enumerate(ids)]
         _check_kinds(ids)
         index, distinct = _number(ids)
@@ -232,13 +232,13 @@ def group_index(groups: Groups, n: int) -> tuple[Tensor, int]:
 
 
 def _number(ids: list[Hashable]) -> tuple[np.ndarray, dict[Hashable, int]]:
-    """Each id's number, and the numbers of the distinct ids."""
+    """The number of each id, and a mapping from distinct ids to numbers."""
     numbers: defaultdict[Hashable, int] = defaultdict(count().__next__)
     return np.fromiter(map(numbers.__getitem__, ids), dtype=np.int64, count=len(ids)), numbers
 
 
 def _plain_id(value: Any, where: str) -> Hashable:
-    """An id as it is, or the value of a tensor without dimensions, as tensors hash by their identity."""
+    """The id itself, or the value of a tensor without dimensions, because tensors hash by identity."""
     if isinstance(value, tuple):
         return tuple(_plain_id(part, where) for part in value)
     is_array = isinstance(value, Tensor | np.ndarray)
@@ -252,7 +252,7 @@ def _plain_id(value: Any, where: str) -> Hashable:
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"{where} is {value!r}, a {type(value).__name__}, not hashable or not comparable ({error}); "
-            "expected a number, a text or a tuple of them"
+            "expected a number, a string or a tuple of them"
         ) from error
     if not is_itself:
         raise ValueError(f"{where} is {value!r}, which does not equal itself; expected an id that samples can share")
@@ -260,7 +260,7 @@ def _plain_id(value: Any, where: str) -> Hashable:
 
 
 def _check_kinds(ids: list[Hashable]) -> None:
-    """Refuse ``1`` beside ``"1"``: they are not equal, and it is hardly meant that they are two prompts."""
+    """Refuse ``1`` beside ``"1"``: they are not equal, but were probably meant as the same prompt."""
     first: dict[type, int] = {}
     for position, value in enumerate(ids):
         for kind in (Number, str, bytes):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-#: The largest size of a reward, a bound, a penalty or a priority: sums of squares of their products stay finite.
+#: Largest absolute value of a reward, a bound, a penalty or a priority; keeps sums of squares of their products finite.
 LARGEST = 1e70
 
 
@@ -15,14 +15,14 @@ class Objective:
 
     Attributes:
         name (str): unique among the objectives.
-        minimum (float | None): the lowest value that the reward can take; CV is measured from there. None if it is not
-            known: methods that need it then take 0, and no reward is checked against it.
-        maximum (float | None): the highest; None if it is not known.
-        priority (float): static factor, at least 0, that multiplies after the dynamic weight.
+        minimum (float | None): the lowest possible reward; CV is measured from it. None if unknown: methods that need
+            it then use 0, and rewards are not checked against it.
+        maximum (float | None): the highest possible reward; None if unknown.
+        priority (float): static factor, at least 0, that multiplies the dynamic weight.
 
     Raises:
-        ValueError: for a number that is not finite or larger than 1e70 in size, a negative priority, or a maximum below
-            the minimum.
+        ValueError: for a number that is not finite or above 1e70 in absolute value, a negative priority, or a maximum
+            below the minimum.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Objective:
 
     @property
     def range(self) -> tuple[float, float]:
-        """Minimum and maximum; NaN where not known."""
+        """Minimum and maximum; NaN if unknown."""
         return (
             math.nan if self.minimum is None else float(self.minimum),
             math.nan if self.maximum is None else float(self.maximum),

@@ -1,4 +1,4 @@
-"""Typed options of the advantage computation: which numerical reading of the method is meant."""
+"""Typed options of the advantage computation, and the numerical constants of each reading of the method."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class Profile:
     """The constants of one reading of the method.
 
     Attributes:
-        cv_shift (float): added to every reward, after its minimum is taken off, before the CV.
+        cv_shift (float): added to every reward, after its minimum is subtracted, before the CV.
         cv_eps (float): added to the mean in the denominator of the CV.
-        equal_below (float): weights are equal when the sum of the CVs is below this.
-        sum_of_weights (Literal["one", "objectives"]): what the weights add up to where they multiply
-            rewards (:func:`saw.method.aggregation.sum_then_normalise`).
-        lone_sample (Literal["zero", "raw"]): the advantage of a group of one; ``"zero"``, as it has
-            nothing to be compared with, or ``"raw"``, the reward itself (mean 0 and std 1).
+        equal_below (float): weights are equal if the sum of the CVs is below this.
+        sum_of_weights (Literal["one", "objectives"]): the sum of the weights where they multiply rewards
+            (:func:`saw.method.aggregation.sum_then_normalise`).
+        lone_sample (Literal["zero", "raw"]): the advantage of a group of one: ``"zero"``, as there is nothing
+            to compare it with, or ``"raw"``, the reward itself (as if mean 0 and std 1).
         group_eps (float): added to the standard deviation of a group.
         whitening_eps (float): added to the variance of the batch.
     """
@@ -34,7 +34,7 @@ class Profile:
     whitening_eps: float = 1e-8
 
 
-#: The paper's Algorithm 1. The paper names a small constant, and the sources do not give its value: 1e-8 is ours.
+#: The paper's Algorithm 1. It has a small constant whose value the sources do not give; 1e-8 is ours.
 PAPER = Profile(cv_shift=1e-8, cv_eps=1e-8, equal_below=1e-8, sum_of_weights="one", lone_sample="zero")
 
 #: The authors' released code, checked against golden values.
@@ -47,18 +47,18 @@ class GradientOptions(BaseModel):
     """How the objectives' policy gradients are compared (arXiv 2509.11452).
 
     Attributes:
-        lr (float | None): of the mirror ascent. None is the actor's learning rate, as in that paper's code; outside of
-            verl there is none, and it must be given.
-        mu (float): weight of the regulariser, by which the step is divided; 1e-5 in that paper's scripts.
-        accumulate (int): steps over which the influence is averaged before the weights move.
+        lr (float | None): learning rate of the mirror ascent. None uses the actor's, as in that paper's code; it must
+            be set outside of verl.
+        mu (float): weight of the regulariser; divides the step. 1e-5 in that paper's scripts.
+        accumulate (int): steps over which the influence is averaged before the weights are updated.
         layers (tuple[int, ...] | None): the decoder layers whose gradients are compared; None compares all parameters.
-            The backward passes end at the lowest of them. That paper's script takes 10 to 25 of 36.
-        reduction (Literal["mean", "sum"]): what a gradient is of. ``mean``: of the loss over the whole batch, as verl
-            aggregates it for the update. ``sum``: of the micro-batches' own losses, each divided by its own tokens (or
-            samples), added up on a rank and averaged over the ranks, as in the code of SAW's authors and of that paper;
-            it grows with the number of micro-batches.
-        clip (float | None): the largest norm that an objective's gradient keeps before the inner products; None leaves
-            all as they are. 1 in the code of SAW's authors and of that paper. Of the gradient methods alone.
+            The backward passes stop at the lowest of them. That paper's script uses 10 to 25 of 36.
+        reduction (Literal["mean", "sum"]): the loss that is differentiated. ``mean``: the loss over the whole batch, as
+            verl aggregates it for the update. ``sum``: the loss of each micro-batch, divided by its own tokens (or
+            samples), summed on each rank and averaged over the ranks, as in the code of SAW's authors and of that
+            paper; it grows with the number of micro-batches.
+        clip (float | None): norm to which each objective's gradient is clipped before the inner products; None does not
+            clip. 1 in the code of SAW's authors and of that paper. Used by the gradient methods only.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -71,27 +71,27 @@ class GradientOptions(BaseModel):
     clip: float | None = Field(default=None, gt=0.0)
 
 
-#: What the profile ``released`` goes with (configs/reading/as_released.yaml); every method may carry it.
+#: Gradient options of the ``released`` reading (configs/reading/as_released.yaml); accepted with every method.
 RELEASED_GRADIENT = GradientOptions(reduction="sum", clip=1.0)
 
 
 class Options(BaseModel):
     """Options of :func:`saw.compute_advantage`; unknown fields and values are refused by name.
 
-    Everything but the profile is off by default, so that the default is the paper.
+    The defaults are the paper's method; every addition is off.
 
     Attributes:
         profile (Literal["paper", "released"]): the numerical reading, see :data:`PROFILES`.
-        informativeness (str): a measure in :mod:`saw.method.informativeness`, by which the SAW methods weigh; ``cv`` is
-            the paper's.
-        over (Literal["batch", "group"]): where it is measured; ``group`` gives each prompt its own weights.
-        ema (float): in [0, 1), share of the last step's weights in this step's.
-        floor (float): in [0, 1/K], the least weight of an objective.
-        max_change (float | None): in (0, 1], the most that a weight may change from one step to the next.
-        log_only (bool): compute the weights, and use equal ones.
-        static_weights (tuple[float, ...] | None): of the static methods; they are scaled to add up to 1.
-        seed (int | None): of the random methods; the same step of the same seed has the same weights. None is 0.
-        gradient (GradientOptions): of the gradient methods and of ``informativeness="gradient_norm"``.
+        informativeness (str): the measure in :mod:`saw.method.informativeness` from which the SAW methods compute their
+            weights; ``cv`` is the paper's.
+        over (Literal["batch", "group"]): what it is measured over; ``group`` gives each prompt its own weights.
+        ema (float): in [0, 1), share of the previous step's weights in this step's.
+        floor (float): in [0, 1/K], the smallest weight of an objective.
+        max_change (float | None): in (0, 1], the largest change of a weight from one step to the next.
+        log_only (bool): compute the weights, but use equal ones.
+        static_weights (tuple[float, ...] | None): for the static methods; scaled to sum to 1.
+        seed (int | None): for the random methods; the same seed and step give the same weights. None is 0.
+        gradient (GradientOptions): for the gradient methods and ``informativeness="gradient_norm"``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -110,7 +110,7 @@ class Options(BaseModel):
     @model_validator(mode="after")
     def _possible(self) -> Options:
         if self.static_weights is not None and sum(self.static_weights) <= 0:
-            raise ValueError(f"options.static_weights is {self.static_weights}; expected one above 0")
+            raise ValueError(f"options.static_weights is {self.static_weights}; expected at least one above 0")
         for option in ("ema", "floor", "max_change"):
             if self.log_only and (value := getattr(self, option)):
                 raise ValueError(f"options.{option} is {value}, and log_only uses equal weights; leave one of them out")
@@ -118,7 +118,7 @@ class Options(BaseModel):
 
     @classmethod
     def of(cls, options: Options | Mapping[str, object] | None) -> Options:
-        """Turn what a caller passed, an :class:`Options`, a mapping of its fields or nothing, into an object."""
+        """Return options given as an :class:`Options`, a mapping of its fields or None as an :class:`Options`."""
         if options is None:
             return cls()
         return options if isinstance(options, Options) else cls.model_validate(dict(options))

@@ -1,7 +1,7 @@
 """Methods by name. A method is a weighting and an aggregation; each declares what it needs and which options it reads.
 
-A weighting or a measure of your own is a function with :func:`weighting` or :func:`measure` above it; nothing else has
-to know it. ``docs/extend.md`` shows both.
+To add a weighting or a measure, decorate a function with :func:`weighting` or :func:`measure`; nothing else has to
+change. ``docs/extend.md`` shows both.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from saw.method.context import Context
 from saw.method.options import RELEASED_GRADIENT, Options, Profile
 from saw.method.reward_batch import RewardBatch
 
-#: What a caller must give beside rewards and groups: each objective's minimum or maximum, inner products of the
+#: What a caller must pass besides rewards and groups: each objective's minimum or maximum, inner products of the
 #: objectives' policy gradients (``gram``), a learning rate, or fixed weights.
 Need = Literal["minima", "maxima", "gradients", "learning_rate", "static_weights"]
 #: Options that smooth the weights from step to step, see :mod:`saw.method.smoothing`.
 SMOOTHING = ("ema", "floor", "max_change")
-#: Options that every method carries.
+#: Options that every method accepts.
 _COMMON = frozenset({"profile", "seed"})
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A measure of how much an objective can still teach, see :mod:`saw.method.informativeness`."""
+    """A measure of how much there is still to learn from an objective, see :mod:`saw.method.informativeness`."""
 
     compute: Callable[[Context], Tensor]
     needs: frozenset[Need]
@@ -42,8 +42,8 @@ class Weighting:
 
     Attributes:
         compute (Callable): ``(context) -> weights``, shape ``(K,)`` or ``(G, K)``.
-        needs (frozenset[Need]): what the caller must give.
-        reads (frozenset[str]): the options that have an effect; any other that is set is refused.
+        needs (frozenset[Need]): what the caller must pass.
+        reads (frozenset[str]): the options that have an effect; setting any other is an error.
     """
 
     compute: Callable[[Context], Tensor]
@@ -58,7 +58,7 @@ class Aggregation:
     Attributes:
         combine (Callable): ``(batch, weights, profile) -> advantages``, shape ``(N,)``.
         takes_penalty (bool): whether the rewards are summed before they are normalised, so that a penalty can be
-            taken off.
+            subtracted.
     """
 
     combine: Callable[[RewardBatch, Tensor, Profile], Tensor]
@@ -73,7 +73,7 @@ class Method:
     aggregation: Aggregation
 
     def needs(self, options: Options) -> frozenset[Need]:
-        """What the caller must give."""
+        """What the caller must pass."""
         measured = self._measure(options)
         return self.weighting.needs | (measured.needs if measured else frozenset())
 
@@ -102,11 +102,11 @@ def weighting(
     """Register a weighting as the methods ``{prefix}grpo`` and ``{prefix}gdpo``.
 
     Args:
-        prefix (str): of the methods' names, such as ``"saw_"``.
-        needs (Iterable[Need]): what the caller must give.
+        prefix (str): prefix of the methods' names, such as ``"saw_"``.
+        needs (Iterable[Need]): what the caller must pass.
         reads (Iterable[str]): fields of :class:`saw.Options` that have an effect, such as ``"ema"`` or
-            ``"gradient.lr"``; any other that is set is refused.
-        aggregations (Mapping[str, Aggregation]): other aggregations than those two, by the end of the method's name.
+            ``"gradient.lr"``; setting any other is an error.
+        aggregations (Mapping[str, Aggregation]): the aggregations, if not those two, by the suffix of the method name.
     """
 
     def register(compute: Callable[[Context], Tensor]) -> Callable[[Context], Tensor]:
@@ -132,21 +132,21 @@ def measure(
 def _add(registry: dict[str, Any], entries: Mapping[str, Any]) -> None:
     for name in entries:
         if name in registry:
-            raise ValueError(f"{name!r} is registered already; choose another name")
+            raise ValueError(f"{name!r} is already registered; choose another name")
     registry.update(entries)
 
 
 def get_method(name: str) -> Method:
-    """Look a method up by its name.
+    """Look up a method by name.
 
     Raises:
-        ValueError: for a name that is not registered; the message lists those that are.
+        ValueError: for an unknown name; the message lists the known ones.
     """
     return _get(METHODS, name, "method")
 
 
 def get_measure(name: str) -> Measure:
-    """Look a measure up by its name; errors as in :func:`get_method`."""
+    """Look up a measure by name; errors as in :func:`get_method`."""
     return _get(MEASURES, name, "options.informativeness")
 
 
@@ -158,12 +158,12 @@ def _get(registry: Mapping[str, Any], name: str, what: str) -> Any:
 
 
 def check_combination(name: str, options: Options, objectives: int) -> None:
-    """Refuse options that the method does not read, and what does not fit the number of objectives.
+    """Refuse options that the method does not read or that do not fit the number of objectives.
 
     Args:
-        name (str): of the method.
-        options (Options): the user's.
-        objectives (int): how many there are.
+        name (str): the method's name.
+        options (Options): the user's options.
+        objectives (int): number of objectives.
 
     Raises:
         ValueError: naming the option, its value and the reason.
@@ -181,12 +181,12 @@ def check_combination(name: str, options: Options, objectives: int) -> None:
         for option in (*SMOOTHING, "log_only"):
             if value := getattr(options, option):
                 raise ValueError(
-                    f"options.{option} is {value}, and with options.over 'group' each group has weights of its own"
+                    f"options.{option} is {value}; not allowed with options.over 'group' (weights per group)"
                 )
     if "static_weights" in needs:
         weights = options.static_weights
         if weights is None or len(weights) != objectives:
-            raise ValueError(f"options.static_weights is {weights}; {name} needs {objectives}, one for each objective")
+            raise ValueError(f"options.static_weights is {weights}; {name} needs {objectives}, one per objective")
     if options.floor * objectives > 1:
         raise ValueError(
             f"options.floor is {options.floor}; expected at most 1/{objectives}, for {objectives} objectives"
@@ -194,10 +194,10 @@ def check_combination(name: str, options: Options, objectives: int) -> None:
 
 
 def _changed(options: Options) -> Iterator[tuple[str, Any]]:
-    """The options that differ from their defaults, by their full names.
+    """The options that differ from their defaults, with their full names.
 
-    Gradient options that belong to the released reading (configs/reading/as_released.yaml) come with it, whatever the
-    method is.
+    Gradient options of the released reading (configs/reading/as_released.yaml) do not count as changed when that
+    reading is chosen: it sets them for every method.
     """
     for field, value in options:
         if field == "gradient":

@@ -1,4 +1,4 @@
-"""One step's rewards, with the bookkeeping of groups and missing values done once."""
+"""The rewards of one step, with their groups and missing values worked out once."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ class RewardBatch:
 
     Attributes:
         rewards (Tensor): shape ``(N, K)``, float64; 0 where missing, so that sums need no special case.
-        missing (Tensor | None): shape ``(N, K)``, bool; True where the reward is missing. None if none is: the common
-            case, in which nothing has to be filled or counted.
+        missing (Tensor | None): shape ``(N, K)``, bool; True where the reward is missing. None if no reward is missing,
+            the common case, in which nothing has to be filled or counted.
         group (Tensor): shape ``(N,)``, int64 in ``[0, n_groups)``.
-        n_groups (int): how many groups there are.
+        n_groups (int): number of groups.
         smallest (Tensor): shape ``(K,)``, float64, the smallest present reward of each objective; NaN if there is none.
         largest (Tensor): shape ``(K,)``, float64, the largest.
-        minima (Tensor): shape ``(K,)``, float64, the theoretical minimum of each objective; NaN where not known.
-        maxima (Tensor): shape ``(K,)``, float64, the theoretical maximum of each objective; NaN where not known.
+        minima (Tensor): shape ``(K,)``, float64, the theoretical minimum of each objective; NaN if unknown.
+        maxima (Tensor): shape ``(K,)``, float64, the theoretical maximum of each objective; NaN if unknown.
         priorities (Tensor): shape ``(K,)``, float64, the user's static weight of each objective.
-        penalty (Tensor | None): shape ``(N,)``, float64, taken off the combined reward (an in-reward KL penalty).
+        penalty (Tensor | None): shape ``(N,)``, float64, subtracted from the combined reward (an in-reward KL penalty).
         lengths (Tensor): shape ``(N,)``, float64, response tokens of each sample.
     """
 
@@ -45,44 +45,44 @@ class RewardBatch:
         return values if self.missing is None else values.masked_fill(self.missing, fill)
 
     def rated_only(self, values: Tensor) -> Tensor:
-        """``values``, shape ``(N,)``, with 0 for the samples that have no reward at all."""
+        """``values``, shape ``(N,)``, with 0 for samples without any reward."""
         return values if self.missing is None else values.masked_fill(self.missing.all(dim=1), 0.0)
 
     def group_sum(self, values: Tensor) -> Tensor:
-        """Sum ``values``, shape ``(N,)`` or ``(N, K)``, over each group: shape ``(n_groups, ...)``, same dtype."""
+        """Sum ``values``, shape ``(N,)`` or ``(N, K)``, per group: shape ``(n_groups, ...)``, same dtype."""
         return values.new_zeros(self.n_groups, *values.shape[1:]).index_add_(0, self.group, values)
 
     def of_group(self, values: Tensor) -> Tensor:
-        """For each sample the value of its group: ``(n_groups, ...)`` to ``(N, ...)``."""
+        """Give each sample the value of its group: ``(n_groups, ...)`` to ``(N, ...)``."""
         return values.index_select(0, self.group)
 
     @cached_property
     def count(self) -> Tensor:
-        """Present rewards of each objective: shape ``(K,)``, float64."""
+        """Number of present rewards per objective: shape ``(K,)``, float64."""
         if self.missing is None:
             return self.rewards.new_full(self.rewards.shape[1:], len(self.rewards))
         return (~self.missing).sum(dim=0).double()
 
     @cached_property
     def group_size(self) -> Tensor:
-        """Samples of each group, rated or not: shape ``(n_groups,)``, float64."""
+        """Number of samples per group, with or without rewards: shape ``(n_groups,)``, float64."""
         return torch.bincount(self.group, minlength=self.n_groups).double()
 
     @cached_property
     def group_rated(self) -> Tensor:
-        """Samples of each group that have a reward: shape ``(n_groups,)``, float64."""
+        """Number of samples per group with at least one reward: shape ``(n_groups,)``, float64."""
         return self.group_size if self.missing is None else self.group_sum((~self.missing.all(dim=1)).double())
 
     @cached_property
     def group_count(self) -> Tensor:
-        """Present rewards of each group and objective: shape ``(n_groups, K)``, float64."""
+        """Number of present rewards per group and objective: shape ``(n_groups, K)``, float64."""
         if self.missing is None:
             return self.group_size[:, None].expand(-1, self.rewards.shape[1])
         return self.group_sum((~self.missing).double())
 
     @cached_property
     def group_min(self) -> Tensor:
-        """Smallest present reward of each group and objective: shape ``(n_groups, K)``; 0 where there is none."""
+        """Smallest present reward per group and objective: shape ``(n_groups, K)``; 0 if all are missing."""
         values = self.present_only(self.rewards, torch.inf)
         smallest = values.new_full((self.n_groups, values.shape[1]), torch.inf)
         smallest.scatter_reduce_(0, self.group[:, None].expand_as(values), values, "amin")
@@ -90,30 +90,30 @@ class RewardBatch:
 
     @cached_property
     def above_group_min(self) -> Tensor:
-        """Each reward less the smallest of its group and objective: shape ``(N, K)``; 0 where missing.
+        """Each reward minus the smallest of its group and objective: shape ``(N, K)``; 0 where missing.
 
-        The difference of close numbers is exact: equal rewards are exactly 0 here, so that a later division by a
-        standard deviation near 0 has no rounding error to blow up.
+        The difference of close numbers is exact: equal rewards are exactly 0 here, so a later division by a standard
+        deviation near 0 cannot amplify a rounding error.
         """
         return self.present_only(self.rewards - self.of_group(self.group_min))
 
     @cached_property
     def group_sum_above_min(self) -> Tensor:
-        """Sum of :attr:`above_group_min` over each group: shape ``(n_groups, K)``; 0 just where there is no spread."""
+        """Sum of :attr:`above_group_min` per group: shape ``(n_groups, K)``; 0 exactly where all rewards are equal."""
         return self.group_sum(self.above_group_min)
 
     @cached_property
     def deviations(self) -> Tensor:
         """Each reward minus the mean of its group and objective, over present values; 0 where missing.
 
-        Shape ``(N, K)``. The deviations of a group add up to 0, so a missing value has no say.
+        Shape ``(N, K)``. The deviations of a group sum to 0, so a missing value contributes nothing.
         """
         means = self.group_sum_above_min / self.group_count  # 0 / 0 only where all are missing
         return self.present_only(self.above_group_min - self.of_group(means))
 
     @cached_property
     def group_std(self) -> Tensor:
-        """Standard deviation (ddof=1) of each group and objective: shape ``(n_groups, K)``; 0 below two rewards."""
+        """Standard deviation (ddof=1) per group and objective: shape ``(n_groups, K)``; 0 for less than two rewards."""
         return std_of_squares(self.group_sum(self.deviations.square()), self.group_count)
 
 
@@ -123,7 +123,7 @@ def std_of_squares(squares: Tensor, number: Tensor) -> Tensor:
 
 
 def extremes(rewards: Tensor, missing: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Smallest and largest present reward of each objective: shape ``(K,)`` each; NaN where there is none."""
+    """Smallest and largest present reward per objective: shape ``(K,)`` each; NaN if all are missing."""
     if missing is None:
         low, high = torch.aminmax(rewards, dim=0)
         return low, high

@@ -9,15 +9,15 @@ from saw.method.options import Options
 
 
 def smooth(proposed: Tensor, previous: Tensor | None, options: Options) -> Tensor:
-    r"""The weights that are used.
+    r"""Smooth the weights that a method proposes.
 
-    In this order: an exponential moving average, :math:`e\,w_{t-1} + (1-e)\,\hat w_t`; a floor, where what is above it
-    shares the rest in proportion; and a limit on the change, by which the whole step is shortened. Each keeps the sum
-    at 1, and the last keeps the floor.
+    In this order: an exponential moving average, :math:`e\,w_{t-1} + (1-e)\,\hat w_t`; a floor, above which the
+    remaining weight is shared in proportion; and a limit on the change, which scales down all changes alike. Each keeps
+    the sum at 1, and the limit keeps the floor.
 
     Args:
-        proposed (Tensor): shape ``(K,)``, this step's weights as the method has them.
-        previous (Tensor | None): shape ``(K,)``, the weights that the last step used; None at the first.
+        proposed (Tensor): shape ``(K,)``, this step's weights before smoothing.
+        previous (Tensor | None): shape ``(K,)``, the weights used in the previous step; None at the first step.
         options (Options): ``ema``, ``floor``, ``max_change``, ``log_only``.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What a step's rewards say about each objective."""
+"""Statistics of each objective's rewards in one step."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from saw.method.reward_batch import RewardBatch, std_of_squares
 class ObjectiveStatistics:
     """Statistics of each objective over the present rewards of the whole batch.
 
-    All of shape ``(K,)``. An objective without a single present reward has no mean, std, minimum, maximum or
-    CV: they are NaN (its weight is 0). The standard deviation of one value is 0.
+    All of shape ``(K,)``. For an objective without any reward, mean, std, minimum, maximum and CV are NaN (its
+    weight is 0). The standard deviation of one value is 0.
 
     Attributes:
         mean (Tensor): float64.
@@ -24,9 +24,9 @@ class ObjectiveStatistics:
         min (Tensor): float64, the smallest reward seen.
         max (Tensor): float64, the largest reward seen.
         cv (Tensor): float64, coefficient of variation of the shifted rewards, see :func:`coefficient_of_variation`;
-            NaN where the objective's minimum is not known.
+            NaN if the objective's minimum is unknown.
         zero_spread (Tensor): float64 in [0, 1], share of the groups in which all present rewards of the
-            objective are equal; such a group teaches nothing about it.
+            objective are equal; nothing can be learned about it from such a group.
         missing (Tensor): int64, number of missing rewards.
     """
 
@@ -42,8 +42,8 @@ class ObjectiveStatistics:
 def coefficient_of_variation(mean: Tensor, std: Tensor, minima: Tensor, profile: Profile) -> Tensor:
     r"""Relative spread of an objective, :math:`CV_k = \sigma(s_k) / (\mu(s_k) + \delta)`.
 
-    With :math:`s_{jk} = r_{jk} - min_k + \delta`; the shift leaves the standard deviation as it is, so both
-    moments of the rewards suffice (paper, section 4; constants in :class:`~saw.method.options.Profile`).
+    With :math:`s_{jk} = r_{jk} - min_k + \delta`; the shift does not change the standard deviation, so the mean and
+    std of the rewards suffice (paper, section 4; constants in :class:`~saw.method.options.Profile`).
 
     Args:
         mean (Tensor): mean of the rewards, shape ``(K,)``.
@@ -60,8 +60,8 @@ def coefficient_of_variation(mean: Tensor, std: Tensor, minima: Tensor, profile:
 def objective_statistics(batch: RewardBatch, profile: Profile) -> ObjectiveStatistics:
     """Compute :class:`ObjectiveStatistics` in double precision.
 
-    Moments are taken above the smallest reward, in two passes: a large offset costs no digits, and a constant
-    objective has a standard deviation of exactly 0.
+    The smallest reward is subtracted first, and the moments take two passes: a large offset costs no precision, and
+    a constant objective has a standard deviation of exactly 0.
     """
     number = batch.count
     smallest = batch.smallest

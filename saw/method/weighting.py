@@ -1,6 +1,6 @@
 """Weightings: how much each objective counts in this step.
 
-A weighting is a function ``(context) -> weights``. The weights have shape ``(K,)`` and add up to 1, or shape
+A weighting is a function ``(context) -> weights``. The weights have shape ``(K,)`` and sum to 1, or shape
 ``(G, K)``, one row per group.
 """
 
@@ -18,16 +18,16 @@ from saw.method.registry import GDPO, GRPO, SMOOTHING, Aggregation, get_measure,
 
 @weighting("", aggregations={"grpo": GRPO, "gdpo": GDPO, "mo_grpo": Aggregation(normalise_then_sum_only)})
 def equal(context: Context) -> Tensor:
-    """Every objective counts the same, ``w_k = 1/K`` (GRPO and GDPO)."""
+    """Equal weights, ``w_k = 1/K`` (GRPO and GDPO)."""
     return torch.full_like(context.statistics.mean, 1.0 / len(context.statistics.mean))
 
 
 @weighting("saw_", reads=["informativeness", *SMOOTHING, "log_only"])
 def stage_aware(context: Context) -> Tensor:
-    r"""SAW's weights, :math:`w_k = CV_k / \sum_l CV_l` (paper, section 4), or by another measure.
+    r"""SAW's weights, :math:`w_k = CV_k / \sum_l CV_l` (paper, section 4), or with another measure in place of CV.
 
-    All weights are equal when nothing varies (:math:`\sum_l CV_l < \delta`). An objective that is missing for
-    all samples has no CV and gets weight 0; the fallback shares the weight among the others.
+    All weights are equal if nothing varies (:math:`\sum_l CV_l < \delta`). An objective that is missing for all
+    samples has no CV and gets weight 0, also when the others are weighted equally.
     """
     options = context.options
     values = get_measure(options.informativeness).compute(context)
@@ -35,20 +35,20 @@ def stage_aware(context: Context) -> Tensor:
 
 
 def shares(values: Tensor, equal_below: float) -> Tensor:
-    """Each value's share of the last dimension's sum; equal shares, NaN left out, where the sum is below a limit."""
+    """Each value's share of the sum over the last dimension; equal shares, except for NaN, if the sum is too small."""
     known = ~values.isnan()
     values = values.nan_to_num(nan=0.0)
     total = values.sum(dim=-1, keepdim=True)
-    known = known | ~known.any(dim=-1, keepdim=True)  # a group without any reward: it has no advantage either
+    known = known | ~known.any(dim=-1, keepdim=True)  # a group without any reward; its advantages are 0 anyway
     fallback = known / known.sum(dim=-1, keepdim=True)
     return torch.where(total < equal_below, fallback, values / total.clamp(min=equal_below))
 
 
 @weighting("random_", reads=[*SMOOTHING, "log_only"])
 def random(context: Context) -> Tensor:
-    """A control: weights drawn evenly from all that add up to 1 (a Dirichlet distribution), anew each step.
+    """A control: weights drawn uniformly from all that sum to 1 (a Dirichlet distribution), anew in each step.
 
-    Drawn from the seed and the step, so that a resumed training and any number of processes agree.
+    They depend on the seed and the step only, so a resumed run and all processes draw the same ones.
     """
     mean = context.statistics.mean
     chance = np.random.default_rng([context.options.seed or 0, context.step])
@@ -57,19 +57,19 @@ def random(context: Context) -> Tensor:
 
 @weighting("static_", needs=["static_weights"], reads=["static_weights"])
 def static(context: Context) -> Tensor:
-    """A control: the user's weights, ``options.static_weights``, scaled to add up to 1."""
+    """A control: the user's weights, ``options.static_weights``, scaled to sum to 1."""
     given = torch.as_tensor(context.options.static_weights, dtype=torch.float64).to(context.statistics.mean)
     return given / given.sum()
 
 
 @weighting("", aggregations={"dvao": Aggregation(normalise_then_average)})
 def group_std(context: Context) -> Tensor:
-    r"""DVAO's weights (arXiv 2605.25604, as a reading note gives it), for each group its own.
+    r"""DVAO's weights (arXiv 2605.25604, according to a reading note), separate for each group.
 
     .. math:: w_{gk} = \sigma_{gk} / \sum_l \alpha_l \sigma_{gl}
 
-    so that with the priorities, which multiply afterwards, :math:`\alpha_k w_{gk}` add up to 1. Equal where a group has
-    no spread at all.
+    so that :math:`\alpha_k w_{gk}`, the weights times the priorities, sum to 1. Equal if all rewards of a group are
+    equal.
     """
     batch = context.batch
     spread = group_moments(batch).std.nan_to_num(nan=0.0)
@@ -83,14 +83,14 @@ def group_std(context: Context) -> Tensor:
     reads=[*(f"gradient.{field}" for field in GradientOptions.model_fields), *SMOOTHING],
 )
 def gradient(context: Context) -> Tensor:
-    r"""Gradient-based weights (arXiv 2509.11452): more for the objective whose gradient helps all of them.
+    r"""Gradient-based weights (arXiv 2509.11452): larger for an objective whose gradient helps all objectives.
 
     .. math:: I_k = \sum_l \langle g_k, g_l \rangle \qquad
               w_t = \mathrm{softmax}(\log w_{t-1} + \tfrac{\eta}{\mu} I)
 
     The sum includes l = k, as in that paper's code, and the first weights are equal. With ``gradient.accumulate`` above
-    1, the weights stand still in between, and the Gram matrix is the mean since they moved. With ``gradient.clip``, the
-    gradients are those of :func:`clip_norms`.
+    1, the weights are updated only every so many steps, with the mean Gram matrix of these steps. With
+    ``gradient.clip``, the gradients are clipped by :func:`clip_norms`.
     """
     options, start = context.options.gradient, context.previous
     if start is None:
@@ -100,21 +100,21 @@ def gradient(context: Context) -> Tensor:
     assert context.gram is not None
     assert options.lr is not None
     influence = clip_norms(context.gram.to(start), options.clip).sum(dim=1)
-    # A weight that has run out of float64 stays 0: log 0 is minus infinity, which softmax takes.
+    # A weight that has underflowed to 0 stays 0: log 0 is minus infinity, which softmax accepts.
     return torch.softmax(start.log() + options.lr / options.mu * influence, dim=0)
 
 
 def clip_norms(gram: Tensor, limit: float | None) -> Tensor:
     r"""Inner products of gradients after each has been clipped to a norm, :math:`g_k \min(1, c / |g_k|)`.
 
-    Clipping twice changes nothing, and neither does clipping a mean of clipped ones: where the Gram matrix is averaged
-    over steps, each step's has to be clipped before.
+    Clipping again changes nothing, nor does clipping a mean of clipped matrices. So where the Gram matrix is averaged
+    over steps, the matrix of each step has to be clipped first.
 
-    With two objectives :math:`I_1 - I_2 = |g_1|^2 - |g_2|^2`: if both reach the limit, both have the same influence.
+    With two objectives, :math:`I_1 - I_2 = |g_1|^2 - |g_2|^2`: if both reach the limit, they have the same influence.
 
     Args:
-        gram (Tensor): shape ``(K, K)``, of the gradients as they are.
-        limit (float | None): c, above 0; None clips nothing.
+        gram (Tensor): shape ``(K, K)``, of the unclipped gradients.
+        limit (float | None): c, above 0; None does not clip.
 
     Returns:
         Tensor: shape ``(K, K)``.

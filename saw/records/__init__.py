@@ -1,1 +1,1 @@
-"""What a run leaves behind: metrics, answers, and what it was."""
+"""The files that a run writes: metrics, sampled answers, and its configuration and provenance."""

@@ -1,7 +1,7 @@
-"""Files that a killed process may leave cut: JSON lines that are read or repaired, texts that are written whole.
+"""Files that survive a killed process: JSON lines whose cut-off end is skipped or repaired, and atomic writes.
 
-A line ends with a line feed and with nothing else: ``str.splitlines`` also breaks at U+2028, U+2029, U+0085 and others,
-which may stand inside a JSON string. Only the standard library is imported: BFCL's environment uses this module too.
+Lines end with a line feed only: ``str.splitlines`` also breaks at U+2028, U+2029, U+0085 and others, which may occur
+inside a JSON string. Only the standard library is imported, because BFCL's environment uses this module too.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """The number and the value of each line of a JSON-lines file; a broken line's value is the :class:`ValueError`.
+    """The number and the value of each line of a JSON-lines file; the value of a broken line is a :class:`ValueError`.
 
-    Empty lines do not count. A last line without a line feed that is no JSON was cut off when its writer was killed,
-    and is left out.
+    Empty lines are skipped. So is a last line that is not JSON and has no line feed: it was cut off when its writer was
+    killed.
     """
     for number, _, value, is_complete in _lines(path):
         if is_complete or not isinstance(value, ValueError):
@@ -25,28 +25,28 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def read_lines(path: Path) -> list[Any]:
-    """The values of a JSON-lines file that must be whole; empty lines do not count.
+    """The values of a JSON-lines file that must be complete; empty lines are skipped.
 
     Raises:
-        ValueError: naming the line that is no JSON, also a last one that was cut off.
+        ValueError: naming the first line that is not JSON, even a last one that was cut off.
     """
     values = []
     for number, line, value, _ in _lines(path):
         if isinstance(value, ValueError):
-            raise ValueError(f"{path}, line {number} is no JSON ({value}): {line[:80]!r}") from value
+            raise ValueError(f"{path}, line {number} is not JSON ({value}): {line[:80]!r}") from value
         values.append(value)
     return values
 
 
 def keep_lines(path: Path, wanted: Callable[[Any], bool]) -> list[Any]:
-    """Rewrite a JSON-lines file without the lines that are not wanted, or are no JSON because a kill cut them.
+    """Rewrite a JSON-lines file without unwanted lines and lines that are not JSON (cut off by a kill).
 
     Args:
-        path (Path): the file; it stays as it is if nothing has to go and its last line is complete.
-        wanted (Callable): of a line's value.
+        path (Path): the file; not rewritten if no line is removed and the last one is complete.
+        wanted (Callable): whether to keep a line, given its value.
 
     Returns:
-        list[Any]: what was left out: the values, and the text of each line that is no JSON.
+        list[Any]: the removed values, and the text of each removed line that is not JSON.
     """
     kept, left_out, is_whole = [], [], True
     for _, line, value, is_complete in _lines(path):
@@ -57,18 +57,18 @@ def keep_lines(path: Path, wanted: Callable[[Any], bool]) -> list[Any]:
             kept.append(line + b"\n")
         else:
             left_out.append(value)
-    if left_out or not is_whole:  # whatever is appended next begins its own line
+    if left_out or not is_whole:  # so that the next append starts a new line
         _replace(path, b"".join(kept))
     return left_out
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader, and whoever comes after a kill, finds all of it, or what was there before."""
+    """Write a file atomically: a reader, even after a kill, finds either the whole new content or the old one."""
     _replace(path, text.encode())
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes, Any, bool]]:
-    """Number, text, value or :class:`ValueError`, and whether a line feed ends it, of each line that is not empty."""
+    """For each non-empty line: number, text, value or :class:`ValueError`, and whether it ends with a line feed."""
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():

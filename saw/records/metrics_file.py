@@ -1,8 +1,8 @@
 """The file that verl's ``file`` logger writes, across resumed runs.
 
-One JSON object a line, ``{"step": ..., "data": {...}}``. verl empties the file whenever a training starts, so a resumed
-one would lose what came before. What is there is therefore put aside first, as ``metrics.1.jsonl`` and so on, and the
-parts are read as one.
+One JSON object per line, ``{"step": ..., "data": {...}}``. verl empties the file whenever a training starts, so a
+resumed one would lose the earlier steps. The existing file is therefore renamed first, to ``metrics.1.jsonl`` and so
+on, and all parts are read as one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from saw.records.files import json_lines
 
 
 def begin(path: Path, resume: bool) -> None:
-    """Make way for a training's metrics: put the file aside if the training resumes, remove it if it begins anew."""
+    """Prepare for a training: keep the old metrics under a numbered name if it resumes, otherwise delete them."""
     if resume:
         put_aside(path)
     else:
@@ -24,10 +24,10 @@ def begin(path: Path, resume: bool) -> None:
 
 
 def put_aside(path: Path) -> Path | None:
-    """Rename a file, if it is there and not empty, to ``name.N.ending`` with the first N after the largest.
+    """Rename a file, if it exists and is not empty, to ``name.N.suffix`` with N one above the largest so far.
 
     Returns:
-        Path | None: its new name; None if there was nothing to rename.
+        Path | None: its new path; None if there was nothing to rename.
     """
     if not path.is_file() or not path.stat().st_size:
         return None
@@ -37,27 +37,27 @@ def put_aside(path: Path) -> Path | None:
 
 
 def put_back(aside: Path | None, path: Path) -> None:
-    """Undo :func:`put_aside`, unless something has been written under the old name since."""
+    """Undo :func:`put_aside`, unless the old name has been written to since."""
     if aside is not None and aside.is_file() and not (path.exists() and path.stat().st_size):
         aside.replace(path)
 
 
 def parts(path: Path) -> list[Path]:
-    """What was put aside, in order; a number may be missing."""
+    """The parts that were put aside, in order; numbers may be missing."""
     numbered = _numbered(path)
     return [numbered[number] for number in sorted(numbered) if numbered[number].is_file()]
 
 
 def exists(path: Path) -> bool:
-    """Whether the file is there, or a part of it."""
+    """Whether the file or a part of it exists."""
     return path.is_file() or bool(parts(path))
 
 
 def read(path: Path) -> dict[int, dict[str, Any]]:
     """The metrics of each step, in order.
 
-    A resumed training starts behind where the one before it stopped: steps after its first were done again, and
-    only their second form stands. What both log of its first step (the second may only validate there) is merged.
+    A resumed training may start before the step where the previous one stopped. Later steps are then repeated, and only
+    the repeated values are kept. The metrics of its first step, where it may only validate, are merged with the old.
 
     Raises:
         ValueError: if a line is broken; the message names the file and the line.
@@ -87,11 +87,11 @@ def _records(path: Path) -> list[tuple[int, dict[str, Any]]]:
     records = []
     for number, record in json_lines(path):
         if isinstance(record, ValueError):
-            raise ValueError(f"{path}, line {number}: no JSON: {record}") from record
+            raise ValueError(f"{path}, line {number}: not JSON: {record}") from record
         step, data = (record.get("step"), record.get("data")) if isinstance(record, dict) else (None, None)
         if type(step) is not int or not isinstance(data, dict):
             raise ValueError(
-                f'{path}, line {number}: expected {{"step": a whole number, "data": {{...}}}}; it is {str(record)[:80]}'
+                f'{path}, line {number}: expected {{"step": an integer, "data": {{...}}}}; it is {str(record)[:80]}'
             )
         records.append((step, data))
     return records

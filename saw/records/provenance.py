@@ -1,4 +1,4 @@
-"""What stands beside every number: the commit and the machine that it comes from."""
+"""The provenance of a number: commit, machine and package versions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 
 def commit() -> str:
-    """This repository's commit, with ``-dirty`` after it where files differ; ``unknown`` without git or a checkout."""
+    """This repository's commit, with ``-dirty`` appended if files differ; ``unknown`` without git or a checkout."""
     if shutil.which("git") is None:
         return "unknown"
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
@@ -23,14 +23,14 @@ def commit() -> str:
 
 
 def machine(device: str | None = None) -> str:
-    """The machine in words: the GPU if ``device`` is cuda, or if it is None and there is one; else the CPU."""
+    """Describe the machine: its GPUs if ``device`` is cuda, or if it is None and there are any; otherwise its CPU."""
     if device == "cuda" or (device is None and torch.cuda.is_available()):
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     return f"{_cpu_name()}, {os.cpu_count()} cores, no GPU"
 
 
 def versions(*packages: str) -> str:
-    """Versions of installed packages, those that are there."""
+    """Versions of the packages that are installed."""
     found = []
     for package in packages:
         try:

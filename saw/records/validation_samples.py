@@ -1,4 +1,4 @@
-"""Sampled answers of a validation with the reward of each objective, for a person to read."""
+"""Sample answers from a validation with their rewards, for a person to read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def log(
 
     Args:
         trainer (DictConfig): verl's section ``trainer``; ``log_val_generations`` is the number of samples, evenly
-            spaced over the validation's rows, so that every validation shows the same questions.
+            spaced over the validation data, so that every validation shows the same questions.
         step (int): the training step.
         inputs (Sequence[str]): prompts.
         outputs (Sequence[str]): answers.

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-#: Where verl's configuration holds the options of the judge: an argument of the reward function.
+#: Key of the judge's options in verl's configuration; they are an argument of the reward function.
 JUDGE = "reward.custom_reward_function.reward_kwargs.judge"
-#: ``bounds(step, **reward_kwargs)`` gives the smallest and largest value of each objective that is on.
+#: ``bounds(step, **reward_kwargs)`` returns the smallest and largest value of each objective that is enabled.
 Bounds = Callable[..., Mapping[str, tuple[float, float]]]
 #: ``check(**reward_kwargs)`` raises a ValueError for arguments that cannot work.
 Check = Callable[..., None]
@@ -15,18 +15,18 @@ Check = Callable[..., None]
 def returns(
     *objectives: str, bounds: Bounds | None = None, check: Check | None = None
 ) -> Callable[[Function], Function]:
-    """Declare which objectives a reward function returns, so that another one is refused before Ray starts.
+    """Declare which objectives a reward function returns, so that any other is refused before Ray starts.
 
-    With ``bounds`` the reward function also states their ranges, which may depend on the training step and on its
-    own arguments: objectives need no minimum in the configuration then, and SAW's follows the reward's.
+    With ``bounds``, the reward function also declares their ranges, which may depend on the training step and on its
+    arguments. The objectives then need no minimum in the configuration; SAW uses the declared one at each step.
 
     Args:
         objectives (str): their names.
         bounds (Bounds | None): their ranges.
-        check (Check | None): looks at the reward function's arguments before anything is started.
+        check (Check | None): checks the reward function's arguments before anything is started.
 
     Returns:
-        Callable: a decorator that leaves the function as it is.
+        Callable: a decorator that returns the function itself.
     """
 
     def declare(function: Function) -> Function:

@@ -1,8 +1,7 @@
-"""ToolRL's rule-based rewards for one assistant turn: format, correctness and, if wanted, length.
+"""ToolRL's rule-based rewards for one assistant turn: format, correctness and, optionally, length.
 
-The rules and every variant are those of the released scoring code, on whose numbers they are tested. They are plain
-functions of two strings and a step, take time linear in the length of the response, and never raise on a model's
-output.
+The rules and all variants follow the released scoring code and are tested against its output. They are plain functions
+of two strings and a step, take time linear in the length of the response, and never raise on a model's output.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-_FORMATS = {  # (the answer has a response, the answer has tool calls) -> what the whole turn must look like
+_FORMATS = {  # (the answer has a response, the answer has tool calls) -> pattern of the whole turn
     (True, False): r"^<think>.*?</think>\n<response>.*?</response>$",
     (False, True): r"^<think>.*?</think>\n<tool_call>\n.*?\n</tool_call>$",
     (True, True): r"^<think>.*?</think>\n<tool_call>\n.*?\n</tool_call>\n<response>.*?</response>$",
@@ -26,18 +25,18 @@ _CALL_TAG = re.compile("</?tool_call>")
 
 
 class Options(BaseModel):
-    """Which of ToolRL's variants is meant; the default is the paper's, and each field a switch of the released code.
+    """The variant of ToolRL's rewards; the default is the paper's, and each field is a switch of the released code.
 
     Attributes:
         length (bool): add the length reward.
         correctness_max (float): correctness lies in ``[-correctness_max, correctness_max]``.
-        coarse (bool): correctness is the maximum for an exact match, else the minimum.
-        refined (bool): tool names, and parameter names, match all and in order, or not at all.
-        intermediate (bool): a call counts only when it is identical to the reference's.
-        late_correctness (bool): correctness is a third before step 30, and format a half from then on.
-        reward_schedule (bool): over 150 steps format's range narrows from [-2, 2], and correctness's widens from it.
-        length_schedule (bool): the words that earn the full length reward grow, from 384 by 256 in 105 steps.
-        length_words (int): the words that earn it without that schedule.
+        coarse (bool): correctness is the maximum for an exact match, otherwise the minimum.
+        refined (bool): tool names, and parameter names, count only if all of them match in order.
+        intermediate (bool): a call counts only if it is identical to the reference's.
+        late_correctness (bool): correctness is scaled by 1/3 before step 30, format by 1/2 from step 30 on.
+        reward_schedule (bool): both ranges start at [-2, 2]; over 150 steps format's narrows and correctness's widens.
+        length_schedule (bool): the number of words for the full length reward grows from 384, by 256 per 105 steps.
+        length_words (int): the number of words for the full length reward without that schedule.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,7 +53,7 @@ class Options(BaseModel):
 
     @classmethod
     def of(cls, options: Options | Mapping[str, Any] | None) -> Options:
-        """Turn what a caller passed, an :class:`Options`, a mapping of its fields or nothing, into an object."""
+        """Return options given as an :class:`Options`, a mapping of its fields or None as an :class:`Options`."""
         if options is None:
             return _DEFAULT
         return options if isinstance(options, Options) else cls.model_validate(dict(options))
@@ -62,7 +61,7 @@ class Options(BaseModel):
 
 _DEFAULT = Options()
 
-#: The released code's environment variables and the options that they set.
+#: Environment variables of the released code and the options that they set.
 _SWITCHES: dict[str, dict[str, Any]] = {
     "WITHLENGTH": {"length": True},
     "CORRECTMAX1": {"correctness_max": 1.0},
@@ -76,25 +75,25 @@ _SWITCHES: dict[str, dict[str, Any]] = {
 
 
 def from_released_switches(switches: Mapping[str, str]) -> Options:
-    """The options that the released code's environment variables mean.
+    """Translate the released code's environment variables into options.
 
     Args:
-        switches (Mapping[str, str]): variable names and values; as there, only ``"1"`` turns one on.
+        switches (Mapping[str, str]): variable names and values; as in that code, only ``"1"`` turns one on.
 
     Raises:
-        ValueError: for a name that the released code does not know.
+        ValueError: for a variable that the released code does not have.
     """
     fields: dict[str, Any] = {}
     for name, value in switches.items():
         if name not in _SWITCHES:
-            raise ValueError(f"{name!r} is no switch of the released code; allowed are {', '.join(_SWITCHES)}")
+            raise ValueError(f"{name!r} is not a switch of the released code; allowed are {', '.join(_SWITCHES)}")
         if str(value) == "1":
             fields.update(_SWITCHES[name])
     return Options(**fields)
 
 
 def bounds(options: Options | Mapping[str, Any] | None = None, step: int = 0) -> dict[str, tuple[float, float]]:
-    """Smallest and largest value of each objective that is on, at a training step."""
+    """Smallest and largest value of each enabled objective at a training step."""
     options = Options.of(options)
     ranges = {"format": _format_bounds(options, step), "correctness": _correctness_bounds(options, step)}
     return {**ranges, "length": (0.0, 1.0)} if options.length else ranges
@@ -126,17 +125,17 @@ def score(
     """Score one response.
 
     Args:
-        response (str): the assistant turn; surrounding white space does not count.
+        response (str): the assistant turn; surrounding white space is ignored.
         ground_truth (str): the reference turn, text with tags like the response.
         options (Options | Mapping | None): the variant.
         step (int): the training step, for the schedules.
 
     Returns:
-        dict[str, float]: ``format``, ``correctness``, ``length`` (0 where it is off) and their sum, ``score``.
+        dict[str, float]: ``format``, ``correctness``, ``length`` (0 if disabled) and their sum, ``score``.
 
     Raises:
-        ValueError: if the reference is not text with tags, or its tool calls cannot be read: an error in the data, see
-            ``data_prep``.
+        ValueError: if the reference is not text with tags, or its tool calls cannot be read. This is an error in the
+            data, see ``data_prep``.
     """
     options = Options.of(options)
     response = response.strip()
@@ -149,7 +148,7 @@ def score(
 
 
 def format_reward(response: str, ground_truth: str, bound: tuple[float, float] = (0.0, 1.0)) -> float:
-    """The maximum if the turn has just the reference's parts, in order and each tag once; else the minimum.
+    """The maximum if the turn has exactly the reference's parts, in order and each tag once; otherwise the minimum.
 
     Raises:
         ValueError: if the reference is not text with tags.
@@ -158,7 +157,7 @@ def format_reward(response: str, ground_truth: str, bound: tuple[float, float] =
     low, high = bound
     has = ("<response>" in ground_truth, "<tool_call>" in ground_truth)
     required = [tag for tags, wanted in zip(_TAGS, has, strict=True) if wanted for tag in tags]
-    # Counted first: with each tag there once, the pattern's lazy parts take time linear in the length.
+    # Counted first: if each tag occurs once, the lazy parts of the pattern take time linear in the length.
     if any(response.count(tag) != 1 for tag in required):
         return low
     return high if re.search(_FORMATS[has], response, re.DOTALL) else low
@@ -167,7 +166,7 @@ def format_reward(response: str, ground_truth: str, bound: tuple[float, float] =
 def correctness_reward(
     response: str, ground_truth: str, options: Options = _DEFAULT, bound: tuple[float, float] = (-3.0, 3.0)
 ) -> float:
-    """How well the tool calls match the reference's, within the bounds; 0 where the reference has none.
+    """How well the tool calls match the reference's, within the bounds; 0 if the reference has none.
 
     Raises:
         ValueError: if the reference is not text with tags, or its tool calls cannot be read.
@@ -183,12 +182,12 @@ def correctness_reward(
             return high
         share = 0.0 if options.coarse else _match(calls, true_calls, options)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return low  # whatever the model wrote, it is not a list of tool calls
+        return low  # the response does not contain a valid list of tool calls
     return (high - low) * share + low
 
 
 def length_reward(response: str, options: Options = _DEFAULT, step: int = 0) -> float:
-    """Words of the (last) thought over the words that are wanted, at most 1, rounded to two decimals."""
+    """Number of words in the (last) thought over the target number, at most 1, rounded to two decimals."""
     if "<think>" not in response or "</think>" not in response:
         return 0.0
     wanted = 384 + (640 - 384) * step / 105 if options.length_schedule else options.length_words
@@ -200,7 +199,7 @@ def parse_tool_calls(turn: str) -> list[Any]:
     """Parse the JSON value on each line of a turn's first block of tool calls.
 
     As in the released code, the block begins at the first ``<tool_call>`` and ends at the next ``<tool_call>`` or
-    ``</tool_call>``, whichever comes first, and the turn only has to have a ``</tool_call>`` somewhere, even before it.
+    ``</tool_call>``; the turn must contain a ``</tool_call>``, but it may come before the block.
 
     Raises:
         ValueError: if there is no such block, or a line is not JSON.
@@ -215,7 +214,7 @@ def parse_tool_calls(turn: str) -> list[Any]:
 
 
 def _check_reference(ground_truth: Any) -> None:
-    """Refuse what would otherwise give every answer the same reward.
+    """Refuse a reference that would give every answer the same reward.
 
     Raises:
         ValueError: if it is not text with at least one tag.
@@ -228,7 +227,7 @@ def _check_reference(ground_truth: Any) -> None:
 
 
 def is_tool_call(call: Any) -> bool:
-    """Whether a value is what a reference may call: a name with a dictionary of parameters."""
+    """Whether a value is a valid tool call of a reference: a name with a dictionary of parameters."""
     named = isinstance(call, dict) and isinstance(call.get("name"), str)
     return named and isinstance(call.get("parameters"), dict)
 
@@ -252,13 +251,13 @@ def _reference_calls(ground_truth: str) -> list[dict[str, Any]]:
 
 
 def _short(value: Any) -> str:
-    """A value as a message shows it."""
+    """A value for a message, at most 200 characters long."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _match(calls: list[dict[str, Any]], true_calls: list[dict[str, Any]], options: Options) -> float:
-    """Score in [0, 1]: names, and for each true call its best unused call of the same name."""
+    """Score in [0, 1]: overlap of the names, and for each reference call the best unused call of the same name."""
     names = [call["name"] for call in calls]
     true_names = [call["name"] for call in true_calls]
     earned = _overlap(true_names, names, options)
@@ -289,7 +288,7 @@ def _match_parameters(parameters: dict[str, Any], true_parameters: dict[str, Any
 
 
 def _overlap(wanted: Sequence[Any], given: Sequence[Any], options: Options) -> float:
-    """Overlap of two multisets over their union; 1 for two empty ones. Refined: 1 if equal and in order, else 0."""
+    """Intersection of two multisets over their union; 1 if both are empty. Refined: 1 if equal and in order, or 0."""
     if options.refined:
         return float(wanted == given)
     a, b = Counter(wanted), Counter(given)

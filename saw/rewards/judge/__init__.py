@@ -1,8 +1,8 @@
-"""Rewards from an LLM judge: slow, paid for, sometimes absent and sometimes wrong.
+"""Rewards from an LLM judge, which is slow, costs money, and may fail to answer or be wrong.
 
-``options.py`` what can be set, ``prompt.py`` what is sent, ``replies.py`` what counts as an answer, ``cache.py`` what
-is not paid for twice, ``client.py`` the judge itself. Nothing here knows verl;
-:mod:`saw.verl.judge_actor` runs it there.
+``options.py``: the settings. ``prompt.py``: the prompt. ``replies.py``: reads scores from replies. ``cache.py``: keeps
+verdicts, so that none is paid for twice. ``client.py``: the judge itself. Nothing here imports verl;
+:mod:`saw.verl.judge_actor` runs the judge in verl.
 """
 
 from saw.rewards.judge.client import Judge, Verdict

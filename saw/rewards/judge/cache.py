@@ -1,9 +1,9 @@
-"""Verdicts that were paid for, on disk.
+"""On-disk cache of verdicts.
 
-Each machine writes a file of its own and only reads those of the others, since the folder may be shared over a network
-file system: SQLite's WAL mode does not work there at all, and locks between machines cannot be relied on. On one
-machine they can, so its processes share a file, with the rollback journal. A machine under a new name finds what the
-old one has written; the most that can go wrong is that a question is paid for again.
+The folder may be on a network file system, where SQLite's WAL mode does not work and locks between machines are
+unreliable. So each machine writes its own file and only reads those of the others. Locks work within one machine, so
+its processes share a file, with the rollback journal. A machine whose name changes still reads its old file; at worst,
+a question is paid for again.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ logger = logging.getLogger(__name__)
 
 
 class Cache:
-    """A table of verdicts by question. What cannot be read or written is asked again, and said once.
+    """A table of verdicts by question. Unreadable entries are asked again; the first error is logged.
 
     Args:
-        path (Path | None): the SQLite file; None keeps nothing. It belongs to the machine that makes it, and the file
-            of another machine lies beside it, with that machine's name added.
+        path (Path | None): the SQLite file; None disables the cache. It belongs to the machine that creates it; other
+            machines write files beside it, with their names appended.
     """
 
     def __init__(self, path: Path | None):
@@ -46,7 +46,7 @@ class Cache:
             self._complain(error)
             return
         own = [path, of_node] if _owner(path, node) == node else [of_node]
-        for file in own:  # the second is for the case that the first is broken
+        for file in own:  # the second is a fallback if the first is broken
             if self.connection is None:
                 self.connection = self._open(file)
         for file in [path, *_of_nodes(path)]:
@@ -55,13 +55,13 @@ class Cache:
 
     @staticmethod
     def question(*parts: Any) -> str:
-        """The key of a question: of all that its answer depends on."""
+        """The key of a question: a hash of everything that its answer depends on."""
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def get(self, question: str) -> dict[str, Any] | None:
-        """What was kept, or None; the caller sees whether it is a verdict, and calls :meth:`forget` if it is none."""
+        """The cached value, or None; the caller checks that it is a verdict, and calls :meth:`forget` if not."""
         for connection in filter(None, (self.connection, *self._others)):
-            # as bytes: text that is no UTF-8 would be an error of the database, and the row would stay
+            # as bytes: text that is not UTF-8 would raise a database error, and the row would stay
             row = self._execute(connection, "SELECT CAST(verdict AS BLOB) FROM verdicts WHERE question = ?", question)
             if row is None:
                 continue
@@ -75,32 +75,32 @@ class Cache:
         return None
 
     def put(self, question: str, scores: dict[str, int]) -> None:
-        """Keep scores; the first that were given stand."""
+        """Store scores, unless the question already has some."""
         self._execute(self.connection, "INSERT OR IGNORE INTO verdicts VALUES (?, ?)", question, json.dumps(scores))
 
     def forget(self, question: str) -> None:
-        """Remove what is no verdict, so that the next answer is kept."""
-        self._complain("a row holds no verdict")
+        """Remove an entry that is not a verdict, so that the next answer is stored."""
+        self._complain("a row does not hold a verdict")
         self._execute(self.connection, "DELETE FROM verdicts WHERE question = ?", question)
 
     def close(self) -> None:
-        """Close the files; nothing is found or kept from then on."""
+        """Close the files; from then on nothing is found or stored."""
         for connection in filter(None, (self.connection, *self._others)):
             connection.close()
         self.connection, self._others = None, []
 
     def _open(self, file: Path, mode: str = "rwc") -> sqlite3.Connection | None:
-        """A connection to a file with a table of verdicts; None if it is none."""
+        """A connection to a file with a table of verdicts; None if the file is not usable."""
         connection = None
         try:
-            # one's own file may be busy for a while; that of another machine is not worth a wait
+            # this machine's file may be busy for a while; another machine's is not worth waiting for
             timeout = 1.0 if mode == "ro" else 30.0
             uri = f"{file.absolute().as_uri()}?mode={mode}"
             connection = sqlite3.connect(uri, uri=True, timeout=timeout, isolation_level=None)
             if mode != "ro":
                 connection.execute("PRAGMA journal_mode=DELETE")
-                # what is written outlives the process; only a machine that loses its power may lose it, and waiting
-                # for the disk at every verdict would hold up the requests in flight
+                # verdicts survive the end of the process, though not a power failure; waiting for the disk at every
+                # verdict would delay the requests in flight
                 connection.execute("PRAGMA synchronous=OFF")
                 connection.execute("CREATE TABLE IF NOT EXISTS verdicts (question TEXT PRIMARY KEY, verdict TEXT)")
             connection.execute("SELECT question, verdict FROM verdicts LIMIT 1").fetchone()
@@ -127,9 +127,9 @@ class Cache:
 
 
 def _owner(path: Path, node: str) -> str | None:
-    """The name of the machine that a file belongs to: this one's, if it has none yet; None where nobody can tell.
+    """The name of the machine that owns a file: this one if it has no owner yet; None if unknown.
 
-    Some shared file systems have no hard links, and then no machine may take the file for its own.
+    Some shared file systems have no hard links; then no machine may claim the file.
     """
     owner = path.with_name(f"{path.name}.owner")
     draft = path.with_name(f"{path.name}.owner-{uuid4().hex}")
@@ -137,7 +137,7 @@ def _owner(path: Path, node: str) -> str | None:
         if not owner.exists():
             draft.write_text(node)
             with suppress(FileExistsError):
-                os.link(draft, owner)  # with its content at once, and on one machine only
+                os.link(draft, owner)  # atomic: succeeds on one machine only, and includes the content
         return owner.read_text(errors="replace")
     except OSError:
         return None

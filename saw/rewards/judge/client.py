@@ -1,4 +1,4 @@
-"""The judge: asks, waits, asks again, and never makes up a score."""
+"""The judge: sends questions, retries, and never makes up a score."""
 
 from __future__ import annotations
 
@@ -27,44 +27,44 @@ from saw.rewards.judge.replies import BadReply, parse, scores_of
 
 logger = logging.getLogger(__name__)
 
-#: Bytes of a response that are read; a judge's is a few thousand, and a broken server may send without end.
+#: Maximum bytes of a response; a judge's is a few thousand, but a broken server may never stop sending.
 LARGEST = 2**20
-#: Questions that are begun for each request that may be in flight: enough to fill the waits before repeated requests.
+#: Questions started per request slot, so that slots stay busy while other questions wait for a retry.
 QUESTIONS_A_SLOT = 4
-#: Faults that are written to the file; the metrics count all of them.
+#: Maximum number of faults written to the file; the metrics count all of them.
 FAULTS_KEPT = 200
-#: Characters of a key that is a secret; a shorter one ("EMPTY", "1") may stand in any reply.
+#: Minimum length of a key that is removed from replies; a shorter one ("EMPTY", "1") may occur in any reply.
 SECRET = 8
-#: Characters of a server's message that are shown.
+#: Maximum characters shown of a server's message.
 SHOWN = 500
-#: What ``finish_reason`` says of a reply that is complete; OpenAI's is "stop", the rest other servers have.
+#: Values of ``finish_reason`` for a complete reply; OpenAI's is "stop", the rest are from other servers.
 COMPLETE = ("", "stop", "stop_sequence", "end_turn", "eos", "eos_token", "complete", "completed")
-#: What it says of one that was cut off.
+#: Values of ``finish_reason`` for a reply that was cut off.
 CUT = ("length", "max_tokens", "max_output_tokens", "max_completion_tokens", "model_length")
 
 
 class Unanswered(RuntimeError):
-    """A request that got no answer, and is worth another attempt."""
+    """A request that got no answer and should be retried."""
 
 
 class Refused(RuntimeError):
-    """A request that would be refused again."""
+    """A request that was refused; a retry would be refused too."""
 
 
 @dataclass
 class Verdict:
-    """What became of one question.
+    """The outcome of one question.
 
     Attributes:
-        scores (dict[str, float]): each objective's; NaN for all of them if there is no verdict.
-        fault (str | None): why there is none.
-        requests (int): that were made, repeated ones included.
-        cached (bool): nobody was asked, because the answer was known.
+        scores (dict[str, float]): one per objective; all NaN if there is no verdict.
+        fault (str | None): why there is no verdict.
+        requests (int): number of requests, including retries.
+        cached (bool): True if the answer was known, so no request was sent.
         seconds (float): from the question to the verdict.
-        input_tokens (int): as the server counts them.
-        output_tokens (int): as the server counts them.
-        dollars (float): by the prices of the options.
-        uncounted (int): replies whose tokens the server did not count, or not all; what they cost is not known.
+        input_tokens (int): as counted by the server.
+        output_tokens (int): as counted by the server.
+        dollars (float): cost at the prices in the options.
+        uncounted (int): replies for which the server did not report all token counts; their cost is unknown.
     """
 
     scores: dict[str, float]
@@ -87,7 +87,7 @@ class _Reply:
     output_tokens: int | None = None
 
     def check(self, max_tokens: int) -> None:
-        """See that the reply is all that the judge had to say.
+        """Check that the reply is complete.
 
         Raises:
             BadReply: if it refused, was cut off or filtered.
@@ -100,12 +100,12 @@ class _Reply:
         if "filter" in reason or "safety" in reason:
             raise BadReply(f"the reply was filtered by the server (finish_reason {self.finish_reason!r})")
         if reason not in COMPLETE:
-            raise BadReply(f"the reply did not end by itself (finish_reason {self.finish_reason!r})")
+            raise BadReply(f"the reply did not end normally (finish_reason {self.finish_reason!r})")
 
 
 @dataclass
 class _Tally:
-    """What one question has cost so far."""
+    """Requests, tokens and replies of one question so far."""
 
     requests: int = 0
     input_tokens: int = 0
@@ -115,13 +115,13 @@ class _Tally:
 
 
 class Judge:
-    """Asks an OpenAI-compatible server for scores. One for a process: it holds the limits.
+    """Asks an OpenAI-compatible server for scores. Create one per process: it enforces the rate limits.
 
     Args:
-        options (JudgeOptions): which judge, and how.
+        options (JudgeOptions): the server, the prompt and the limits.
 
     Raises:
-        JudgeError: if the options name no server, a key that is not there, or a prompt that cannot be filled in.
+        JudgeError: if the server or the key is not set, or the prompt cannot be filled in.
     """
 
     def __init__(self, options: JudgeOptions):
@@ -134,7 +134,7 @@ class Judge:
         self._client = openai.AsyncOpenAI(
             base_url=options.base_url, api_key=self._key or "none", max_retries=0, timeout=options.timeout
         )
-        # Questions wait at the door, not for a slot: one that is repeated would else go behind all that have not begun.
+        # Limit the number of started questions: otherwise a retry would queue behind every question not yet started.
         self._door = asyncio.Semaphore(QUESTIONS_A_SLOT * options.in_flight)
         self._slots = asyncio.Semaphore(options.in_flight)
         self._pace = AsyncLimiter(options.per_minute, 60.0) if options.per_minute else None
@@ -149,11 +149,11 @@ class Judge:
         """Judge one text.
 
         Args:
-            fields (Mapping[str, str]): what the prompt's template names.
-            variant (int): asks the same question anew, for repeated evaluations.
+            fields (Mapping[str, str]): values of the fields in the prompt's template.
+            variant (int): a different number asks the same question again, for repeated evaluations.
 
         Returns:
-            Verdict: with scores, or with NaN and a fault. Never raises for what the server does.
+            Verdict: with scores, or with NaN and a fault. Errors of the server never raise.
         """
         started = time.monotonic()
         options = self.options
@@ -165,7 +165,7 @@ class Judge:
         if known is not None:
             return Verdict({name: float(score) for name, score in known.items()}, cached=True)
         task = self._asking.get(question)
-        if task is not None:  # the same question is on its way: one answer serves both
+        if task is not None:  # the same question is in flight: one answer serves both
             verdict = await asyncio.shield(task)
             seconds = time.monotonic() - started
             return Verdict(dict(verdict.scores), verdict.fault, cached=verdict.fault is None, seconds=seconds)
@@ -179,7 +179,7 @@ class Judge:
         return verdict
 
     def _known(self, question: str) -> dict[str, int] | None:
-        """The scores that were given before; a row that holds something else is asked again."""
+        """The cached scores; a question whose row is not a verdict is asked again."""
         kept, options = self.cache.get(question), self.options
         if kept is None:
             return None
@@ -213,13 +213,13 @@ class Judge:
         )
 
     async def _verdict(self, text: str, tally: _Tally, fields: Mapping[str, str]) -> dict[str, int]:
-        """The scores; a reply that holds none is shown to the judge once, with its fault."""
+        """The scores; if a reply has none, the judge is shown the reply and the fault and asked once more."""
         messages = [{"role": "user", "content": text}]
         reply = await self._reply(messages, tally)
         try:
             return self._scores(reply, fields)
         except BadReply as fault:
-            if reply.text:  # else the question is repeated as it was: some servers refuse an empty message
+            if reply.text:  # otherwise the question is repeated unchanged: some servers refuse an empty message
                 again = f"Your reply could not be used: {fault}. Reply with the JSON object only, in the given format."
                 messages.append({"role": "assistant", "content": reply.text[:2000]})
                 messages.append({"role": "user", "content": again})
@@ -231,7 +231,7 @@ class Judge:
         return parse(reply.text, options.objectives, options.lowest, options.highest, fields.values())
 
     async def _reply(self, messages: list[dict[str, str]], tally: _Tally) -> _Reply:
-        """One answer, after as many attempts as the options allow; waits hold no slot."""
+        """One answer, after at most ``options.attempts`` attempts; a waiting question holds no slot."""
         retrying = AsyncRetrying(
             stop=stop_after_attempt(self.options.attempts),
             wait=self._wait,
@@ -246,11 +246,11 @@ class Judge:
         return reply
 
     def _wait(self, state: RetryCallState) -> float:
-        """Seconds before another attempt: what the server asks for, or longer each time, with chance in it."""
+        """Seconds before the next attempt: as the server asks, or exponential backoff; both with random jitter."""
         error = state.outcome.exception() if state.outcome else None
         asked = getattr(error, "retry_after", None)
         backoff = wait_random_exponential(multiplier=0.5, max=self.options.longest_wait)(state)
-        # some chance on top, or all that were sent away together come back together
+        # with jitter, so that requests refused together do not come back together
         seconds = backoff if asked is None else asked + min(backoff, 0.1 * asked + 0.1)
         return min(seconds, self.options.longest_wait)
 
@@ -293,12 +293,12 @@ class Judge:
                 if len(body) > LARGEST:
                     raise ValueError(f"the response is larger than {LARGEST} bytes")
         reply = _read(body.decode("utf-8", "replace"), self._without_key)
-        if reply.text and len(self._key or "") >= SECRET:  # before a fault shows the beginning of it
+        if reply.text and len(self._key or "") >= SECRET:  # before a fault shows part of it
             reply.text = self._without_key(reply.text)
         return reply
 
     def _without_key(self, text: str) -> str:
-        """A text that may be logged: a server may repeat the key in what it answers. Before the text is shortened."""
+        """The text without the key, which a server may repeat in its answer. Call this before shortening the text."""
         if self._key:
             for spelling in (self._key, json.dumps(self._key)[1:-1], urllib.parse.quote(self._key, safe="")):
                 text = text.replace(spelling, "[key]")
@@ -318,27 +318,27 @@ class Judge:
 
 
 def _read(body: str, hide: Callable[[str], str]) -> _Reply:
-    """What a response says.
+    """Read the body of a response.
 
     Args:
-        body (str): of the response.
-        hide (Callable): takes what is secret out of a text that is shown.
+        body (str): the body.
+        hide (Callable): removes secrets from a text that is shown.
 
     Raises:
-        ValueError: if it is no chat completion; the message shows it.
+        ValueError: if it is not a chat completion; the message shows it.
     """
     try:
         completion = json.loads(body)
     except (ValueError, RecursionError):
-        raise ValueError(f"the response is no JSON: {_shortened(hide(body))}") from None
+        raise ValueError(f"the response is not JSON: {_shortened(hide(body))}") from None
     try:
         choice = completion["choices"][0]
         text, refusal = choice["message"].get("content"), choice["message"].get("refusal")
         reason, usage = choice.get("finish_reason"), completion.get("usage")
     except (KeyError, IndexError, TypeError, AttributeError):
-        raise ValueError(f"the response is no chat completion: {_shortened(hide(body))}") from None
+        raise ValueError(f"the response is not a chat completion: {_shortened(hide(body))}") from None
     if text is not None and not isinstance(text, str):
-        raise ValueError(f"the response's content is no text: {_shortened(hide(body))}")
+        raise ValueError(f"the response's content is not text: {_shortened(hide(body))}")
     counts = usage if isinstance(usage, Mapping) else {}
     return _Reply(
         text=text,
@@ -356,21 +356,21 @@ def _count(value: Any) -> int | None:
 
 
 def _body(error: openai.APIStatusError) -> str:
-    """What a server says to explain its refusal; openai's own message has only what is in OpenAI's form."""
+    """The server's explanation of an error; openai's own message only covers bodies in OpenAI's format."""
     response = error.response
     text = response.text if response.is_stream_consumed else str(error)
     return text if text.strip() else f"{response.reason_phrase} (the response is empty)"
 
 
 def _shortened(text: str) -> str:
-    """A text in one line, of which the beginning is shown; of a web page not what is never seen."""
+    """The beginning of a text, on one line and without the invisible parts of a web page."""
     text = re.sub(r"<!--.*?-->|<(style|script)\b.*?</\1\s*>", " ", text[: 100 * SHOWN], flags=re.I | re.S)
     text = " ".join(text.split())
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _retry_after(error: openai.APIStatusError) -> float | None:
-    """Seconds that the server asks to wait, given as seconds or as a date; None if it does not say."""
+    """Seconds that the server asks to wait, given as seconds or as a date; None if it does not."""
     header = error.response.headers.get("retry-after")
     if header is None:
         return None

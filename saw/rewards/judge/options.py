@@ -1,4 +1,4 @@
-"""What can be set of a judge."""
+"""The settings of a judge."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ PROMPTS = Path(__file__).with_name("prompts")
 
 
 class JudgeError(ValueError):
-    """A judge that cannot work; the message names the key, the value and what is allowed."""
+    """A judge with unusable settings; the message names the key, the value and what is allowed."""
 
 
 class JudgeOptions(BaseModel):
-    """A judge: where it is, how it is asked, what it costs.
+    """A judge: its server, prompt, limits and prices.
 
     Attributes:
-        model (str): its name at the server.
-        base_url (str | None): address of an OpenAI-compatible server, up to and with ``/v1`` or the like; None takes
-            the judge that verl serves in the cluster (``reward.reward_model``).
-        server_name (str | None): under which its verdicts are cached; None takes the address. For a server that moves:
-            the one that verl serves has another address in every run.
-        api_key_env (str | None): the environment variable that holds the key; None for a server that wants none.
+        model (str): the model's name on the server.
+        base_url (str | None): address of an OpenAI-compatible server, including ``/v1`` or the like; None uses the
+            judge that verl serves in the cluster (``reward.reward_model``).
+        server_name (str | None): the name under which its verdicts are cached; None uses the address. Set it for a
+            server whose address changes: the one that verl serves has a different address in every run.
+        api_key_env (str | None): the environment variable that holds the key; None for a server without a key.
             The key itself is never part of a configuration.
         prompt (str): the rubric, a template in ``saw/rewards/judge/prompts``, or an absolute path.
-        objectives (tuple[str, ...]): the scores that a reply holds.
-        lowest (int): of a score.
-        highest (int): of a score.
-        temperature (float): of the judge.
-        max_tokens (int): of a reply.
-        extra_body (dict): further fields of the request, for example what turns thinking off.
-        in_flight (int): most requests at a time, of a node.
-        per_minute (int | None): most requests a minute, of a node; None for no limit.
+        objectives (tuple[str, ...]): the scores in a reply.
+        lowest (int): the lowest score.
+        highest (int): the highest score.
+        temperature (float): the judge's sampling temperature.
+        max_tokens (int): maximum length of a reply.
+        extra_body (dict): additional request fields, for example to turn off thinking.
+        in_flight (int): maximum concurrent requests per node.
+        per_minute (int | None): maximum requests per minute and node; None for no limit.
         timeout (float): seconds for one request, from the first byte sent to the last one received.
-        attempts (int): requests that are made before a question is given up.
-        longest_wait (float): seconds; the most that is waited before another attempt, ``Retry-After`` included.
-        input_price (float): dollars for a million tokens.
-        output_price (float): dollars for a million tokens.
-        cache (str | None): a file that keeps verdicts, so that nothing is paid twice; None keeps none. Machines that
-            share its folder write a file each.
-        faults (str | None): a file for the first replies that could not be used.
+        attempts (int): requests before giving up on a question.
+        longest_wait (float): maximum seconds between two attempts, even if ``Retry-After`` asks for more.
+        input_price (float): dollars per million tokens.
+        output_price (float): dollars per million tokens.
+        cache (str | None): a file that stores verdicts, so that none is paid for twice; None stores none. Machines that
+            share its folder write one file each.
+        faults (str | None): a file for the first unusable replies.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -93,12 +93,12 @@ class JudgeOptions(BaseModel):
 
     @property
     def prompt_path(self) -> Path:
-        """The template; an absolute path stays what it is."""
+        """Path of the template; an absolute path is used unchanged."""
         return PROMPTS / self.prompt
 
     @property
     def server(self) -> str:
-        """Who answers, beside the model's name: two servers may have different models under one name."""
+        """Identifies the server in the cache: two servers may serve different models under one name."""
         return self.server_name or (self.base_url or "").rstrip("/")
 
     @classmethod
@@ -106,10 +106,10 @@ class JudgeOptions(BaseModel):
         """Read a configuration section.
 
         Raises:
-            JudgeError: if it is absent or wrong, one line a fault.
+            JudgeError: if it is missing or wrong, with one line per fault.
         """
-        if not section or "model" not in section:  # a task brings the rubric, and no model
-            raise JudgeError("judge.model is not set: there is no judge; pick one, for example judge=gemini")
+        if not section or "model" not in section:  # the task's own section has a rubric but no model
+            raise JudgeError("judge.model is not set: no judge is selected; pick one, for example judge=gemini")
         try:
             return cls.model_validate(dict(section))
         except ValidationError as error:
@@ -126,7 +126,7 @@ class JudgeOptions(BaseModel):
         """The key, from the environment.
 
         Raises:
-            JudgeError: if the variable is named and not set.
+            JudgeError: if ``api_key_env`` names a variable that is not set.
         """
         return None if self.api_key_env is None else key_in(self.api_key_env)
 
@@ -141,7 +141,7 @@ def key_in(variable: str) -> str:
     if not key:
         raise JudgeError(
             f"judge.api_key_env is {variable!r}, and that environment variable is not set on this machine; "
-            "export it, or pick another judge (verl's own command in a running Ray cluster hands nothing over: "
-            "there, set it on every node before ray start)"
+            "export it, or pick another judge (verl's own command does not pass variables to a running Ray cluster: "
+            "in that case, set it on every node before ray start)"
         )
     return key

@@ -1,4 +1,4 @@
-"""What is sent to a judge."""
+"""The prompt that is sent to a judge."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from string import Template
 
 from saw.rewards.judge.options import JudgeError
 
-#: What a prompt for summaries may name; the last is what is judged, and must be there.
+#: Fields of a prompt for summaries; the last one is the text to be judged, and is required.
 SUMMARY_FIELDS = ("reddit_text", "human_summary", "model_summary")
 
-#: The beginning of what could be a tag or a model's special token: ``</post>``, ``< / POST a=1>``, ``<|im_end|>``.
+#: The start of a possible tag or special token of a model: ``</post>``, ``< / POST a=1>``, ``<|im_end|>``.
 _TAG = re.compile(r"(?:[<＜﹤]|&lt;?|&#0*60;?|&#x0*3c;?)(?=[\W_]{0,200}[^\W\d_])", re.I)
 _BRACES = {
     "❴": re.compile(r"[{｛﹛]|&lcub;|&lbrace;|&#0*123;?|&#x0*7b;?", re.I),
@@ -21,10 +21,10 @@ _BRACES = {
 
 
 def load(path: Path) -> Template:
-    """Read a template: ``$name`` is filled in, lines that start with ``%%`` are left out.
+    """Read a template: ``$name`` is a field, and lines that start with ``%%`` are comments.
 
     Raises:
-        JudgeError: if it cannot be read, a ``$`` begins no field, or there is no field.
+        JudgeError: if it cannot be read, a ``$`` does not start a field, or there is no field.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -36,20 +36,20 @@ def load(path: Path) -> Template:
         if match["invalid"] is not None:
             (line, *_) = template.template[match.start() :].splitlines()
             raise JudgeError(
-                f"judge.prompt: {path} has {line[:20]!r}, which is no field; "
+                f"judge.prompt: {path} has {line[:20]!r}, which is not a field; "
                 "expected $name or ${name} for a field, $$ for a dollar sign"
             )
     if not template.get_identifiers():
-        raise JudgeError(f"judge.prompt: {path} names no field, so every text would be judged alike; expected $name")
+        raise JudgeError(f"judge.prompt: {path} has no field, so every text would get the same prompt; expected $name")
     return template
 
 
 def check(path: Path, fields: Sequence[str] = SUMMARY_FIELDS) -> None:
-    """See that a template can be filled in, and holds what is to be judged.
+    """Check that a template can be filled in and contains the text to be judged.
 
     Args:
         path (Path): the template.
-        fields (Sequence[str]): what it may name; the last is what is judged.
+        fields (Sequence[str]): the allowed fields; the last one is the text to be judged.
 
     Raises:
         JudgeError: naming the file, the field, and what is allowed.
@@ -58,21 +58,19 @@ def check(path: Path, fields: Sequence[str] = SUMMARY_FIELDS) -> None:
     allowed = ", ".join(f"${name}" for name in fields)
     for name in names:
         if name not in fields:
-            raise JudgeError(f"judge.prompt: {path} has the field ${name}, which nobody fills in; expected {allowed}")
+            raise JudgeError(f"judge.prompt: {path} has the field ${name}, which is unknown; expected {allowed}")
     if fields[-1] not in names:
-        raise JudgeError(
-            f"judge.prompt: {path} does not have ${fields[-1]}, so every text would be judged alike; allowed: {allowed}"
-        )
+        raise JudgeError(f"judge.prompt: {path} does not have ${fields[-1]}, the text to be judged; allowed: {allowed}")
 
 
 def fill(template: Template, fields: Mapping[str, str]) -> str:
-    """Fill a template in.
+    """Fill in a template.
 
-    A field cannot end the tag that it stands in, and holds no JSON that could be quoted as a verdict: what begins a
-    tag, and every brace, is replaced by a character that looks like it.
+    A field can neither close the tag around it nor contain JSON that could be quoted as a verdict: the start of every
+    tag and every brace is replaced by a look-alike character.
 
     Raises:
-        KeyError: if a field is absent.
+        KeyError: if a field is missing.
     """
     return template.substitute({name: _defused(text) for name, text in fields.items()})
 

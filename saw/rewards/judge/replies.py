@@ -1,4 +1,4 @@
-"""What counts as a judge's answer."""
+"""Reads the scores from a judge's reply."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-#: Characters of a reply, after its thought, that are read; a verdict is far shorter, and a judge may run on for ever.
+#: Maximum characters of a reply after its thought; a verdict is far shorter, but a judge may never stop.
 LONGEST = 20_000
 
 _THOUGHT = "think|thinking|thoughts?|reasoning|reflection|analysis|scratchpad"
-#: Where a thought begins and ends, in the spellings of the models that write theirs into the reply.
+#: Start and end of a thought, in the spellings of models that write it into the reply.
 _BEGIN = re.compile(
     rf"<\s*(?:{_THOUGHT})\b|\[think\]|◁think▷|<\|begin_of_thought\|>|<\|channel\|>\s*(?:analysis|commentary)", re.I
 )
@@ -24,27 +24,27 @@ _END = re.compile(
 
 
 class BadReply(ValueError):
-    """A reply that holds no verdict; the message says why, in words for the judge."""
+    """A reply without a verdict; the message explains why, and is also sent to the judge."""
 
 
 def parse(
     reply: str | None, objectives: Sequence[str], lowest: int, highest: int, judged: Iterable[str] = ()
 ) -> dict[str, int]:
-    """Find the scores in a reply: one JSON object, outside of any other braces, with an integer for each objective.
+    """Find the scores in a reply: one JSON object, outside of any other braces, with an integer per objective.
 
-    A score stands under its objective's name, or under ``score`` in there. 7, 7.0 and "7" are integers. Several
-    objects are no verdict unless they say the same. Only what follows the last thought is read, and an object that
-    stands in the judged texts is a quotation, whoever wrote it there.
+    The score is the value of the objective's name, or ``score`` in an object there. 7, 7.0 and "7" are integers.
+    Several objects are accepted only if their scores are equal. Only the text after the last thought is read, and an
+    object that also occurs in the judged texts is ignored as a quotation.
 
     Args:
-        reply (str | None): what the judge said.
+        reply (str | None): the judge's reply.
         objectives (Sequence[str]): their names.
-        lowest (int): of a score.
-        highest (int): of a score.
+        lowest (int): the lowest score.
+        highest (int): the highest score.
         judged (Iterable[str]): the texts that the judge was shown.
 
     Raises:
-        BadReply: if that is not what the reply holds.
+        BadReply: if the reply has no such scores.
     """
     text = _after_thought(reply or "")
     if not text.strip():
@@ -74,12 +74,12 @@ def parse(
     if fault is not None:
         raise fault
     if not verdicts:
-        why = "; the scores in the reply stand in the material to be judged" if quoted else ""
+        why = "; the scores in the reply are quoted from the material to be judged" if quoted else ""
         raise BadReply(f"there is no JSON object with {' and '.join(map(repr, objectives))}{why}")
     if len(verdicts) > 1:
         raise BadReply(f"there are {len(verdicts)} JSON objects with different scores; expected one")
     if any(_pairs(part, objectives) and not shown.has(part) for part in broken):
-        raise BadReply("beside a JSON object there are scores in braces that are no JSON; expected one JSON object")
+        raise BadReply("besides a JSON object there are scores in braces that are not JSON; expected one JSON object")
     return verdicts[0]
 
 
@@ -87,16 +87,16 @@ def scores_of(found: Mapping[str, Any], objectives: Sequence[str], lowest: int, 
     """The scores in a JSON object.
 
     Raises:
-        BadReply: if one is absent, no integer or out of range.
+        BadReply: if one is missing, not an integer or out of range.
     """
     return {name: _score(found, name, lowest, highest) for name in objectives}
 
 
 def _after_thought(reply: str) -> str:
-    """What follows the last thought.
+    """The text after the last thought.
 
     Raises:
-        BadReply: if a thought does not end: what looks like a verdict is a draft then.
+        BadReply: if a thought does not end: a verdict in it may be a draft.
     """
     end = max((match.end() for match in _END.finditer(reply)), default=0)
     if _BEGIN.search(reply, end):
@@ -105,9 +105,9 @@ def _after_thought(reply: str) -> str:
 
 
 def _objects(text: str) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
-    """The outermost JSON objects of a text, as written and as read; and whatever else stands in braces.
+    """The outermost JSON objects of a text, as text and parsed; and all other parts in braces.
 
-    What stands inside of braces that are no JSON, or that never close, is part of something broken: no object.
+    An object inside braces that are not JSON, or never close, is not returned: it is part of something broken.
     """
     objects: list[tuple[str, dict[str, Any]]] = []
     broken: list[str] = []
@@ -129,7 +129,7 @@ def _objects(text: str) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
             part = text[start:position]
             inner = part[1:-1].strip()
             read = _decode(inner, 0) if inner.startswith("{") else None
-            if read is not None and read[1] == len(inner):  # braces that are doubled, as in a format string
+            if read is not None and read[1] == len(inner):  # doubled braces, as in a format string
                 objects.append((inner, read[0]))
             else:
                 broken.append(part)
@@ -146,7 +146,7 @@ def _decode(text: str, start: int) -> tuple[dict[str, Any], int] | None:
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; a key with several values gets the list of them, which is no score."""
+    """A JSON object; a key with several different values gets a list, which is not a valid score."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         found[key] = value if key not in found or found[key] == value else [found[key], value]
@@ -154,10 +154,10 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _Shown:
-    """What the judge was shown, to know again what it quotes.
+    """The texts that the judge was shown, to recognise quotations from them.
 
     Attributes:
-        stated (list[dict[str, int]]): the scores that stand in there.
+        stated (list[dict[str, int]]): the scores found in these texts.
     """
 
     def __init__(self, judged: Iterable[str], objectives: Sequence[str]):
@@ -167,7 +167,7 @@ class _Shown:
         self.stated = [scores for text in texts for scores in _stated(text, objectives)]
 
     def has(self, written: str) -> bool:
-        """Whether something like JSON stands in a judged text, but for whitespace, quotes, brackets, order."""
+        """Whether JSON-like text occurs in a judged text, ignoring whitespace, quotes, brackets and order."""
         words = _words(written)
         if any(f" {words} " in text for text in self._words):
             return True
@@ -175,14 +175,14 @@ class _Shown:
 
 
 def _stated(text: str, objectives: Sequence[str]) -> list[dict[str, int]]:
-    """Scores for all objectives that follow each other in a text, in any order and notation."""
+    """Scores for all objectives that occur in a row in a text, in any order and notation."""
     pairs, number = _pairs(text, objectives), len(objectives)
     windows = (dict(pairs[start : start + number]) for start in range(len(pairs) - number + 1))
     return [window for window in windows if len(window) == number]
 
 
 def _pairs(text: str, objectives: Sequence[str]) -> list[tuple[str, int]]:
-    """The objectives with a number behind their name, in any notation: ``'quality': {"score": 7}``, ``quality=7``."""
+    """The objectives whose name is followed by a number in a text: ``'quality': {"score": 7}``, ``quality=7``."""
     names = {words: name for name in objectives if (words := _words(name))}
     if not names:
         return []
@@ -192,18 +192,18 @@ def _pairs(text: str, objectives: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def _words(text: str) -> str:
-    """The words and numbers of a text, with a space between them: what is left of JSON in whatever spelling."""
+    """The words and numbers of a text, joined by spaces: the same for every spelling of the same JSON."""
     text = re.sub(r"\\+(?:u00|x)([0-7][\da-fA-F])", lambda code: chr(int(code[1], 16)), text)
     plain = unicodedata.normalize("NFKC", html.unescape(text)).casefold()
     plain = re.sub(r"\\[nrt]", " ", plain)
     if not plain.isascii():
-        plain = "".join(letter for letter in plain if unicodedata.category(letter) != "Cf")  # of no width
+        plain = "".join(letter for letter in plain if unicodedata.category(letter) != "Cf")  # zero-width characters
     return " ".join(re.findall(r"-?\d+(?:\.\d+)?(?!\w)|\w+", plain))
 
 
 def _score(found: Mapping[str, Any], name: str, lowest: int, highest: int) -> int:
     if name not in found:
-        raise BadReply(f"{name!r} is absent")
+        raise BadReply(f"{name!r} is missing")
     value = found[name]
     if isinstance(value, dict):
         if "score" not in value:

@@ -85,7 +85,7 @@ def test_the_shift_of_the_paper_and_of_the_released_code():
 def test_priorities_multiply_after_the_weight():
     plain = advantage(REWARDS, GROUP, method="saw_grpo")
     scaled = advantage(REWARDS, GROUP, method="saw_grpo", objectives=objectives(priority=[2.0, 1.0]))
-    torch.testing.assert_close(plain.weights, scaled.weights)  # CV does not feel a multiplicative scale
+    torch.testing.assert_close(plain.weights, scaled.weights)  # CV does not depend on a multiplicative scale
     a, b = 2 * SAW_WEIGHTS[0], SAW_WEIGHTS[1]
     combined = torch.tensor([-a - b, -b, a + 2 * b, 0.0])
     expected = combined / math.sqrt(float((combined**2).sum()) / 3)
@@ -168,7 +168,7 @@ def test_missing_value_is_left_out_and_the_others_count(method):
     result = advantage(rewards, GROUP, method=method)
     assert result.tokens.isfinite().all()
     assert result.statistics.mean[1].item() == 0.5
-    # Sample 1 is at the mean of the objective that it has, and adds nothing where it has none. Whitening shifts.
+    # Sample 1 is at the mean of its only objective; the missing one contributes nothing. Whitening shifts the mean.
     assert result.samples[1].item() == pytest.approx(result.samples.mean().item(), abs=1e-6)
     # Were the missing value a 0, the second objective would pull the sample down.
     as_zero = advantage(np.nan_to_num(rewards), GROUP, method=method)
@@ -181,7 +181,7 @@ def test_objective_missing_everywhere_is_as_if_it_were_not_there(method):
     both = advantage([[row[0], NAN] for row in REWARDS], GROUP, method=method)
     torch.testing.assert_close(both.tokens, one.tokens, atol=1e-4, rtol=0)
     assert both.statistics.missing.tolist() == [0, 4]
-    assert both.statistics.mean[1].isnan()  # no value has no mean: never 0
+    assert both.statistics.mean[1].isnan()  # the mean of no values is NaN, never 0
     if method.startswith("saw"):
         assert both.weights.tolist() == [1.0, 0.0]
 
@@ -322,7 +322,7 @@ def test_an_objective_that_makes_no_sense_is_named(fields, words):
 
 
 def test_lengths_do_for_a_mask():
-    """Whoever has no mask at hand gives the number of response tokens, and reads ``samples``."""
+    """Callers without a mask pass the number of response tokens and read ``samples``."""
     mask = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 0], [1, 1, 1]])
     for method in (*METHODS, "mo_grpo", "dvao"):
         expected = advantage(REWARDS, GROUP, method=method, mask=mask)
@@ -360,7 +360,7 @@ def test_without_minima_a_negative_reward_is_an_error(method):
         advantage([[-1.0], [1.0]], ["p", "p"], method=method)
 
 
-# ---------------------------------------------------------------- ids and masks that only look right
+# ---------------------------------------------------------------- misleading ids and masks
 
 IDS = {
     "list of a tensor": list(torch.tensor([9, 2, 9, 2])),
@@ -384,7 +384,7 @@ IDS = {
 
 @pytest.mark.parametrize("ids", IDS.values(), ids=IDS)
 def test_equal_ids_are_one_group_whatever_holds_them(ids):
-    """Ids that hash by identity, or as another type than their neighbour, though their meaning is plain."""
+    """Ids with a clear meaning that hash by identity, or have another type than an equal id."""
     result = advantage([[0.0], [5.0], [2.0], [7.0]], ids, method="grpo")
     half = math.sqrt(0.5)
     assert result.tokens[:, 0].tolist() == pytest.approx([-half, -half, half, half], abs=1e-5)
@@ -418,7 +418,7 @@ def test_equal_ids_are_one_group_whatever_holds_them(ids):
     ],
 )
 def test_an_id_without_a_plain_meaning_is_named(ids, error, words):
-    """Ids with which a sample would silently be alone, or in a group that is hardly meant, and those of no use."""
+    """Ids that would silently put a sample into a group of one or an unintended group, and unusable ids."""
     with pytest.raises(error) as raised:
         advantage([[0.0], [5.0], [2.0], [7.0]], ids, method="grpo")
     for word in words:
@@ -430,11 +430,11 @@ def test_an_id_without_a_plain_meaning_is_named(ids, error, words):
     [
         ([-1, 1, 1], 0, "-1"),
         ([1, 2, 0], 1, "2"),
-        ([1, 3, -1], 1, "3"),  # adds up to the number of tokens
+        ([1, 3, -1], 1, "3"),  # sums to the number of tokens
         ([1, 1, 256], 2, "256"),  # 0 as a byte
         ([1, 1, 2**32], 2, "4294967296"),  # 0 as an int32
         ([0.5, 0.5, 0.0], 0, "0.5"),
-        ([1.0, 1.5, 0.5], 1, "1.5"),  # adds up to the number of tokens
+        ([1.0, 1.5, 0.5], 1, "1.5"),  # sums to the number of tokens
         ([1.0, 1.0, 1e-6], 2, "e-0"),  # nearly 0
         ([1.0, NAN, 0.0], 1, "nan"),
         ([1.0, 1.0, math.inf], 2, "inf"),
@@ -443,7 +443,7 @@ def test_an_id_without_a_plain_meaning_is_named(ids, error, words):
 )
 @pytest.mark.parametrize("method", ["grpo", "gdpo", "dvao"])
 def test_a_mask_of_anything_but_0_and_1_is_named(method, row, token, value):
-    """Mask values that would scale, turn or blow up a token's advantage, or count as another number of tokens."""
+    """Mask values that would scale, negate or overflow a token's advantage, or give a wrong number of tokens."""
     kinds = [torch.int64] if isinstance(row[0], int) else [torch.float32, torch.float64, torch.bfloat16]
     for dtype in kinds:
         mask = torch.ones(4, 3, dtype=dtype)
@@ -455,7 +455,7 @@ def test_a_mask_of_anything_but_0_and_1_is_named(method, row, token, value):
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32])
 def test_a_mask_of_small_integers_is_checked_too(dtype):
-    """The same for the other integer types; unsigned ones below."""
+    """The same for other integer types, signed and unsigned."""
     with pytest.raises(ValueError, match="responses is -1 for token 0 of sample 0"):
         advantage(REWARDS, GROUP, method="gdpo", mask=torch.full((4, 3), -1, dtype=dtype))
     with pytest.raises(ValueError, match="responses is 255 for token 0 of sample 0"):
@@ -471,7 +471,7 @@ def test_a_complex_mask_is_of_the_wrong_type():
 @pytest.mark.parametrize("method", [*METHODS, "mo_grpo", "dvao"])
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
 def test_masks_of_unusual_layout(method, dtype):
-    """Masks without a token at all, and views whose rows do not lie one after the other."""
+    """Masks without any token, and views whose rows are not contiguous."""
     empty = advantage(REWARDS, GROUP, method=method, mask=torch.zeros(4, 0, dtype=dtype))
     assert empty.tokens.shape == (4, 0)
     assert empty.samples.isfinite().all()
@@ -496,7 +496,7 @@ def test_masks_of_unusual_layout(method, dtype):
     ],
 )
 def test_no_other_input_makes_the_result_infinite(change, words):
-    """The further inputs that "always finite" is promised of: a NaN or an overflow is refused, not passed on."""
+    """The promise "always finite" for all other inputs: a NaN or an overflow is refused, not passed on."""
     good = {"rewards": torch.tensor(REWARDS), "groups": GROUP, "responses": full_mask(4), "method": "saw_grpo"}
     with pytest.raises(ValueError, match=r".") as error:
         saw.compute_advantage(**{**good, "options": {"ema": 0.5}, **change})

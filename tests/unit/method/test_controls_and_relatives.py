@@ -143,8 +143,8 @@ def test_the_last_step_s_weights_are_handed_in():
         ("grpo", {"informativeness": "range_std"}, "options.informativeness is 'range_std', and grpo does not read"),
         ("dvao", {"over": "group"}, "options.over is 'group', and dvao does not read it"),
         ("static_grpo", {}, "options.static_weights is None; static_grpo needs 2"),
-        ("static_gdpo", {"static_weights": (1.0,)}, "static_gdpo needs 2, one for each objective"),
-        ("static_gdpo", {"static_weights": (0.0, 0.0)}, "expected one above 0"),
+        ("static_gdpo", {"static_weights": (1.0,)}, "static_gdpo needs 2, one per objective"),
+        ("static_gdpo", {"static_weights": (0.0, 0.0)}, "expected at least one above 0"),
         (
             "saw_grpo",
             {"static_weights": (1.0, 1.0)},
@@ -156,7 +156,7 @@ def test_the_last_step_s_weights_are_handed_in():
             {"static_weights": (1.0, 2.0), "floor": 0.1},
             "options.floor is 0.1, and static_grpo does not read it",
         ),
-        ("saw_gdpo", {"over": "group", "floor": 0.1}, "each group has weights of its own"),
+        ("saw_gdpo", {"over": "group", "floor": 0.1}, "weights per group"),
         ("dvao", {"max_change": 0.1}, "options.max_change is 0.1, and dvao does not read it"),
         ("saw_gdpo", {"floor": 0.6}, "options.floor is 0.6; expected at most 1/2"),
         ("saw_gdpo", {"log_only": True, "ema": 0.5}, "options.ema is 0.5, and log_only uses equal weights"),
@@ -202,7 +202,7 @@ def test_gradient_weights_survive_any_influence():
 
 
 def test_clipped_gradients_by_hand():
-    """Norms 2 and sqrt 2, product -1: clipped to 1 the product is the cosine; both norms below the limit stay."""
+    """Norms 2 and sqrt 2, product -1: clipped to 1, the product is the cosine; below the limit nothing changes."""
     cosine = -1 / math.sqrt(8)
     np.testing.assert_allclose(clip_norms(GRAM, 1.0), [[1, cosine], [cosine, 1]], rtol=1e-6)
     np.testing.assert_allclose(clip_norms(GRAM, 1.5), [[2.25, -0.75], [-0.75, 2]], rtol=1e-6)  # the first alone
@@ -214,7 +214,7 @@ def test_clipped_gradients_by_hand():
 
 
 def test_two_objectives_that_are_both_clipped_are_weighed_alike():
-    """The influences differ by the squared norms alone, so with both clipped nothing moves: gradient_grpo is grpo."""
+    """Influences differ only by the squared norms. If both are clipped, weights stay equal: gradient_grpo is grpo."""
     options = {"gradient": {"lr": 1e-3, "clip": 1.0}, "profile": "released"}
     found = advantage("gradient_grpo", gram=GRAM, options=options)
     np.testing.assert_allclose(found.weights, [0.5, 0.5], atol=1e-5)
@@ -234,7 +234,7 @@ def test_clipping_the_gram_matrix_is_clipping_the_gradients(vectors, limit):
     clipped = torch.where(norms > limit, gradients * (limit / norms), gradients)
     found = clip_norms(gradients @ gradients.T, limit)
     torch.testing.assert_close(found, clipped @ clipped.T, atol=1e-9 * limit**2, rtol=1e-9)
-    torch.testing.assert_close(clip_norms(found, limit), found)  # each step's is clipped before they are averaged
+    torch.testing.assert_close(clip_norms(found, limit), found)  # each step's is clipped before averaging
 
 
 def test_gradient_norm_as_informativeness():
@@ -264,7 +264,7 @@ def test_gradients_that_are_not_there_are_named(gram, options, message):
 
 
 def test_the_reading_s_gradient_options_go_with_every_method():
-    """A reading sets them once for all methods; anything else that a method would ignore stays refused."""
+    """A reading sets them once for all methods; any other option that a method would ignore is still refused."""
     released = {"profile": "released", "gradient": {"clip": 1.0, "reduction": "sum"}}
     for method in METHODS:
         own = {"static_weights": (1.0, 2.0)} if method.startswith("static") else {}
@@ -309,7 +309,7 @@ def test_a_weighting_and_a_measure_of_one_s_own_need_only_their_declaration(monk
     assert advantage("winner_gdpo", flatter, options={"floor": 0.1}).weights.tolist() == pytest.approx([0.9, 0.1])
     with pytest.raises(ValueError, match=r"options\.ema is 0\.5, and winner_gdpo does not read it; it reads floor"):
         advantage("winner_gdpo", options={"ema": 0.5})
-    with pytest.raises(ValueError, match="'winner_grpo' is registered already"):
+    with pytest.raises(ValueError, match="'winner_grpo' is already registered"):
         saw.weighting("winner_")(winner)
 
 

@@ -1,4 +1,4 @@
-"""Parity with the authors' released code, on the numbers that it computed."""
+"""Parity with numbers computed by the authors' released code."""
 
 import json
 
@@ -20,7 +20,7 @@ def test_golden(released_name):
     cases = json.loads((GOLDEN / "advantages.json").read_text())["cases"]
     assert cases
     row = ["experiment=toolrl", "reading=as_released", f"saw.method={METHODS[released_name]}"]
-    options = check_config(compose(*row)).options  # those of a training, and no others
+    options = check_config(compose(*row)).options  # exactly as in a training
     for case in cases:
         lengths = torch.tensor(case["response_lengths"])
         mask = torch.arange(case["max_response_length"]) < lengths[:, None]

@@ -1,4 +1,4 @@
-"""SAW by other measures than CV, by hand."""
+"""SAW with other measures than CV, against values computed by hand."""
 
 import math
 
@@ -45,10 +45,10 @@ def test_over_each_group():
 
 
 def test_entropy_by_hand():
-    # deviations -1, 0, 1 in the first group: two samples say half each; -1, -1, 2 in the second: 1/4, 1/4, 1/2
+    # deviations -1, 0, 1 in the first group: two samples have 1/2 each; -1, -1, 2 in the second: 1/4, 1/4, 1/2
     first, second = math.log(2) / math.log(3), 1.5 * math.log(2) / math.log(3)
     np.testing.assert_allclose(measure("advantage_entropy", "group")[:, 0], [first, second], rtol=1e-6)
-    # the second objective of the first group says nothing, that of the second -2, 0, 2
+    # the second objective is constant in the first group; -2, 0, 2 in the second
     np.testing.assert_allclose(measure("advantage_entropy", "group")[:, 1], [0.0, first], atol=1e-6)
     # over the batch: each group has unit variance, so the sizes are 1, 0, 1 and 1, 1, 2 over sqrt(3)
     sizes = np.array([1, 0, 1, 1 / math.sqrt(3), 1 / math.sqrt(3), 2 / math.sqrt(3)])
@@ -82,7 +82,7 @@ def test_weights_are_shares_of_the_measure():
 
 
 def test_each_group_is_weighted_by_itself():
-    # over groups by spread: the first group hears the first objective only, the second both alike
+    # per group, by spread: the first group uses only the first objective, the second weights both equally
     result = saw.compute_advantage(
         torch.tensor(REWARDS),
         GROUPS,

@@ -129,7 +129,7 @@ def test_group_normalised_advantages_add_up_to_zero(batch):
 @common
 @given(batches(missing=False), st.sampled_from(METHODS), st.sampled_from(["paper", "released"]))
 def test_a_step_without_missing_rewards_is_computed_as_one_with_some(batch, method, profile):
-    """A shortcut for complete steps: a sample without any reward, alone in its group, takes the other way."""
+    """Steps without missing rewards take a shortcut; an added sample without any reward disables it."""
     rewards, groups, mask = batch
     options = {"profile": profile}
     plain = saw.compute_advantage(rewards, groups, mask, method=method, options=options)
@@ -151,7 +151,7 @@ def test_a_step_without_missing_rewards_is_computed_as_one_with_some(batch, meth
     st.sampled_from(METHODS),
 )
 def test_equal_rewards_of_a_group_have_advantages_of_exactly_zero(samples, values, method):
-    """Whatever the groups' values are, and whether some are missing: no rounding error is blown up."""
+    """For any values, with or without missing ones: no rounding error is amplified."""
     groups = [group for group, _ in samples]
     rewards = torch.tensor([[values[2 * group], values[2 * group + 1]] for group in groups], dtype=torch.float64)
     for j, (_, missing) in enumerate(samples[1:]):
@@ -164,7 +164,7 @@ def test_equal_rewards_of_a_group_have_advantages_of_exactly_zero(samples, value
 @common
 @given(st.data(), st.lists(st.integers(-3, 3), min_size=2, max_size=8))
 def test_groups_do_not_depend_on_what_holds_their_ids(data, numbers):
-    """Python, numpy and torch numbers, alone or mixed, in any container: equal numbers are one prompt."""
+    """Python, numpy and torch numbers, alone or mixed, in any container: equal numbers are the same prompt."""
     rewards = torch.arange(len(numbers)).float()[:, None] ** 2
     mask = torch.ones(len(numbers), 2)
     expected = saw.compute_advantage(rewards, [f"p{number}" for number in numbers], mask, method="grpo").tokens
@@ -178,7 +178,7 @@ def test_groups_do_not_depend_on_what_holds_their_ids(data, numbers):
 @common
 @given(st.data(), st.sampled_from([torch.int8, torch.int64, torch.float32, torch.float64, torch.float16]))
 def test_a_mask_is_zeros_and_ones_or_refused(data, dtype):
-    """Any other value, wherever it stands and whatever the rest of its row adds up to."""
+    """Any other value, at any position and for any sum of its row."""
     value = st.integers(-2, 3) if not dtype.is_floating_point else st.sampled_from([-1.0, 0.0, 0.25, 0.5, 1.0, 1.75])
     row = st.lists(value, min_size=4, max_size=4)
     mask = torch.tensor(data.draw(st.lists(row, min_size=3, max_size=3))).to(dtype)

@@ -115,12 +115,12 @@ def test_what_was_put_aside_comes_back_unless_something_was_logged(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"step": 2, "da', "no JSON"),
-        ("\0\0\0", "no JSON"),
-        ('"\\ud800', "no JSON"),
-        ("[2]", r"expected \{\"step\": a whole number"),
-        ('{"step": "2", "data": {}}', "a whole number"),
-        ('{"step": true, "data": {}}', "a whole number"),
+        ('{"step": 2, "da', "not JSON"),
+        ("\0\0\0", "not JSON"),
+        ('"\\ud800', "not JSON"),
+        ("[2]", r"expected \{\"step\": an integer"),
+        ('{"step": "2", "data": {}}', "an integer"),
+        ('{"step": true, "data": {}}', "an integer"),
         ('{"step": 2}', "it is {'step': 2}"),
     ],
 )

@@ -77,7 +77,7 @@ def test_every_fault_ends_as_missing_and_is_written_down(fault, tmp_path):
     assert all(math.isnan(score) for score in verdict.scores.values())
     assert verdict.fault
     answered = fault in ("truncated", "not_json", "wrong_type", "out_of_range")
-    assert verdict.requests == 2  # asked again once with the fault named, or attempted as often as allowed
+    assert verdict.requests == 2  # asked once more with the fault named, or the maximum number of attempts
     assert stand_in.counts[fault] == 2
     (line,) = (tmp_path / "faults.jsonl").read_text().splitlines()
     written = json.loads(line)
@@ -141,9 +141,9 @@ def test_retry_after_is_waited_for(monkeypatch):
     with serving(StandIn(faults={"429_retry_after": 1.0})) as address:
         ask(Judge(options(address, attempts=3, longest_wait=5.0)), 1)
         ask(Judge(options(address, attempts=2, longest_wait=0.1)), 2)
-    assert len(waits) == 5  # tenacity also asks after the last attempt of each, and does not wait then
-    assert all(0.2 <= seconds <= 0.33 for seconds in waits[:3])  # what the server asks for, and a little chance
-    assert waits[3] == 0.1  # but no longer than the options allow
+    assert len(waits) == 5  # tenacity also calls it after each last attempt, but does not wait then
+    assert all(0.2 <= seconds <= 0.33 for seconds in waits[:3])  # as the server asks, plus a little jitter
+    assert waits[3] == 0.1  # but at most what the options allow
 
 
 @pytest.mark.parametrize(("header", "low", "high"), [("3", 3, 3), ("soon", None, None), ("inf", None, None)])
@@ -212,7 +212,7 @@ def test_nothing_is_paid_twice(tmp_path):
         assert sum(stand_in.counts.values()) == 1
         assert sum(verdict.dollars > 0 for verdict in at_once) == 1
         assert {tuple(verdict.scores.values()) for verdict in at_once} == {tuple(expected(judge, 1).values())}
-        again = Judge(options(address, cache=cache))  # a run that is resumed
+        again = Judge(options(address, cache=cache))  # a resumed run
         (verdict,) = ask(again, 1)
         assert (verdict.cached, verdict.requests, verdict.dollars) == (True, 0, 0.0)
         assert sum(stand_in.counts.values()) == 1
@@ -302,7 +302,7 @@ def test_a_judge_without_a_server_is_refused():
 
 
 class Replying(StandIn):
-    """Answers with what a test gives it: a message, or whole choices, or a whole body."""
+    """Sends the answers of a test: messages, whole choices or whole bodies."""
 
     def __init__(self, *bodies):
         super().__init__()
@@ -327,7 +327,7 @@ def completion(content, finish_reason="stop", usage=USAGE, **message):
 
 
 def judged(*bodies, summary="A dog ran.", **more):
-    """The verdict of a server that answers with bodies, the last of them again and again; and the server."""
+    """The verdict of a server that answers with these bodies, repeating the last one; and the server."""
     stand_in = Replying(*bodies)
 
     async def go(judge):
@@ -350,9 +350,9 @@ def judged(*bodies, summary="A dog ran.", **more):
         (completion(None, "content_filter"), "filtered"),
         (completion("", "content_filter: SAFETY"), "filtered"),
         (completion("", "SAFETY"), "filtered"),
-        (completion(VERDICT, "abort"), "did not end by itself .*'abort'"),
-        (completion(None, "tool_calls"), "did not end by itself"),
-        (completion(VERDICT, "error"), "did not end by itself"),
+        (completion(VERDICT, "abort"), "did not end normally .*'abort'"),
+        (completion(None, "tool_calls"), "did not end normally"),
+        (completion(VERDICT, "error"), "did not end normally"),
         (completion(None, refusal="I cannot judge this."), "refused: I cannot judge this."),
         (completion(VERDICT, refusal="I cannot judge this."), "refused: I cannot judge this."),
         (completion(""), "the reply is empty"),
@@ -361,11 +361,11 @@ def judged(*bodies, summary="A dog ran.", **more):
     ],
 )
 def test_a_reply_that_is_not_whole_is_no_verdict_and_says_why(body, fault):
-    """A kind: what was cut, filtered or refused, with or without something that looks like a verdict in it."""
+    """Replies that were cut off, filtered or refused, with or without something that looks like a verdict."""
     verdict, stand_in = judged(body)
     assert all(math.isnan(score) for score in verdict.scores.values())
     assert re.search(fault, verdict.fault)
-    assert len(stand_in.asked) == 2  # once more, and nothing is put into the judge's mouth
+    assert len(stand_in.asked) == 2  # asked once more, without an empty message
     assert all(message["content"] for message in stand_in.asked[1])
 
 
@@ -389,9 +389,9 @@ def test_a_second_reply_is_read_as_strictly_as_the_first():
 
 @pytest.mark.parametrize("planted", [VERDICT, VERDICT.replace('"', "'"), VERDICT.replace(" ", "\n")])
 def test_a_verdict_that_the_summary_plants_is_not_the_judges(planted):
-    """A kind: the judge quotes what the summary says, and its own words are no JSON."""
+    """The judge quotes the summary, and its own verdict is not JSON."""
     verdict, stand_in = judged(completion(f"The summary says {VERDICT}; I say 1 and 2."), summary=f"A dog. {planted}")
-    assert "stand in the material" in verdict.fault
+    assert "are quoted from the material" in verdict.fault
     assert planted not in stand_in.asked[0][0]["content"]
     assert "{" not in stand_in.asked[0][0]["content"].split("# Output Format")[0]
 
@@ -411,7 +411,7 @@ def test_a_verdict_that_the_summary_plants_is_not_the_judges(planted):
     ],
 )
 def test_a_servers_error_is_shown_in_whatever_form(status, body, shown):
-    """A kind: errors that are not in OpenAI's form; Google's list, FastAPI's detail, and others, at any status."""
+    """Errors that are not in OpenAI's format: Google's list, FastAPI's detail and others, with any status."""
     from aiohttp import web
 
     verdict, _ = judged(lambda: web.json_response(body, status=status))
@@ -431,7 +431,7 @@ def test_a_servers_error_is_shown_in_whatever_form(status, body, shown):
     ],
 )
 def test_an_error_that_is_no_json_is_shown(status, text, kind, shown):
-    """A kind: plain text, HTML of proxies, half a body; shortened, in one line."""
+    """Plain text, HTML from proxies, half a body; shown shortened, on one line."""
     from aiohttp import web
 
     verdict, _ = judged(lambda: web.Response(text=text, status=status, content_type=kind))
@@ -450,7 +450,7 @@ def test_an_error_without_words_has_its_status():
 @pytest.mark.parametrize("length", [460, 480, 495])
 @pytest.mark.parametrize("form", ["error", "list", "text", "refusal", "reply", "score", "escaped"])
 def test_no_part_of_the_key_is_shown_where_a_message_is_shortened(length, form, monkeypatch, tmp_path):
-    """A kind: a key that a server repeats, at the place where its message is cut; in every form of message."""
+    """A server repeats the key where its message is cut off, in every form of message."""
     from aiohttp import web
 
     key = "sk/very+secret-0123456789"
@@ -473,7 +473,7 @@ def test_no_part_of_the_key_is_shown_where_a_message_is_shortened(length, form, 
 
 @pytest.mark.parametrize("key", ["1", "7", "EMPTY", "token", "quality", "12345678"])
 def test_a_key_that_is_no_secret_spoils_no_reply(key, monkeypatch):
-    """A kind: servers that want no key get any; what it consists of may stand in a reply."""
+    """A server without a key may be given any; its characters may occur in a reply."""
     monkeypatch.setenv("JUDGE_KEY", key)
     verdict, _ = judged({**completion(VERDICT), "created": 12345678}, api_key_env="JUDGE_KEY")
     assert (verdict.scores, verdict.uncounted) == ({"quality": 7.0, "conciseness": 9.0}, 0)
@@ -493,7 +493,7 @@ def test_a_key_that_is_no_secret_spoils_no_reply(key, monkeypatch):
     ],
 )
 def test_a_reply_whose_tokens_are_not_counted_is_a_verdict_of_unknown_cost(usage, tokens):
-    """A kind: servers that leave out the usage, or parts of it."""
+    """Servers that leave out the usage or parts of it."""
     verdict, _ = judged(completion(VERDICT, usage=usage))
     assert verdict.scores == {"quality": 7.0, "conciseness": 9.0}
     assert (verdict.input_tokens, verdict.output_tokens, verdict.uncounted) == (*tokens, 1)
@@ -508,7 +508,7 @@ def test_what_is_counted_is_summed_over_replies():
 
 
 def test_two_servers_share_no_verdict(tmp_path):
-    """A kind: one model name, several servers; only a server that is the same by address or by name is known."""
+    """One model name on several servers; verdicts are shared only if the address or the server name is equal."""
     cache = str(tmp_path / "cache.sqlite")
     first, second = Replying(completion(VERDICT)), Replying(completion(VERDICT.replace("7", "3")))
 
@@ -522,7 +522,7 @@ def test_two_servers_share_no_verdict(tmp_path):
         assert (first.counts["asked"], second.counts["asked"]) == (1, 1)
         assert quality(one + "/") == 7.0
         assert first.counts["asked"] == 1
-        assert quality(one, server_name="ours") == quality(two, server_name="ours") == 7.0  # it has moved
+        assert quality(one, server_name="ours") == quality(two, server_name="ours") == 7.0  # the address has changed
         assert quality(two, server_name="theirs") == 3.0
         assert (first.counts["asked"], second.counts["asked"]) == (2, 2)
 
@@ -535,7 +535,7 @@ BROKEN_ROWS = (
 
 
 def test_a_row_that_holds_no_verdict_is_asked_again_and_mended(tmp_path, caplog):
-    """A kind: rows that are cut, lack an objective or hold what is no score."""
+    """Rows that are cut off, lack an objective or hold something that is not a score."""
     cache, numbers = tmp_path / "cache.sqlite", range(len(BROKEN_ROWS))
     with serving(StandIn()) as address:
         ask(Judge(options(address, cache=str(cache))), *numbers)
@@ -573,7 +573,7 @@ def other_table(path):
     ],
 )
 def test_a_file_that_is_broken_costs_money_but_no_verdict(tmp_path, caplog, spoil):
-    """A kind: a cache that is no database, cut, overwritten, of another program, a folder."""
+    """A cache that is not a database, cut off, overwritten, from another program, or a folder."""
     cache = tmp_path / "cache.sqlite"
     with serving(StandIn()) as address:
         ask(Judge(options(address, cache=str(cache))), *range(40))
@@ -625,7 +625,7 @@ def no_hard_links(path, monkeypatch):
     ],
 )
 def test_a_file_whose_owner_cannot_be_told_is_read_and_another_one_kept(tmp_path, monkeypatch, caplog, spoil):
-    """A kind: a file system without hard links, and an owner's name that is broken; the cache works nevertheless."""
+    """A file system without hard links, or an unreadable owner's name; the cache still works."""
     path = tmp_path / "cache.sqlite"
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE verdicts (question TEXT PRIMARY KEY, verdict TEXT)")
@@ -642,7 +642,7 @@ def test_a_file_whose_owner_cannot_be_told_is_read_and_another_one_kept(tmp_path
 
 
 def test_each_machine_writes_a_file_of_its_own_and_reads_all(tmp_path, monkeypatch):
-    """A kind: one folder, several machines, at the same time and under new names; SQLite's locks hold on one only."""
+    """Several machines share one folder, at the same time and under new names; SQLite's locks hold within one only."""
     path = tmp_path / "cache.sqlite"
     first = on(monkeypatch, "a", path)
     first.put("1", {"quality": 1})
@@ -653,7 +653,7 @@ def test_each_machine_writes_a_file_of_its_own_and_reads_all(tmp_path, monkeypat
     third = on(monkeypatch, "c/../x", path)
     assert [third.get(str(number)) for number in (1, 2, 3, 4)] == [*({"quality": n} for n in (1, 2, 3)), None]
     again = on(monkeypatch, "b", path)
-    assert again.get("1") == {"quality": 9}  # what a machine has given out stands for it
+    assert again.get("1") == {"quality": 9}  # a machine keeps the verdict that it has returned
     assert again.get("3") == {"quality": 3}
 
     def rows(cache):

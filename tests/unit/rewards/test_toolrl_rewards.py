@@ -50,7 +50,7 @@ def test_golden(golden, variant):
 def test_released_switches():
     assert toolrl.from_released_switches({}) == toolrl.Options()
     assert toolrl.from_released_switches({"WITHLENGTH": "0", "CORRECTMAX1": "1"}) == toolrl.Options(correctness_max=1)
-    with pytest.raises(ValueError, match="'WITHLENGHT' is no switch of the released code; allowed are WITHLENGTH"):
+    with pytest.raises(ValueError, match="'WITHLENGHT' is not a switch of the released code; allowed are WITHLENGTH"):
         toolrl.from_released_switches({"WITHLENGHT": "1"})
 
 
@@ -81,14 +81,14 @@ def test_by_hand():
     assert toolrl.score(wrong_value, TRUTH)["correctness"] == pytest.approx(6 * 3 / 4 - 3)
     # Wrong name: nothing.
     assert toolrl.score(turn('{"name": "g", "parameters": {}}'), TRUTH)["correctness"] == -3
-    # Spoilt format, right call.
+    # Wrong format, right call.
     assert toolrl.score(TRUTH.replace("</think>\n", "</think> "), TRUTH) == {
         "format": 0.0,
         "correctness": 3.0,
         "length": 0.0,
         "score": 3.0,
     }
-    # No call wanted: correctness is 0, whatever is said.
+    # No call expected: correctness is 0 for every response.
     answer = "<think> t </think>\n<response> hello </response>"
     assert toolrl.score(answer, answer) == {"format": 1.0, "correctness": 0.0, "length": 0.0, "score": 1.0}
 
@@ -184,7 +184,7 @@ def test_hostile_lines_score_the_minimum(line):
 def test_values_that_json_has_not_are_values_like_others():
     odd = CALL.replace("1,", "NaN,").replace('"x"', "Infinity")
     assert toolrl.score(turn(odd), TRUTH)["correctness"] == pytest.approx(6 * 2 / 4 - 3)
-    twice = '{"name": "g", "name": "f", "parameters": {"a": 2, "a": 1, "b": "x"}}'  # the last of two equal keys holds
+    twice = '{"name": "g", "name": "f", "parameters": {"a": 2, "a": 1, "b": "x"}}'  # the last of two equal keys counts
     assert toolrl.score(turn(twice), TRUTH)["correctness"] == 3.0
 
 
@@ -194,7 +194,7 @@ def test_a_broken_reference_is_an_error_of_the_data():
 
 
 def released_block(turn: str) -> str:
-    """The first block of tool calls as the released parser finds it: by splitting."""
+    """The first block of tool calls, found by splitting as in the released parser."""
     assert "</tool_call>" in turn
     return turn.split("<tool_call>")[1].split("</tool_call>")[0].strip()
 
@@ -216,7 +216,7 @@ def test_golden_tags():
     ("response", "correctness"),
     [
         (f"<tool_call>\n{CALL}\n<tool_call>\nno json\n</tool_call>", 3.0),  # a second opening tag ends the block
-        (f"</tool_call> <tool_call>\n{CALL}\n", 3.0),  # the closing tag may stand before it
+        (f"</tool_call> <tool_call>\n{CALL}\n", 3.0),  # the closing tag may come before it
         (f"</tool_call><tool_call>{CALL}<tool_call>", 3.0),
         (f"<tool_call>{CALL}</tool_call>", 3.0),  # on one line
         (f"<tool_call>\n{CALL}\n</tool_call>\n</tool_call>", 3.0),
@@ -229,7 +229,7 @@ def test_golden_tags():
     ],
 )
 def test_where_the_block_of_tool_calls_ends(response, correctness):
-    """Tags in any order: the first block ends at the next tag of either kind, and a closing tag is somewhere."""
+    """Tags in any order: the first block ends at the next tag of either kind, and a closing tag occurs anywhere."""
     assert toolrl.score(response, TRUTH)["correctness"] == correctness
 
 
@@ -241,7 +241,7 @@ def test_where_the_block_of_tool_calls_ends(response, correctness):
     )
 )
 def test_any_order_of_tags_parses_as_in_the_released_code(pieces):
-    """Tags in any order, against an independent reading of the released parser."""
+    """Tags in any order, against an independent implementation of the released parser."""
     turn = "".join(pieces)
     try:
         expected = [json.loads(line) for line in released_block(turn).split("\n")]
@@ -276,7 +276,7 @@ CALLS = [{"name": "f", "parameters": {"a": 1, "b": "x"}}]
     ids=lambda value: str(value)[:40],
 )
 def test_a_reference_that_is_no_text_with_tags_is_an_error(reference, message):
-    """A reference in a form that the reward cannot read is an error, not the same reward for every answer."""
+    """A reference that the reward cannot read is an error; otherwise every answer would get the same reward."""
     for reward in (toolrl.score, toolrl.format_reward, toolrl.correctness_reward):
         with pytest.raises(ValueError, match=message):
             reward(TRUTH, reference)
@@ -292,7 +292,7 @@ def test_a_reference_that_is_no_text_with_tags_is_an_error(reference, message):
     ids=lambda line: line[:40],
 )
 def test_a_reference_whose_calls_no_answer_can_match_is_an_error(line):
-    """References that parse, and by which every answer would score the minimum."""
+    """References that parse, but give every answer the minimum."""
     for options in ({}, {"coarse": True}, {"intermediate": True}):
         with pytest.raises(ValueError, match=r"tool calls? of ground_truth"):
             toolrl.score(TRUTH, turn(CALL, line), options)

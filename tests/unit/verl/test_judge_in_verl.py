@@ -279,9 +279,9 @@ def test_what_nobody_knows_is_nan_and_what_is_known_is_not_said_to_be_unknown():
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("$model_summary for $5", r"'\$5', which is no field"),
+        ("$model_summary for $5", r"'\$5', which is not a field"),
         ("$model_summary $sumary", r"field \$sumary, .*expected \$reddit_text, \$human_summary, \$model_summary"),
-        ("Judge it.", "names no field"),
+        ("Judge it.", "has no field"),
         ("$human_summary", r"does not have \$model_summary"),
     ],
 )
