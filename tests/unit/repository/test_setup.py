@@ -494,7 +494,7 @@ def test_a_command_runs_with_the_environment_s_programs(machine):
     machine.has(f"{machine.repository}/.venv/bin/ray", '#!/usr/bin/env bash\necho "ray $*, $SAW_RUNS"\nexit 3\n')
     result = machine.script("run", "ray", "start", "--address", "a b")
     assert (result.returncode, result.stdout) == (3, f"ray start --address a b, {machine.repository}/runs\n")
-    assert "there is no command" in machine.refuses(script="run")
+    assert "no command given" in machine.refuses(script="run")
 
 
 def test_the_active_python_is_checked_and_left_as_it_is(machine):
