@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
@@ -27,7 +27,7 @@ from saw.verl.replay_buffer import BUFFERS, AllLost, MultiRewardReplayBufferAsyn
 from saw.verl.reward_ranges import RewardRanges
 from saw.verl.trainer import BadReward, SAWSeparateAsyncTrainer, TooManyMissing
 from saw.verl.weight_state import State
-from tests.configs import compose
+from tests.configs import composed_with
 
 NAN = math.nan
 #: By parts of these names verl would sum, or take the least or the largest of, the metrics of mini-batches.
@@ -327,63 +327,70 @@ def test_the_group_filter_is_that_of_the_synchronous_buffer(buffer, monkeypatch)
 
 # ---------------------------------------------------------------- what is refused, before Ray starts
 
-SEPARATE = (
-    *("trainer.v1.trainer_mode=saw_separate_async", "trainer.v1.separate_async.parameter_sync_step=2"),
-    *("actor_rollout_ref.actor.ppo_mini_batch_size=16", "actor_rollout_ref.rollout.nnodes=1"),
-    *("actor_rollout_ref.rollout.n_gpus_per_node=1", "actor_rollout_ref.rollout.checkpoint_engine.backend=cpu"),
-)
-COLOCATE = ("trainer.v1.trainer_mode=saw_colocate_async",)
+MODE = "trainer.v1.trainer_mode"
+SECTION = "trainer.v1.separate_async"
+ENGINE = "actor_rollout_ref.rollout.checkpoint_engine.backend"
+SYNC: dict[str, Any] = {}
+COLOCATE = {MODE: "saw_colocate_async"}
+SEPARATE = {
+    MODE: "saw_separate_async",
+    f"{SECTION}.parameter_sync_step": 2,
+    "actor_rollout_ref.actor.ppo_mini_batch_size": 16,
+    "actor_rollout_ref.rollout.nnodes": 1,
+    "actor_rollout_ref.rollout.n_gpus_per_node": 1,
+    ENGINE: "cpu",
+}
+SWITCH = {f"{SECTION}.hybrid_rollout.enable_switch": True}
 
 
-@pytest.mark.parametrize("mode", [SEPARATE, COLOCATE])
-def test_both_modes_pass(mode):
-    assert check_config(compose("experiment=quickstart", *mode)) is not None
+def quickstart(*changes: dict[str, Any]) -> DictConfig:
+    """The quickstart's configuration, composed once, with changes."""
+    return composed_with(("experiment=quickstart",), {key: value for each in changes for key, value in each.items()})
 
 
-SWITCH = "trainer.v1.separate_async.hybrid_rollout.enable_switch=true"
+@pytest.mark.parametrize("mode", [SYNC, COLOCATE, SEPARATE])
+def test_every_mode_passes(mode):
+    assert check_config(quickstart(mode)) is not None
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("mode", "change", "message"),
     [
+        (SYNC, {MODE: "colocate_async"}, r"trainer_mode is 'colocate_async'.*saw_colocate_async or saw_separate_async"),
+        (COLOCATE, {"algorithm.adv_estimator": "grpo"}, "trainer_mode is 'saw_colocate_async'.*set both"),
         (
-            ["trainer.v1.trainer_mode=colocate_async"],
-            r"trainer_mode is 'colocate_async'.*saw_colocate_async or saw_sep",
+            COLOCATE,
+            {"saw.method": "gradient_grpo"},
+            "'gradient_grpo'.*samples of another policy.*trainer_mode to 'saw'",
         ),
-        ([*COLOCATE, "algorithm.adv_estimator=grpo"], "trainer_mode is 'saw_colocate_async'.*set both"),
-        ([*COLOCATE, "saw.method=gradient_grpo"], "'gradient_grpo'.*samples of another policy.*trainer_mode to 'saw'"),
-        ([*SEPARATE, "saw.options.informativeness=gradient_norm"], "'gradient_norm'.*samples of another policy"),
-        ([*COLOCATE, "+trainer.v1.colocate_async.parameter_sync_step=2"], r"colocate_async\.parameter_sync_step is 2"),
-        (["+trainer.v1.sync.parameter_sync_step=2"], r"trainer\.v1\.sync\.parameter_sync_step is 2"),
-        ([*SEPARATE, "data.train_batch_size=33"], "data.train_batch_size is 33; expected .* 2 x .* 16"),
-        ([*SEPARATE, "actor_rollout_ref.rollout.nnodes=0"], r"rollout\.nnodes is 0; expected at least 1"),
-        ([*SEPARATE, "actor_rollout_ref.rollout.n_gpus_per_node=0"], r"rollout\.n_gpus_per_node is 0"),
-        ([*SEPARATE, "actor_rollout_ref.rollout.checkpoint_engine.backend=naive"], "backend is 'naive'.*set it to cpu"),
-        ([*SEPARATE, "actor_rollout_ref.rollout.checkpoint_engine.backend=nccl"], "backend is 'nccl'.*set it to cpu"),
-        ([*SEPARATE, "actor_rollout_ref.hybrid_engine=false"], r"hybrid_engine is False.*set it to True"),
-        ([*SEPARATE, SWITCH], r"saw\.poll_interval is 0\.2.*set saw\.poll_interval to 2"),
+        (SEPARATE, {"saw.options.informativeness": "gradient_norm"}, "'gradient_norm'.*samples of another policy"),
+        (COLOCATE, {"trainer.v1.colocate_async.parameter_sync_step": 2}, r"colocate_async\.parameter_sync_step is 2"),
+        (SYNC, {"trainer.v1.sync.parameter_sync_step": 2}, r"trainer\.v1\.sync\.parameter_sync_step is 2"),
+        (SEPARATE, {"data.train_batch_size": 33}, "data.train_batch_size is 33; expected .* 2 x .* 16"),
+        (SEPARATE, {"actor_rollout_ref.rollout.nnodes": 0}, r"rollout\.nnodes is 0; expected at least 1"),
+        (SEPARATE, {"actor_rollout_ref.rollout.n_gpus_per_node": 0}, r"rollout\.n_gpus_per_node is 0"),
+        (SEPARATE, {ENGINE: "naive"}, "backend is 'naive'.*set it to cpu"),
+        (SEPARATE, {ENGINE: "nccl"}, "backend is 'nccl'.*set it to cpu"),
+        (SEPARATE, {"actor_rollout_ref.hybrid_engine": False}, r"hybrid_engine is False.*set it to True"),
+        (SEPARATE, SWITCH, r"saw\.poll_interval is 0\.2.*set saw\.poll_interval to 2"),
     ],
 )
-def test_what_an_asynchronous_training_cannot_do_is_refused(overrides, message):
+def test_what_an_asynchronous_training_cannot_do_is_refused(mode, change, message):
     with pytest.raises(ConfigError, match=message):
-        check_config(compose("experiment=quickstart", *overrides))
+        check_config(quickstart(mode, change))
 
 
 @pytest.mark.parametrize(
-    "right",
-    [
-        [SWITCH, "saw.poll_interval=2.0"],
-        [SWITCH, "trainer.v1.separate_async.hybrid_rollout.adaptive_switch_threshold=false"],
-    ],
+    "right", [{"saw.poll_interval": 2.0}, {f"{SECTION}.hybrid_rollout.adaptive_switch_threshold": False}]
 )
 def test_switching_at_verl_s_own_interval_passes(right):
-    assert check_config(compose("experiment=quickstart", *SEPARATE, *right)) is not None
+    assert check_config(quickstart(SEPARATE, SWITCH, right)) is not None
 
 
 def test_the_rollout_s_own_gpus_are_counted():
     """Kind: a pool that nobody has counted, for which Ray would wait for ever."""
-    together = cluster.needed(compose("experiment=quickstart", *COLOCATE))
-    apart = cluster.needed(compose("experiment=quickstart", *SEPARATE, "actor_rollout_ref.rollout.n_gpus_per_node=3"))
+    together = cluster.needed(quickstart(COLOCATE))
+    apart = cluster.needed(quickstart(SEPARATE, {"actor_rollout_ref.rollout.n_gpus_per_node": 3}))
     assert (together.gpus, apart.gpus) == (1, 4)
     assert apart.cpus - together.cpus == 3 * 2
 
