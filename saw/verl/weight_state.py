@@ -23,11 +23,14 @@ class State:
         minima (dict[str, float]): the lowest reward seen of each objective whose minimum is ``running``.
         grams (list[list[list[float]]]): inner products of the objectives' gradients, ``(K, K)`` each, of the steps
             since the weights of a gradient method last moved.
+        rollouts (dict[str, int]): how many samples were asked for of each prompt that an asynchronous training has in
+            flight, where that differs between prompts.
     """
 
     weights: list[float] | None = None
     minima: dict[str, float] = field(default_factory=dict)
     grams: list[list[list[float]]] = field(default_factory=list)
+    rollouts: dict[str, int] = field(default_factory=dict)
 
     def see(self, rewards: Tensor, settings: Settings) -> None:
         """Take one step's rewards into the running minima.
