@@ -682,11 +682,11 @@ SETTINGS = {
     ],
     STEP: [
         *("4 layers of 96; 16 prompts x 4 responses", "n = 21 steps", "95 % bootstrap"),
-        "48 tokens a reply",
+        "48 tokens per reply",
     ],
     JUDGE: [
         *("10,000 questions", "64 requests in flight", "30 % faults", "429 with", "500, reset"),
-        "64 in flight, 1.0 s an answer",
+        "64 in flight, 1.0 s per answer",
     ],
     REWARDS: ["100 kB to 1 MB", "median within 0.5 s"],
     ADVANTAGES: ["median of 9", "(32768, 1024)", "(2048, 1024)", "K = 2,", "K = 8"],
