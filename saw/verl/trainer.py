@@ -62,7 +62,7 @@ class TooManyMissing(RuntimeError):
 
 
 class BadReward(RuntimeError):
-    """A reward of which no advantage can be made: infinite, below its minimum, no number, or not returned."""
+    """A reward from which no advantage can be computed: infinite, below its minimum, not a number, or not returned."""
 
 
 class MultiRewardTrainer(PPOTrainer):
@@ -93,8 +93,8 @@ class MultiRewardTrainer(PPOTrainer):
         for objective in settings.objectives:
             if objective.minimum == "running":
                 logger.warning(
-                    "saw.objectives.%s.minimum is the lowest reward seen so far: while that falls, its CV is not "
-                    "comparable between steps, and it never is between runs",
+                    "saw.objectives.%s.minimum is the lowest reward seen so far: its CV is not comparable between "
+                    "steps while that falls, and never between runs",
                     objective.name,
                 )
         # verl asks by the name whether a trainer is synchronous, and for its section of trainer.v1
@@ -110,14 +110,14 @@ class MultiRewardTrainer(PPOTrainer):
     def _init_resource_pool_mgr(self):
         super()._init_resource_pool_mgr()
         if self.settings.needs_gradients:
-            from saw.verl.gradients import GradientWorker  # it loads verl's engines, which only these methods need here
+            from saw.verl.gradients import GradientWorker  # loads verl's engines, which only these methods need here
 
             for role in (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef):
                 if role in self.role_worker_mapping:
                     self.role_worker_mapping[role] = ray.remote(GradientWorker)
 
     def on_init_end(self):
-        """Write what this run is beside its metrics."""
+        """Write ``run.json`` beside the metrics."""
         super().on_init_end()
         ranges = dict(zip(self.settings.names, self._ranges.at(1), strict=True))
         config = self.config.copy()
@@ -125,13 +125,13 @@ class MultiRewardTrainer(PPOTrainer):
         run_info.write(config, ranges, self.total_training_steps)
 
     def fit(self, agent_loop_manager: AgentLoopManager):
-        """Train, and watch who generates the samples; a manager of the user's own may have other workers."""
+        """Train, and watch the agent loop workers; a custom manager may have others."""
         if isinstance(self.replay_buffer, MultiRewardReplayBuffer):
             self.replay_buffer.watch = Watch(getattr(agent_loop_manager, "agent_loop_workers", ()))
         super().fit(agent_loop_manager)
 
     def on_step_begin(self):
-        """Remember where the data stands, for a checkpoint of the step before this one."""
+        """Remember the data loader's state, for a checkpoint of the previous step."""
         super().on_step_begin()
         if self.mode != "sync":
             self._forget_prompts_that_are_gone()
@@ -162,12 +162,12 @@ class MultiRewardTrainer(PPOTrainer):
             try:
                 self.on_sample_end()  # makes room, as after any other sampling
             except ray.exceptions.RayError:
-                logger.exception("the rollout could not be put to sleep")  # it may be what has died
+                logger.exception("the rollout could not be put to sleep")  # it may have died itself
             try:
                 kept = self._save_step_before()
             except ray.exceptions.RayError:
-                logger.exception("no checkpoint of the step before could be saved")
-                kept = "The training goes on from its last checkpoint with the same command."
+                logger.exception("no checkpoint of the previous step could be saved")
+                kept = "The same command resumes from the last checkpoint."
             kind = TooManyMissing if isinstance(error, AllLost) else AgentLoopDied
             raise kind(f"step {self.global_steps}: {error}. {kept}") from error
         # over verl's, which merges the metrics of mini-batches by parts of their names
@@ -180,7 +180,7 @@ class MultiRewardTrainer(PPOTrainer):
             submitted = super()._submit_batch_to_rollout(batch)
         except ray.exceptions.RayActorError as error:
             raise AgentLoopDied(died(error)) from error
-        # looked up afterwards, since an agent loop manager of the user's may have put it there
+        # looked up afterwards, because a custom agent loop manager may have added it
         if ROLLOUTS in batch:
             self._rollouts |= dict(zip(batch["uid"], map(int, batch[ROLLOUTS]), strict=True))
         return submitted
@@ -236,14 +236,14 @@ class MultiRewardTrainer(PPOTrainer):
         missing = step.missing_shares()
         if step.lost:
             logger.warning(
-                "step %d: %d of %d samples were lost on the way; the log of the rollout and reward workers says why",
+                "step %d: %d of %d samples were lost; the log of the rollout and reward workers shows why",
                 *(self.global_steps, step.lost, step.lost + len(step.scored)),
             )
         worst = max(range(len(missing)), key=missing.__getitem__)
         if missing[worst] <= self.settings.max_missing and min(missing) < 1.0:
             return
         kept = self._save_step_before()
-        lost = f" ({step.lost} samples were lost on the way)" if step.lost else ""
+        lost = f" ({step.lost} samples were lost)" if step.lost else ""
         raise TooManyMissing(
             f"step {self.global_steps}: {missing[worst]:.1%} of the samples have no reward "
             f"{self.settings.names[worst]!r}{lost}, and saw.max_missing is {self.settings.max_missing:g}. {kept} "
@@ -269,8 +269,8 @@ class MultiRewardTrainer(PPOTrainer):
                 self._save_checkpoint()
             finally:
                 self.global_steps = step + 1
-            torch.save(self._dataloader_before, folder / "data.pt")  # this step's prompts have been drawn already
-        return f"The training goes on from {folder} with the same command."
+            torch.save(self._dataloader_before, folder / "data.pt")  # this step's prompts were already drawn
+        return f"The same command resumes from {folder}."
 
     def _faults_file(self) -> str | None:
         return OmegaConf.select(self.config, f"{JUDGE}.faults", default=None)
@@ -338,11 +338,11 @@ class MultiRewardTrainer(PPOTrainer):
         ]
 
     def _expected_samples(self, prompts: Sequence[str]) -> dict[str, int]:
-        """How many samples each prompt of the batch should have, also the prompts of which no row is left."""
+        """How many samples each prompt of the batch should have, including prompts that left no row."""
         rollouts = self.config.actor_rollout_ref.rollout.n
         selected = self.replay_buffer.take_selected() if hasattr(self.replay_buffer, "take_selected") else []
         expected = {prompt: self._rollouts.get(prompt, rollouts) for prompt in (*prompts, *selected)}
-        # a sampler of the user's own does not say which prompts it took
+        # a custom sampler does not report which prompts it selected
         gone = self.config.data.train_batch_size // self.parameter_sync_step - len(expected)
         return expected | {f"gone {number}": rollouts for number in range(gone)}
 
@@ -385,7 +385,7 @@ class MultiRewardTrainer(PPOTrainer):
             logger.warning("validation: the reward function failed for %d samples, and %d were lost", failed, lost)
         for row in range(len(sample_uids)):
             if all(infos[name][row] is None for name in self.settings.names):
-                for scalar in SCALARS & infos.keys():  # there it is 0, which is nobody's reward
+                for scalar in SCALARS & infos.keys():  # verl has 0 there, which is not a reward
                     infos[scalar][row] = None
         validation_samples.log(self.config.trainer, self.global_steps, *self._val_texts, infos, self.settings.names)
         metrics = super()._val_metrics_update(

@@ -154,7 +154,7 @@ def test_null_chooses(gpu, flash_attn):
         ("paged|sdpa", "expected one of"),
         ("SDPA", "expected one of .*sdpa"),
         ("kernels-community/flash-attn2", "pip install kernels"),
-        ("someone/attention", "only flash attention's"),
+        ("someone/attention", "only flash attention is known"),
     ],
 )
 def test_what_is_no_attention_for_a_training_is_refused(gpu, monkeypatch, name, says):

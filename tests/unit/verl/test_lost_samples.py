@@ -422,7 +422,7 @@ def judged(trainer: Trainer, monkeypatch, **wrong) -> None:
 def test_a_reward_that_cannot_be_used_stops_as_a_missing_one_does(tmp_path, monkeypatch, wrong, says):
     """Kind: an error in mid-training that throws the last steps away. The same checkpoint, and the same way on."""
     trainer = Trainer(tmp_path, max_missing=0.9)
-    with pytest.raises(BadReward, match=rf"step 3: .*{says}.*The training goes on from .*global_step_2"):
+    with pytest.raises(BadReward, match=rf"step 3: .*{says}.*The same command resumes from .*global_step_2"):
         judged(trainer, monkeypatch, **wrong)
     assert trainer.saved == [2]
     assert torch.load(tmp_path / "global_step_2" / "data.pt") == {"position": 3}
@@ -554,7 +554,7 @@ def test_a_dead_worker_ends_the_training_with_a_checkpoint_of_the_step_before(tm
 
     monkeypatch.setattr(trainer_base.PPOTrainer, "_submit_batch_to_rollout", dies)
     monkeypatch.setattr(trainer_module.PPOTrainerSync, "step", step)
-    with pytest.raises(AgentLoopDied, match=r"step 3: an agent loop worker has died.*goes on from .*global_step_2"):
+    with pytest.raises(AgentLoopDied, match=r"step 3: an agent loop worker has died.*resumes from .*global_step_2"):
         trainer.step({}, {})
     assert trainer.saved == [2]
     assert slept
@@ -570,9 +570,9 @@ def test_where_the_trainer_s_workers_died_with_it_the_last_checkpoint_is_what_is
     monkeypatch.setattr(trainer, "_save_checkpoint", dies)
     monkeypatch.setattr(trainer_base.PPOTrainer, "_submit_batch_to_rollout", dies)
     monkeypatch.setattr(trainer_module.PPOTrainerSync, "step", lambda self, *_: self._submit_batch_to_rollout({}))
-    with pytest.raises(AgentLoopDied, match="goes on from its last checkpoint"):
+    with pytest.raises(AgentLoopDied, match="resumes from the last checkpoint"):
         trainer.step({}, {})
-    assert "no checkpoint of the step before could be saved" in caplog.text
+    assert "no checkpoint of the previous step could be saved" in caplog.text
 
 
 @pytest.mark.slow
