@@ -28,7 +28,8 @@ from data_prep.toy_toolrl import write_splits
 from recipes.quickstart.toy_model import make_toy_model
 from saw.records.provenance import commit, machine, versions
 from saw.report.tables import markdown, write_csv
-from saw.runs.process_tree import Run, processes_of
+from saw.runs.compose import checked_override
+from saw.runs.process_tree import TrainingJob, processes_of
 
 ROOT = Path(__file__).resolve().parents[1]
 CLOCK = Path(__file__).with_name("import_clock")
@@ -103,7 +104,7 @@ def measure(tree: Path, data: tuple[Path, Path], model: Path, folder: Path, over
         "SAW_IMPORT_CLOCK": str(clock),
         "VERL_FILE_LOGGER_PATH": str(folder / "metrics.jsonl"),
     }
-    run = Run(["env", "-C", str(tree), *command], folder, LIMIT, environment)
+    run = TrainingJob(["env", "-C", str(tree), *command], folder, LIMIT, environment)
     start = Start()
     started = time.monotonic()
     with run.running() as process:
@@ -200,7 +201,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="starts of each (3)")
     parser.add_argument("--out", type=Path, help="folder for README.md and processes.csv (printed only)")
     parser.add_argument("--keep", type=Path, help="folder for logs and metrics (a temporary one)")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides")
+    parser.add_argument("overrides", nargs="*", type=checked_override, metavar="KEY=VALUE", help="Hydra overrides")
     arguments = parser.parse_args()
     provenance = f"commit {commit()}; model seed 0; {arguments.rounds} starts of each, in turn"
     provenance += f"\n{machine()}; {versions('verl', 'vllm', 'torch', 'ray', 'transformers')}"

@@ -12,7 +12,6 @@ matter here. With --out, every step's times are kept in steps.csv, from which th
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import statistics
@@ -21,12 +20,14 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from data_prep.toy_toolrl import write_splits
 from recipes.quickstart.toy_model import make_toy_model
 from saw.records.provenance import commit, machine, versions
 from saw.report.seed_statistics import bootstrap_median
 from saw.report.tables import markdown, write_csv
-from saw.runs.process_tree import Run
+from saw.runs.process_tree import TrainingJob
 
 #: Name in the table -> method and options.
 CASES: dict[str, tuple[str, dict]] = {
@@ -66,7 +67,7 @@ def run(folder: Path, names: Sequence[str], arguments: argparse.Namespace) -> li
     data = write_splits(folder / "data")
     model = make_toy_model(folder / "model", steps=0, width=arguments.width, layers=LAYERS)
     steps = (arguments.rounds + WARM_UP) * len(names)
-    training = Run(
+    training = TrainingJob(
         command(data, model, steps, arguments),
         folder,
         time_limit=arguments.hours * 3600,
@@ -87,8 +88,7 @@ def run(folder: Path, names: Sequence[str], arguments: argparse.Namespace) -> li
 
 def read(path: Path) -> list[dict[str, object]]:
     """The rows that :func:`run` returned, from their CSV."""
-    with path.open() as file:
-        return [{**row, **{part: float(row[part]) for part in PARTS}} for row in csv.DictReader(file)]
+    return pd.read_csv(path, float_precision="round_trip").to_dict("records")
 
 
 def table(rows: Sequence[dict]) -> str:

@@ -32,7 +32,6 @@ from datasets.arrow_writer import ArrowWriter
 from datasets.utils.logging import disable_progress_bar
 
 from data_prep.download import DownloadFailed, fetch
-from data_prep.row_schema import make_row
 from data_prep.sources import BadSource, fault_of_messages, fault_of_text, read_json, read_parquet
 from saw.rewards.toolrl import format_reward, is_tool_call, parse_tool_calls
 
@@ -55,8 +54,21 @@ FEATURES = Features(
 )
 
 
-#: A row that cannot be trained on, or a file that cannot be read; the message names the file, the row and the fault.
-BadRow = BadSource
+def make_row(instruction: str, question: str, output: str, index: int, split: str) -> dict[str, Any]:
+    """One row of ToolRL's RL split in verl's schema."""
+    return {
+        "data_source": "rlla",
+        "prompt": [{"role": "system", "content": instruction}, {"role": "user", "content": question}],
+        "ability": "math",  # as in the original, whatever the task
+        "reward_model": {"ground_truth": output, "style": "rule"},
+        "extra_info": {
+            "index": index,
+            "input": question,
+            "instruction": instruction,
+            "output": output,
+            "split": split,
+        },
+    }
 
 
 @dataclass
@@ -100,35 +112,35 @@ def check_output(output: Any) -> None:
     """Check a reference answer.
 
     Raises:
-        BadRow: if the reward function could not score by it.
+        BadSource: if the reward function could not score by it.
     """
     if fault := fault_of_text(output):
-        raise BadRow(f"output {fault}")
+        raise BadSource(f"output {fault}")
     if "<tool_call>" not in output and "<response>" not in output:
-        raise BadRow("output has neither <tool_call> nor <response>")
+        raise BadSource("output has neither <tool_call> nor <response>")
     if "<tool_call>" in output:
         try:
             calls = parse_tool_calls(output)
         except (ValueError, RecursionError) as error:
-            raise BadRow(f"the tool calls of output do not parse: {error}") from error
+            raise BadSource(f"the tool calls of output do not parse: {error}") from error
         for call in calls:
             if not is_tool_call(call):
-                raise BadRow(f"a tool call needs a name and a dictionary of parameters; it is {str(call)[:80]}")
+                raise BadSource(f"a tool call needs a name and a dictionary of parameters; it is {str(call)[:80]}")
     if format_reward(output.strip(), output) != 1.0:
-        raise BadRow("output itself does not have the format that it would be rewarded for")
+        raise BadSource("output itself does not have the format that it would be rewarded for")
 
 
 def check_raw(row: Any) -> None:
     """Check a row of the raw file.
 
     Raises:
-        BadRow: naming the fault.
+        BadSource: naming the fault.
     """
     if not isinstance(row, dict):
-        raise BadRow(f"it is {type(row).__name__}; expected an object with instruction, input and output")
+        raise BadSource(f"it is {type(row).__name__}; expected an object with instruction, input and output")
     for key in ("instruction", "input", "output"):
         if fault := fault_of_text(row.get(key)):
-            raise BadRow(f"{key} {fault}")
+            raise BadSource(f"{key} {fault}")
     check_output(row["output"])
 
 
@@ -136,19 +148,19 @@ def check_row(row: dict[str, Any]) -> None:
     """Check a row in verl's schema.
 
     Raises:
-        BadRow: naming the fault.
+        BadSource: naming the fault.
     """
     for key in FEATURES:
         if key not in row:
-            raise BadRow(f"there is no column {key!r}; there are {', '.join(row)}")
+            raise BadSource(f"there is no column {key!r}; there are {', '.join(row)}")
     for key in ("data_source", "ability"):
         if fault := fault_of_text(row[key]):
-            raise BadRow(f"{key} {fault}")
+            raise BadSource(f"{key} {fault}")
     if fault := fault_of_messages(row["prompt"]):
-        raise BadRow(f"prompt {fault}")
+        raise BadSource(f"prompt {fault}")
     for key in ("reward_model", "extra_info"):
         if not isinstance(row[key], dict):
-            raise BadRow(f"{key} is {str(row[key])[:60]!r}; expected {', '.join(FEATURES[key])}")
+            raise BadSource(f"{key} is {str(row[key])[:60]!r}; expected {', '.join(FEATURES[key])}")
         for name in FEATURES[key]:
             _check_cell(f"{key}.{name}", row[key].get(name))
     check_output(row["reward_model"]["ground_truth"])
@@ -157,9 +169,9 @@ def check_row(row: dict[str, Any]) -> None:
 def _check_cell(name: str, value: Any) -> None:
     if name == "extra_info.index":
         if type(value) is not int or not 0 <= value < 1 << 63:
-            raise BadRow(f"{name} is {value!r}; expected a whole number from 0")
+            raise BadSource(f"{name} is {value!r}; expected a whole number from 0")
     elif not (name.startswith("extra_info.") and value == "") and (fault := fault_of_text(value)):
-        raise BadRow(f"{name} {fault}")
+        raise BadSource(f"{name} {fault}")
 
 
 def split_order(rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -192,14 +204,14 @@ class _Checked:
         for number, row in enumerate(self.rows):
             try:
                 self.check(row)
-            except BadRow as fault:
+            except BadSource as fault:
                 self._reject(number, row, fault)
                 continue
             yield row
 
-    def _reject(self, number: int, row: Any, fault: BadRow) -> None:
+    def _reject(self, number: int, row: Any, fault: BadSource) -> None:
         if self.rejects is None:
-            raise BadRow(f"{self.path}: row {number}: {fault} (--skip-bad leaves such rows out)") from fault
+            raise BadSource(f"{self.path}: row {number}: {fault} (--skip-bad leaves such rows out)") from fault
         self.report.rows["rejected"] += 1
         with self.rejects.open("a") as file:
             file.write(json.dumps({"row": number, "fault": str(fault), "content": row}, default=str) + "\n")
@@ -221,7 +233,7 @@ def prepare(
         Report: also written to ``report.json``.
 
     Raises:
-        BadRow: at the first bad row, unless they are skipped; if the file cannot be read to its end.
+        BadSource: at the first bad row, unless they are skipped; if the file cannot be read to its end.
         DownloadFailed: if the source cannot be fetched.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -242,10 +254,10 @@ def prepare(
         )
         splits = _split_raw(raw)
     else:
-        raise BadRow(f"{path}: expected a .json or a .parquet, not {path.suffix or 'a file without an ending'}")
+        raise BadSource(f"{path}: expected a .json or a .parquet, not {path.suffix or 'a file without an ending'}")
     for name, split in splits.items():
         if len(split) == 0:
-            raise BadRow(f"{path} leaves no row for {name}.parquet")
+            raise BadSource(f"{path} leaves no row for {name}.parquet")
         file = out / f"{name}.parquet"
         split.to_parquet(file)
         report.rows[name] = len(split)
@@ -322,7 +334,7 @@ def measure_prompts(splits: dict[str, Dataset], tokenizer: str, limit: int) -> d
         encoder = AutoTokenizer.from_pretrained(tokenizer)
         encoder.get_chat_template()
     except (OSError, ValueError) as error:
-        raise BadRow(f"--tokenizer {tokenizer} cannot be used: {error}") from error
+        raise BadSource(f"--tokenizer {tokenizer} cannot be used: {error}") from error
     lengths = np.array(
         [
             len(encoder.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False))
@@ -359,7 +371,7 @@ def main() -> None:
             tokenizer=arguments.tokenizer,
             max_prompt_tokens=arguments.max_prompt_tokens,
         )
-    except (BadRow, DownloadFailed, FileNotFoundError) as fault:
+    except (BadSource, DownloadFailed, FileNotFoundError) as fault:
         raise SystemExit(f"data_prep.toolrl: {fault}") from None
     logger.info("%s", (arguments.out / "report.json").read_text())
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from data_prep.row_schema import make_row
+from data_prep.toolrl import make_row
 
 #: Tool name -> its description, its parameter, the parameter's values, and ways to ask for it.
 TOOLS: dict[str, tuple[str, str, tuple[str, ...], tuple[str, ...]]] = {

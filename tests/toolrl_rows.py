@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from data_prep.row_schema import make_row
+from data_prep.toolrl import make_row
 from recipes.toolrl.bfcl.dialogue import system_prompt
 
 CITIES = ("Paris", "Oslo", "Lima", "Cairo", "Tokyo", "Quito")

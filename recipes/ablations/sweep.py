@@ -15,11 +15,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from recipes.common.reproduce import guarded, seed_list
+from recipes.common.reproduce import run_main, seed_list
 from recipes.common.stages import Stage, run_all, show
+from recipes.common.toys import curves, toy_model, toy_rows
 from saw.method.registry import METHODS
-from saw.report import plot_curves, read_history, summary_table
-from saw.runs.compose import CONFIGS
+from saw.runs.compose import CONFIGS, checked_override, parse_override
 
 #: Experiment -> where its toy model lies in the folder of all runs, and how it is made. The study's starts with nearly
 #: all formats spoilt and knows enough to answer right now and then: format has the longer way to go.
@@ -48,7 +48,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--hours", type=float, default=72, help="after which a training is stopped (72)")
     parser.add_argument("--out", type=Path, help="folder for everything ($SAW_RUNS/sweep/EXPERIMENT)")
     parser.add_argument("--dry-run", action="store_true", help="print every command")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides of all trainings")
+    parser.add_argument(
+        "overrides", nargs="*", type=checked_override, metavar="KEY=VALUE", help="Hydra overrides of all trainings"
+    )
     arguments = parser.parse_args(argv)
     if not (CONFIGS / "experiment" / f"{arguments.experiment}.yaml").is_file():
         parser.error(f"--experiment {arguments.experiment}: there is no such file in configs/experiment")
@@ -56,27 +58,20 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         name, *own = split(method)
         if name not in METHODS:
             parser.error(f"--method {name}: expected one of {', '.join(METHODS)}")
-        for override in own:
-            if "=" not in override:
-                parser.error(f"--method {method}: {override!r} is no Hydra override; expected KEY=VALUE")
-    for override in arguments.overrides:
-        if "=" not in override:
-            parser.error(f"{override!r} is no Hydra override; expected KEY=VALUE")
+        try:
+            for override in own:
+                parse_override(override)
+        except argparse.ArgumentTypeError as fault:
+            parser.error(f"--method {method}: {fault}")
     runs = Path(os.environ.get("SAW_RUNS", "runs"))
     arguments.out = (arguments.out or runs / "sweep" / arguments.experiment).resolve()
     return arguments
 
 
 def split(method: str) -> list[str]:
-    """A method and its overrides: at the commas, but for those in brackets, as in ``static_weights=[1,3]``."""
-    parts, depth = [""], 0
-    for character in method:
-        depth += (character in "[{") - (character in "]}")
-        if character == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return parts
+    """A method and its overrides, which begin at the commas before a ``KEY=``: none within ``static_weights=[1,3]``."""
+    name, *rest = method.split(",", 1)
+    return [name, *(override for text in rest for override in re.split(r",(?=[^,=]+=)", text))]
 
 
 def label(method: str) -> str:
@@ -111,27 +106,19 @@ def toys(experiment: str) -> list[Stage]:
     if experiment not in TOY_MODELS:
         return []
     runs = Path(os.environ.get("SAW_RUNS", "runs")).resolve()
-    data, model = runs / "quickstart", runs / TOY_MODELS[experiment][0]
-    stages = []
-    if not (data / "data" / "test.parquet").exists():
-        stages.append(Stage("toy_rows", data, ("-m", "data_prep.toy_toolrl", "--out", str(data / "data"))))
-    if not (model / "model.safetensors").exists():
-        command = ("-m", "recipes.quickstart.toy_model", "--out", str(model), *TOY_MODELS[experiment][1:])
-        stages.append(Stage("toy_model", model.parent, command))
-    return stages
+    model, *options = TOY_MODELS[experiment]
+    return [*toy_rows(runs / "quickstart" / "data"), *toy_model(runs / model, *options)]
 
 
 def report(arguments: argparse.Namespace, chains: dict[str, list[Stage]]) -> None:
     """Table and curves of the trainings that are finished."""
-    histories = {
-        name: read_history(stages[0].folder / "metrics.jsonl") for name, stages in chains.items() if stages[0].is_done()
-    }
-    if not histories:
+    finished = {name: stage for name, (stage,) in chains.items() if stage.is_done()}
+    if not finished:
         return
-    table = summary_table(histories)
+    picture = arguments.out / "curves.png"
+    table = curves(finished, picture, title=f"{arguments.experiment}: {len(finished)} trainings")
     (arguments.out / "summary.md").write_text(table + "\n")
-    plot_curves(histories, arguments.out / "curves.png", title=f"{arguments.experiment}: {len(histories)} trainings")
-    print(f"\n{table}\n\npicture: {os.path.relpath(arguments.out / 'curves.png')}")
+    print(f"\n{table}\n\npicture: {os.path.relpath(picture)}")
 
 
 def main() -> None:
@@ -145,4 +132,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_main(main)

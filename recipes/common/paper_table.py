@@ -1,23 +1,27 @@
-"""What the tables of the paper share: results over seeds and repeated evaluations, and how a table is written."""
+"""What the tables of the paper share: results over seeds and repeated evaluations, and how a table is made of them."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from saw.report.tables import latex_of, write_csv
+from saw.report.tables import latex, markdown, write_csv
 from saw.runs.compose import CONFIGS
 
 NOT_RUN = "not run"
 PAPER = Path(__file__).resolve().parents[2] / "results" / "paper.yaml"
 #: Heading of the column that says why a measured cell is not set against the paper's.
 NOT_COMPARED = "not compared, for its"
+#: ``evaluation.json`` of each seed.
+Evaluations = dict[int, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -50,11 +54,6 @@ class Measurement:
         spread = f" ± {self.sd_seeds:.2f}" if self.sd_seeds is not None else ""
         within = f" ({self.sd_runs:.2f})" if self.sd_runs is not None else ""
         return f"{self.mean:.2f}{spread}{within}"
-
-
-def paper_of(table: str) -> dict[str, Any]:
-    """What the paper reports of a table: its part of ``results/paper.yaml``."""
-    return yaml.safe_load(PAPER.read_text())[table]
 
 
 def departures(cell: Mapping[str, Any], evaluation: Mapping[str, Any], paper: Mapping[str, Any]) -> list[str]:
@@ -102,26 +101,145 @@ def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{key}", value
 
 
-def write(name: str, out: Path, text: str, rows: Sequence[dict[str, object]]) -> None:
-    """Write a table as Markdown, CSV and LaTeX, and print the first.
+@dataclass(frozen=True, kw_only=True)
+class PaperTable:
+    """One of the paper's tables.
 
-    Args:
-        name (str): of the files.
-        out (Path): their folder.
-        text (str): Markdown with the table in it.
-        rows (Sequence[dict]): for the CSV.
+    Attributes:
+        name (str): of its files, and of its part of ``results/paper.yaml``.
+        title (str): above it.
+        note (str): what its numbers are.
+        cell (type): of a row's key, a named tuple whose fields are keys of ``cell.json`` and whose last is the reading.
+        keys (Mapping[str, Sequence[str]]): heading of each field -> its values, in order. A row that was not run is
+            there in the reading ``controlled``.
+        evaluation (str): path of the evaluation in a training's folder.
+        columns (Mapping[str, str]): number of an evaluation -> heading.
+        reported (Mapping[str, str]): number of the paper -> heading.
+        compared (tuple[str, str]): the column and the paper's number that are set against each other.
+        numbers (Callable): the columns of each run of an evaluation.
+        remarks (Callable): what a reader must be told of a training, by its name, ``cell.json`` and evaluation.
+        left_out (Callable): why an evaluation is not in the table; empty if it is.
+        source (Callable): what stands before the commit in the line that says where an evaluation comes from.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    (out / f"{name}.md").write_text(text)
-    write_csv(out / f"{name}.csv", rows)
-    (out / f"{name}.tex").write_text(latex_of(text))
-    print(text)
+
+    name: str
+    title: str
+    note: str
+    cell: Any
+    keys: Mapping[str, Sequence[str]]
+    evaluation: str
+    columns: Mapping[str, str]
+    reported: Mapping[str, str]
+    compared: tuple[str, str]
+    numbers: Callable[[Mapping[str, Any]], list[dict[str, float]]]
+    remarks: Callable[[str, Mapping[str, Any], Mapping[str, Any]], Iterator[str]]
+    left_out: Callable[[Mapping[str, Any]], str] = lambda evaluation: ""
+    source: Callable[[Mapping[str, Any]], str] = lambda evaluation: ""
+
+    @property
+    def paper(self) -> dict[str, Any]:
+        """What the paper reports."""
+        return yaml.safe_load(PAPER.read_text())[self.name]
+
+    def read(self, runs: Path) -> tuple[dict[Any, Evaluations], list[str]]:
+        """Evaluations by row and seed, and what a reader must be told of them."""
+        found: dict[Any, Evaluations] = {}
+        remarks = []
+        paper = self.paper
+        for path in sorted(runs.glob("*/cell.json")):
+            evaluation, name = path.parent / self.evaluation, path.parent.name
+            if not evaluation.exists():
+                continue
+            cell, content = json.loads(path.read_text()), json.loads(evaluation.read_text())
+            why = self.left_out(content)
+            if "reading" not in cell:
+                why = "its cell.json does not say which reading it was trained in"
+            if why:
+                remarks.append(f"**{name} left out: {why}.**")
+                continue
+            remarks += self.remarks(name, cell, content)
+            if cell["overrides"]:
+                remarks.append(f"**{name} was trained with {' '.join(cell['overrides'])}.**")
+            content["departures"] = departures(cell, content["settings"], paper)
+            row = self.cell(*(cell[field] for field in self.cell._fields))
+            found.setdefault(row, {})[cell["seed"]] = content
+        return found, remarks
+
+    def make(self, runs: Path) -> tuple[str, list[dict[str, object]], str]:
+        """The table as Markdown with its notes, as rows for CSV, and as LaTeX.
+
+        Args:
+            runs (Path): the folder that the reproduction wrote.
+        """
+        found, remarks = self.read(runs)
+        paper = self.paper
+        *others, _ = self.keys.values()
+        cells = {self.cell(*parts, "controlled") for parts in product(*others)} | set(found)
+        order = sorted(cells, key=self._place)
+        rows, lines = zip(*(self._row(cell, found.get(cell, {}), paper) for cell in order), strict=True)
+        header = [*self.keys, "n", *self.columns.values(), *self.reported.values(), "difference", NOT_COMPARED]
+        sources = [
+            f"`{cell.folder(seed)}: {self.source(content)}{_provenance(content['provenance'])}`"
+            for cell in order
+            for seed, content in sorted(found.get(cell, {}).items())
+        ]
+        left = len(self.keys) + 1
+        text = [f"# {self.title}", markdown(header, lines, left), self.note, *paper_notes(paper), *remarks, *sources]
+        return "\n\n".join(text) + "\n", list(rows), latex(header, lines, left)
+
+    def _place(self, cell: Any) -> tuple[int, ...]:
+        return tuple(values.index(part) for part, values in zip(cell, self.keys.values(), strict=True))
+
+    def _row(self, cell: Any, evaluations: Evaluations, paper: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """A row for the CSV, and its cells in the table."""
+        contents = [evaluations[seed] for seed in sorted(evaluations)]
+        number = len(contents[0]["runs"]) if contents else 0
+        seeds = [self.numbers(content) for content in contents]
+        ours = {
+            name: Measurement(tuple(tuple(run[name] for run in runs) for runs in seeds)) if contents else None
+            for name in self.columns
+        }
+        theirs = {name: _reported(paper[name], cell) for name in self.reported}
+        reasons = "; ".join(dict.fromkeys(what for content in contents for what in content["departures"]))
+        mine, other = ours[self.compared[0]], theirs[self.compared[1]]
+        difference = None if mine is None or other is None or reasons else mine.mean - other
+        row = dict(zip(self.keys, cell, strict=True)) | {"seeds": len(contents), "evaluations": number}
+        for name, value in ours.items():
+            row[name] = value and value.mean
+            row[f"{name}_sd_seeds"] = value and value.sd_seeds
+            row[f"{name}_sd_evaluations"] = value and value.sd_runs
+        row |= {f"paper_{name}": value for name, value in theirs.items()}
+        row |= {"difference": difference, "not_compared_for": reasons}
+        line = [*cell, f"{len(contents)} x {number}" if contents else NOT_RUN]
+        line += ["" if value is None else str(value) for value in ours.values()]
+        line += ["" if value is None else f"{value:.2f}" for value in theirs.values()]
+        return row, [*line, "" if difference is None else f"{difference:+.2f}", reasons]
+
+    def write(self, runs: Path, out: Path) -> None:
+        """Write ``NAME.md``, ``NAME.csv`` and ``NAME.tex``, and print the first."""
+        text, rows, tabular = self.make(runs)
+        out.mkdir(parents=True, exist_ok=True)
+        (out / f"{self.name}.md").write_text(text)
+        write_csv(out / f"{self.name}.csv", rows)
+        (out / f"{self.name}.tex").write_text(tabular)
+        print(text)
+
+    def main(self, description: str | None) -> None:
+        """Command line."""
+        parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.add_argument("--runs", type=Path, required=True, help="the folder that the reproduction wrote")
+        parser.add_argument("--out", type=Path, help="folder for the tables; that of --runs if absent")
+        arguments = parser.parse_args()
+        self.write(arguments.runs, arguments.out or arguments.runs)
 
 
-def command_line(description: str | None, write_table: Callable[[Path, Path], None]) -> None:
-    """Make a table from the runs that are there."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, required=True, help="the folder that the reproduction wrote")
-    parser.add_argument("--out", type=Path, help="folder for the tables; that of --runs if absent")
-    arguments = parser.parse_args()
-    write_table(arguments.runs, arguments.out or arguments.runs)
+def _reported(values: Mapping[str, Any], cell: Any) -> float | None:
+    """The paper's number of a row, which is found by its model, where there are several, and its method."""
+    *models, method, _ = cell
+    for model in models:
+        values = values[model]
+    return values.get(method)
+
+
+def _provenance(source: Mapping[str, str]) -> str:
+    return f"commit {source['commit']}, {source['machine']}, {source['versions']}; {source['command']}"

@@ -15,6 +15,7 @@ from recipes.common.stages import Stage, check_marks, gpus_of_a_node, gpus_of_th
 from saw.machine.accelerator import cluster_address
 from saw.machine.disk import free_bytes, training_bytes
 from saw.records.files import write_whole
+from saw.runs.compose import checked_override, parse_override
 
 METHODS = ("grpo", "gradient_grpo", "saw_grpo", "gdpo", "gradient_gdpo", "saw_gdpo")
 #: Reading of the sources (configs/reading) -> GPUs of a node in it.
@@ -36,20 +37,19 @@ TOLD_APART_BY = {
 }
 
 
-def parser(description: str | None, name: str, default_rehearsal_method: str = "saw_gdpo") -> argparse.ArgumentParser:
+def parser(description: str | None, name: str) -> argparse.ArgumentParser:
     """The options that every table has.
 
     Args:
         description (str | None): of the script.
         name (str): of the folder below ``$SAW_RUNS``.
-        default_rehearsal_method (str): the one row that a rehearsal takes unless rows are named.
     """
     options = argparse.ArgumentParser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,  # the script looks for --dry-run before it sets up
     )
-    options.set_defaults(table=name, default_rehearsal_method=default_rehearsal_method)
+    options.set_defaults(table=name)
     options.add_argument("--method", action="append", choices=METHODS, help="may be repeated; all if absent")
     options.add_argument("--seeds", type=seed_list, default=[1], metavar="1,2,3", help="one training each (1)")
     options.add_argument("--reading", choices=READINGS, default="controlled", help="in configs/reading (controlled)")
@@ -62,7 +62,9 @@ def parser(description: str | None, name: str, default_rehearsal_method: str = "
     options.add_argument("--out", type=Path, help=f"folder for everything ($SAW_RUNS/{name})")
     options.add_argument("--dry-run", action="store_true", help="print every command and check what it needs")
     options.add_argument("--rehearse", action="store_true", help="toy model and data, on a CPU; one row unless named")
-    options.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides of the trainings")
+    options.add_argument(
+        "overrides", nargs="*", type=checked_override, metavar="KEY=VALUE", help="Hydra overrides of the trainings"
+    )
     return options
 
 
@@ -70,17 +72,13 @@ def parse(options: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpa
     """Read and check the common options."""
     arguments = options.parse_args(argv)
     for override in arguments.overrides:
-        if "=" not in override:
-            options.error(f"{override!r} is no Hydra override; expected KEY=VALUE")
-        key = override.lstrip("+~").partition("=")[0]
+        key = parse_override(override).key_or_group
         if key in TOLD_APART_BY:
             options.error(f"{override!r} would put a training into another row's place; use {TOLD_APART_BY[key]}")
     for name in ("evaluations", "gpus", "nodes"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             options.error(f"--{name} is {getattr(arguments, name)}; expected at least 1")
-    if arguments.rehearse and not arguments.method:
-        arguments.method = [arguments.default_rehearsal_method]
-    arguments.method = list(dict.fromkeys(arguments.method or METHODS))
+    arguments.method = list(dict.fromkeys(arguments.method or (["saw_gdpo"] if arguments.rehearse else METHODS)))
     arguments.evaluations = arguments.evaluations or (2 if arguments.rehearse else 4)
     arguments.gpus = arguments.gpus or READINGS[arguments.reading]
     runs = Path(os.environ.get("SAW_RUNS", "runs"))
@@ -171,11 +169,12 @@ def _check_gpus(arguments: argparse.Namespace) -> list[str]:
     return [f"GPUs: {arguments.nodes} nodes x {arguments.gpus} wanted, {there} on {where}"] if there < wanted else []
 
 
-def write_cell(arguments: argparse.Namespace, folder: str, **what: Any) -> None:
+def _write_cell(arguments: argparse.Namespace, cell: Any, seed: int) -> None:
     """Say in a training's folder which row of the table it belongs to."""
-    (arguments.out / folder).mkdir(parents=True, exist_ok=True)
+    folder = arguments.out / cell.folder(seed)
+    folder.mkdir(parents=True, exist_ok=True)
     rehearsal = {"size_override": "toy" if arguments.rehearse else None, "overrides": list(arguments.overrides)}
-    write_whole(arguments.out / folder / "cell.json", json.dumps({**what, **rehearsal}, indent=2) + "\n")
+    write_whole(folder / "cell.json", json.dumps({**cell._asdict(), "seed": seed, **rehearsal}, indent=2) + "\n")
 
 
 def stop_if_missing(arguments: argparse.Namespace, missing: Sequence[str]) -> None:
@@ -204,14 +203,22 @@ def diagnose(arguments: argparse.Namespace, plan: tuple[Sequence[Stage], Mapping
     return subprocess.run(command, env={**os.environ, **train.environment}, check=False).returncode == 0
 
 
-def go(
+def run_or_show(
     arguments: argparse.Namespace,
     missing: Sequence[str],
     plan: tuple[Sequence[Stage], Mapping[str, Sequence[Stage]]],
-    write_cells: Callable[[], None],
-    table: Callable[[], None],
+    cells: Iterable[tuple[Any, int]],
+    write_table: Callable[[Path, Path], None],
 ) -> None:
-    """Show the plan, or carry it out and print the table."""
+    """Show the plan, or carry it out and print the table.
+
+    Args:
+        arguments (argparse.Namespace): the common options.
+        missing (Sequence[str]): what a dry run is to end with.
+        plan (tuple): the shared stages, and the stages of each training by the name of its folder.
+        cells (Iterable[tuple[Any, int]]): row of the table and seed of each training.
+        write_table (Callable): makes the table from a folder of trainings, in a folder.
+    """
     if arguments.dry_run:
         too_much = [] if arguments.rehearse else _check_memory(arguments, plan[1])
         stop_if_missing(arguments, too_much)
@@ -220,8 +227,9 @@ def go(
         show(*plan)
         raise SystemExit(2 if missing or not can_start else 0)
     check_marks(*plan)
-    write_cells()
-    run_all(*plan, table)
+    for cell, seed in cells:
+        _write_cell(arguments, cell, seed)
+    run_all(*plan, lambda: write_table(arguments.out, arguments.out))
 
 
 def _check_memory(arguments: argparse.Namespace, chains: Mapping[str, Sequence[Stage]]) -> list[str]:
@@ -231,7 +239,7 @@ def _check_memory(arguments: argparse.Namespace, chains: Mapping[str, Sequence[S
     return memory.check(trainings, arguments.gpus * arguments.nodes)
 
 
-def guarded(main: Callable[[], None]) -> None:
+def run_main(main: Callable[[], None]) -> None:
     """Call a script's main; an interrupt says that nothing is lost."""
     try:
         main()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import requests
 
-from saw.runs.process_tree import Job, RunFailed
+from saw.runs.process_tree import Job, JobFailed
 
 #: Name of the checkpoint at the server.
 SERVED = "checkpoint"
@@ -33,7 +33,7 @@ def server(model: str, folder: Path, gpus: int, arguments: Sequence[str] = ()) -
         str: the address, ``http://127.0.0.1:PORT/v1``.
 
     Raises:
-        RunFailed: if the server ends, or is not there in time.
+        JobFailed: if the server ends, or is not there in time.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -46,9 +46,9 @@ def server(model: str, folder: Path, gpus: int, arguments: Sequence[str] = ()) -
         deadline = time.monotonic() + SERVER_LIMIT
         while not _healthy(address):
             if process.poll() is not None:
-                raise RunFailed(f"the vLLM server ended with exit code {process.returncode}; {job.log_end()}")
+                raise JobFailed(f"the vLLM server ended with exit code {process.returncode}; {job.log_end()}")
             if time.monotonic() > deadline:
-                raise RunFailed(f"the vLLM server was not ready after {SERVER_LIMIT} s; {job.log_end()}")
+                raise JobFailed(f"the vLLM server was not ready after {SERVER_LIMIT} s; {job.log_end()}")
             time.sleep(1)
         yield f"{address}/v1"
 

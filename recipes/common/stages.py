@@ -24,7 +24,7 @@ from saw.machine import accelerator, environment
 from saw.machine.cluster import nodes_of_the_cluster
 from saw.records.files import write_whole
 from saw.report import step_line
-from saw.runs.process_tree import Job, Run, RunFailed, stop_job_in
+from saw.runs.process_tree import JobFailed, TrainingJob, stop_job_in
 
 HOUR = 3600.0
 
@@ -78,34 +78,53 @@ class Stage:
                 )
         return self._mark.exists()
 
+    def outcome(self) -> dict[str, Any]:
+        """What a finished stage took: ``seconds``, and ``peak_bytes`` of memory, all its processes together."""
+        return json.loads(self._mark.read_text())
+
+    def forget(self) -> None:
+        """Take it for one that was never begun."""
+        for mark in (self._mark, self._started):
+            mark.unlink(missing_ok=True)
+
+    @property
+    def job(self) -> TrainingJob:
+        """The process tree that does it."""
+        command = [sys.executable, *self.command]
+        return TrainingJob(command, self.folder, self.hours * HOUR, self.environment, self.name, resume=True)
+
     def run(self, label: str = "") -> None:
         """Do it; ``label`` goes before each step's line.
 
         Raises:
-            RunFailed: if it fails or takes too long.
+            JobFailed: if it fails or takes too long.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self._started, json.dumps({"command": self.command}) + "\n")
-        command = [sys.executable, *self.command]
         started = time.monotonic()
+        job = self.job
         if self.trains:
-            run = Run(command, self.folder, self.hours * HOUR, self.environment, self.name, resume=True)
             with tqdm(desc=f"    {self.name}", unit="step", leave=False, disable=None) as bar:
+                bar.set_postfix_str("starting Ray, vLLM and the workers")
 
                 def on_step(step: int, metrics: dict[str, Any]) -> None:
-                    record = run.folder / "run.json"
-                    if bar.total is None and record.exists():  # from here on the bar knows the time left
-                        bar.total = json.loads(record.read_text())["total_steps"]
+                    info = self.folder / "run.json"
+                    if bar.total is None and info.exists():  # from here on the bar knows the time left
+                        bar.total = json.loads(info.read_text())["total_steps"]
+                        bar.set_postfix_str("")
                         bar.update(step - 1 - bar.n)
                     if any(key.startswith("saw/") for key in metrics):
                         bar.write(f"    {label}{step_line(step, metrics)}")
                         bar.update(1)
 
-                run.follow(on_step)
+                job.follow(on_step)
         else:
-            Job(command, self.folder, self.hours * HOUR, self.environment, self.name).finish()
-        mark = {"command": self.command, "seconds": round(time.monotonic() - started, 1)}
-        write_whole(self._mark, json.dumps(mark) + "\n")
+            job.finish()
+        seconds = round(time.monotonic() - started, 1)
+        write_whole(
+            self._mark,
+            json.dumps({"command": self.command, "seconds": seconds, "peak_bytes": job.peak_bytes}) + "\n",
+        )
 
     def stop(self) -> None:
         """Stop it, if it runs in another thread of this process: it fails there."""
@@ -130,7 +149,7 @@ def run_all(
     try:
         for stage in shared:
             _run(stage)
-    except RunFailed as failure:
+    except JobFailed as failure:
         raise SystemExit(f"the stage failed: {failure}") from None
     failures: dict[str, str] = {}
     stopping = Event()
@@ -140,7 +159,7 @@ def run_all(
         try:
             for stage in stages:
                 _run(stage, label)
-        except RunFailed as failure:
+        except JobFailed as failure:
             failures[name] = str(failure)
             if not stopping.is_set():
                 print(f"    {label}failed: {failure}", flush=True)

@@ -2,8 +2,8 @@
 
     bash scripts/quickstart.sh [--data FILE.parquet] [--model PATH] [--method NAME ...] [--steps N] [KEY=VALUE ...]
 
-Everything goes below runs/quickstart. What stands there is reused; --fresh begins anew. KEY=VALUE are Hydra overrides
-of configs/experiment/quickstart.yaml.
+Everything goes below runs/quickstart. What is finished there is not done again; --fresh trains again. KEY=VALUE are
+Hydra overrides of configs/experiment/quickstart.yaml.
 """
 
 from __future__ import annotations
@@ -11,28 +11,21 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import logging
 import os
 import shlex
-import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from datasets import Dataset
-from datasets.utils.logging import disable_progress_bar
-from tqdm import tqdm
-from transformers.utils import logging as transformers_logging
+import pyarrow.parquet as pq
 
-from data_prep.toy_toolrl import write_splits
-from recipes.quickstart.toy_model import make_toy_model
+from recipes.common.reproduce import run_main
+from recipes.common.stages import HOUR, Stage, run_all
+from recipes.common.toys import curves, toy_model, toy_rows
 from saw.method.registry import METHODS
 from saw.records.provenance import commit, machine, versions
-from saw.report import plot_curves, read_history, step_line, summary_table
-from saw.runs.process_tree import Run, RunFailed
+from saw.runs.compose import checked_override
 
 DEFAULT_METHODS = ("grpo", "saw_gdpo")
 DEFAULT_STEPS = 16
@@ -40,33 +33,31 @@ DEFAULT_STEPS = 16
 START_LIMIT, STEP_LIMIT = 600, 300
 
 
-@contextmanager
-def stage(title: str) -> Iterator[None]:
-    """Announce a part of the work, and say how long it took."""
-    print(f"==> {title}", flush=True)
-    started = time.monotonic()
-    yield
-    print(f"    {time.monotonic() - started:.0f} s", flush=True)
-
-
-def prepare_data(folder: Path) -> tuple[Path, Path]:
-    """Make the toy data, or take what stands."""
-    train, test = folder / "train.parquet", folder / "test.parquet"
-    with stage("data: 512 made-up tool-calling rows in ToolRL's format"):
-        if not (train.exists() and test.exists()):
-            write_splits(folder)
-    return train, test
-
-
-def prepare_model(folder: Path) -> Path:
-    """Make and warm up the toy model, or take what stands; a half-made one does not stand."""
-    with stage("model: a small Qwen2 and its tokenizer, 300 supervised steps on spoilt answers"):
-        if not folder.exists():
-            unfinished = folder.with_name(folder.name + ".unfinished")
-            shutil.rmtree(unfinished, ignore_errors=True)
-            make_toy_model(unfinished)
-            unfinished.rename(folder)
-    return folder
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line, and find what cannot work before anything is made."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="training rows in verl's schema (parquet); toy data if absent")
+    parser.add_argument("--model", type=Path, help="a Hugging Face model folder; a toy model if absent")
+    parser.add_argument(
+        "--method",
+        action="append",
+        choices=list(METHODS),
+        help=f"may be repeated; {', '.join(DEFAULT_METHODS)} if absent",
+    )
+    parser.add_argument("--steps", type=int, default=DEFAULT_STEPS, help=f"training steps ({DEFAULT_STEPS})")
+    parser.add_argument("--out", type=Path, default=Path(os.environ.get("SAW_RUNS", "runs")) / "quickstart")
+    parser.add_argument("--fresh", action="store_true", help="train again where a training is finished")
+    parser.add_argument("overrides", nargs="*", type=checked_override, metavar="KEY=VALUE", help="Hydra overrides")
+    arguments = parser.parse_args(argv)
+    if arguments.steps < 1:
+        parser.error(f"--steps is {arguments.steps}; expected a number that is at least 1")
+    if arguments.data and not arguments.data.is_file():
+        parser.error(f"--data {arguments.data}: there is no such file")
+    if arguments.model and not (arguments.model / "config.json").is_file():
+        parser.error(f"--model {arguments.model}: expected a Hugging Face model folder with a config.json")
+    arguments.method = list(dict.fromkeys(arguments.method or DEFAULT_METHODS))
+    arguments.out = arguments.out.resolve()
+    return arguments
 
 
 def fit_lengths(data: Path, model: Path) -> list[str]:
@@ -80,7 +71,7 @@ def fit_lengths(data: Path, model: Path) -> list[str]:
     from transformers import AutoConfig, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    rows = Dataset.from_parquet(str(data))
+    rows = pq.read_table(data, columns=["prompt", "reward_model"]).to_pylist()
     prompts = sorted(
         len(tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)) for row in rows
     )
@@ -89,7 +80,7 @@ def fit_lengths(data: Path, model: Path) -> list[str]:
     response = min(_up(answers + 16), 1024, context // 2)
     prompt = min(_up(prompts[-1]), context - response)
     kept = sum(length <= prompt for length in prompts)
-    print(f"    {len(prompts)} rows; prompts of {prompts[0]} to {prompts[-1]} tokens, {kept} within {prompt}")
+    print(f"{data}: {len(prompts)} rows; prompts of {prompts[0]} to {prompts[-1]} tokens, {kept} within {prompt}")
     if kept == 0:
         raise SystemExit(f"no prompt in {data} fits the model's context of {context} tokens")
     batch = min(32, kept)
@@ -109,107 +100,46 @@ def _up(length: int, multiple: int = 64) -> int:
     return -(-length // multiple) * multiple
 
 
-def train(method: str, steps: int, overrides: list[str], folder: Path, fresh: bool) -> Run:
-    """Train with one method, or take a finished run of the same command."""
-    command = [
-        *(sys.executable, "-m", "saw.runs.train", "experiment=quickstart"),
-        *(f"saw.method={method}", f"trainer.total_training_steps={steps}", f"trainer.default_local_dir={folder}"),
-        *overrides,
-    ]
-    run = Run(command, folder, time_limit=START_LIMIT + STEP_LIMIT * steps)
-    finished = folder / "finished.json"
-    with stage(f"training: {method}, {steps} steps (log: {_short(run.log)})"):
-        if finished.exists() and not fresh and json.loads(finished.read_text())["command"] == command[1:]:
-            run.peak_bytes = json.loads(finished.read_text())["peak_bytes"]
-            print("    stands from before")
-            return run
-        finished.unlink(missing_ok=True)
-        with tqdm(total=steps, desc=f"    {method}", unit="step", leave=False, disable=None) as bar:
-            bar.set_postfix_str("starting Ray, vLLM and the workers")
+def plan(arguments: argparse.Namespace) -> tuple[list[Stage], dict[str, list[Stage]]]:
+    """The stages that make data and model, and one training for each method.
 
-            def on_step(step: int, metrics: dict[str, Any]) -> None:
-                bar.write("    " + step_line(step, metrics))
-                bar.set_postfix_str("")
-                bar.update(1)
-
-            run.follow(on_step)
-        finished.write_text(json.dumps({"command": command[1:], "peak_bytes": run.peak_bytes}))
-    return run
-
-
-def _short(path: Path) -> str:
-    return os.path.relpath(path)
-
-
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="training rows in verl's schema (parquet); toy data if absent")
-    parser.add_argument("--model", type=Path, help="a Hugging Face model folder; a toy model if absent")
-    parser.add_argument(
-        "--method",
-        action="append",
-        choices=list(METHODS),
-        help=f"may be repeated; {', '.join(DEFAULT_METHODS)} if absent",
-    )
-    parser.add_argument("--steps", type=int, default=DEFAULT_STEPS, help=f"training steps ({DEFAULT_STEPS})")
-    parser.add_argument("--out", type=Path, default=Path(os.environ.get("SAW_RUNS", "runs")) / "quickstart")
-    parser.add_argument("--fresh", action="store_true", help="train again where a finished run stands")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides")
-    arguments = parser.parse_args()
-    _check(parser, arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-
-    started = time.monotonic()
-    out = arguments.out.resolve()
-    methods = list(dict.fromkeys(arguments.method or DEFAULT_METHODS))
-    model = arguments.model.resolve() if arguments.model else prepare_model(out / "model")
-    fitted = []
+    Trainings with other settings have folders of their own, named by a checksum of the settings.
+    """
+    out, shared = arguments.out, []
+    model, train_file, test_file = out / "model", out / "data" / "train.parquet", out / "data" / "test.parquet"
+    if arguments.model:
+        model = arguments.model.resolve()
+    else:
+        shared += toy_model(model)
     if arguments.data:
         train_file = test_file = arguments.data.resolve()
-        with stage(f"data: {arguments.data}"):
-            fitted = fit_lengths(train_file, model)
     else:
-        train_file, test_file = prepare_data(out / "data")
+        shared += toy_rows(out / "data")
     overrides = [
         *(f"data.train_files={train_file}", f"data.val_files={test_file}", f"actor_rollout_ref.model.path={model}"),
-        *fitted,
+        *(fit_lengths(train_file, model) if arguments.data else ()),
         *arguments.overrides,
     ]
-    runs = {}
-    for method in methods:
-        folder = out / "-".join([method, _fingerprint(overrides, arguments.steps)])
-        runs[method] = train(method, arguments.steps, overrides, folder, arguments.fresh)
-    report(runs, out, time.monotonic() - started)
+    settings = hashlib.sha256(json.dumps([overrides, arguments.steps]).encode()).hexdigest()[:8]
+    chains = {}
+    for method in arguments.method:
+        folder = out / f"{method}-{settings}"
+        command = (
+            *("-m", "saw.runs.train", "experiment=quickstart", f"saw.method={method}"),
+            *(f"trainer.total_training_steps={arguments.steps}", f"trainer.default_local_dir={folder}"),
+            *overrides,
+        )
+        hours = (START_LIMIT + STEP_LIMIT * arguments.steps) / HOUR
+        chains[method] = [Stage("train", folder, command, hours, trains=True)]
+    return shared, chains
 
 
-def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """Find what cannot work before anything is made."""
-    if arguments.steps < 1:
-        parser.error(f"--steps is {arguments.steps}; expected a number that is at least 1")
-    if arguments.data and not arguments.data.is_file():
-        parser.error(f"--data {arguments.data}: there is no such file")
-    if arguments.model and not (arguments.model / "config.json").is_file():
-        parser.error(f"--model {arguments.model}: expected a Hugging Face model folder with a config.json")
-    for override in arguments.overrides:
-        if "=" not in override:
-            parser.error(f"{override!r} is no Hydra override; expected KEY=VALUE")
-
-
-def _fingerprint(overrides: list[str], steps: int) -> str:
-    """Short name of a setting, so that runs with other settings stand beside each other."""
-    return hashlib.sha256(json.dumps([overrides, steps]).encode()).hexdigest()[:8]
-
-
-def report(runs: dict[str, Run], out: Path, seconds: float) -> None:
-    """Print the table, draw the picture, and write both down with where they come from."""
-    histories = {method: read_history(run.metrics) for method, run in runs.items()}
-    picture = out / "curves.png"
-    plot_curves(histories, picture, title="Mean reward, CV and weight of each objective")
-    peak = max(run.peak_bytes for run in runs.values()) / 2**30
-    table = summary_table(histories)
+def report(out: Path, chains: Mapping[str, Sequence[Stage]], seconds: float) -> None:
+    """Print the table of what is finished, draw the picture, and write both down with where they come from."""
+    finished = {method: stage for method, (stage,) in chains.items() if stage.is_done()}
+    if not finished:
+        return
+    table = curves(finished, out / "curves.png", title="Mean reward, CV and weight of each objective")
     provenance = (
         f"bash scripts/quickstart.sh {shlex.join(sys.argv[1:])}".strip()
         + f"\ncommit {commit()}; data seed 0, model seed 0, trainer seed 1; one run a method"
@@ -217,17 +147,24 @@ def report(runs: dict[str, Run], out: Path, seconds: float) -> None:
     )
     (out / "summary.md").write_text(f"{table}\n\n```\n{provenance}\n```\n")
     print(f"\n{table}\n\n{provenance}")
-    print(f"picture: {_short(picture)}")
+    print(f"picture: {os.path.relpath(out / 'curves.png')}")
+    peak = max(stage.outcome()["peak_bytes"] for stage in finished.values()) / 2**30
     print(f"peak memory of a run: {peak:.1f} GiB;  all of it took {seconds / 60:.1f} min, set-up not counted")
-    for method, run in runs.items():
-        for fault in run.faults()[:5]:
+    for method, stage in finished.items():
+        for fault in stage.job.faults()[:5]:
             print(f"warning: {method} logged: {fault[:200]}")
 
 
+def main() -> None:
+    """Command line."""
+    started = time.monotonic()
+    arguments = parse()
+    shared, chains = plan(arguments)
+    if arguments.fresh:
+        for (stage,) in chains.values():
+            stage.forget()
+    run_all(shared, chains, lambda: report(arguments.out, chains, time.monotonic() - started))
+
+
 if __name__ == "__main__":
-    try:
-        main()
-    except RunFailed as failure:
-        raise SystemExit(f"\nthe training failed: {failure}") from None
-    except KeyboardInterrupt:
-        raise SystemExit("\ninterrupted; everything that was started has been stopped") from None
+    run_main(main)

@@ -34,6 +34,8 @@ CHAT_TEMPLATE = (
 )
 #: Tags that are one token each, as ``<tool_call>`` is in Qwen2.5's tokenizer.
 TAGS = [f"<{slash}{tag}>" for tag in ("think", "tool_call", "response", "user") for slash in ("", "/")]
+#: The file that is moved into the model's folder last: where it is, all of the model is.
+WEIGHTS = "model.safetensors"
 IGNORED = -100  # label of a token that the loss skips
 #: A question as a chat, and its answer.
 Example = tuple[list[dict[str, str]], str]
@@ -195,9 +197,13 @@ def make_toy_model(
 
         rows = examples(task, 2048, seed + 100)
         warm_up(model, tokenizer, rows, spoilt, steps=steps, batch_size=batch_size, seed=seed)
+    unfinished = folder.with_name(folder.name + ".unfinished")
+    tokenizer.save_pretrained(unfinished)
+    model.save_pretrained(unfinished)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(folder)
-    model.save_pretrained(folder)
+    for file in sorted(unfinished.iterdir(), key=lambda file: file.name == WEIGHTS):
+        file.replace(folder / file.name)
+    unfinished.rmdir()
     return folder
 
 

@@ -10,7 +10,6 @@ steps.csv, which holds what the tables and figures are made from, and makes them
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import os
 from collections.abc import Sequence
@@ -18,10 +17,11 @@ from pathlib import Path
 from statistics import fmean, median
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 from recipes.ablations import sweep
-from recipes.common.reproduce import guarded, seed_list
+from recipes.common.reproduce import run_main, seed_list
 from recipes.common.stages import run_all
 from saw.records.provenance import machine, versions
 from saw.report import figures, summary, tables
@@ -59,36 +59,30 @@ def write_steps(runs: Sequence[LoggedRun], path: Path) -> int:
     of a longer training are a shorter one.
     """
     last = min(run.history.steps[-1] for run in runs)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["method", "seed", "commit", "step", *KEPT])
-        for run in runs:
-            commit = run.record["provenance"]["commit"]
-            for place, step in enumerate(run.history.steps):
-                if step > last:
-                    break
-                values = [run.history.columns[name][place] for name in KEPT]
-                writer.writerow([_row_of(run), run.seed, commit, step, *(f"{value:.7g}" for value in values)])
+    frames = []
+    for run in runs:
+        whose = {"method": _row_of(run), "seed": run.seed, "commit": run.info["provenance"]["commit"]}
+        values = {name: run.history.columns[name] for name in KEPT}
+        frames.append(pd.DataFrame({**whose, "step": run.history.steps, **values}))
+    table = pd.concat(frames)
+    table[table["step"] <= last].to_csv(path, index=False, float_format="%.7g", na_rep="nan")
     return last
 
 
 def read_steps(path: Path) -> dict[str, list[LoggedRun]]:
     """The runs of a CSV by their row of the tables."""
-    rows: dict[tuple[str, int, str], list[dict[str, str]]] = {}
-    with path.open() as file:
-        for row in csv.DictReader(file):
-            rows.setdefault((row["method"], int(row["seed"]), row["commit"]), []).append(row)
+    table = pd.read_csv(path, dtype={"commit": str, **dict.fromkeys(KEPT, float)}, float_precision="round_trip")
     groups: dict[str, list[LoggedRun]] = {}
-    for (label, seed, commit), steps in rows.items():
-        columns = {name: tuple(float(row[name]) for row in steps) for name in KEPT}
-        history = History(tuple(int(row["step"]) for row in steps), tuple(OBJECTIVES), columns)
-        record = {
-            "config": {"saw": {"method": label.partition(",")[0]}, "data": {"seed": seed}},
+    for (label, seed, commit), steps in table.groupby(["method", "seed", "commit"], sort=False):
+        columns = {name: tuple(steps[name]) for name in KEPT}
+        history = History(tuple(steps["step"]), tuple(OBJECTIVES), columns)
+        info = {
+            "config": {"saw": {"method": label.partition(",")[0]}, "data": {"seed": int(seed)}},
             "ranges": {name: list(bounds) for name, bounds in OBJECTIVES.items()},
             "provenance": {"commit": commit},
         }
         folder = path.parent / f"{sweep.label(METHODS[label])}_seed{seed}"  # as the training was named
-        groups.setdefault(label, []).append(LoggedRun(folder, history, {}, record))
+        groups.setdefault(label, []).append(LoggedRun(folder, history, {}, info))
     return groups
 
 
@@ -224,4 +218,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_main(main)

@@ -210,8 +210,6 @@ def misleading(seeds: int, out: Path) -> Part:
             lines.append([label, like, f"saw_{family}", f"{weight:.2f}", *cells, rows[-1]["verdict"]])
     header = ["the other objective", "like", "method", "its weight, first 20 steps", "good: steps, less equal weights"]
     header += ["other: steps, less equal weights", "SAW"]
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    rows = [{key: row.get(key) for key in keys} for row in rows]
     text = "The good objective has 8 choices. Differences are paired by seed; a negative one is a gain of SAW."
     return Part(rows, markdown(header, lines, left=3), text)
 

@@ -36,8 +36,8 @@ from saw.records.provenance import commit, machine, versions
 from saw.rewards import JUDGE
 from saw.rewards.judge import Judge, JudgeOptions, Verdict, prompt
 from saw.rewards.judge.options import JudgeError
-from saw.runs.compose import compose
-from saw.runs.process_tree import RunFailed
+from saw.runs.compose import checked_override, compose
+from saw.runs.process_tree import JobFailed
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 #: Share of the summaries that may lack a verdict; an evaluation with more is none.
@@ -255,12 +255,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=64, help="requests in flight to the checkpoint's server (64)")
     parser.add_argument("--gpus", type=int, default=1, help="copies of the model, a GPU each; 0: on the CPU")
     parser.add_argument("--vllm", nargs="*", default=[], help="options for `vllm serve`")
-    parser.add_argument("--overrides", nargs="*", default=[], metavar="KEY=VALUE", help="Hydra overrides of the judge")
+    parser.add_argument(
+        "--overrides", nargs="*", type=checked_override, default=[], metavar="KEY=VALUE", help="of the judge"
+    )
     arguments = parser.parse_args()
     arguments.sampling = sampling.from_options(parser, arguments)
     try:
         result = evaluate(arguments)
-    except (RunFailed, JudgeError) as failure:
+    except (JobFailed, JudgeError) as failure:
         raise SystemExit(f"the evaluation failed, and goes on if it is called again: {failure}") from None
     for number, run in enumerate(result["runs"], start=1):
         print(f"run {number}: " + "  ".join(f"{key} {value:.3f}" for key, value in run[arguments.judge].items()))

@@ -24,7 +24,7 @@ from recipes.common import reproduce
 from recipes.common.stages import Stage
 from recipes.tldr.evaluate import judge_options
 from recipes.tldr.stand_in_judge import FAULTS, StandIn, serving
-from recipes.tldr.table2 import Cell, write_table
+from recipes.tldr.table import TABLE, Cell
 from saw.rewards import JUDGE
 from saw.rewards.judge import JudgeOptions
 from saw.rewards.judge.options import JudgeError
@@ -164,20 +164,8 @@ def main() -> None:
         elif arguments.rehearse:
             stand_in = StandIn(latency=0.02, faults=dict.fromkeys(FAULTS, 0.1 / len(FAULTS)))
             environment = {"JUDGE_URL": stack.enter_context(serving(stand_in))}
-
-        def write_cells() -> None:
-            for cell, seed in cells(arguments):
-                what = {"method": cell.method, "reading": cell.reading, "seed": seed}
-                reproduce.write_cell(arguments, cell.folder(seed), **what)
-
-        reproduce.go(
-            arguments,
-            missing,
-            plan(arguments, environment),
-            write_cells,
-            lambda: write_table(arguments.out, arguments.out),
-        )
+        reproduce.run_or_show(arguments, missing, plan(arguments, environment), cells(arguments), TABLE.write)
 
 
 if __name__ == "__main__":
-    reproduce.guarded(main)
+    reproduce.run_main(main)

@@ -30,7 +30,7 @@ from recipes.toolrl.scores import CATEGORIES, scores
 from saw.records.files import write_whole
 from saw.records.provenance import commit, machine, versions
 from saw.rewards.toolrl import format_reward
-from saw.runs.process_tree import Job, RunFailed
+from saw.runs.process_tree import Job, JobFailed
 
 #: Seconds for one run's questions, multi-turn ones take hours; for its scores.
 ASKING_LIMIT, SCORING_LIMIT = 12 * 3600, 3600
@@ -174,7 +174,7 @@ def main() -> None:
         parser.error(f"--max-refused is {arguments.max_refused}; expected a share between 0 and 1")
     try:
         result = evaluate(arguments)
-    except RunFailed as failure:
+    except JobFailed as failure:
         raise SystemExit(f"the evaluation failed, and goes on if it is called again: {failure}") from None
     if set(arguments.categories) == set(CATEGORIES):
         for number, run in enumerate(result["runs"], start=1):

@@ -18,7 +18,7 @@ from pathlib import Path
 from recipes.common import reproduce
 from recipes.common.stages import Stage
 from recipes.toolrl.evaluate import bfcl_python
-from recipes.toolrl.table1 import SIZES, Cell, write_table
+from recipes.toolrl.table import SIZES, TABLE, Cell
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -99,14 +99,8 @@ def main() -> None:
     arguments = parse()
     missing = check(arguments)
     reproduce.stop_if_missing(arguments, missing)
-
-    def write_cells() -> None:
-        for cell, seed in cells(arguments):
-            what = {"size": cell.size, "method": cell.method, "reading": cell.reading, "seed": seed}
-            reproduce.write_cell(arguments, cell.folder(seed), **what)
-
-    reproduce.go(arguments, missing, plan(arguments), write_cells, lambda: write_table(arguments.out, arguments.out))
+    reproduce.run_or_show(arguments, missing, plan(arguments), cells(arguments), TABLE.write)
 
 
 if __name__ == "__main__":
-    reproduce.guarded(main)
+    reproduce.run_main(main)

@@ -10,7 +10,7 @@ from saw.memory.fit import fits, memory_of_a_gpu, usable
 from saw.memory.phases import estimate
 from saw.memory.report import document, summary, table
 from saw.memory.shape import shape_of
-from saw.runs.compose import compose
+from saw.runs.compose import checked_override, compose
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--method", help="the experiment's own, saw_gdpo for the tables")
     parser.add_argument("--flash-attn", action=argparse.BooleanOptionalAction, help="whether it is installed (as here)")
     parser.add_argument("--document", action="store_true", help="print the tables of docs/memory.md")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides")
+    parser.add_argument("overrides", nargs="*", type=checked_override, metavar="KEY=VALUE", help="Hydra overrides")
     arguments = parser.parse_args(argv)
     if arguments.document:
         print("\n\n".join(document()))

@@ -22,7 +22,7 @@ def table(found: Estimate, gpu_bytes: float) -> str:
     allowance = [FRAGMENTATION * sum(phase.parts.values()) + CONTEXTS for phase in found.phases]
     rows.append(["allowance", *map(_gib, allowance)])
     rows.append(["**all**", *(_gib(phase.total(gpu_bytes, share)) for phase in found.phases)])
-    return markdown(["GiB a GPU", *(phase.name for phase in found.phases)], rows, left=1)
+    return markdown(["GiB per GPU", *(phase.name for phase in found.phases)], rows, left=1)
 
 
 def _gib(size: float) -> str:

@@ -127,8 +127,3 @@ class Options(BaseModel):
     def numerics(self) -> Profile:
         """The constants of the chosen profile."""
         return PROFILES[self.profile]
-
-    @property
-    def remembers(self) -> bool:
-        """Whether this step's weights depend on the last step's."""
-        return self.ema > 0 or self.max_change is not None

@@ -97,7 +97,7 @@ def _noisy_cv(run: LoggedRun, objective: str) -> list[str]:
 
 
 def _outside(run: LoggedRun, objective: str) -> list[str]:
-    low, high = run.record.get("ranges", {}).get(objective, (None, None))
+    low, high = run.info.get("ranges", {}).get(objective, (None, None))
     found = []
     sides = (("min", low, -1, "below its stated minimum"), ("max", high, 1, "above its stated maximum"))
     for what, bound, sign, side in sides:

@@ -149,7 +149,7 @@ def draw_all(groups: Mapping[str, Sequence[LoggedRun]], folder: Path) -> list[Pa
     drawn = []
     for name in ("GRPO-based", "GDPO-based", "other"):
         own = {
-            label: runs for label, runs in groups.items() if family(runs[0].method if runs[0].record else label) == name
+            label: runs for label, runs in groups.items() if family(runs[0].method if runs[0].info else label) == name
         }
         if not own:
             continue

@@ -115,24 +115,24 @@ class LoggedRun:
         folder (Path): the folder.
         history (History): the metrics of its training steps.
         validation (Mapping[int, Mapping[str, float]]): step -> the metrics of its validation.
-        record (Mapping[str, Any]): its ``run.json``; empty where there is none.
+        info (Mapping[str, Any]): its ``run.json``; empty where there is none.
         file (str): name of the log in the folder.
     """
 
     folder: Path
     history: History
     validation: Mapping[int, Mapping[str, float]]
-    record: Mapping[str, Any]
+    info: Mapping[str, Any]
     file: str = LOG
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """The configuration, flat: ``{"saw.method": "grpo", ...}``."""
-        return dict(_flat(self.record.get("config", {})))
+        return dict(_flat(self.info.get("config", {})))
 
     @property
     def method(self) -> str:
-        """What it was trained with; the folder's name, or another log's, where no record says so."""
+        """What it was trained with; the folder's name, or another log's, where no ``run.json`` says so."""
         name = self.folder.name if self.file == LOG else Path(self.file).stem
         return str(self.config.get("saw.method", name))
 
@@ -143,8 +143,8 @@ class LoggedRun:
 
     @property
     def total_steps(self) -> int | None:
-        """How long the training was to be; None where no record says so."""
-        return self.record.get("total_steps")
+        """How long the training was to be; None where no ``run.json`` says so."""
+        return self.info.get("total_steps")
 
     def samples(self) -> list[dict[str, Any]]:
         """The validation's sampled answers with their rewards; broken lines are left out."""
@@ -193,25 +193,25 @@ def read_run(folder: Path) -> LoggedRun:
         folder=path.parent,
         history=_history(path, logged),
         validation={step: data for step, data in validation.items() if data},
-        record=_read_record(path.parent / "run.json"),
+        info=_read_info(path.parent / "run.json"),
         file=path.name,
     )
 
 
-def _read_record(path: Path) -> dict[str, Any]:
+def _read_info(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        record = json.loads(path.read_bytes())
+        info = json.loads(path.read_bytes())
     except ValueError as fault:
         raise ValueError(f"{path}: no JSON: {fault}; without it nobody knows what was trained") from fault
-    parts = {"run.json": record} | ({key: record.get(key, {}) for key in _SECTIONS} if isinstance(record, dict) else {})
+    parts = {"run.json": info} | ({key: info.get(key, {}) for key in _SECTIONS} if isinstance(info, dict) else {})
     for name, part in parts.items():
         if not isinstance(part, dict):
             raise ValueError(f"{path}: {name} is {str(part)[:80]!r}; expected an object")
-    if type(record.get("total_steps", 1)) is not int:
-        raise ValueError(f"{path}: total_steps is {record['total_steps']!r}; expected a whole number")
-    return record
+    if type(info.get("total_steps", 1)) is not int:
+        raise ValueError(f"{path}: total_steps is {info['total_steps']!r}; expected a whole number")
+    return info
 
 
 #: What a ``run.json`` holds beside ``total_steps``.
@@ -232,12 +232,12 @@ def names_of(runs: Sequence[LoggedRun]) -> list[str]:
 def differences(runs: Sequence[LoggedRun]) -> dict[str, list[Any]]:
     """The settings in which runs differ, but for what names them: key -> a value for each run, None where absent.
 
-    A run without a record has no settings to compare.
+    A run without a ``run.json`` has no settings to compare.
     """
     keys = dict.fromkeys(key for run in runs for key in run.config if not _identifies(key))
-    recorded = [run for run in runs if run.record]
-    first = {key: recorded[0].config.get(key) for key in keys}
-    differing = [key for key in keys if any(run.config.get(key) != first[key] for run in recorded)]
+    described = [run for run in runs if run.info]
+    first = {key: described[0].config.get(key) for key in keys}
+    differing = [key for key in keys if any(run.config.get(key) != first[key] for run in described)]
     return {key: [run.config.get(key) for run in runs] for key in differing}
 
 
@@ -246,7 +246,7 @@ def grouped(runs: Sequence[LoggedRun]) -> dict[str, list[LoggedRun]]:
     differing = differences(runs)
     groups: dict[str, list[LoggedRun]] = {}
     for place, run in enumerate(runs):
-        own = [f"{key.rpartition('.')[2]}={row[place]}" for key, row in differing.items() if run.record]
+        own = [f"{key.rpartition('.')[2]}={row[place]}" for key, row in differing.items() if run.info]
         groups.setdefault(", ".join([run.method, *own]), []).append(run)
     return groups
 

@@ -81,7 +81,7 @@ def page(
         names=list(runs),
         differences=differences(list(runs.values())),
         samples={name: rows[-SAMPLES:] for name, run in runs.items() if (rows := run.samples())},
-        provenance={name: run.record.get("provenance", {}) for name, run in runs.items()},
+        provenance={name: run.info.get("provenance", {}) for name, run in runs.items()},
         figures=[path.name for path in figures],
     )
 

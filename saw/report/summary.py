@@ -182,7 +182,7 @@ def front(groups: Mapping[str, Sequence[LoggedRun]]) -> Table | None:
 def _minimum(groups: Mapping[str, Sequence[LoggedRun]], objective: str) -> float:
     """The objective's stated minimum, or the smallest mean that was logged."""
     runs = [run for runs in groups.values() for run in runs if objective in run.history.objectives]
-    stated = [run.record["ranges"][objective][0] for run in runs if objective in run.record.get("ranges", {})]
+    stated = [run.info["ranges"][objective][0] for run in runs if objective in run.info.get("ranges", {})]
     stated = [low for low in stated if low is not None]
     return min(stated) if stated else float(min(np.nanmin(run.history.of(objective, "mean")) for run in runs))
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
-#: What LaTeX takes for a command, and how it is written instead.
-_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "−": "$-$"}
-_LATEX |= {character: f"\\{character}" for character in "&%$#_{}"}
+import pandas as pd
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
@@ -21,33 +17,12 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) ->
 
 def latex(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
     """The same as a ``tabular`` with the rules of the package booktabs."""
-    lines = [
-        r"\begin{tabular}{" + "l" * left + "r" * (len(header) - left) + "}",
-        r"\toprule",
-        *(f"{' & '.join(map(_escape, row))} \\\\" for row in [header]),
-        r"\midrule",
-        *(f"{' & '.join(map(_escape, row))} \\\\" for row in rows),
-        r"\bottomrule",
-        r"\end{tabular}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def latex_of(text: str) -> str:
-    """The first table of a Markdown text, as LaTeX."""
-    lines = next(part for part in text.split("\n\n") if part.startswith("| ")).splitlines()
-    header, rule, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    return latex(header, rows, left=rule.count("---"))
+    style = pd.DataFrame(rows, columns=list(header)).style.hide(axis="index").format(escape="latex")
+    columns = "l" * left + "r" * (len(header) - left)
+    text = style.format_index(escape="latex", axis="columns").to_latex(column_format=columns, hrules=True)
+    return text.replace("±", r"$\pm$").replace("−", "$-$")  # which LaTeX before 2020 does not know
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, object]]) -> None:
-    """One line a row; None becomes an empty cell, a float gets four decimals."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({key: f"{value:.4f}" if isinstance(value, float) else value for key, value in row.items()})
-
-
-def _escape(text: str) -> str:
-    return re.sub(r"[\\~^±−&%$#_{}]", lambda found: _LATEX[found[0]], text)
+    """One line a row; what is None or absent becomes an empty cell, a float gets four decimals."""
+    pd.DataFrame(rows).to_csv(path, index=False, float_format="%.4f")

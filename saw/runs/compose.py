@@ -6,10 +6,14 @@ is set that a training started from here would inherit.
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 from pathlib import Path
 
 import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"  # in a checkout a link to the folder
@@ -25,6 +29,27 @@ def compose(*overrides: str) -> DictConfig:
         overrides = ("platform=gpu", *overrides)
     with hydra.initialize_config_dir(str(CONFIGS), version_base=None):
         return hydra.compose("train", overrides=[f"hydra.searchpath=[file://{_verls_configs()}]", *overrides])
+
+
+def parse_override(override: str) -> Override:
+    """A Hydra override as Hydra reads it.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is none, or has several values, which only Hydra's own sweeps take.
+    """
+    try:
+        found = OverridesParser.create().parse_override(override)
+    except HydraException as fault:
+        raise argparse.ArgumentTypeError(f"{override!r} is no Hydra override; expected KEY=VALUE ({fault})") from None
+    if found.is_sweep_override():
+        raise argparse.ArgumentTypeError(f"{override!r} has several values; expected one, or a list in [brackets]")
+    return found
+
+
+def checked_override(text: str) -> str:
+    """A Hydra override, as it is: the ``type`` of an option of a command line."""
+    parse_override(text)
+    return text
 
 
 def _verls_configs() -> Path:

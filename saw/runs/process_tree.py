@@ -43,7 +43,7 @@ FAULTS = ("ERROR", "Traceback (most recent call last)")
 END_OF_TRAINING = "Final validation metrics"
 
 
-class RunFailed(RuntimeError):
+class JobFailed(RuntimeError):
     """A run ended with an error, or took too long; the message holds the end of its log."""
 
 
@@ -81,7 +81,7 @@ class Job:
         """Start the job, and stop whatever it has started when the block ends.
 
         Raises:
-            RunFailed: if another job is using the folder.
+            JobFailed: if another job is using the folder.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self.stop_leftovers()
@@ -117,7 +117,7 @@ class Job:
         """Run to the end, and call ``look`` every ``interval`` seconds, and once more at the end.
 
         Raises:
-            RunFailed: if the job failed or hit its time limit.
+            JobFailed: if the job failed or hit its time limit.
             KeyboardInterrupt: passed on, after everything that was started has been stopped.
         """
         with self.running() as process:
@@ -125,7 +125,7 @@ class Job:
             started = looked = time.monotonic()
             while process.poll() is None:
                 if time.monotonic() - started > self.time_limit:
-                    raise RunFailed(f"stopped after its time limit of {self.time_limit:.0f} s; {self.log_end()}")
+                    raise JobFailed(f"stopped after its time limit of {self.time_limit:.0f} s; {self.log_end()}")
                 if time.monotonic() - looked > MEMORY_INTERVAL:
                     self.peak_bytes = max(self.peak_bytes, _memory(run_id))
                     looked = time.monotonic()
@@ -133,7 +133,7 @@ class Job:
                 time.sleep(interval)
             look()
         if process.returncode != 0:
-            raise RunFailed(f"ended with exit code {process.returncode}; {self.log_end()}")
+            raise JobFailed(f"ended with exit code {process.returncode}; {self.log_end()}")
 
     def _write_owner(self, run_id: str) -> None:
         owner = {"run_id": run_id, "owner": os.getpid(), "started": psutil.Process().create_time()}
@@ -143,7 +143,7 @@ class Job:
         """Stop what an earlier job in this folder left, if the process that followed it was killed.
 
         Raises:
-            RunFailed: if that process still lives: two jobs must not share a folder.
+            JobFailed: if that process still lives: two jobs must not share a folder.
         """
         if not self._owner.exists():
             return
@@ -151,7 +151,7 @@ class Job:
         if owner is None:
             logger.warning("%s is broken; it is taken for what a killed job left", self._owner)
         elif owner["owner"] != os.getpid() and _follows(owner):
-            raise RunFailed(f"{self.folder} is in use by process {owner['owner']}; stop it, or choose another folder")
+            raise JobFailed(f"{self.folder} is in use by process {owner['owner']}; stop it, or choose another folder")
         else:
             stop(owner["run_id"])
         self._owner.unlink(missing_ok=True)
@@ -163,7 +163,7 @@ class Job:
 
 
 @dataclass
-class Run(Job):
+class TrainingJob(Job):
     """A training, which logs metrics.
 
     Attributes:
@@ -181,7 +181,7 @@ class Run(Job):
         """Run to the end, and call ``on_step(step, metrics)`` for each step as it is logged.
 
         Raises:
-            RunFailed: if the run failed or hit its time limit.
+            JobFailed: if the run failed or hit its time limit.
             KeyboardInterrupt: passed on, after everything that was started has been stopped.
         """
         self.stop_leftovers()
@@ -223,8 +223,8 @@ class _Tail:
             file.seek(self.position)
             while (line := file.readline()).endswith(b"\n"):
                 self.position = file.tell()
-                record = json.loads(line)
-                yield record["step"], record["data"]
+                logged = json.loads(line)
+                yield logged["step"], logged["data"]
 
 
 def _ids(environment: Mapping[str, str]) -> list[str]:

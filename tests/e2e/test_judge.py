@@ -20,7 +20,7 @@ from recipes.quickstart import toy_model
 from recipes.tldr.stand_in_judge import FAULTS, StandIn, serving
 from saw.report import read_history
 from saw.rewards.judge import prompt
-from saw.runs.process_tree import Run, RunFailed
+from saw.runs.process_tree import JobFailed, TrainingJob
 from tests.conftest import PLATFORM, ROOT
 
 pytestmark = pytest.mark.pipeline
@@ -44,7 +44,7 @@ def data(tmp_path_factory, writer) -> Path:
     return folder
 
 
-def make_run(folder: Path, data: Path, writer: Path, *overrides: str, **environment: str) -> Run:
+def make_run(folder: Path, data: Path, writer: Path, *overrides: str, **environment: str) -> TrainingJob:
     command = [
         *(sys.executable, "-m", "saw.runs.train", "experiment=tldr", "size=toy", "judge=server"),
         *("data.max_prompt_length=192", "actor_rollout_ref.rollout.max_model_len=240", "trainer.n_gpus_per_node=1"),
@@ -53,7 +53,7 @@ def make_run(folder: Path, data: Path, writer: Path, *overrides: str, **environm
         *(f"trainer.rollout_data_dir={folder / 'rollouts'}", f"{JUDGE}.cache={folder / 'verdicts.sqlite'}"),
         *overrides,
     ]
-    return Run(command, folder, LIMIT, environment=environment, resume=True)
+    return TrainingJob(command, folder, LIMIT, environment=environment, resume=True)
 
 
 def prompts(folder: Path) -> dict[int, Counter]:
@@ -87,7 +87,7 @@ def test_a_judge_that_fails_too_often_stops_the_run_and_nothing_is_lost(tmp_path
             if step == 2:
                 stand_in.faults = {"not_json": 1.0}
 
-        with pytest.raises(RunFailed, match=r"have no reward 'quality', and saw.max_missing is 0.2") as failure:
+        with pytest.raises(JobFailed, match=r"have no reward 'quality', and saw.max_missing is 0.2") as failure:
             run.follow(fail_after_two, interval=0.05)
         checkpoints = run.folder / "checkpoints"
         stopped_at = int((checkpoints / "latest_checkpointed_iteration.txt").read_text()) + 1

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from saw.report import read_history
-from saw.runs.process_tree import Run, RunFailed
+from saw.runs.process_tree import JobFailed, TrainingJob
 from tests.e2e.test_pipeline import LIMIT
 
 pytestmark = pytest.mark.pipeline
@@ -49,7 +49,7 @@ def reward(data_source, solution_str, ground_truth, extra_info=None, ledger=None
 PROMPTS, SAMPLES = 8, 4
 
 
-def make_run(folder: Path, toy_data: tuple[Path, Path], model: Path, *overrides: str) -> Run:
+def make_run(folder: Path, toy_data: tuple[Path, Path], model: Path, *overrides: str) -> TrainingJob:
     folder.mkdir(exist_ok=True)
     (folder / "rewards.py").write_text(REWARD_FUNCTION)
     function = "reward.custom_reward_function"
@@ -64,7 +64,7 @@ def make_run(folder: Path, toy_data: tuple[Path, Path], model: Path, *overrides:
         *("trainer.total_training_steps=3", f"trainer.default_local_dir={folder / 'checkpoints'}"),
         *("trainer.val_before_train=true", "trainer.log_val_generations=4", *overrides),
     ]
-    return Run(command, folder, LIMIT)
+    return TrainingJob(command, folder, LIMIT)
 
 
 def ledger(folder: Path, step: int) -> list[dict]:
@@ -110,5 +110,5 @@ def test_failed_rewards_and_lost_samples_are_counted(tmp_path, toy_data, toy_mod
 def test_too_many_failed_rewards_stop_the_run(tmp_path, toy_data, toy_model):
     """The share of lost and failed samples is what saw.max_missing speaks of."""
     run = make_run(tmp_path, toy_data, toy_model, "saw.max_missing=0.01", "trainer.val_before_train=false")
-    with pytest.raises(RunFailed, match=r"have no reward '(format|correctness)'.*saw\.max_missing is 0\.01"):
+    with pytest.raises(JobFailed, match=r"have no reward '(format|correctness)'.*saw\.max_missing is 0\.01"):
         run.follow(lambda step, metrics: None)

@@ -11,7 +11,7 @@ import pytest
 from saw.method.registry import METHODS
 from saw.report import read_history
 from saw.report.__main__ import main as report
-from saw.runs.process_tree import Run
+from saw.runs.process_tree import TrainingJob
 from tests.conftest import ROOT
 from tests.e2e.test_pipeline import LIMIT, SMALL
 
@@ -51,7 +51,7 @@ def test_every_method_trains(tmp_path, toy_data, warm_model):
     command += ["actor_rollout_ref.actor.optim.lr=1e-5"]  # the policy stays what it is: every batch has spread
     command += ["saw.method=gradient_grpo"]  # has the workers that compute gradients where a step asks for them
     command += [f"reward.custom_reward_function.path={ROOT / 'benchmarks' / 'changing_method.py'}"]
-    run = Run(command, tmp_path, 2 * LIMIT, {"SAW_PLAN": json.dumps(PLANS), "SAW_PLAN_STEPS": "2"})
+    run = TrainingJob(command, tmp_path, 2 * LIMIT, {"SAW_PLAN": json.dumps(PLANS), "SAW_PLAN_STEPS": "2"})
     run.follow(lambda step, metrics: None)
     history = read_history(run.metrics)
     assert history.steps == tuple(range(1, steps + 1))

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from recipes.quickstart.run import DEFAULT_METHODS
 from saw.report import History, read_history
-from saw.runs.process_tree import Run, processes_of
+from saw.runs.process_tree import TrainingJob, processes_of
 from tests.configs import CONFIGS
 from tests.conftest import PLATFORM, ROOT
 from tests.toolrl_rows import write_original
@@ -104,7 +104,7 @@ def check_quickstart(out: Path, methods: Sequence[str], result: subprocess.Compl
         assert history.steps == tuple(range(1, STEPS + 1))
         check_metrics(history, method)
         assert math.isfinite(history.columns["saw-val/format/mean"][1])
-        assert Run([], folder, 0).faults() == []
+        assert TrainingJob([], folder, 0).faults() == []
         assert "imports by itself" not in (folder / "train.log").read_text()  # Ray's workers were forked
         for objective in history.objectives:
             assert f"| {method} | {objective} |" in result.stdout
@@ -153,7 +153,7 @@ def test_a_killed_run_leaves_nothing_and_resumes_with_the_data_it_would_have_see
         *(f"actor_rollout_ref.model.path={warm_model}", f"trainer.total_training_steps={STEPS}"),
         *(f"trainer.default_local_dir={folder}", "trainer.resume_mode=auto"),
     ]
-    resumed = Run(command, folder, LIMIT, resume=True)
+    resumed = TrainingJob(command, folder, LIMIT, resume=True)
     resumed.follow(lambda step, metrics: None)
     assert read_history(resumed.metrics).steps == tuple(range(1, STEPS + 1))
     assert prompts(folder) == prompts(only_run(whole[0], "saw_gdpo"))
@@ -260,7 +260,9 @@ def test_stock_command_line_with_missing_rewards_and_group_filter(tmp_path, toy_
         *("trainer.total_training_steps=2", "trainer.val_before_train=true", f"trainer.default_local_dir={tmp_path}"),
         f"hydra.run.dir={tmp_path / 'hydra'}",
     ]
-    run = Run(command, tmp_path / "run", LIMIT, environment={"VERL_PLATFORM": "cpu"} if PLATFORM == "cpu" else {})
+    run = TrainingJob(
+        command, tmp_path / "run", LIMIT, environment={"VERL_PLATFORM": "cpu"} if PLATFORM == "cpu" else {}
+    )
     run.follow(lambda step, metrics: None)
     history = read_history(run.metrics)
     assert history.steps == (1, 2)

@@ -13,7 +13,7 @@ if find_spec("vllm") is None or find_spec("verl") is None:
     pytest.skip("needs verl and vLLM", allow_module_level=True)
 
 from saw.report import read_history
-from saw.runs.process_tree import Run
+from saw.runs.process_tree import TrainingJob
 from tests.conftest import PLATFORM, ROOT
 from tests.e2e.test_pipeline import LIMIT, SAME_POLICY, SMALL
 
@@ -37,7 +37,7 @@ def test_two_steps_of_each_method(tmp_path, toy_data, warm_model):
         *(f"trainer.default_local_dir={tmp_path / 'checkpoints'}", "trainer.test_freq=-1"),
         f"reward.custom_reward_function.path={ROOT / 'benchmarks' / 'changing_method.py'}",
     ]
-    run = Run(command, tmp_path, 2 * LIMIT, {"SAW_PLAN": json.dumps(PLAN), "SAW_PLAN_STEPS": "2"})
+    run = TrainingJob(command, tmp_path, 2 * LIMIT, {"SAW_PLAN": json.dumps(PLAN), "SAW_PLAN_STEPS": "2"})
     run.follow(lambda step, metrics: None)
     history = read_history(run.metrics)
     assert history.steps == tuple(range(1, steps + 1))

@@ -14,7 +14,8 @@ from datasets import Dataset
 
 from data_prep import toolrl
 from data_prep.download import DownloadFailed, fetch
-from data_prep.toolrl import BadRow, prepare, split_order
+from data_prep.sources import BadSource
+from data_prep.toolrl import prepare, split_order
 from tests.toolrl_rows import raw_row, write_original
 
 ANSWER = '<think> t </think>\n<tool_call>\n{{"name": "f", "parameters": {{"a": {}}}}}\n</tool_call>'
@@ -90,7 +91,7 @@ def test_thoughts_that_quote_the_tag_are_rejected_and_long_prompts_counted(tmp_p
     for row in rows[:20]:
         row["instruction"] *= 3
     source = write_raw(tmp_path / "raw.json", rows)
-    with pytest.raises(BadRow, match="row 10: the tool calls of output do not parse"):
+    with pytest.raises(BadSource, match="row 10: the tool calls of output do not parse"):
         prepare(source, tmp_path / "strict")
     report = prepare(source, tmp_path / "lenient", skip_bad=True, tokenizer=str(toy_model), max_prompt_tokens=2048)
     rejects = [json.loads(line) for line in (tmp_path / "lenient" / "rejects.jsonl").read_text().splitlines()]
@@ -115,7 +116,7 @@ def test_bad_rows_are_named(tmp_path, change, fault):
     rows = raw_rows(100)
     rows[7] |= change
     source = write_raw(tmp_path / "raw.json", rows)
-    with pytest.raises(BadRow, match=f"row 7: .*{fault}"):
+    with pytest.raises(BadSource, match=f"row 7: .*{fault}"):
         prepare(source, tmp_path / "out")
     report = prepare(source, tmp_path / "out", skip_bad=True)
     assert report.rows == {"rejected": 1, "train": 98, "test": 1}
@@ -123,10 +124,10 @@ def test_bad_rows_are_named(tmp_path, change, fault):
 
 def test_broken_files_are_named(tmp_path):
     (tmp_path / "half.json").write_text(json.dumps(raw_rows(3))[:-40])
-    with pytest.raises(BadRow, match=r"half\.json is no complete JSON array"):
+    with pytest.raises(BadSource, match=r"half\.json is no complete JSON array"):
         prepare(str(tmp_path / "half.json"), tmp_path / "out")
     (tmp_path / "rows.csv").write_text("a,b")
-    with pytest.raises(BadRow, match=r"expected a \.json or a \.parquet, not \.csv"):
+    with pytest.raises(BadSource, match=r"expected a \.json or a \.parquet, not \.csv"):
         prepare(str(tmp_path / "rows.csv"), tmp_path / "out")
     with pytest.raises(FileNotFoundError, match="no such file"):
         prepare(str(tmp_path / "absent.json"), tmp_path / "out")
@@ -180,7 +181,7 @@ def test_an_odd_parquet_is_named_by_file_row_and_fault(tmp_path, change, fault):
     if "removed" in change.values():
         rows = [{key: value for key, value in row.items() if key not in change} for row in rows]
     source = write_parquet(tmp_path / "odd.parquet", rows)
-    with pytest.raises(BadRow, match=rf"odd\.parquet: row 0: .*{fault}"):
+    with pytest.raises(BadSource, match=rf"odd\.parquet: row 0: .*{fault}"):
         prepare(source, tmp_path / "out")
 
 
@@ -201,7 +202,7 @@ def test_columns_that_are_not_kept_are_named(tmp_path, caplog):
 def test_a_null_cell_after_good_rows_is_named_or_left_out(tmp_path):
     rows = [VERL_ROW] * 300 + [{**VERL_ROW, "prompt": None}] + [VERL_ROW]  # beyond the first batch
     source = write_parquet(tmp_path / "train.parquet", rows)
-    with pytest.raises(BadRow, match=r"train\.parquet: row 300: prompt is None"):
+    with pytest.raises(BadSource, match=r"train\.parquet: row 300: prompt is None"):
         prepare(source, tmp_path / "out")
     assert prepare(source, tmp_path / "out", skip_bad=True).rows == {"rejected": 1, "train": 301}
 
@@ -209,7 +210,7 @@ def test_a_null_cell_after_good_rows_is_named_or_left_out(tmp_path):
 def test_a_text_that_is_no_utf_8_is_named(tmp_path):
     bad = pa.Array.from_buffers(pa.string(), 2, [None, *pa.array([b"ok", b"\xff\xfe"]).buffers()[1:]])
     pq.write_table(pa.table({"data_source": bad}), tmp_path / "train.parquet")
-    with pytest.raises(BadRow, match=r"train\.parquet: row [01]: "):
+    with pytest.raises(BadSource, match=r"train\.parquet: row [01]: "):
         list(toolrl.read_parquet(tmp_path / "train.parquet"))
 
 
@@ -221,7 +222,7 @@ def test_a_cut_file_is_named(tmp_path, name, cut):
     write_parquet(path, [VERL_ROW] * 20) if name == "train.parquet" else write_raw(path, raw_rows(20))
     path.write_bytes(path.read_bytes()[:cut])
     kind = "parquet" if name == "train.parquet" else "JSON array"
-    with pytest.raises(BadRow, match=rf"{name} is no (complete )?{kind}"):
+    with pytest.raises(BadSource, match=rf"{name} is no (complete )?{kind}"):
         prepare(str(path), tmp_path / "out")
 
 
@@ -231,7 +232,7 @@ def test_a_damaged_parquet_is_named(tmp_path):
     content = bytearray(path.read_bytes())
     content[40:400] = bytes(360)
     path.write_bytes(content)
-    with pytest.raises(BadRow, match=r"train\.parquet"):
+    with pytest.raises(BadSource, match=r"train\.parquet"):
         prepare(str(path), tmp_path / "out")
 
 
@@ -255,13 +256,13 @@ def test_a_damaged_parquet_is_named(tmp_path):
 )
 def test_an_odd_raw_file_is_named(tmp_path, content, fault):
     (tmp_path / "raw.json").write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(BadRow, match=f"(?s)raw.json.*{fault}"):
+    with pytest.raises(BadSource, match=f"(?s)raw.json.*{fault}"):
         prepare(str(tmp_path / "raw.json"), tmp_path / "out")
 
 
 def test_a_tokenizer_that_cannot_be_used_is_named(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(BadRow, match=r"--tokenizer .*empty cannot be used"):
+    with pytest.raises(BadSource, match=r"--tokenizer .*empty cannot be used"):
         prepare(write_raw(tmp_path / "raw.json", raw_rows(100)), tmp_path / "out", tokenizer=str(tmp_path / "empty"))
 
 

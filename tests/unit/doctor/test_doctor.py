@@ -1041,7 +1041,7 @@ def test_a_dry_run_shows_the_doctors_table_of_the_first_training(tmp_path, monke
     (tmp_path / "toy_model.done.json").write_text(json.dumps({"command": ["-m", "model"]}))
     plan = shared, {stage.folder.name: [stage] for stage in trains}
     with pytest.raises(SystemExit) as ended:
-        reproduce.go(Namespace(dry_run=True, rehearse=True), missing_before, plan, lambda: None, lambda: None)
+        reproduce.run_or_show(Namespace(dry_run=True, rehearse=True), missing_before, plan, [], print)
     assert ended.value.code == expected
     ((command, env),) = asked
     assert command[1:3] == ["-m", "saw.doctor"]

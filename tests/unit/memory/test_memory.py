@@ -384,7 +384,7 @@ def test_a_dry_run_says_whether_it_fits(table, gib, good, monkeypatch, capsys, t
     arguments = table.parse(["--dry-run", "--method", "saw_gdpo", "--seeds", "1,2", "--out", str(tmp_path)])
     plan = table.plan(arguments) if table is table1 else table.plan(arguments, {})
     with pytest.raises(SystemExit) as ended:
-        common.go(arguments, [], plan, lambda: None, lambda: None)
+        common.run_or_show(arguments, [], plan, [], print)
     said = capsys.readouterr()
     assert (ended.value.code == 0) == good
     assert said.out.count("memory (") == (2 if table is table1 else 1)  # a line a model, not one a seed

@@ -15,7 +15,7 @@ from recipes.common import sampling, serve
 from recipes.common.sampling import Sampling
 from recipes.tldr import evaluate as tldr
 from recipes.toolrl import evaluate as toolrl
-from saw.runs.process_tree import RunFailed
+from saw.runs.process_tree import JobFailed
 from tests.configs import compose
 
 #: What vLLM and SGLang take from a model's folder if a request does not say it.
@@ -86,10 +86,10 @@ def test_evaluations_start_vllm_without_the_models_sampling(gpus, tmp_path, monk
 
     def job(command, *arguments, **named):
         commands.append(command)
-        raise RunFailed("not started")
+        raise JobFailed("not started")
 
     monkeypatch.setattr(serve, "Job", job)
-    with pytest.raises(RunFailed), serve.server("model", tmp_path, gpus, ["--generation-config", "auto"]):
+    with pytest.raises(JobFailed), serve.server("model", tmp_path, gpus, ["--generation-config", "auto"]):
         pass
     (command,) = commands
     first = command.index("--generation-config")

@@ -4,7 +4,6 @@ An entry of :data:`FIGURES` is a piece of text with a gap for each figure, and w
 that no entry covers, and that is no setting (:data:`SETTINGS`), fails as well.
 """
 
-import csv
 import re
 import statistics
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from functools import cache
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from scipy import stats
@@ -31,9 +31,8 @@ REWARDS, ADVANTAGES = "results/reward_benchmark/README.md", "results/advantage_b
 
 
 @cache
-def table(name: str) -> tuple[dict[str, str], ...]:
-    with (RESULTS / f"{name}.csv").open() as file:
-        return tuple(csv.DictReader(file))
+def table(name: str) -> list[dict[str, str]]:
+    return pd.read_csv(RESULTS / f"{name}.csv", dtype=str, keep_default_na=False).to_dict("records")
 
 
 def cell(name: str, column: str, **where: str) -> float:

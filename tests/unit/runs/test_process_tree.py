@@ -11,15 +11,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from saw.runs.process_tree import RUN_ID, Job, Run, RunFailed, processes_of, stop_job_in
+from saw.runs.process_tree import RUN_ID, Job, JobFailed, TrainingJob, processes_of, stop_job_in
 
 # A child in a session of its own that ignores the polite signal, as some of Ray's and vLLM's do.
 STUBBORN = "setsid bash -c 'trap \"\" TERM; while true; do sleep 0.2; done' & "
 LOG_STEP = 'echo "{\\"step\\": 1, \\"data\\": {\\"a\\": 1.0}}" >> "$VERL_FILE_LOGGER_PATH"; '
 
 
-def make_run(tmp_path, script, time_limit=20) -> Run:
-    return Run(["bash", "-c", script], tmp_path, time_limit)
+def make_run(tmp_path, script, time_limit=20) -> TrainingJob:
+    return TrainingJob(["bash", "-c", script], tmp_path, time_limit)
 
 
 @pytest.fixture(autouse=True)
@@ -59,14 +59,14 @@ def test_steps_are_followed_and_strays_stopped(tmp_path):
 
 
 def test_failure_shows_the_end_of_the_log(tmp_path):
-    with pytest.raises(RunFailed, match=r"exit code 3.*\n.*out of luck"):
+    with pytest.raises(JobFailed, match=r"exit code 3.*\n.*out of luck"):
         make_run(tmp_path, "echo out of luck; exit 3").follow(print, interval=0.1)
 
 
 @pytest.mark.slow
 def test_time_limit(tmp_path):
     before = run_ids()
-    with pytest.raises(RunFailed, match="time limit of 1 s"):
+    with pytest.raises(JobFailed, match="time limit of 1 s"):
         make_run(tmp_path, STUBBORN + "sleep 60", time_limit=1).follow(print, interval=0.1)
     assert run_ids() <= before
 
@@ -75,8 +75,8 @@ def test_time_limit(tmp_path):
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_nothing_is_left_when_the_follower_is_interrupted_or_killed(tmp_path, how):
     code = (
-        "import sys; from pathlib import Path; from saw.runs.process_tree import Run;"
-        f"Run(['bash', '-c', {STUBBORN + 'sleep 60'!r}], Path(sys.argv[1]), 60).follow(print, interval=0.1)"
+        "import sys; from pathlib import Path; from saw.runs.process_tree import TrainingJob;"
+        f"TrainingJob(['bash', '-c', {STUBBORN + 'sleep 60'!r}], Path(sys.argv[1]), 60).follow(print, interval=0.1)"
     )
     follower = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.DEVNULL)
     run_id = wait_for_processes(tmp_path / "running.json")
@@ -93,12 +93,13 @@ def test_nothing_is_left_when_the_follower_is_interrupted_or_killed(tmp_path, ho
 def test_a_folder_in_use_is_refused(tmp_path):
     """By another process that follows a job there; its metrics stay."""
     code = (
-        "import sys; from pathlib import Path; from saw.runs.process_tree import Run;"
-        f"Run(['bash', '-c', {LOG_STEP + STUBBORN + 'sleep 60'!r}], Path(sys.argv[1]), 60).follow(print, interval=0.1)"
+        "import sys; from pathlib import Path; from saw.runs.process_tree import TrainingJob;"
+        f"job = TrainingJob(['bash', '-c', {LOG_STEP + STUBBORN + 'sleep 60'!r}], Path(sys.argv[1]), 60);"
+        "job.follow(print, interval=0.1)"
     )
     follower = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.DEVNULL)
     run_id = wait_for_processes(tmp_path / "running.json")
-    with pytest.raises(RunFailed, match=f"in use by process {follower.pid}"):
+    with pytest.raises(JobFailed, match=f"in use by process {follower.pid}"):
         make_run(tmp_path, "exit 0").follow(print)
     assert processes_of(run_id)
     assert (tmp_path / "metrics.jsonl").exists()
@@ -109,7 +110,7 @@ def test_a_folder_in_use_is_refused(tmp_path):
 def test_a_process_that_bears_the_job_s_id_is_its_own(tmp_path):
     with subprocess.Popen(["sleep", "60"], env={**os.environ, RUN_ID: "outer/x1"}) as process:
         tmp_path.joinpath("running.json").write_text(json.dumps({"run_id": "x1", "owner": process.pid}))
-        with pytest.raises(RunFailed, match="in use by process"):
+        with pytest.raises(JobFailed, match="in use by process"):
             make_run(tmp_path, "exit 0").follow(print)
         process.kill()
 
@@ -155,7 +156,7 @@ def test_a_job_that_logs_nothing_leaves_the_metrics_as_they_were(tmp_path, scrip
     seen = []
     try:
         run.follow(lambda *step: seen.append(step), interval=0.1)
-    except RunFailed:
+    except JobFailed:
         assert script.endswith("1")
     assert seen == []
     assert sorted(path.name for path in tmp_path.glob("metrics*")) == ["metrics.3.jsonl", "metrics.jsonl"]
@@ -165,7 +166,7 @@ def test_a_job_that_logs_nothing_leaves_the_metrics_as_they_were(tmp_path, scrip
 def test_a_command_that_is_not_there_leaves_the_metrics_as_they_were(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(OLD)
     with pytest.raises(FileNotFoundError):
-        Run(["no-such-command"], tmp_path, 20).follow(print)
+        TrainingJob(["no-such-command"], tmp_path, 20).follow(print)
     assert (tmp_path / "metrics.jsonl").read_text() == OLD
 
 

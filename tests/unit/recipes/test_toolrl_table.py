@@ -8,7 +8,7 @@ import pytest
 
 from recipes.common.paper_table import Measurement
 from recipes.toolrl.scores import CATEGORIES, scores
-from recipes.toolrl.table1 import make_table
+from recipes.toolrl.table import TABLE
 from saw.report.tables import write_csv
 
 COUNTS = {
@@ -67,18 +67,18 @@ def write_evaluation(
 
 def test_items_that_the_server_refused_are_told(tmp_path):
     write_evaluation(tmp_path, "3b", "grpo", 1)
-    assert "refused" not in make_table(tmp_path)[0]
+    assert "refused" not in TABLE.make(tmp_path)[0]
     path = tmp_path / "3b_grpo_as_released_seed1" / "bfcl" / "evaluation.json"
     content = json.loads(path.read_text())
     content["runs"][1]["refused"] = {"items": 3}
     path.write_text(json.dumps(content))
-    assert "3b_grpo_as_released_seed1: the server refused 3 items" in make_table(tmp_path)[0]
+    assert "3b_grpo_as_released_seed1: the server refused 3 items" in TABLE.make(tmp_path)[0]
 
 
 def test_table_holds_ours_the_papers_and_what_was_not_run(tmp_path):
     write_evaluation(tmp_path, "1.5b", "saw_gdpo", 1)
     write_evaluation(tmp_path, "1.5b", "saw_gdpo", 2, add=1)
-    text, rows = make_table(tmp_path)
+    text, rows, _ = TABLE.make(tmp_path)
     assert len(rows) == 13
     row = next(
         row for row in rows if (row["model"], row["method"], row["reading"]) == ("1.5b", "saw_gdpo", "as_released")
@@ -102,7 +102,7 @@ def test_table_holds_ours_the_papers_and_what_was_not_run(tmp_path):
 
 def test_table_says_what_a_reader_must_know(tmp_path):
     write_evaluation(tmp_path, "3b", "grpo", 1, limit=1, rehearsal=True)
-    text, rows = make_table(tmp_path)
+    text, rows, _ = TABLE.make(tmp_path)
     assert len(rows) == 13  # the cell of another reading has its own row
     assert "rehearsal with a toy model" in text
     assert "first 1 of each category only" in text
@@ -115,7 +115,7 @@ def test_an_evaluation_of_some_categories_is_left_out(tmp_path):
     content = json.loads(path.read_text())
     content["settings"]["categories"] = ["multiple"]
     path.write_text(json.dumps(content))
-    text, rows = make_table(tmp_path)
+    text, rows, _ = TABLE.make(tmp_path)
     assert all(row["seeds"] == 0 for row in rows)
     assert "left out" in text
 
@@ -133,7 +133,7 @@ def test_an_evaluation_of_some_categories_is_left_out(tmp_path):
 def test_what_was_not_measured_as_the_paper_did_has_no_difference(tmp_path, changes, reason):
     """A difference from the paper that is one of the set-up: the reading, the model, a setting, a part of the items."""
     write_evaluation(tmp_path, "1.5b", "saw_gdpo", 1, **changes)
-    text, rows = make_table(tmp_path)
+    text, rows, _ = TABLE.make(tmp_path)
     (row,) = [row for row in rows if row["seeds"]]
     assert (row["difference"], row["not_compared_for"]) == (None, reason)
     assert row["paper_overall"] == 34.02
@@ -144,7 +144,7 @@ def test_one_seed_that_was_measured_otherwise_is_enough(tmp_path):
     """The mean of seeds of which one was trained with another setting is no number of the paper's."""
     write_evaluation(tmp_path, "1.5b", "saw_gdpo", 1)
     write_evaluation(tmp_path, "1.5b", "saw_gdpo", 2, overrides=["trainer.total_epochs=1"])
-    (row,) = [row for row in make_table(tmp_path)[1] if row["seeds"]]
+    (row,) = [row for row in TABLE.make(tmp_path)[1] if row["seeds"]]
     assert (row["seeds"], row["difference"], row["not_compared_for"]) == (2, None, "overrides")
 
 
@@ -154,6 +154,6 @@ def test_a_training_that_does_not_say_its_reading_is_left_out(tmp_path):
     cell = json.loads(path.read_text())
     del cell["reading"]
     path.write_text(json.dumps({**cell, "kl": "as_released"}))
-    text, rows = make_table(tmp_path)
+    text, rows, _ = TABLE.make(tmp_path)
     assert all(row["seeds"] == 0 for row in rows)
     assert "does not say which reading" in text

@@ -8,7 +8,7 @@ import pytest
 from recipes.common import reproduce as common
 from recipes.tldr import reproduce
 from recipes.tldr.evaluate import agreement, describe, judge_options, texts
-from recipes.tldr.table2 import make_table
+from recipes.tldr.table import TABLE
 from saw.rewards.judge import Verdict
 from saw.rewards.judge.options import JudgeError
 from saw.verl.config_checks import check_config
@@ -102,7 +102,7 @@ def write_evaluation(
 def test_table_holds_ours_the_papers_and_what_was_not_run(tmp_path):
     write_evaluation(tmp_path, "saw_gdpo", 1, 8.0)
     write_evaluation(tmp_path, "saw_gdpo", 2, 9.0, second=True)
-    text, rows = make_table(tmp_path)
+    text, rows, _ = TABLE.make(tmp_path)
     assert len(rows) == 7
     row = rows[-1]
     assert (row["method"], row["quality"], row["total"], row["seeds"], row["evaluations"]) == ("saw_gdpo", 9, 18, 2, 2)
@@ -126,7 +126,7 @@ def test_table_holds_ours_the_papers_and_what_was_not_run(tmp_path):
 def test_what_was_not_measured_as_the_paper_did_has_no_difference(tmp_path, changes, reason):
     """A difference from the paper that is one of the set-up: the reading, the judge, the model."""
     write_evaluation(tmp_path, "saw_gdpo", 1, 8.0, **changes)
-    text, rows = make_table(tmp_path)
+    text, rows, _ = TABLE.make(tmp_path)
     (row,) = [row for row in rows if row["seeds"]]
     assert (row["difference"], row["not_compared_for"], row["paper_total"]) == (None, reason, 19.07)
     assert f"| 19.07 |  | {reason} |" in text
@@ -134,7 +134,7 @@ def test_what_was_not_measured_as_the_paper_did_has_no_difference(tmp_path, chan
 
 def test_a_rehearsal_says_so(tmp_path):
     write_evaluation(tmp_path, "grpo", 1, 8.0, rehearsal=True)
-    assert "rehearsal with a toy model and a stand-in judge" in make_table(tmp_path)[0]
+    assert "rehearsal with a toy model and a stand-in judge" in TABLE.make(tmp_path)[0]
 
 
 @pytest.fixture
