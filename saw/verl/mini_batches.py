@@ -38,8 +38,8 @@ def together(mini_batches: Sequence[StepRewards]) -> Advantage:
     return Advantage(
         tokens=None,
         samples=torch.cat([each.samples for each in advantages]),
-        weights=_mean([each.weights for each in advantages], sizes).clamp(0.0, 1.0),  # rounding
-        proposed=_mean([each.proposed for each in advantages], sizes).clamp(0.0, 1.0),
+        weights=_mean([each.weights for each in advantages], sizes),
+        proposed=_mean([each.proposed for each in advantages], sizes),
         statistics=replace(statistics, cv=_mean([each.statistics.cv for each in advantages], sizes)),
     )
 

@@ -41,6 +41,7 @@ MODES = {
         *("trainer.v1.separate_async.parameter_sync_step=2", "actor_rollout_ref.actor.ppo_mini_batch_size=4"),
         *("actor_rollout_ref.rollout.nnodes=1", "actor_rollout_ref.rollout.n_gpus_per_node=1"),
         "actor_rollout_ref.rollout.checkpoint_engine.backend=cpu",
+        *(f"actor_rollout_ref.{key}_micro_batch_size_per_gpu=16" for key in ("actor.ppo", "rollout.log_prob")),
     ],
 }
 
