@@ -1,10 +1,10 @@
-"""Time and memory of the advantage computation, beside verl's own estimators and one plain multiply.
+"""Time and memory of the advantage computation, compared with verl's own estimators and one plain multiply.
 
     python -m benchmarks.advantage [--device cuda] [--sizes 2048x1024,32768x1024] [--objectives 2,8]
 
-Every case allocates its output, as in training, and runs interleaved with the others, so that all see the same
-machine; the median counts. Extra memory is the peak above the inputs, in (N, T) float32 tensors, from torch's own
-profiler on a CPU and its allocator on a GPU.
+Every case allocates its output, as in training, and is interleaved with the others, so that all see the same machine;
+times are medians. Extra memory is the peak above the inputs, in (N, T) float32 tensors, measured by torch's profiler on
+a CPU and its allocator on a GPU.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Inputs:
 
 
 def make_inputs(n: int, t: int, k: int, device: str) -> Inputs:
-    """Random inputs; ids are strings, and the mask int64, as verl has them."""
+    """Random inputs; ids are strings and the mask is int64, as in verl."""
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(1, t + 1, (n, 1), generator=generator)
     mask = (torch.arange(t) < lengths).long()
@@ -50,7 +50,7 @@ def make_inputs(n: int, t: int, k: int, device: str) -> Inputs:
 
 
 def cases(inputs: Inputs) -> dict[str, Callable[[], object]]:
-    """What is timed, by name; verl's own estimators where verl is installed."""
+    """The functions to time, by name; verl's own estimators only if verl is installed."""
 
     def ours(method: str) -> Callable[[], object]:
         return lambda: saw.compute_advantage(inputs.rewards, inputs.groups, inputs.mask, method=method)
@@ -73,7 +73,7 @@ def _verls(inputs: Inputs) -> dict[str, Callable[[], object]]:
 
 
 def measure_seconds(functions: dict[str, Callable[[], object]], repeats: int, device: str) -> dict[str, float]:
-    """Median seconds of each, interleaved, after one round that does not count."""
+    """Median seconds of each function, interleaved, after one warm-up round."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats + 1):
         for name, function in functions.items():
@@ -88,7 +88,7 @@ def measure_seconds(functions: dict[str, Callable[[], object]], repeats: int, de
 
 
 def measure_extra_bytes(function: Callable[[], object], device: str) -> int:
-    """Peak of the memory that a call holds at once, its result included."""
+    """Peak memory of a call, including its result."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -121,7 +121,7 @@ def main() -> None:
     without = "" if VERL else "; without verl's own estimators, as verl is not installed"
     print(f"median of {arguments.repeats}{without}\n")
     print("| N x T | K | case | ms | times the multiply | extra (N, T) tensors |\n|---|---:|---|---:|---:|---:|")
-    torch.ones(2**29)  # 2 GiB: a virtual machine's first touch of a page is slow, whoever makes it
+    torch.ones(2**29)  # 2 GiB: on a virtual machine, the first access to a page is slow
     for size in arguments.sizes.split(","):
         n, t = map(int, size.split("x"))
         for k in map(int, arguments.objectives.split(",")):

@@ -1,11 +1,11 @@
-"""A training's reward function, whose file has the trainer take another method every few steps.
+"""Makes the trainer switch methods every few steps; loaded as the reward-function file.
 
-So that one run of the pipeline sees several methods in turn, on one machine and one model: for the benchmark of step
-times and the end-to-end test of every method. The trainer reads the file when it checks its configuration. The plan is
-in the environment: ``SAW_PLAN`` is a JSON list of [method, options], ``SAW_PLAN_STEPS`` how many steps each is taken
-for before the next one has its turn; after the last comes the first.
+One run then covers several methods in turn, on one machine and one model: for the benchmark of step times and the
+end-to-end test of every method. The trainer loads the file when it checks its configuration. The plan comes from the
+environment: ``SAW_PLAN`` is a JSON list of [method, options], and ``SAW_PLAN_STEPS`` the number of steps before the
+next method takes over; after the last one, the plan starts again.
 
-The training must be started with a method that needs gradients (``saw.method=gradient_grpo``) if one of them does.
+If any of the methods needs gradients, the training must be started with one that does (``saw.method=gradient_grpo``).
 """
 
 import json
@@ -31,6 +31,6 @@ def _take_the_method_of_the_step(self):
     self.settings = Settings.model_validate(section)
 
 
-if _PLAN and "CHANGES_ITS_METHOD" not in vars(SAWTrainer):  # the file is read more than once
+if _PLAN and "CHANGES_ITS_METHOD" not in vars(SAWTrainer):  # the file is loaded more than once
     SAWTrainer.CHANGES_ITS_METHOD = True  # type: ignore[attr-defined]
     SAWTrainer.on_step_begin = _take_the_method_of_the_step  # type: ignore[method-assign]

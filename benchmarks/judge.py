@@ -2,9 +2,9 @@
 
     python -m benchmarks.judge [--questions 10000] [--in-flight 64] [--latency 1.0]
 
-The server (recipes.tldr.stand_in_judge) is a process of its own. The limit on requests in flight allows
-``in_flight / occupancy`` requests a second, where an answer occupies a slot for the latency, and one that hangs for the
-client's time limit; the share of that which is reached is what the table calls efficiency.
+The server (recipes.tldr.stand_in_judge) is a separate process. The limit on requests in flight allows
+``in_flight / occupancy`` requests per second: an answer occupies a slot for the latency, a request that hangs for the
+client's time limit. The efficiency in the table is the share of this rate that is reached.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from recipes.tldr.stand_in_judge import scores
 from saw.records.provenance import commit, machine
 from saw.rewards.judge import Judge, JudgeOptions, Verdict, prompt
 
-#: Faults that occupy a slot until the client has had enough.
+#: Faults that occupy a slot until the client times out.
 HANGING = ("never_ends", "slow_drip")
 
 
 def fields(number: int) -> dict[str, str]:
-    """One question, unlike all others."""
+    """One question; no two are the same."""
     words = [f"w{number}", "the", "dog", "ran", "away"]
     return {
         "reddit_text": f"Post {number}. " + "It was a long day. " * 60,
@@ -40,7 +40,7 @@ def fields(number: int) -> dict[str, str]:
 
 
 def check(judge: Judge, verdicts: list[Verdict]) -> int:
-    """See that each verdict is right or missing; how many are missing.
+    """Check that each verdict is right or missing, and return how many are missing.
 
     Raises:
         AssertionError: if a score is neither.
@@ -56,7 +56,7 @@ def check(judge: Judge, verdicts: list[Verdict]) -> int:
 
 
 async def ask(judge: Judge, number: int, memory: list[int]) -> tuple[list[Verdict], float]:
-    """Ask everything at once; the verdicts, and the seconds until the last."""
+    """Ask everything at once; return the verdicts and the seconds until the last."""
     started = time.monotonic()
     tasks = [asyncio.ensure_future(judge.score(fields(i))) for i in range(number)]
     while not all(task.done() for task in tasks):
@@ -107,7 +107,7 @@ def measure(arguments: argparse.Namespace, faults: float) -> dict[str, Any]:
         "right": arguments.questions - check(judge, verdicts),
         "missing": sum(verdict.fault is not None for verdict in verdicts),
         "seconds": f"{seconds:.1f}",
-        "questions a second": f"{arguments.questions / seconds:.0f}",
+        "questions per second": f"{arguments.questions / seconds:.0f}",
         "efficiency": f"{busy / (arguments.in_flight * seconds):.1%}",
         "most in flight": stats["most_in_flight"],
         "memory at a quarter, most (MiB)": f"{early / 2**20:.0f}, {late / 2**20:.0f}",
@@ -119,11 +119,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", type=int, default=10_000)
     parser.add_argument("--in-flight", type=int, default=64)
-    parser.add_argument("--latency", type=float, default=1.0, help="seconds of an answer")
-    parser.add_argument("--timeout", type=float, default=2.0, help="seconds until the client gives a request up")
+    parser.add_argument("--latency", type=float, default=1.0, help="seconds per answer")
+    parser.add_argument("--timeout", type=float, default=2.0, help="seconds until the client gives up on a request")
     arguments = parser.parse_args()
-    print(f"{machine('cpu')}; commit {commit()}; seed 0 of the faults")
-    print(f"{arguments.in_flight} in flight, {arguments.latency} s an answer\n")
+    print(f"{machine('cpu')}; commit {commit()}; seed of the faults 0")
+    print(f"{arguments.in_flight} in flight, {arguments.latency} s per answer\n")
     for row, faults in enumerate((0.0, 0.3)):
         measured = measure(arguments, faults)
         if row == 0:

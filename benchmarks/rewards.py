@@ -1,9 +1,9 @@
-"""Responses a second of ToolRL's rewards, and how the time grows with the length of the response.
+"""Responses per second of ToolRL's rewards, and how the time grows with the length of the response.
 
     python -m benchmarks.rewards
 
-Three kinds of response of each length: a long thought with the right call, many calls, and an unclosed block that no
-pattern matches (the worst case of a careless regular expression).
+Three kinds of response per length: a long thought with the right call, many calls, and an unclosed block that no
+pattern matches (the worst case for a careless regular expression).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def responses(size: int) -> dict[str, str]:
 
 
 def seconds(response: str, budget: float = 0.5) -> float:
-    """Median time of one scoring, within a budget of time."""
+    """Median time to score a response, measured for ``budget`` seconds."""
     times: list[float] = []
     while sum(times) < budget or len(times) < 3:
         started = time.perf_counter()
@@ -40,8 +40,8 @@ def seconds(response: str, budget: float = 0.5) -> float:
 
 def main() -> None:
     """Print the table."""
-    print(f"{machine('cpu')}; commit {commit()}; median within 0.5 s; no seed, nothing is drawn\n")
-    print("| response | characters | us | responses a second | ns a character |\n|---|---:|---:|---:|---:|")
+    print(f"{machine('cpu')}; commit {commit()}; median within 0.5 s; no seed, nothing is random\n")
+    print("| response | characters | us | responses per second | ns per character |\n|---|---:|---:|---:|---:|")
     for size in SIZES:
         for kind, response in responses(size).items():
             value = seconds(response)

@@ -2,9 +2,9 @@
 
     python -m benchmarks.start [--against COMMIT] [--rounds 3] [--out results/start_benchmark]
 
-Trains the quickstart's configuration for one step, with random weights, and looks at every process of the run ten times
-a second. CPU seconds of the whole process tree are the figure that counts: on a shared machine wall time is noise. With
---against, another commit is started in turn with this checkout, in the same environment.
+Trains the quickstart's configuration for one step, with random weights, and samples every process of the run ten times
+per second. Compare the CPU seconds of the whole process tree; on a shared machine, wall time is noise. With --against,
+another commit and this checkout are started in turn, in the same environment.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from saw.runs.process_tree import TrainingJob, processes_of
 ROOT = Path(__file__).resolve().parents[1]
 CLOCK = Path(__file__).with_name("import_clock")
 LIMIT = 600.0  # seconds for one start
-INTERVAL = 0.1  # seconds between two looks at the processes
-#: What verl prints when the first step begins.
+INTERVAL = 0.1  # seconds between samples of the processes
+#: Printed by verl when the first step begins.
 FIRST_STEP = "Training Progress"
 PARTS = ("imports", "the rest of the start", "first step")
 
@@ -45,9 +45,9 @@ class Process:
     """CPU seconds of one process.
 
     Attributes:
-        name (str): what it is.
-        total (float): so far.
-        at_first_step (float): when the first step began.
+        name (str): its role.
+        total (float): seconds so far.
+        at_first_step (float): seconds when the first step began.
     """
 
     name: str = ""
@@ -57,7 +57,7 @@ class Process:
 
 @dataclass
 class Start:
-    """One start, measured.
+    """Measurements of one start.
 
     Attributes:
         wall (float): seconds from the command to the first logged step.
@@ -75,7 +75,7 @@ class Start:
         return sum(process.total for process in self.processes.values())
 
     def parts(self, pids: Sequence[int] | None = None) -> list[float]:
-        """CPU seconds of :data:`PARTS`, of some processes or of all. Imports of the first step count as imports."""
+        """CPU seconds of each of :data:`PARTS`, for some or all processes. Imports in the first step are imports."""
         chosen = self.processes if pids is None else pids
         imports = sum(self.imports.get(pid, 0.0) for pid in chosen)
         before = sum(self.processes[pid].at_first_step for pid in chosen)
@@ -83,7 +83,7 @@ class Start:
         return [imports, max(0.0, before - imports), total - max(before, imports)]
 
     def by_name(self) -> dict[str, list[int]]:
-        """Ids of the processes of each name, those that cost most first."""
+        """Process ids by name, the most expensive names first."""
         names: dict[str, list[int]] = {}
         for pid, process in self.processes.items():
             names.setdefault(process.name, []).append(pid)
@@ -123,7 +123,7 @@ def measure(tree: Path, data: tuple[Path, Path], model: Path, folder: Path, over
 
 
 def look(run_id: str, start: Start, stepping: bool) -> None:
-    """Bring the CPU times of all processes of a run up to date."""
+    """Update the CPU times of all processes of a run."""
     for process in processes_of(run_id):
         with contextlib.suppress(psutil.Error):
             seconds = sum(process.cpu_times()[:2])
@@ -135,7 +135,7 @@ def look(run_id: str, start: Start, stepping: bool) -> None:
 
 
 def role(cmdline: Sequence[str], name: str) -> str:
-    """What a process is, in a word; empty where a worker of Ray has nothing to do at the moment."""
+    """The role of a process; empty for an idle Ray worker."""
     title = cmdline[0] if cmdline else name
     if found := re.match(r"ray::(\w+)", title):
         return "" if found[1] == "IDLE" else found[1]
@@ -158,7 +158,7 @@ def role(cmdline: Sequence[str], name: str) -> str:
 
 @contextlib.contextmanager
 def checkout(revision: str) -> Iterator[Path]:
-    """Another commit of this repository, as a folder for the time of the block."""
+    """Check out another commit of this repository into a temporary folder."""
     with tempfile.TemporaryDirectory() as temporary:
         tree = Path(temporary) / "tree"
         subprocess.run(["git", "worktree", "add", "--quiet", "--detach", str(tree), revision], cwd=ROOT, check=True)
@@ -169,18 +169,18 @@ def checkout(revision: str) -> Iterator[Path]:
 
 
 def table_of_totals(starts: dict[str, list[Start]]) -> str:
-    """Medians of each commit: CPU seconds, of which each part, wall time, processes."""
+    """Medians per commit: CPU seconds, in total and by part, wall time, number of processes."""
     rows = []
     for name, measured in starts.items():
         figures = [[start.cpu, *start.parts(), start.wall, len(start.processes)] for start in measured]
         medians = [statistics.median(column) for column in zip(*figures, strict=True)]
         spread = f"{min(start.cpu for start in measured):.0f} to {max(start.cpu for start in measured):.0f}"
         rows.append([name, f"{medians[0]:.0f}", spread, *(f"{value:.0f}" for value in medians[1:])])
-    return markdown(["commit", "CPU, s", "least and most", *PARTS, "wall, s", "processes"], rows, left=1)
+    return markdown(["commit", "CPU, s", "min to max", *PARTS, "wall, s", "processes"], rows, left=1)
 
 
 def table_of_processes(start: Start) -> str:
-    """CPU seconds of one start by process and part; what is under half a second comes last, in one row."""
+    """CPU seconds of one start by process and part; processes under half a second share the last row."""
     rows, small = [], []
     for name, pids in start.by_name().items():
         total = sum(start.processes[pid].total for pid in pids)
@@ -198,9 +198,9 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--against", help="a commit to compare with")
-    parser.add_argument("--rounds", type=int, default=3, help="starts of each (3)")
-    parser.add_argument("--out", type=Path, help="folder for README.md and processes.csv (printed only)")
-    parser.add_argument("--keep", type=Path, help="folder for logs and metrics (a temporary one)")
+    parser.add_argument("--rounds", type=int, default=3, help="starts of each commit (3)")
+    parser.add_argument("--out", type=Path, help="folder for README.md and processes.csv (only printed if absent)")
+    parser.add_argument("--keep", type=Path, help="folder for logs and metrics (temporary if absent)")
     parser.add_argument("overrides", nargs="*", type=checked_override, metavar="KEY=VALUE", help="Hydra overrides")
     arguments = parser.parse_args()
     provenance = f"commit {commit()}; model seed 0; {arguments.rounds} starts of each, in turn"

@@ -1,12 +1,12 @@
-"""Time a training step of every method in the real pipeline, in one run, in turn.
+"""Time a training step with every method in the real pipeline, in turn and in one run.
 
     python -m benchmarks.step [--width 96] [--rounds 21] [--methods "grpo; saw_gdpo"] [--out results/step_benchmark]
 
-Each round takes every method once, so that all see the same machine, model and kind of batch, and a step is compared
-with the first method's of the same round. Every response has the full length (no end of sequence), so that all steps
-have the same tokens; finished rollouts are looked for every 20 ms, so that waiting adds no steps to the times. The
-first two rounds do not count. The model is the quickstart's, or a wider one, with random weights: what it says does not
-matter here. With --out, every step's times are kept in steps.csv, from which the table is made.
+Each round runs every method once, so that all see the same machine, model and kind of batch; a step is compared with
+the first method's step of the same round. Responses never end early, so all steps have the same number of tokens.
+Finished rollouts are polled every 20 ms, so that the polling interval hardly affects the times. The first two rounds
+are not counted. The model is the quickstart's or a wider one, with random weights, as its answers do not matter here.
+With --out, the times of every step are written to steps.csv, from which the table is computed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CASES: dict[str, tuple[str, dict]] = {
     "gradient_gdpo": ("gradient_gdpo", {"gradient": {"lr": 1e-6}}),
     "gradient_grpo, upper half": ("gradient_grpo", {"gradient": {"lr": 1e-6, "layers": [2, 3]}}),
 }
-#: Column of the CSV -> metric of a step; seconds, but for the tokens.
+#: Column of the CSV -> metric of a step; all in seconds, except tokens.
 PARTS = {
     "step": "timing_s/step",
     **{part: f"timing_s/{part}" for part in ("gen", "old_log_prob", "adv", "update_actor", "update_weights")},
@@ -49,7 +49,7 @@ WARM_UP = 2
 
 
 def command(data: tuple[Path, Path], model: Path, steps: int, arguments: argparse.Namespace) -> list[str]:
-    """The training whose steps are timed."""
+    """Command of the training whose steps are timed."""
     return [
         *(sys.executable, "-m", "saw.runs.train", "experiment=quickstart", "saw.method=gradient_grpo"),
         *(f"data.train_files={data[0]}", f"data.val_files={data[1]}", f"actor_rollout_ref.model.path={model}"),
@@ -63,7 +63,7 @@ def command(data: tuple[Path, Path], model: Path, steps: int, arguments: argpars
 
 
 def run(folder: Path, names: Sequence[str], arguments: argparse.Namespace) -> list[dict[str, object]]:
-    """Train, and return a row for every step that counts: round, method, and the columns of :data:`PARTS`."""
+    """Train, and return one row per counted step: round, method, and the columns of :data:`PARTS`."""
     data = write_splits(folder / "data")
     model = make_toy_model(folder / "model", steps=0, width=arguments.width, layers=LAYERS)
     steps = (arguments.rounds + WARM_UP) * len(names)
@@ -87,12 +87,12 @@ def run(folder: Path, names: Sequence[str], arguments: argparse.Namespace) -> li
 
 
 def read(path: Path) -> list[dict[str, object]]:
-    """The rows that :func:`run` returned, from their CSV."""
+    """Read the rows of :func:`run` from their CSV."""
     return pd.read_csv(path, float_precision="round_trip").to_dict("records")
 
 
 def table(rows: Sequence[dict]) -> str:
-    """Median seconds of each method and part; a step over the first method's of its round, with an interval."""
+    """Median seconds per method and part, and the step time relative to the first method's in the same round."""
     names = list(dict.fromkeys(row["method"] for row in rows))
     of = {name: [row for row in rows if row["method"] == name] for name in names}
     shown = [part for part in PARTS if part != "tokens"]
@@ -111,8 +111,8 @@ def table(rows: Sequence[dict]) -> str:
     ]
     tokens = statistics.mean(row["tokens"] for row in rows)
     note = (
-        f"Medians of n = {len(of[names[0]])} steps each. Over {names[0]}: median over the rounds of a step's time "
-        f"against that of {names[0]} in the same round, with its 95 % bootstrap interval. {tokens:.0f} tokens a reply."
+        f"Medians of n = {len(of[names[0]])} steps each. Over {names[0]}: step time relative to {names[0]}'s in the "
+        f"same round, median over rounds with its 95 % bootstrap interval. {tokens:.0f} tokens per reply."
     )
     return f"{markdown(header, lines, left=1)}\n\n{note}"
 
@@ -120,19 +120,19 @@ def table(rows: Sequence[dict]) -> str:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", help=f"separated by semicolons, of: {'; '.join(CASES)} (all)")
-    parser.add_argument("--rounds", type=int, default=21, help="steps of each method that count (21)")
-    parser.add_argument("--width", type=int, default=96, help="of the model, a multiple of 96 (96)")
-    parser.add_argument("--prompts", type=int, default=16, help="a step, with four responses each (16)")
-    parser.add_argument("--tokens", type=int, default=48, help="of each response (48)")
+    parser.add_argument("--methods", help=f"separated by semicolons; from {'; '.join(CASES)} (all)")
+    parser.add_argument("--rounds", type=int, default=21, help="counted steps of each method (21)")
+    parser.add_argument("--width", type=int, default=96, help="width of the model, a multiple of 96 (96)")
+    parser.add_argument("--prompts", type=int, default=16, help="prompts per step, with four responses each (16)")
+    parser.add_argument("--tokens", type=int, default=48, help="tokens per response (48)")
     parser.add_argument("--hours", type=float, default=2.0, help="time limit (2)")
-    parser.add_argument("--out", type=Path, help="folder for steps.csv (not kept)")
-    parser.add_argument("--keep", type=Path, help="folder for log and metrics (a temporary one)")
+    parser.add_argument("--out", type=Path, help="folder for steps.csv (not written if absent)")
+    parser.add_argument("--keep", type=Path, help="folder for log and metrics (temporary if absent)")
     arguments = parser.parse_args()
     names = [name.strip() for name in arguments.methods.split(";")] if arguments.methods else list(CASES)
     for name in names:
         if name not in CASES:
-            parser.error(f"--methods: {name!r} is none of {'; '.join(CASES)}")
+            parser.error(f"--methods: {name!r} is unknown; allowed are {'; '.join(CASES)}")
     with tempfile.TemporaryDirectory() as temporary:
         folder = (arguments.keep or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)

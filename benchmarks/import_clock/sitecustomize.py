@@ -1,6 +1,6 @@
-"""Writes down the CPU time that this process has spent on importing modules; put on PYTHONPATH by benchmarks.start.
+"""Records the CPU time that this process spends on imports; put on PYTHONPATH by benchmarks.start.
 
-Only the outermost import of each thread is timed, so nothing counts twice. The file holds one number, the sum so far.
+Only the outermost import of each thread is timed, so nothing is counted twice. The file holds the sum so far.
 """
 
 import importlib._bootstrap as bootstrap

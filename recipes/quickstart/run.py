@@ -2,8 +2,8 @@
 
     bash scripts/quickstart.sh [--data FILE.parquet] [--model PATH] [--method NAME ...] [--steps N] [KEY=VALUE ...]
 
-Everything goes below runs/quickstart. What is finished there is not done again; --fresh trains again. KEY=VALUE are
-Hydra overrides of configs/experiment/quickstart.yaml.
+Everything is written to runs/quickstart. Finished stages are skipped; --fresh trains again. KEY=VALUE are Hydra
+overrides of configs/experiment/quickstart.yaml.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from saw.runs.compose import checked_override
 
 DEFAULT_METHODS = ("grpo", "saw_gdpo")
 DEFAULT_STEPS = 16
-#: Seconds for start-up, and for a step; a run that takes longer hangs.
+#: Maximum seconds for the start-up and for a step; a run that takes longer is considered hung.
 START_LIMIT, STEP_LIMIT = 600, 300
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line, and find what cannot work before anything is made."""
+    """Read the command line and check it before anything is started."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="training rows in verl's schema (parquet); toy data if absent")
     parser.add_argument("--model", type=Path, help="a Hugging Face model folder; a toy model if absent")
@@ -46,7 +46,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=int, default=DEFAULT_STEPS, help=f"training steps ({DEFAULT_STEPS})")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("SAW_RUNS", "runs")) / "quickstart")
-    parser.add_argument("--fresh", action="store_true", help="train again where a training is finished")
+    parser.add_argument("--fresh", action="store_true", help="repeat finished trainings")
     parser.add_argument("overrides", nargs="*", type=checked_override, metavar="KEY=VALUE", help="Hydra overrides")
     arguments = parser.parse_args(argv)
     if arguments.steps < 1:
@@ -61,12 +61,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def fit_lengths(data: Path, model: Path) -> list[str]:
-    """Overrides that make room for the prompts and answers of a user's own data.
+    """Overrides that fit the lengths to the prompts and answers of a user's own data.
 
-    Prompts are padded to their maximum on a CPU, so it is set to what the data needs, within what the model has.
+    On a CPU, prompts are padded to their maximum length, so it is set to what the data needs, within the model's
+    context.
 
     Raises:
-        SystemExit: if the model has no room for any row.
+        SystemExit: if no row fits into the model's context.
     """
     from transformers import AutoConfig, AutoTokenizer
 
@@ -101,9 +102,9 @@ def _up(length: int, multiple: int = 64) -> int:
 
 
 def plan(arguments: argparse.Namespace) -> tuple[list[Stage], dict[str, list[Stage]]]:
-    """The stages that make data and model, and one training for each method.
+    """The stages that make data and model, and one training per method.
 
-    Trainings with other settings have folders of their own, named by a checksum of the settings.
+    A training's folder is named after a checksum of its settings, so other settings get other folders.
     """
     out, shared = arguments.out, []
     model, train_file, test_file = out / "model", out / "data" / "train.parquet", out / "data" / "test.parquet"
@@ -135,21 +136,21 @@ def plan(arguments: argparse.Namespace) -> tuple[list[Stage], dict[str, list[Sta
 
 
 def report(out: Path, chains: Mapping[str, Sequence[Stage]], seconds: float) -> None:
-    """Print the table of what is finished, draw the picture, and write both down with where they come from."""
+    """Print the table of the finished trainings, draw the picture, and save both with their provenance."""
     finished = {method: stage for method, (stage,) in chains.items() if stage.is_done()}
     if not finished:
         return
     table = curves(finished, out / "curves.png", title="Mean reward, CV and weight of each objective")
     provenance = (
         f"bash scripts/quickstart.sh {shlex.join(sys.argv[1:])}".strip()
-        + f"\ncommit {commit()}; data seed 0, model seed 0, trainer seed 1; one run a method"
+        + f"\ncommit {commit()}; data seed 0, model seed 0, trainer seed 1; one run per method"
         + f"\n{machine()}; {versions('verl', 'vllm', 'torch', 'ray', 'transformers')}"
     )
     (out / "summary.md").write_text(f"{table}\n\n```\n{provenance}\n```\n")
     print(f"\n{table}\n\n{provenance}")
     print(f"picture: {os.path.relpath(out / 'curves.png')}")
     peak = max(stage.outcome()["peak_bytes"] for stage in finished.values()) / 2**30
-    print(f"peak memory of a run: {peak:.1f} GiB;  all of it took {seconds / 60:.1f} min, set-up not counted")
+    print(f"peak memory of a run: {peak:.1f} GiB;  total time: {seconds / 60:.1f} min, without set-up")
     for method, stage in finished.items():
         for fault in stage.job.faults()[:5]:
             print(f"warning: {method} logged: {fault[:200]}")

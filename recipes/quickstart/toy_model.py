@@ -1,11 +1,11 @@
-"""A small Qwen2 with a tokenizer of its own, warmed up on spoilt answers.
+"""A small Qwen2 with its own tokenizer, warmed up on flawed answers.
 
     python -m recipes.quickstart.toy_model --out runs/quickstart/model
     python -m recipes.quickstart.toy_model --out runs/rehearsal/tldr/model --task tldr     # summaries, not tool calls
 
-It stands in for a downloaded model: a Hugging Face folder like any other. The warm-up is supervised and short. Some
-of its answers have a spoilt format, some a wrong parameter, so that the model starts with both rewards above nothing
-and below full, and has something to learn of each.
+It takes the place of a downloaded model and is a normal Hugging Face folder. The warm-up is supervised and short. Some
+of its answers have a broken format, some a wrong parameter, so that both rewards start between their minimum and their
+maximum and can be improved.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CHAT_TEMPLATE = (
 )
 #: Tags that are one token each, as ``<tool_call>`` is in Qwen2.5's tokenizer.
 TAGS = [f"<{slash}{tag}>" for tag in ("think", "tool_call", "response", "user") for slash in ("", "/")]
-#: The file that is moved into the model's folder last: where it is, all of the model is.
+#: The file that is moved into the model's folder last: if it exists, the model is complete.
 WEIGHTS = "model.safetensors"
 IGNORED = -100  # label of a token that the loss skips
 #: A question as a chat, and its answer.
@@ -42,10 +42,10 @@ Example = tuple[list[dict[str, str]], str]
 
 
 def train_tokenizer(rows: list[Example], vocabulary: int = 600) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE; the full byte alphabet keeps a line break one token, as verl needs.
+    """Train a byte-level BPE; with the full byte alphabet, a line break is one token, as verl needs.
 
-    A line that all questions share, such as a tool's description, becomes one token: it tells the model nothing, and
-    shorter prompts make shorter steps.
+    A line that all questions share, such as a tool's description, becomes one token: it carries no information, and
+    shorter prompts make steps faster.
     """
     questions = ["\n".join(turn["content"] for turn in prompt) for prompt, _ in rows]
     shared = set.intersection(*(set(question.splitlines(keepends=True)) for question in questions)) - {"\n"}
@@ -65,7 +65,7 @@ def train_tokenizer(rows: list[Example], vocabulary: int = 600) -> PreTrainedTok
 
 
 def make_model(vocabulary: int, pad: int, eos: int, width: int = 96, layers: int = 2) -> Qwen2ForCausalLM:
-    """A Qwen2; of two layers of 96, it has 0.25 million parameters. The width is a multiple of 96."""
+    """A Qwen2; with two layers of width 96 it has 0.25 million parameters. The width is a multiple of 96."""
     return Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=vocabulary,
@@ -84,7 +84,7 @@ def make_model(vocabulary: int, pad: int, eos: int, width: int = 96, layers: int
 
 
 def spoil(output: str, chance: random.Random, spoilt_format: float, wrong_value: float) -> str:
-    """Give an answer a wrong parameter, a spoilt format, both or neither."""
+    """Give an answer a wrong parameter, a broken format, both or neither."""
     if "<tool_call>" in output and chance.random() < wrong_value:
         name = next(name for name in TOOLS if name in output)
         output = tool_turn(name, chance.choice(TOOLS[name][2]))
@@ -94,7 +94,7 @@ def spoil(output: str, chance: random.Random, spoilt_format: float, wrong_value:
 
 
 def ramble(summary: str, chance: random.Random) -> str:
-    """Give a summary a word too few or some too many, or leave it."""
+    """Remove a word from a summary, add some, both or neither."""
     words = summary.split()
     if chance.random() < 0.5:
         words.pop(chance.randrange(len(words)))
@@ -104,7 +104,7 @@ def ramble(summary: str, chance: random.Random) -> str:
 
 
 def examples(task: str, number: int, seed: int) -> list[Example]:
-    """Questions with right answers: tool calls in ToolRL's form (toolrl), or summaries of posts (tldr)."""
+    """Questions with correct answers: tool calls in ToolRL's format (toolrl), or summaries of posts (tldr)."""
     if task == "toolrl":
         return [(row["prompt"], row["reward_model"]["ground_truth"]) for row in make_rows(number, "warm-up", seed=seed)]
     posts = make_posts(min(number, 1024), seed=seed)
@@ -121,14 +121,14 @@ def warm_up(
     batch_size: int,
     seed: int,
 ) -> None:
-    """Train on spoilt answers, the loss on the answers only."""
+    """Train on flawed answers, with the loss on the answers only."""
     chance = random.Random(seed)
-    peak = 6e-3  # many small steps at a high rate: what makes so small a model attend to the question
+    peak = 6e-3  # a model this small only learns to attend to the question with many small steps at a high rate
     optimiser = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, peak, total_steps=steps, pct_start=0.1)
     model.train()
     threads = torch.get_num_threads()
-    # so small a model gains little from more, and loses much where another process wants a core
+    # a model this small gains little from more threads, and loses much when another process needs a core
     torch.set_num_threads(1)
     for _ in tqdm(range(steps), desc="    warm-up", leave=False, disable=None):
         batch = [(prompt, spoilt(answer, chance)) for prompt, answer in chance.sample(rows, batch_size)]
@@ -173,15 +173,15 @@ def make_toy_model(
     """Make, warm up and save the model and its tokenizer.
 
     Args:
-        folder (Path): where the Hugging Face folder goes.
+        folder (Path): the Hugging Face folder to write.
         task (str): toolrl or tldr.
         steps (int): supervised steps; 0 leaves random weights.
-        batch_size (int): rows a step.
-        spoilt_format (float): share of the answers with a spoilt format (toolrl).
-        wrong_value (float): share of the tool calls whose value is drawn at random (toolrl).
-        seed (int): of weights and data.
-        width (int): of the hidden states, a multiple of 96.
-        layers (int): how many.
+        batch_size (int): rows per step.
+        spoilt_format (float): share of answers with a broken format (toolrl).
+        wrong_value (float): share of tool calls with a random value (toolrl).
+        seed (int): seed of weights and data.
+        width (int): width of the hidden states, a multiple of 96.
+        layers (int): number of layers.
 
     Returns:
         Path: the folder.
@@ -211,9 +211,9 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the model")
-    parser.add_argument("--task", choices=("toolrl", "tldr"), default="toolrl", help="what it is warmed up on")
+    parser.add_argument("--task", choices=("toolrl", "tldr"), default="toolrl", help="task of the warm-up")
     parser.add_argument("--steps", type=int, default=300, help="supervised warm-up steps")
-    parser.add_argument("--spoilt-format", type=float, default=0.5, help="share of answers with a spoilt format")
+    parser.add_argument("--spoilt-format", type=float, default=0.5, help="share of answers with a broken format")
     parser.add_argument("--wrong-value", type=float, default=0.5, help="share of tool calls with a random value")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

@@ -17,6 +17,8 @@ from saw.machine.nodes import Node, Nodes
 ADDRESS = "ray_kwargs.ray_init.address"
 STORAGE = "transfer_queue.backend.SimpleStorage"
 UNITS = f"{STORAGE}.num_data_storage_units"
+#: The pool of a rollout apart from the trainer.
+ROLLOUT = "actor_rollout_ref.rollout"
 #: TransferQueue's default number of storage actors per node, as its documentation recommends.
 UNITS_A_NODE = 2
 
@@ -78,13 +80,15 @@ class Available(Nodes):
 def _pools(config: DictConfig) -> dict[str, tuple[int, int]]:
     """Nodes and GPUs per node of verl's resource pools, by the section that sets them.
 
-    Follows ``PPOTrainer._init_resource_pool_mgr`` of verl 0.9.1.
+    Follows ``PPOTrainer._init_resource_pool_mgr`` and ``RolloutReplica.init_standalone`` of verl 0.9.1.
     """
     sections = {"trainer": config.trainer}
     if config.reward.reward_model.enable_resource_pool:
         sections["reward.reward_model"] = config.reward.reward_model
     if OmegaConf.select(config, "distillation.enabled"):
         sections["distillation"] = config.distillation
+    if config.trainer.v1.trainer_mode.endswith("separate_async"):
+        sections[ROLLOUT] = config.actor_rollout_ref.rollout
     for name, section in sections.items():
         for key in ("nnodes", "n_gpus_per_node"):
             if not isinstance(section[key], int) or section[key] < 1:
@@ -92,11 +96,11 @@ def _pools(config: DictConfig) -> dict[str, tuple[int, int]]:
     return {name: (section.nnodes, section.n_gpus_per_node) for name, section in sections.items()}
 
 
-def _cpus_of_a_gpu() -> int:
+def _cpus_of_a_gpu(pool: str = "trainer") -> int:
     """CPUs that verl's placement groups hold per GPU: one for each worker group that may share it."""
     from verl.single_controller.ray import ResourcePoolManager
 
-    return ResourcePoolManager.max_colocate_count
+    return 2 if pool == ROLLOUT else ResourcePoolManager.max_colocate_count
 
 
 def storage_units(config: DictConfig) -> int:
@@ -112,7 +116,7 @@ def storage_units(config: DictConfig) -> int:
 
 
 def needed(config: DictConfig) -> Need:
-    """Count the Ray resources that verl 0.9.1 and TransferQueue 0.1.11 take, for a synchronous training.
+    """Count the Ray resources that verl 0.9.1 and TransferQueue 0.1.11 take.
 
     Held until the end are the placement groups, with one bundle per GPU, and one CPU each for TransferQueue's
     controller and storage units. The judge's actor asks for none. Every other actor (task runner, vLLM servers, load
@@ -122,8 +126,9 @@ def needed(config: DictConfig) -> Need:
         ValueError: if a pool has no node or no GPU, or TransferQueue no storage unit.
     """
     pools = _pools(config)
-    each = _cpus_of_a_gpu()
-    parts = {f"{name}.n_gpus_per_node": float(each * nodes * gpus) for name, (nodes, gpus) in pools.items()}
+    parts = {
+        f"{name}.n_gpus_per_node": float(_cpus_of_a_gpu(name) * nodes * gpus) for name, (nodes, gpus) in pools.items()
+    }
     parts[UNITS] = float(storage_units(config))
     parts["TransferQueue's controller"] = 1.0
     return Need(parts, sum(parts.values()), float(sum(nodes * gpus for nodes, gpus in pools.values())))
@@ -187,7 +192,7 @@ def check(config: DictConfig, there: Available) -> None:
     Raises:
         ValueError: with the count, its parts, what there is, and the keys to change.
     """
-    need, each = needed(config), _cpus_of_a_gpu()
+    need = needed(config)
     if need.gpus > there.gpus:
         asked = " + ".join(f"{name}: {nodes} x {gpus}" for name, (nodes, gpus) in _pools(config).items())
         gain = (
@@ -210,13 +215,13 @@ def check(config: DictConfig, there: Available) -> None:
     if need.cpus > there.cpus:
         parts = ", ".join(f"{count:g} for {part}" for part, count in need.parts.items())
         raise ValueError(
-            f"Ray needs {need.cpus:g} CPUs ({parts}; {each} per GPU), and {there.where} has {there.cpus:g}: it "
-            f"would wait forever. {remedy}"
+            f"Ray needs {need.cpus:g} CPUs ({parts}), and {there.where} has {there.cpus:g}: it would wait for ever. "
+            f"{remedy}"
         )
-    _check_places(config, there, each, remedy)
+    _check_places(config, there, remedy)
 
 
-def _check_places(config: DictConfig, there: Available, each: int, remedy: str) -> None:
+def _check_places(config: DictConfig, there: Available, remedy: str) -> None:
     """Check that single nodes have room: a node's part of a pool is never split, and a storage unit can't move."""
     on_some = OmegaConf.select(config, f"{STORAGE}.required_node_resource") is not None
     share = 0 if on_some else math.ceil(storage_units(config) / len(there.nodes))
@@ -228,6 +233,7 @@ def _check_places(config: DictConfig, there: Available, each: int, remedy: str) 
             f"+{STORAGE}.required_node_resource names a resource that only suitable nodes have"
         )
     for name, (nodes, gpus) in _pools(config).items():
+        each = _cpus_of_a_gpu(name)
         places = sum(int(min(node.gpus // gpus, max(0.0, node.cpus - share) // (each * gpus))) for node in there.nodes)
         if places < nodes:
             raise ValueError(

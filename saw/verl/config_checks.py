@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
+from verl.plugin.platform import get_platform
 from verl.trainer.ppo.reward import resolve_reward_manager_cls
 from verl.trainer.ppo.utils import need_reference_policy
 from verl.utils.torch_dtypes import PrecisionType
@@ -23,11 +24,14 @@ from saw.machine.cluster import running
 from saw.method.registry import get_method
 from saw.rewards import JUDGE
 from saw.verl.config import ConfigError, Settings, check_returned
-from saw.verl.names import FAILED, KWARGS, NAME, ROLLOUTS
+from saw.verl.names import FAILED, KWARGS, MODES, NAME, ROLLOUTS
 from saw.verl.reward_ranges import RewardRanges, check_arguments
 from saw.verl.reward_values import reward_value
 
 logger = logging.getLogger(__name__)
+
+#: Seconds between two looks of verl's replay buffer.
+POLL_INTERVAL = 2.0
 
 
 def check_config(config: DictConfig) -> Settings | None:
@@ -44,12 +48,14 @@ def check_config(config: DictConfig) -> Settings | None:
     """
     mode = config.trainer.v1.trainer_mode
     estimator = config.algorithm.adv_estimator
-    if (mode == NAME) != (estimator == NAME):
+    if (mode in MODES) != (estimator == NAME):
+        asynchronous = " or ".join(name for name in MODES if name != NAME)
         raise ConfigError(
             f"trainer.v1.trainer_mode is {mode!r} and algorithm.adv_estimator {estimator!r}; "
-            f"set both to {NAME!r}, or neither: the trainer passes each objective's rewards to the estimator"
+            f"set both to {NAME!r}, or neither: the trainer hands the estimator the rewards of each objective. An "
+            f"asynchronous trainer_mode is {asynchronous}"
         )
-    if mode != NAME:
+    if mode not in MODES:
         return None
     settings = Settings.of(config)
     _check_rest(config, settings)
@@ -80,6 +86,7 @@ def _check_rest(config: DictConfig, settings: Settings) -> None:
     wrong += _engine_faults(config)
     if settings.needs_gradients:
         wrong += _gradient_faults(config)
+    wrong += _mode_faults(config, settings)
     wrong += _reward_manager_faults(config)
     model = config.reward.reward_model
     if model.enable and not model.enable_resource_pool:
@@ -181,6 +188,70 @@ def _gradient_faults(config: DictConfig) -> list[str]:
                 "gradients are computed, so they would belong to another loss: set it to null"
             )
     return wrong
+
+
+def _mode_faults(config: DictConfig, settings: Settings) -> list[str]:
+    """What an asynchronous trainer cannot do, and what verl would assert of it after Ray has started."""
+    name = config.trainer.v1.trainer_mode
+    mode = MODES[name]
+    wrong = []
+    if settings.needs_gradients and mode != "sync":
+        wrong.append(
+            f"trainer.v1.trainer_mode is {name!r}, and saw.method {settings.method!r} (saw.options.informativeness "
+            f"{settings.options.informativeness!r}) compares policy gradients on the samples of another policy, which "
+            f"would have to be importance-weighted: set trainer_mode to {NAME!r}, or take another method"
+        )
+    mini_batches = config.trainer.v1[mode].get("parameter_sync_step", 1)
+    if mode == "separate_async":
+        wrong += _separate_faults(config, settings, mini_batches)
+    elif mini_batches != 1:
+        wrong.append(
+            f"trainer.v1.{mode}.parameter_sync_step is {mini_batches}, and the rollout sleeps from a step's first "
+            "mini-batch to its end, so that the next would be waited for for ever: leave it out"
+        )
+    return wrong
+
+
+def _separate_faults(config: DictConfig, settings: Settings, mini_batches: int) -> list[str]:
+    section = config.trainer.v1.separate_async
+    parts = config.actor_rollout_ref
+    wrong = []
+    if config.data.train_batch_size != mini_batches * parts.actor.ppo_mini_batch_size:
+        wrong.append(
+            f"data.train_batch_size is {config.data.train_batch_size}; expected "
+            f"trainer.v1.separate_async.parameter_sync_step {mini_batches} x "
+            f"actor_rollout_ref.actor.ppo_mini_batch_size {parts.actor.ppo_mini_batch_size}"
+        )
+    for key in ("nnodes", "n_gpus_per_node"):
+        if parts.rollout[key] < 1:
+            wrong.append(
+                f"actor_rollout_ref.rollout.{key} is {parts.rollout[key]}; expected at least 1: the rollout has "
+                "GPUs of its own"
+            )
+    engine, needed = parts.rollout.checkpoint_engine.backend, weight_engine()
+    if engine == "naive" or needed not in (None, engine):
+        wrong.append(
+            f"actor_rollout_ref.rollout.checkpoint_engine.backend is {engine!r}, by which no weights reach a rollout "
+            f"apart from the trainer here; set it to {needed or 'nccl, or another of verl'}"
+        )
+    if not parts.get("hybrid_engine", True):
+        wrong.append(
+            "actor_rollout_ref.hybrid_engine is False, with which verl 0.9.1 fails when it has started everything (it "
+            "hands flush to a logger, a TypeError): set it to True"
+        )
+    switch = section.hybrid_rollout
+    if switch.enable_switch and switch.adaptive_switch_threshold and settings.poll_interval != POLL_INTERVAL:
+        wrong.append(
+            f"saw.poll_interval is {settings.poll_interval:g}, and trainer.v1.separate_async.hybrid_rollout."
+            "adaptive_switch_threshold True: verl calls a step idle that waited longer than this interval, and would "
+            f"adapt its threshold to other waits; set saw.poll_interval to {POLL_INTERVAL:g}, verl's own"
+        )
+    return wrong
+
+
+def weight_engine() -> str | None:
+    """The one checkpoint engine that works on this platform; None where verl has several."""
+    return "cpu" if get_platform().device_name == "cpu" else None
 
 
 def _reward_manager_faults(config: DictConfig) -> list[str]:

@@ -7,7 +7,7 @@ TransferQueue) stays verl's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from saw.verl.transfer_queue import of_all_rows
 
 @dataclass
 class StepRewards:
-    """The rewards of one step, with the same rows as verl's batch.
+    """The rewards of one step, row for row as in verl's batch; where a step has mini-batches, of one of them.
 
     Attributes:
         settings (Settings): method, objectives, options.
@@ -36,7 +36,11 @@ class StepRewards:
         scored_of_row (Tensor): shape ``(R,)``, int64, for each row its index in ``scored``; -1 for padding.
         lost (int): requested samples that left no row.
         scores (Tensor | None): shape ``(R,)``, the scalar rewards before a KL penalty; None if there is none.
-        gram (Tensor | None): shape ``(K, K)``, of the objectives' policy gradients, if the method compares them.
+        gram (Tensor | None): shape ``(K, K)``, of the objectives' policy gradients, where the method compares them.
+        prompts (Sequence[str]): of the rows that count, as all of the following.
+        submitted (Sequence[int]): verl's global step at which each sample's prompt was given to the rollout.
+        infos (Sequence[Mapping]): what the reward function returned.
+        scalars (Tensor | None): verl's scalar rewards, shape ``(N,)``.
         advantage (Advantage | None): the result, once the estimator has run.
     """
 
@@ -50,6 +54,10 @@ class StepRewards:
     lost: int = 0
     scores: Tensor | None = None
     gram: Tensor | None = None
+    prompts: Sequence[str] = ()
+    submitted: Sequence[int] = ()
+    infos: Sequence[Mapping[str, Any]] = ()
+    scalars: Tensor | None = None
     advantage: Advantage | None = None
 
     def missing_shares(self) -> list[float]:

@@ -1,4 +1,4 @@
-"""verl's synchronous replay buffer, with a group filter that considers every objective."""
+"""verl's replay buffers, with a group filter that looks at every objective."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 
 import torch
 import transfer_queue as tq
-from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
 from saw.verl.agent_loops import Watch
 from saw.verl.transfer_queue import objective_matrix, prompt_of
@@ -78,6 +78,34 @@ class MultiRewardReplayBuffer(ReplayBuffer):
             rows[key.split("_")[0]].append(values)
         groups = {uid: torch.stack(values) for uid, values in rows.items()}
         return {uid for uid, rewards in groups.items() if has_spread(rewards) or is_unknown(rewards)}
+
+
+class MultiRewardReplayBufferAsync(MultiRewardReplayBuffer, ReplayBufferAsync):
+    """verl's asynchronous buffer with the same filter; a failed group counts as it does in the synchronous one.
+
+    verl's own throws a group away of which one sample was lost, and draws another. Here its samples are trained on and
+    those that were lost counted: else nobody would know of them, and where every rollout fails, nothing would ever end.
+    """
+
+    def _terminal_eviction_reasons(
+        self, global_steps: int, partition_id: str
+    ) -> tuple[set[str], set[str], set[str], Counter]:
+        stale, filtered, failed, counts = super()._terminal_eviction_reasons(global_steps, partition_id)
+        return stale | self._too_old(failed, global_steps, partition_id), filtered, set(), counts
+
+    def _too_old(self, uids: set[str], global_steps: int, partition_id: str) -> set[str]:
+        """Those that verl would have dropped for their age, had they not failed."""
+        if self.max_off_policy_threshold is None or self.max_off_policy_strategy != "drop":
+            return set()
+        submitted = self.prompt_global_steps[partition_id]
+        return {uid for uid in uids if global_steps - submitted[uid] + 1 > self.max_off_policy_threshold}
+
+
+#: Which one takes verl's place.
+BUFFERS: dict[type[ReplayBuffer], type[MultiRewardReplayBuffer]] = {
+    ReplayBuffer: MultiRewardReplayBuffer,
+    ReplayBufferAsync: MultiRewardReplayBufferAsync,
+}
 
 
 def has_spread(rewards: torch.Tensor) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,6 +97,11 @@ class RewardRanges:
                         f"range of {objective.name!r}; set saw.objectives.{objective.name}.minimum and maximum"
                     )
         return ranges
+
+    def over(self, steps: Iterable[int]) -> list[tuple[float, float]]:
+        """Smallest and largest possible value of each objective at any of several training steps, see :meth:`at`."""
+        pairs = zip(*(self.at(step) for step in sorted(set(steps))), strict=True)
+        return [(min(low for low, _ in each), max(high for _, high in each)) for each in pairs]
 
     def declared(self, step: int) -> dict[str, tuple[float, float]]:
         """The ranges that the reward function declares at a step; empty if it declares none.

@@ -23,10 +23,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from saw.method.advantage import Advantage
+from saw.verl.mini_batches import together
 from saw.verl.names import FAILED
 from saw.verl.reward_values import reward_value
 
 if TYPE_CHECKING:
+    from saw.verl.estimator import StepRewards
     from saw.verl.gradients import ObjectiveGradients
 
 
@@ -48,6 +50,16 @@ def training_metrics(advantage: Advantage, names: Sequence[str]) -> dict[str, fl
         f"saw/{name}/{what}": float(value)
         for what, column in columns.items()
         for name, value in zip(names, column.tolist(), strict=True)
+    }
+
+
+def step_metrics(mini_batches: Sequence[StepRewards], names: Sequence[str]) -> dict[str, float]:
+    """All metrics of a step from its mini-batches, mostly one: rewards, weights, samples that are lost, the judge."""
+    infos = [info for part in mini_batches for info in part.infos]
+    return {
+        **training_metrics(together(mini_batches), names),
+        **judge_metrics(infos),
+        **sample_counts(failed_samples(infos), sum(part.lost for part in mini_batches)),
     }
 
 

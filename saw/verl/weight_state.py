@@ -22,12 +22,15 @@ class State:
         weights (list[float] | None): the weights of the last step.
         minima (dict[str, float]): the lowest reward so far of each objective whose minimum is ``running``.
         grams (list[list[list[float]]]): inner products of the objectives' gradients, ``(K, K)`` each, of the steps
-            since a gradient method last updated its weights.
+            since the weights of a gradient method last moved.
+        rollouts (dict[str, int]): how many samples were asked for of each prompt that an asynchronous training has in
+            flight, where that differs between prompts.
     """
 
     weights: list[float] | None = None
     minima: dict[str, float] = field(default_factory=dict)
     grams: list[list[list[float]]] = field(default_factory=list)
+    rollouts: dict[str, int] = field(default_factory=dict)
 
     def see(self, rewards: Tensor, settings: Settings) -> None:
         """Update the running minima with one step's rewards.

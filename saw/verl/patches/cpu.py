@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from verl.plugin.platform.platform_base import PlatformBase
 from verl.plugin.platform.platform_manager import PlatformRegistry
-from wrapt import when_imported
+from wrapt import lazy_import, when_imported
 
 # verl selects its FSDP engine by device name, and registers it only for "cuda" and "npu".
 os.environ.setdefault("VERL_ENGINE_DEVICE", "cuda")
@@ -142,3 +142,10 @@ def _offload_unpinned(fsdp_utils: Any) -> None:
     # A reference model under fsdp2 is offloaded to pinned memory, which a CPU build of torch refuses.
     stock = fsdp_utils.CPUOffloadPolicy
     fsdp_utils.CPUOffloadPolicy = lambda pin_memory=False: stock(pin_memory=False)
+
+
+@when_imported("verl.checkpoint_engine.base")
+def _register_weight_transfer(base: Any) -> None:
+    # verl has none for a CPU; only a trainer apart from its rollout asks for it.
+    engine = lazy_import("saw.verl.patches.cpu_weights", "CPUCheckpointEngine")
+    base.CheckpointEngineRegistry._registry["cpu"] = engine

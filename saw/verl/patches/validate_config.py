@@ -12,7 +12,7 @@ from types import ModuleType
 
 from omegaconf import DictConfig
 
-from saw.verl.names import ACTIVE, NAME
+from saw.verl.names import ACTIVE, MODES, NAME
 
 
 def wrap(module: ModuleType) -> None:
@@ -22,7 +22,7 @@ def wrap(module: ModuleType) -> None:
     @functools.wraps(stock)
     def validate_config(config: DictConfig, *args, **kwargs) -> None:
         """verl's own checks, between SAW's."""
-        if NAME not in (config.trainer.v1.trainer_mode, config.algorithm.adv_estimator):
+        if config.trainer.v1.trainer_mode not in MODES and config.algorithm.adv_estimator != NAME:
             stock(config, *args, **kwargs)
             return
         from saw.verl.config_checks import check_config, check_micro_batches

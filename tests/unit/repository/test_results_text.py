@@ -1,7 +1,7 @@
-"""Every figure that the results are told with is computed again from the data beside it.
+"""Every figure in the results' text is recomputed from the data beside it.
 
-An entry of :data:`FIGURES` is a piece of text with a gap for each figure, and what fills the gaps. A number of the text
-that no entry covers, and that is no setting (:data:`SETTINGS`), fails as well.
+An entry of :data:`FIGURES` is a piece of text with a gap per figure, and a function that computes the figures. A number
+in the text that no entry covers, and that is not a setting (:data:`SETTINGS`), fails as well.
 """
 
 import re
@@ -47,7 +47,7 @@ def speeds(column: str, *methods: str) -> list[float]:
 
 
 def odd(case: str, family: str, objective: str) -> tuple[float, float]:
-    """Steps by equal weights to learn an objective beside an odd one, and SAW's less these."""
+    """Steps to learn an objective beside an odd one: with equal weights, and the difference of SAW to these."""
     (case,) = {row["case"] for row in table("study/tabular/misleading") if row["case"].startswith(case)}
     columns = f"{objective}_steps_{family}", f"{objective}_difference"
     base, gap = (cell("misleading", column, case=case, family=family) for column in columns)
@@ -67,13 +67,13 @@ def batch(column: str, samples: int, method: str = "saw_gdpo") -> float:
 
 
 def less_error(samples: int, method: str) -> float:
-    """How much lower the error of the weights is than SAW's own, in per cent."""
+    """How much lower the error of the weights is than plain SAW's, in per cent."""
     own, plain = (batch("weight_error", samples, name) for name in (f"saw_gdpo, {method}", "saw_gdpo"))
     return 100 * (1 - own / plain)
 
 
 def kept_gain(samples: int) -> float:
-    """The gain in steps of the late objective that the EMA leaves, in per cent of SAW's."""
+    """The late objective's gain in steps with the EMA, in per cent of plain SAW's."""
     names = ("gdpo", "saw_gdpo", "saw_gdpo, ema 0.8")
     equal, saw, smoothed = (batch("late_steps", samples, name) for name in names)
     return 100 * (equal - smoothed) / (equal - saw)
@@ -124,7 +124,7 @@ def gain(label: str, objective: str, measure: Callable[..., float] = area) -> Pa
 
 
 def loss(label: str, objective: str) -> list[str]:
-    """What is lost at the end, with its interval and p."""
+    """The loss at the end, with its interval and p."""
     test = gain(label, objective, summary.final)
     ends = (-test.difference.mean, -test.difference.high, -test.difference.low)
     return [*(f"{value:z.2f}" for value in ends), f"{test.p:.2f}"]
@@ -142,7 +142,7 @@ def early(what: str, steps: int, objective: str, *labels: str) -> float:
 
 
 def format_weights(*labels: str) -> tuple[float, float]:
-    """Least and largest weight of format in any step."""
+    """Smallest and largest weight of format in any step."""
     values = [value for label in labels for run in trainings()[label] for value in run.history.of("format", "weight")]
     return min(values), max(values)
 
@@ -152,7 +152,7 @@ def final_format() -> list[float]:
 
 
 def rank(signal: str, objective: str | None = None) -> list[float]:
-    """For each method, how a signal is correlated with the later gain: over both objectives, or within one."""
+    """Per method, the correlation of a signal with the later gain, over both objectives or within one."""
     found = []
     for runs in trainings().values():
         of_seeds = []
@@ -186,7 +186,7 @@ def cv_and_spread() -> list[float]:
 
 
 def minutes(seed: int) -> float:
-    """Of a seed's steps, two trainings at a time."""
+    """Minutes for the steps of a seed, two trainings at a time."""
     runs = [run for label in language_model.DEFAULT_METHODS for run in trainings()[label] if run.seed == seed]
     return sum(sum(run.history.columns["timing_s/step"]) for run in runs) / 2 / 60
 
@@ -230,7 +230,7 @@ def advantage(size: str, objectives: int, case: str, column: int = 3) -> float:
 
 
 def reward_times() -> list[float]:
-    """The time for 1 MB over that for 100 kB."""
+    """Time for 1 MB over time for 100 kB."""
     times = [float(row[2]) for row in printed(REWARDS)]
     return [last / before for before, last in zip(times[-6:-3], times[-3:], strict=True)]
 
@@ -250,9 +250,9 @@ class Figure:
     """A piece of text, and the figures for its gaps.
 
     Attributes:
-        file (str): where the text is.
-        text (str): with a ``{}`` for each figure; blanks are line breaks as well.
-        values (Callable[[], list[str]]): what the data gives.
+        file (str): the file with the text.
+        text (str): with one ``{}`` per figure; a blank also matches a line break.
+        values (Callable[[], list[str]]): computes the figures from the data.
     """
 
     file: str
@@ -301,7 +301,8 @@ FIGURES = [
     ),
     Figure(
         README,
-        "the early objective takes {} instead of {} steps, {} instead of {} under GDPO; at the end {} and {} for {}.",
+        "the early objective takes {} instead of {} steps (GRPO), {} instead of {} (GDPO), and ends at {} and {} "
+        "instead of {}.",
         lambda: [
             *whole(*speeds("early_steps", "saw_grpo", "grpo", "saw_gdpo", "gdpo")),
             *three(*speeds("early_final", "saw_grpo", "saw_gdpo", "grpo")),
@@ -314,8 +315,8 @@ FIGURES = [
     ),
     Figure(
         README,
-        "do as well as SAW for the late objective ({} and {}), cost the early one less time ({} and {}) and leave it "
-        "lower at the end (by {} and {})",
+        "match SAW on the late objective ({} and {}), delay the early one less ({} and {}) and leave it lower at the "
+        "end (by {} and {})",
         lambda: [
             *whole(*speeds("late_steps", "static_grpo 1:3", "static_gdpo 1:3")),
             *whole(*speeds("early_steps", "static_grpo 1:3", "static_gdpo 1:3")),
@@ -335,7 +336,7 @@ FIGURES = [
     ),
     Figure(
         README,
-        "against equal weights (late {}, early {})",
+        "from equal weights (late {}, early {})",
         lambda: whole(*(cell("speeds", f"{k}_steps", method="saw_gdpo, range_std") for k in ("late", "early"))),
     ),
     Figure(
@@ -365,7 +366,8 @@ FIGURES = [
     ),
     Figure(
         README,
-        "trades: it comes {} steps sooner of {}, the good one {} later of {} (GDPO); {} of {} and {} of {} (GRPO)",
+        "trades: it is learned {} steps sooner (of {}), the good one {} later (of {}) under GDPO; {} (of {}) and {} "
+        "(of {}) under GRPO",
         lambda: whole(
             *(
                 value
@@ -389,7 +391,7 @@ FIGURES = [
     ),
     Figure(
         README,
-        "starves it: {} steps later of {}, the good one {} sooner (GDPO); {} of {} and {} (GRPO)",
+        "starves it: {} steps later (of {}), the good one {} sooner under GDPO; {} (of {}) and {} under GRPO",
         lambda: whole(
             *(
                 value
@@ -402,13 +404,13 @@ FIGURES = [
     # --- tabular: falsifier
     Figure(
         README,
-        "margin set before: {} of ±{} steps under GRPO, {} of ±{} under GDPO)",
+        "margin set beforehand: {} of ±{} steps under GRPO, {} of ±{} under GDPO)",
         lambda: two(*(same(column, "twice", f) for f in ("grpo", "gdpo") for column in ("difference", "margin"))),
     ),
     Figure(
         README,
-        "equivalent to static weights with SAW's mean ({} of ±{}), SAW-GDPO is not, with {} steps more of {}; they are "
-        "{} and {} steps slower",
+        "equivalent to static weights at SAW's mean ({} of ±{}), SAW-GDPO is not ({} steps more than {}); they are {} "
+        "and {} steps slower",
         lambda: [
             *two(*(same(column, "offset", "grpo", MEAN_WEIGHTS) for column in ("difference", "margin"))),
             f"{same('difference', 'offset', 'gdpo', MEAN_WEIGHTS):.1f}",
@@ -419,19 +421,18 @@ FIGURES = [
     # --- tabular: batch size
     Figure(
         README,
-        "error of the weights: {} with 8 samples a step, {} with 32, {} with 128.",
+        "error of the weights: {} with 8 samples per step, {} with 32, {} with 128.",
         lambda: two(*(batch("weight_error", samples) for samples in (8, 32, 128))),
     ),
     Figure(
         README,
-        "gain remains with 8 ({} steps instead of {})",
+        "still gains with 8 ({} steps instead of {})",
         lambda: whole(batch("late_steps", 8), batch("late_steps", 8, "gdpo")),
     ),
     Figure(
         README,
-        "An EMA of 0.8 lowers the error by {} % with 64 samples, {} % with 128 and {} % with 512, raises it by {} % "
-        "with 8, and then keeps {} % of the gain; a floor of 0.2 lowers it by {} % with 8 and raises "
-        "it by {} % with 512",
+        "An EMA of 0.8 lowers the error by {} % with 64 samples, {} % with 128 and {} % with 512; with 8, it raises it "
+        "by {} % and keeps {} % of the gain. A floor of 0.2 lowers it by {} % with 8 and raises it by {} % with 512",
         lambda: whole(
             *(less_error(samples, "ema 0.8") for samples in (64, 128, 512)),
             -less_error(8, "ema 0.8"),
@@ -442,13 +443,13 @@ FIGURES = [
     ),
     Figure(
         README,
-        "moves the late objective by less than {} step",
+        "shifts the late objective by less than {} step",
         lambda: ["a" if largest_floor_shift() < 1 else f"{largest_floor_shift():.1f}"],
     ),
     # --- the language model
     Figure(
         README,
-        "correctness, of -3 to 3, loses {} (SAW-GRPO, p {}) and {} (SAW-GDPO, p {}, by Holm {}) of the area under its "
+        "correctness (range -3 to 3) loses {} (SAW-GRPO, p {}) and {} (SAW-GDPO, p {}, Holm {}) of the area under its "
         "curve, per step; at the end {} [{}, {}] (p {}) and {} [{}, {}] (p {}).",
         lambda: [
             *two(-gain("saw_grpo", "correctness").difference.mean, gain("saw_grpo", "correctness").p),
@@ -460,7 +461,7 @@ FIGURES = [
     ),
     Figure(
         README,
-        "has a CV of {} against {} at the first step, and {} and {} of the weight in the first ten",
+        "has a CV of {} at the first step (correctness {}), and {} and {} of the weight in the first ten",
         lambda: [
             *whole(early("cv", 1, "format", "saw_grpo", "saw_gdpo")),
             f"{early('cv', 1, 'correctness', 'saw_grpo', 'saw_gdpo'):.1f}",
@@ -469,13 +470,13 @@ FIGURES = [
     ),
     Figure(
         README,
-        "with seed 1, SAW-GDPO lost {} where it had lost {}",
+        "with seed 1, SAW-GDPO lost {} instead of {}",
         lambda: three(trained_again("again"), trained_again("steps")),
     ),
     Figure(
         README,
-        "no gain is seen with them (format {} and {}), nor with gradient-based weights ({} and {} at the released "
-        "learning rate, where they stay at one half; {} and {} at ten times that)",
+        "they give no gain (format {} and {}), nor do gradient-based weights ({} and {} at the released learning rate, "
+        "where they stay at one half; {} and {} at ten times that)",
         lambda: three(
             *(
                 gain(f"{method}_{family}{mark}", "format").difference.mean
@@ -486,14 +487,14 @@ FIGURES = [
     ),
     Figure(
         README,
-        "In the [language model](study/lm) {} to {} with the later gain, and {} to {} with spread.",
+        "In the [language model](study/lm) {} to {} with the later gain, and {} to {} with spread;",
         lambda: [*lowest_to_highest(rank("cv")), *lowest_to_highest(cv_and_spread())],
     ),
     Figure(
         README,
-        "(as a share of its range, sign reversed) has {} to {}. Within format CV has {} to {}, as have the mean, of "
-        "which it is a function, and the number of steps that are left ({} to {}); within correctness CV {} to {}, the "
-        "mean {} to {}.",
+        "(as a share of its range, sign reversed) has {} to {}. Within format, CV has {} to {}, as does the mean, of "
+        "which it is a function; the number of steps left has {} to {}. Within correctness, CV has {} to {}, the mean "
+        "{} to {}.",
         lambda: [
             *lowest_to_highest(rank("mean")),
             *lowest_to_highest(rank("cv", "format")),
@@ -504,8 +505,8 @@ FIGURES = [
     ),
     Figure(
         README,
-        "correctness is learned at step {} (GRPO) and {} (GDPO), format at {} and {}; with SAW correctness at {} and "
-        "{}, format at {} and {} (medians",
+        "correctness is learned at step {} (GRPO) and {} (GDPO), format at {} and {}; with SAW, correctness at {} "
+        "and {}, format at {} and {} (medians",
         lambda: [
             learned(f"{saw}{family}", objective)
             for saw in ("", "saw_")
@@ -515,8 +516,8 @@ FIGURES = [
     ),
     Figure(
         README,
-        "rises by {} (SAW-GRPO, p {}, by Holm over eight comparisons {}; with the plain mean of the steps {}) and {} "
-        "(SAW-GDPO, p {}, by Holm {}); at the end all methods have {} to {}.",
+        "rises by {} (SAW-GRPO, p {}, Holm over eight comparisons {}; with the plain mean of the steps {}) and {} "
+        "(SAW-GDPO, p {}, Holm {}); all methods end at {} to {}.",
         lambda: [
             *three(gain("saw_grpo", "format").difference.mean),
             f"{gain('saw_grpo', 'format').p:.3f}",
@@ -535,8 +536,8 @@ FIGURES = [
     # --- step times
     Figure(
         README,
-        "the advantages take {} s of {} to {} by every method that only weighs rewards; whole steps by SAW {} % "
-        "[{}, {}] and {} % [{}, {}] over GRPO",
+        "the advantages take {} s of {} to {} with every method that only weights rewards; whole steps with SAW take "
+        "{} % [{}, {}] and {} % [{}, {}] over GRPO",
         lambda: [
             *two(statistics.fmean(seconds("adv", method) for method in WEIGHING)),
             *(f"{end(seconds('step', method) for method in WEIGHING):.1f}" for end in (min, max)),
@@ -548,10 +549,10 @@ FIGURES = [
         ],
     ),
     Figure(README, "gradient-based weights +{} % [{}, {}]", lambda: whole(*over_grpo("gradient_grpo"))),
-    Figure(README, "too noisy to tell the {} to {} % of the paper (N)", lambda: paper("time per step", 2)[:2]),
+    Figure(README, "too noisy to distinguish the paper's {} to {} % (N)", lambda: paper("time per step", 2)[:2]),
     Figure(
         README,
-        "The {} to {} % of the paper (N)",
+        "The paper's {} to {} % (N)",
         lambda: [f"{float(value):+.0f}" for value in paper("time per step", 2)[2:]],
     ),
     Figure(
@@ -598,15 +599,15 @@ FIGURES = [
             *whole(over_grpo("gradient_grpo, upper half")[0]),
         ],
     ),
-    # --- benchmarks of which the printed table is all that is kept
+    # --- benchmarks of which only the printed table is kept
     Figure(
         ADVANTAGES,
-        "The multiply does not depend on K, and took {} and {} ms",
+        "The multiply does not depend on K, yet took {} and {} ms",
         lambda: two(*(advantage("32768x1024", k, "plain multiply") for k in (2, 8))),
     ),
     Figure(
         ADVANTAGES,
-        "`saw_gdpo` takes {} and {} times the plain multiply, {} against {} ms and {} against {} ms of verl's",
+        "`saw_gdpo` takes {} and {} times the plain multiply, and {} against {} ms and {} against {} ms for verl's",
         lambda: [
             *(f"{advantage('32768x1024', k, 'saw saw_gdpo', 4):.1f}" for k in (2, 8)),
             *whole(
@@ -628,7 +629,7 @@ FIGURES = [
         "depend on K either, was {} and {} ms",
         lambda: two(*(advantage("2048x1024", k, "verl grpo_vectorized") for k in (2, 8))),
     ),
-    Figure(REWARDS, "response take {}, {} and {} times the time", lambda: [f"{ratio:.1f}" for ratio in reward_times()]),
+    Figure(REWARDS, "response take {}, {} and {} times as long", lambda: [f"{ratio:.1f}" for ratio in reward_times()]),
     Figure(JUDGE, "out of range) {} % of the samples", lambda: whole(100 * int(printed(JUDGE)[1][4]) / 10_000)),
     Figure(JUDGE, "in flight holds it at {}.", lambda: [printed(JUDGE)[0][6]]),
     # --- recipes
@@ -656,46 +657,46 @@ def flat(file: str) -> str:
 
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.text[:50])
 def test_a_figure_is_what_the_data_gives(figure):
-    """Kind: text and data that part, by a slip, a rounding or a new measurement."""
+    """Kind: text that differs from its data, by a slip, a rounding or a new measurement."""
     text = flat(figure.file)
     said = re.search(figure.pattern(), text)
-    assert said, f"{figure.file} no longer says {figure.text!r}; change the entry of FIGURES with the text"
-    assert figure.right() in text, f"{figure.file} says {said[0]!r}; the data gives {figure.right()!r}"
+    assert said, f"{figure.file} no longer has {figure.text!r}; change the entry in FIGURES together with the text"
+    assert figure.right() in text, f"{figure.file} has {said[0]!r}; the data gives {figure.right()!r}"
 
 
-#: Numbers that are no figures: settings of a study, names, what a threshold is.
+#: Numbers that are not figures: settings of a study, names, thresholds.
 SETTINGS = {
     README: [
-        *("(300 seeds a method", "(5 seeds)", "(Tables 1, 2)", "reaches 0.9", "of -3 to 3"),
+        *("(300 seeds per method", "(5 seeds)", "(Tables 1, 2)", "reaches 0.9"),
         *(
             "weights 1:3",
             "8 methods x 5 seeds",
             "95 % bootstrap",
             "with seed 1",
-            "good objective of 8 choices",
+            "good objective with 8 choices",
             "(1 in 50 at first)",
         ),
-        *("CV 0, and", "luck, nothing to learn (1 in 10)", "(offset of 5)", "within 2 % of the steps", "2 CPU cores"),
-        *("with 8 samples a step", "with 32,", "with 128", "with 8 (", "16 steps", "1 kB to 1 MB", "30 % faults"),
+        *("CV is 0, and", "nothing to learn (1 in 10)", "(offset of 5)", "within 2 % of the steps", "2 CPU cores"),
+        *("with 8 samples per step", "with 32,", "with 128", "with 8 (", "16 steps", "1 kB to 1 MB", "30 % faults"),
         *("to norm 1 before", "norms are above 1"),
     ],
     STEP: [
         *("4 layers of 96; 16 prompts x 4 responses", "n = 21 steps", "95 % bootstrap"),
-        "48 tokens a reply",
+        "48 tokens per reply",
     ],
     JUDGE: [
         *("10,000 questions", "64 requests in flight", "30 % faults", "429 with", "500, reset"),
-        "64 in flight, 1.0 s an answer",
+        "64 in flight, 1.0 s per answer",
     ],
     REWARDS: ["100 kB to 1 MB", "median within 0.5 s"],
     ADVANTAGES: ["median of 9", "(32768, 1024)", "(2048, 1024)", "K = 2,", "K = 8"],
 }
-#: The passage about KL is checked by its own test, which does not mind how it is worded.
+#: The passage about KL has its own test, which does not depend on the wording.
 KL = re.compile(r"- \*\*\[The KL confound\].*?(?=\n\n|\n- \*\*)", re.DOTALL)
 
 
 def uncovered(file: str, text: str) -> Iterator[str]:
-    """Numbers of the prose that neither an entry nor a setting explains, each with its surroundings."""
+    """Numbers in the prose that are neither in an entry nor a setting, each with its surroundings."""
     text = "\n".join(line for line in KL.sub("", text).splitlines() if "; commit " not in line)
     if file != README:  # a benchmark's table is its output
         text = "\n".join(line for line in text.splitlines() if not line.startswith("|"))
@@ -709,7 +710,7 @@ def uncovered(file: str, text: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("file", SETTINGS)
 def test_every_figure_of_the_text_has_its_data(file):
-    """Kind: a figure that nothing derives. Give it an entry in FIGURES, or say in the text that no data is kept."""
+    """Kind: a figure without data. Give it an entry in FIGURES, or say in the text that no data is kept."""
     left = list(uncovered(file, (ROOT / file).read_text()))
     assert not left, "\n".join(left)
 
@@ -727,7 +728,7 @@ def test_a_text_that_differs_is_shown_with_the_new_figure():
 
 
 def test_the_figures_of_the_kl_passage_are_in_its_data():
-    """Kind: as above, for a passage that is told in other words now and then."""
+    """Kind: as above, for a passage whose wording may change."""
     passage = KL.search((ROOT / README).read_text())
     assert passage
     data = [abs(float(v)) for row in table("study/tabular/kl") for v in row.values() if re.fullmatch(r"-?[\d.]+", v)]
@@ -740,7 +741,7 @@ def test_the_figures_of_the_kl_passage_are_in_its_data():
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (RESULTS / "study" / "tabular").glob("*.csv")))
 def test_a_table_of_the_tabular_study_is_that_of_its_csv(name):
-    """Kind: a table that was made from another run than the CSV beside it. Row for row, to the digits shown."""
+    """Kind: a table from another run than the CSV beside it. Compares each row, to the digits shown."""
     rows = printed(f"results/study/tabular/{name}.md")
     data = table(f"study/tabular/{name}")
     assert len(rows) == len(data)
@@ -783,7 +784,7 @@ def test_the_released_versions_page_is_what_its_runs_printed():
 
 
 def test_the_paper_s_numbers_of_the_tables_are_those_of_paper_yaml():
-    """Kind: as above, for what the paper reports; and it says that a note is its source."""
+    """Kind: as above, for the paper's numbers; the page names their source."""
     reported = yaml.safe_load((RESULTS / "paper.yaml").read_text())
     for name, columns in {"table1": ("overall",), "table2": ("quality", "conciseness", "total")}.items():
         assert reported[name]["source"] in (RESULTS / name / f"{name}.md").read_text()
