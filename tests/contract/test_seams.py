@@ -338,6 +338,6 @@ def test_vllm_leaves_warnings_alone(monkeypatch):
         for name in (vllm_log_level.LEVEL, vllm_log_level.NEXT):
             monkeypatch.delenv(name, raising=False)
         logging_config.configure_root_logger()
-        assert (root.level, handler.level) == (logging.ERROR, logging.ERROR), "the bend is needed no more"
+        assert (root.level, handler.level) == (logging.ERROR, logging.ERROR), "the patch is no longer needed"
     finally:
         root.setLevel(before)
