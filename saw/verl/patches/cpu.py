@@ -146,6 +146,6 @@ def _offload_unpinned(fsdp_utils: Any) -> None:
 
 @when_imported("verl.checkpoint_engine.base")
 def _register_weight_transfer(base: Any) -> None:
-    # verl has none for a CPU; only a trainer apart from its rollout asks for it.
+    # verl has none for a CPU; only a trainer with a separate rollout uses it.
     engine = lazy_import("saw.verl.patches.cpu_weights", "CPUCheckpointEngine")
     base.CheckpointEngineRegistry._registry["cpu"] = engine

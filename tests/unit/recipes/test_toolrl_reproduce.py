@@ -78,7 +78,7 @@ def test_the_rehearsal_is_the_same_plan_with_a_toy_size(ready):
     [
         (["--source", "absent.json"], "absent.json: there is no such file"),
         (["--gpus", "8"], "1 nodes x 8 wanted, 4 on this machine"),
-        (["--nodes", "2"], "RAY_ADDRESS must name a Ray cluster"),
+        (["--nodes", "2"], "RAY_ADDRESS must name a running Ray cluster"),
     ],
 )
 def test_what_is_missing_is_named(ready, options, fault):

@@ -247,8 +247,8 @@ def test_a_stop_saves_nothing_and_names_the_checkpoint_to_go_on_from(trainer, mo
     monkeypatch.setattr(PPOTrainer, "_save_checkpoint", lambda self: pytest.fail("a checkpoint was saved"))
     batches = [FIRST, SECOND]
     batches[position] = rows([NAN, NAN, 1.0, 0.0], [30.0, 31.0, 32.0, 33.0])
-    where = "global_step_1" if saved else "its start, as it has no checkpoint"
-    with pytest.raises(TooManyMissing, match=f"goes on from .*{where}"):
+    where = "global_step_1" if saved else "the start: there is no checkpoint"
+    with pytest.raises(TooManyMissing, match=f"resumes from .*{where}"):
         made.do(monkeypatch, *batches)
     assert made.global_steps == STEP
 
