@@ -57,7 +57,7 @@ def test_one_version_of_verl_everywhere():
 def test_another_version_is_refused_with_the_command_that_mends_it(monkeypatch):
     monkeypatch.setattr(verl, "__version__", "0.8.0")
     with pytest.raises(
-        ImportError, match=r"needs verl 0\.9\.1, and verl 0\.8\.0 is installed; run: pip install verl==0\.9\.1"
+        ImportError, match=r"needs verl 0\.9\.1, but verl 0\.8\.0 is installed; run: pip install verl==0\.9\.1"
     ):
         saw.verl.version.check_version()
 
