@@ -3,7 +3,7 @@
 #
 #   bash scripts/doctor.sh                                     the machine and the software
 #   bash scripts/doctor.sh experiment=toolrl saw.method=gdpo   and what this experiment needs
-#   bash scripts/doctor.sh experiment=tldr --no-calls          asking neither the Hub, wandb nor the judge
+#   bash scripts/doctor.sh experiment=tldr --no-calls          without calling the Hub, wandb or the judge
 #
 # See --help; variables of the set-up are in scripts/environment.sh.
 set -euo pipefail

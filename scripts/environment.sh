@@ -1,20 +1,20 @@
-# Sourced by every script of this folder: decides the platform, the set of requirements and the environment.
+# Sourced by every script of this folder: chooses the platform, the set of requirements and the environment.
 #
-#   SAW_PLATFORM   cpu or gpu                 (gpu where an NVIDIA driver answers, or RAY_ADDRESS names a cluster)
+#   SAW_PLATFORM   cpu or gpu                 (gpu if an NVIDIA driver works, or RAY_ADDRESS names a cluster)
 #   SAW_SET        cpu, gpu or released       (the platform's; released: the versions verl was released with, on a CPU)
-#   SAW_VENV       a folder, or active: the Python on PATH as it is    (.venv, .venv-gpu or .venv-released, by the set)
+#   SAW_VENV       a folder, or active: use the Python on PATH         (.venv, .venv-gpu or .venv-released, by the set)
 #   SAW_BFCL_VENV  the folder of BFCL's environment                    (.venv-bfcl)
 #
-# A script gets: $repository, $python (the environment's), set_up (makes what is missing), set_up_unless_dry (the same,
-# and nothing is made where the script's arguments have --dry-run), fail (says why, and ends).
-repository=$(CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) # an exported CDPATH would have cd print
-driver_needed=580 # by CUDA 13, which the wheels of the GPU set are built for
+# It provides: $repository, $python (the environment's), set_up (makes what is missing), set_up_unless_dry (the same,
+# but makes nothing if the script's arguments have --dry-run), fail (prints the reason, and exits).
+repository=$(CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) # with an exported CDPATH, cd would print
+driver_needed=580 # for CUDA 13, which the wheels of the GPU set are built for
 on_cpu="SAW_PLATFORM=cpu rehearses on the CPU (a table: with --rehearse)"
 hides_all='^[[:space:]]*(-1|NoDevFiles)?[[:space:]]*(,.*)?$' # of CUDA_VISIBLE_DEVICES: GPUs hidden on purpose
 verl_platform=${VERL_PLATFORM:-}
 verl_platform=${verl_platform,,}
 
-# Some images set it. Then none of a training's processes keeps what it has compiled: a start takes twice as long.
+# Some images set it. Then no process of a training caches its compiled code, and a start takes twice as long.
 unset PYTHONDONTWRITEBYTECODE
 
 fail() {
@@ -30,27 +30,27 @@ set_up_unless_dry() { # $1: options of setup.sh, which may be empty; then the sc
   set_up ${option:+"$option"}
 }
 
-# A ~ may have passed no shell, as in a Dockerfile's ENV; whoever finds a folder of that name may try rm -rf ~.
+# Expands a ~ that no shell has expanded, as in a Dockerfile's ENV: removing a folder named ~ is dangerous.
 absolute() { realpath --canonicalize-missing --no-symlinks "${1/#\~\//${HOME:-\~}/}"; }
 
-# Prints the NVIDIA driver's version, or nothing where there is no GPU. A GPU that can't be asked is an error.
+# Prints the NVIDIA driver's version, or nothing if there is no GPU. A GPU that can't be queried is an error.
 find_driver() {
   local answer version
   if command -v nvidia-smi > /dev/null; then
     answer=$(timeout 60 nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>&1) || true
-    # a line of its own: the loader and nvidia-smi may print warnings around it
+    # on a separate line: the loader and nvidia-smi may print warnings around it
     version=$(sed -nE 's/^([0-9]+(\.[0-9]+)+)\r?$/\1/p' <<< "$answer" | head -n 1)
     answer=${answer%%$'\n'*}
     [ -n "$version" ] ||
-      fail "nvidia-smi is here, and instead of the driver's version it says '$answer'; repair the driver, or $on_cpu"
+      fail "nvidia-smi prints '$answer' instead of the driver's version; repair the driver, or $on_cpu"
     echo "$version"
   elif compgen -G "/dev/nvidia[0-9]*" > /dev/null; then
-    fail "there is a GPU in /dev, and no nvidia-smi to ask for the driver's version; install it with the driver (in a
+    fail "there is a GPU in /dev, but no nvidia-smi to show the driver's version; install it with the driver (in a
 container: NVIDIA_DRIVER_CAPABILITIES=compute,utility), or $on_cpu"
   fi
 }
 
-# What the variables say about the platform, in the order in which saw/machine/accelerator.py asks them; nothing if they don't.
+# The platform that the variables set, in the same order as saw/machine/accelerator.py; empty if they set none.
 told_platform() {
   case ${SAW_PLATFORM:-} in
     cpu | gpu) echo "$SAW_PLATFORM"; return ;;
@@ -73,11 +73,11 @@ decide_platform() {
   platform=$(told_platform) || exit
   if [ "$platform" = cpu ]; then return; fi
   if [ "$verl_platform" = cpu ]; then
-    fail "the platform is to be gpu, but VERL_PLATFORM is cpu, so verl would train on the CPU; unset it, or $on_cpu"
+    fail "the platform is gpu, but VERL_PLATFORM is cpu, so verl would train on the CPU; unset it, or $on_cpu"
   fi
   driver=$(find_driver) || exit
   if [ -n "$driver" ] && [ "${driver%%.*}" -lt "$driver_needed" ]; then
-    fail "the NVIDIA driver is $driver, and the CUDA 13 wheels need driver $driver_needed or newer;
+    fail "the NVIDIA driver is $driver, but the CUDA 13 wheels need driver $driver_needed or newer;
 update the driver, or $on_cpu"
   fi
   if [ -z "$platform" ]; then platform=${driver:+gpu}; fi
@@ -94,7 +94,7 @@ decide_requirements() {
     cpu-cpu | released-cpu | gpu-gpu) ;;
     *) fail "SAW_SET is $requirements, which is not for SAW_PLATFORM=$platform; leave one out" ;;
   esac
-  # What was chosen here holds for the training too, on a machine with a GPU as well.
+  # The training uses the same platform, even on a machine with a GPU.
   if [ -n "${SAW_SET:-}" ]; then export SAW_PLATFORM=$platform; fi
 }
 
@@ -102,7 +102,7 @@ case ${SAW_VENV:-} in
   active)
     if [ -n "${SAW_SET:-}" ]; then fail "SAW_SET is $SAW_SET, but SAW_VENV=active installs no set; leave one out"; fi
     venv=active
-    python=$(command -v python || command -v python3) || fail "SAW_VENV is active, and there is no python on PATH"
+    python=$(command -v python || command -v python3) || fail "SAW_VENV is active, but there is no python on PATH"
     ;;
   *)
     decide_platform

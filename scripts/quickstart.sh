@@ -8,5 +8,5 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 export SAW_RUNS="${SAW_RUNS:-$repository/runs}"
 set_up
-# exec: the process that a caller kills is the one that stops the run
+# exec: killing this process then stops the run
 exec "$python" -m saw quickstart "$@"

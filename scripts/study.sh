@@ -4,7 +4,7 @@
 #   bash scripts/study.sh tabular [--seeds 300] [--only PART]    a tabular world, minutes
 #   bash scripts/study.sh lm [--seeds 1,2,3,4,5]                 a small language model in the real pipeline, hours
 #
-# See --help; what is finished is not trained again. Variables of the set-up are in scripts/environment.sh.
+# See --help; finished trainings are skipped. Variables of the set-up are in scripts/environment.sh.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 cd "$repository"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train an experiment with several methods and seeds, one after the other. Finished trainings are skipped.
+# Train an experiment with several methods and seeds, one after another. Finished trainings are skipped.
 #
 #   bash scripts/sweep.sh --experiment quickstart --method saw_gdpo --method gdpo --seeds 1,2,3 [KEY=VALUE ...]
 #

@@ -1,7 +1,7 @@
-"""What a training needs of its machine, and whether it is there: one table, before anything is started.
+"""Checks, before anything is started, whether the machine has what a training needs, and prints one table.
 
-``bash scripts/doctor.sh experiment=toolrl saw.method=gdpo``. A check is a function that returns a :class:`Line`, and
-takes what it looks at as arguments, so that a test can break it.
+``bash scripts/doctor.sh experiment=toolrl saw.method=gdpo``. A check is a function that returns a :class:`Line`. It
+gets what it checks as arguments, so that a test can break it.
 """
 
 from saw.doctor.lines import Line, missing, ok, warning

@@ -1,4 +1,4 @@
-"""Whether an experiment can start on this machine, and what to do if not: one table, a line for each thing.
+"""Whether an experiment can start on this machine, and what to do if not: one table, one line per check.
 
     bash scripts/doctor.sh                                        the machine and the software
     bash scripts/doctor.sh experiment=toolrl saw.method=gdpo        and what this experiment needs
@@ -49,7 +49,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=[],
         choices=THINGS,
         metavar="THING",
-        help="a line of the table that may be missing now, as something makes it before the training; may be repeated",
+        help="a line of the table that may be missing now, because it is made before the training; may be repeated",
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides of configs/train.yaml")
     arguments = parser.parse_intermixed_args(argv)
@@ -60,12 +60,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def diagnose(overrides: Sequence[str], calls: bool = True, later: Sequence[str] = ()) -> list[Line]:
-    """Look at everything.
+    """Run every check.
 
     Args:
-        overrides (Sequence[str]): of ``configs/train.yaml``; without an experiment, the machine and software alone.
+        overrides (Sequence[str]): of ``configs/train.yaml``; without an experiment, only machine and software.
         calls (bool): whether the Hub, wandb and the judge may be called.
-        later (Sequence[str]): things that may be missing now.
+        later (Sequence[str]): lines of the table that may be missing now.
     """
     found = functools.cache(probe)
     platform = functools.cache(lambda: platform_of(found))
@@ -103,7 +103,7 @@ def diagnose(overrides: Sequence[str], calls: bool = True, later: Sequence[str] 
 
 
 def checks_of(config: DictConfig, calls: bool, found: Callable[[], Any], platform: Callable[[], str]) -> list[Check]:
-    """What an experiment needs beside a machine with the software.
+    """What an experiment needs besides machine and software.
 
     Args:
         config (DictConfig): the experiment.
@@ -138,7 +138,7 @@ def probe() -> Any:
 
 
 def platform_of(found: Callable[[], Any]) -> str:
-    """cpu or gpu; a GPU that cannot be used is a GPU machine with a fault, which has a line of its own."""
+    """cpu or gpu; a GPU that cannot be used counts as gpu: its fault has its own line."""
     from saw.machine.accelerator import decide
 
     try:
@@ -156,9 +156,9 @@ def compose(overrides: Sequence[str], platform: Callable[[], str]) -> tuple[Dict
         if not any(override.startswith("platform=") for override in overrides):
             overrides = (f"platform={platform()}", *overrides)
         return compose(*overrides), ok(thing, "composes", needed)
-    except Exception as error:  # noqa: BLE001  the machine's lines are still of use
+    except Exception as error:  # noqa: BLE001  the machine's lines are still useful
         found = f"{type(error).__name__}: {shortened(str(error))}"
-        return None, missing(thing, found, needed, "mend the override that is named; the experiment was not looked at")
+        return None, missing(thing, found, needed, "fix the named override; the experiment was not checked")
 
 
 def attention_of(config: DictConfig) -> Any:
@@ -176,20 +176,20 @@ def package_faults() -> list[Any]:
 
 
 def settled(config: DictConfig | None, platform: Callable[[], str]) -> DictConfig | None:
-    """The configuration as the training would have it: what its variables say, with absolute paths."""
+    """The configuration as the training would see it: with variables resolved and absolute paths."""
     settled = copy.deepcopy(config)
     try:
         from saw.runs import train
 
         if settled is not None:
             train.settle(settled, platform())
-    except Exception:  # noqa: BLE001  the line of the configuration says why
+    except Exception:  # noqa: BLE001  the line of the configuration shows it
         return config
     return settled
 
 
 def check_config(config: DictConfig, platform: str | None = None) -> None:
-    """What saw.runs.train checks before Ray starts: what all settings need, SAW's, then verl's own."""
+    """The checks of saw.runs.train before Ray starts: general ones, SAW's, then verl's."""
     from verl.trainer import main_ppo
 
     from saw.runs import train
@@ -198,7 +198,7 @@ def check_config(config: DictConfig, platform: str | None = None) -> None:
     config = copy.deepcopy(config)
     train.settle(config, platform)
     with a_judges_key(config), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on standard output, verl says that it has found nothing
+        warnings.simplefilter("ignore")  # on standard output, verl reports that it found nothing
         check_config(config)
         main_ppo.validate_config(
             config=config,
@@ -209,7 +209,7 @@ def check_config(config: DictConfig, platform: str | None = None) -> None:
 
 @contextlib.contextmanager
 def a_judges_key(config: DictConfig) -> Iterator[None]:
-    """Stand in for a judge's key that is not set: that has a line of its own, and must hide no other fault."""
+    """Provide a dummy for a judge's key that is not set: it has its own line, and must not hide other faults."""
     from omegaconf import OmegaConf
 
     variable = OmegaConf.select(config, f"{services.JUDGE}.api_key_env")
@@ -232,16 +232,16 @@ def reward_function_of(config: DictConfig) -> Any:
 
 
 def prepare(arguments: argparse.Namespace) -> None:
-    """Set this process up: quiet, and without calls where none are wanted."""
-    warnings.simplefilter("ignore")  # of what verl imports; the table says what matters
+    """Set this process up: quiet, and offline if no calls are wanted."""
+    warnings.simplefilter("ignore")  # from verl's imports; the table shows what matters
     logging.disable(logging.WARNING)
     if arguments.no_calls:
         data.leave_the_hub_alone()
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Show the table, and end with a status that says whether the training can start."""
-    say("looking at the machine and the software, which imports verl: some seconds")
+    """Show the table; the exit status tells whether the training can start."""
+    say("checking the machine and the software; importing verl takes some seconds")
     lines = diagnose(arguments.overrides, not arguments.no_calls, arguments.later)
     show(lines)
     raise SystemExit(0 if can_start(lines) else 1)

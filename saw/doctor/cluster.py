@@ -1,6 +1,6 @@
-"""A Ray cluster that runs already: what it has, and whether its nodes see one file system.
+"""A running Ray cluster: its resources, and whether its nodes share a file system.
 
-Looked at from a process of its own, which is stopped if the cluster does not answer: ``ray.init`` may wait for minutes.
+Checked from a separate process, which is stopped if the cluster does not answer: ``ray.init`` may wait for minutes.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pathlib import Path
 from saw.doctor.lines import shortened
 from saw.machine.nodes import Node, Nodes
 
-#: Seconds for connecting, and for all nodes to read a file.
+#: Time limit in seconds for connecting, and for all nodes to read a file.
 LIMIT = 90
-#: Seconds for its port.
+#: Time limit in seconds for connecting to the port.
 PORT_LIMIT = 5
 REFUSED = "the token is missing or wrong"
-#: Run as a script, so that Ray sends the function itself: nodes need not have this package to be asked.
+#: Run as a script, so that Ray sends the function itself, and nodes need not have this package.
 SCRIPT = """
 import json, os, sys
 import ray
@@ -68,13 +68,13 @@ class AskedNode(Node):
 
 @dataclass(frozen=True)
 class Cluster(Nodes):
-    """What a running cluster says.
+    """The state of a running cluster.
 
     Attributes:
-        address (str): where it is.
+        address (str): of the cluster.
         nodes (Sequence[AskedNode]): that are alive.
-        folder (str): where the file was that they were to read.
-        error (str | None): why it says nothing.
+        folder (str): the folder of the file that they had to read.
+        error (str | None): why it did not answer.
     """
 
     address: str
@@ -87,7 +87,7 @@ def connect(address: str) -> None:
     """Connect to the port of an address, if it names one; Ray itself would try for minutes.
 
     Raises:
-        OSError: if nobody answers.
+        OSError: if the connection fails.
     """
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if host and port.isdigit():
@@ -113,8 +113,8 @@ def look(
 
     Args:
         address (str): as in ``RAY_ADDRESS``.
-        folder (Path): where the training will write; the file is in it, or in the nearest folder above that is there.
-        environ (Mapping[str, str]): with what Ray needs, a token for example.
+        folder (Path): where the training will write; the file is in it, or in its nearest existing parent.
+        environ (Mapping[str, str]): with the variables that Ray needs, such as a token.
         ask (Callable): runs the script.
         connect (Callable[[str], None]): tries the port, raises OSError.
 
@@ -124,7 +124,7 @@ def look(
     try:
         connect(address)
     except OSError as error:
-        return Cluster(address, error=f"nobody answers there: {error}")
+        return Cluster(address, error=f"nothing listens there: {error}")
     folder = folder.absolute()
     while not folder.is_dir():
         folder = folder.parent
@@ -142,7 +142,7 @@ def look(
         file.unlink(missing_ok=True)
     answers = [line for line in result.stdout.splitlines() if line.startswith("SAW_DOCTOR")]
     if result.returncode != 0 or not answers:
-        if "AuthenticationError" in result.stderr:  # the last line does not say so
+        if "AuthenticationError" in result.stderr:  # the last line does not show it
             return Cluster(address, error=REFUSED)
         last = [line for line in result.stderr.splitlines() if line.strip()][-1:] or ["no message"]
         return Cluster(address, error=shortened(last[0]))

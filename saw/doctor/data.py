@@ -17,9 +17,9 @@ from saw.machine import environment
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-#: Seconds for one request.
+#: Time limit in seconds for one request.
 LIMIT = 10.0
-#: Folder below $SAW_RUNS -> the script that makes it before it trains, and the module that it makes it with.
+#: Folder below $SAW_RUNS -> the script that makes it before training, and the module that the script uses.
 MAKERS: Mapping[str, tuple[str, str]] = {
     "quickstart/data": ("bash scripts/quickstart.sh", "data_prep.toy_toolrl"),
     "quickstart/model": ("bash scripts/quickstart.sh", "recipes.quickstart.toy_model"),
@@ -44,7 +44,7 @@ def in_cache(repository: str, file: str) -> str | None:
 
 @functools.cache
 def hub_fault() -> str | None:
-    """Why the Hub does not answer, asked once; None if it does."""
+    """Why the Hub does not answer, tried only once; None if it does."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -57,21 +57,21 @@ def hub_fault() -> str | None:
 
 
 def look_for_the_hub(model: str) -> None:
-    """Where a model is the Hub's and the Hub does not answer, leave it alone from here on."""
+    """For a model on the Hub: if the Hub does not answer, do not call it again."""
     if is_on_hub(model) and hub_fault():
         leave_the_hub_alone()
 
 
 def leave_the_hub_alone() -> None:
-    """Have every library look into the cache only; each would try a Hub that does not answer for half a minute."""
+    """Make every library use only the cache; otherwise each would wait half a minute for the Hub."""
     from huggingface_hub import constants
 
     os.environ["HF_HUB_OFFLINE"] = "1"
-    constants.HF_HUB_OFFLINE = True  # it may have been imported
+    constants.HF_HUB_OFFLINE = True  # it may have been imported before
 
 
 def files_on_hub(repository: str) -> list[str]:
-    """The names of a repository's files, asked of the Hub.
+    """The names of a repository's files, from the Hub.
 
     Raises:
         OSError: if the Hub does not answer or refuses.
@@ -95,11 +95,11 @@ def model(
         name (str): a folder or the Hub's name.
         thing (str): the line's name.
         cached (Lookup): finds a file of the Hub in the cache.
-        listed (Callable | None): asks the Hub for its files; None if it may not be called.
+        listed (Callable | None): lists its files on the Hub; None if the Hub may not be called.
     """
     needed = "config.json and weights"
     if "://" in name:
-        return warning(thing, f"{name}, not looked at", needed, "see that every node can read it")
+        return warning(thing, f"{name}, not checked", needed, "make sure that every node can read it")
     if Path(name).expanduser().is_dir():
         folder = Path(name).expanduser()
         absent = absent_files(lambda file: str(folder / file) if (folder / file).is_file() else None)
@@ -109,8 +109,8 @@ def model(
         return ok(thing, f"in {folder}", needed)
     if not is_on_hub(name):
         if maker := maker_of(Path(name)):
-            return note(thing, f"not yet: {name}", needed, f"{maker[0]} makes it before it trains")
-        remedy = "name a folder that is there or a model of the Hub (OWNER/NAME) in actor_rollout_ref.model.path"
+            return note(thing, f"not yet: {name}", needed, f"{maker[0]} makes it before training")
+        remedy = "name an existing folder or a model of the Hub (OWNER/NAME) in actor_rollout_ref.model.path"
         return missing(thing, f"{name}: there is no such folder", needed, remedy)
     absent = absent_files(lambda file: cached(name, file))
     if not absent:
@@ -145,17 +145,17 @@ def has_config(name: str, cached: Lookup = in_cache) -> bool:
 
 
 def maker_of(folder: Path) -> tuple[str, str] | None:
-    """The script that makes a folder, and the module that it makes it with; None if no script does."""
+    """The script that makes a folder, and the module that the script uses; None if no script does."""
     runs, folder = Path(os.environ.get("SAW_RUNS", "runs")).expanduser().absolute(), folder.absolute()
     return MAKERS.get(folder.relative_to(runs).as_posix()) if folder.is_relative_to(runs) else None
 
 
 def absent_files(find: Callable[[str], str | None], read: bool = True) -> list[str]:
-    """What a model lacks.
+    """The files that a model lacks.
 
     Args:
-        find (Callable[[str], str | None]): the path of a file, None if it is not there.
-        read (bool): open the index of several weight files, and look for each of them.
+        find (Callable[[str], str | None]): gives the path of a file, None if it does not exist.
+        read (bool): open the index of sharded weights, and look for each of its files.
     """
     absent = [] if find("config.json") else ["config.json"]
     name = next((name for name in WEIGHTS if find(name)), None)
@@ -168,12 +168,12 @@ def absent_files(find: Callable[[str], str | None], read: bool = True) -> list[s
 
 
 def is_on_hub(name: str) -> bool:
-    """Whether a model is the Hub's, not a folder's."""
+    """Whether a model is on the Hub, not in a folder."""
     return not Path(name).expanduser().is_dir() and is_hub_name(name)
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a text may be a model's name on the Hub."""
+    """Whether a string may be a model's name on the Hub."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -197,7 +197,7 @@ def tokenizer(
     load: Callable[[str, bool], Any] = load_tokenizer,
     cached: Lookup = in_cache,
 ) -> Line:
-    """The tokenizer and its chat template, without which no prompt can be written.
+    """The tokenizer and its chat template, which prompts need.
 
     Args:
         config (DictConfig): the experiment.
@@ -216,19 +216,19 @@ def tokenizer(
         return warning("tokenizer", f"{name}, not here; the Hub was not asked", needed, download(name))
     try:
         found = load(str(folder) if folder.is_dir() else name, here)
-    except Exception as error:  # noqa: BLE001  each kind of tokenizer has its own
+    except Exception as error:  # noqa: BLE001  each kind of tokenizer has its own errors
         text = f"{name}: {type(error).__name__}: {shortened(str(error), 160)}"
         return missing(
             "tokenizer", text, needed, "see the line of the model; or set actor_rollout_ref.model.tokenizer_path"
         )
     if section.get("custom_chat_template") or getattr(found, "chat_template", None):
         return ok("tokenizer", f"{type(found).__name__} of {name}", needed)
-    remedy = "set actor_rollout_ref.model.custom_chat_template, or take an instruction-tuned model"
+    remedy = "set actor_rollout_ref.model.custom_chat_template, or use an instruction-tuned model"
     return missing("tokenizer", f"{name} has no chat template", needed, remedy)
 
 
 def files(config: DictConfig, key: str) -> Line:
-    """Data files: there, readable, with rows and the columns.
+    """Data files: they exist, are readable, and have rows and the columns.
 
     Args:
         config (DictConfig): the experiment.
@@ -238,17 +238,17 @@ def files(config: DictConfig, key: str) -> Line:
     names = [names] if isinstance(names, str) or names is None else list(names)
     thing = {"train_files": "training data", "val_files": "validation data"}[key]
     if (config.data.get("custom_cls") or {}).get("path"):
-        return warning(thing, "read by data.custom_cls, not looked at", "", "see that it finds its files")
+        return warning(thing, "read by data.custom_cls, not checked", "", "make sure that it finds its files")
     columns = [config.data.get("prompt_key", "prompt"), "data_source", "reward_model"]
     needed = f"rows with {', '.join(columns)}"
     made = f"{environment.python()} -m data_prep.toolrl (or data_prep.tldr) makes one"
-    remedy = f"set data.{key} to a file that is there; {made}"
+    remedy = f"set data.{key} to an existing file; {made}"
     if not names or names == [None]:
         return missing(thing, f"data.{key} names none", needed, remedy)
     counts, later = [], None
     for name in names:
         if "://" in name:
-            return warning(thing, f"{name}, not looked at", needed, "see that every node can read it")
+            return warning(thing, f"{name}, not checked", needed, "make sure that every node can read it")
         path = Path(name).expanduser()
         if not path.exists():
             line = absent_data(thing, path, needed, remedy)
@@ -258,7 +258,7 @@ def files(config: DictConfig, key: str) -> Line:
             continue
         try:
             rows, first = read_first(path)
-        except Exception as error:  # noqa: BLE001  of the file system, of Arrow, of JSON
+        except Exception as error:  # noqa: BLE001  errors of the file system, Arrow or JSON
             return missing(thing, f"{path}: {type(error).__name__}: {shortened(str(error), 160)}", needed, remedy)
         if fault := row_fault(first, columns):
             return missing(thing, f"{path}: {fault}", needed, remedy)
@@ -267,16 +267,16 @@ def files(config: DictConfig, key: str) -> Line:
 
 
 def absent_data(thing: str, path: Path, needed: str, remedy: str) -> Line:
-    """The line of a data file that is not there, with the commands that make it, if there are any."""
+    """The line of a missing data file, with the commands that make it, if any."""
     maker = maker_of(path.parent) if path.name in SPLITS else None
     if maker is None:
         return missing(thing, f"{path}: there is no such file", needed, remedy)
     script, module = maker
     done = path.parent / "data.done.json"
-    if done.exists():  # the script would pass over it
-        return missing(thing, f"{path} is gone", needed, f"remove {done}, then {script} makes it again")
+    if done.exists():  # the script would skip it
+        return missing(thing, f"{path} was deleted", needed, f"remove {done}, then {script} makes it again")
     alone = f"{environment.python()} -m {module} --out {shlex.quote(str(path.parent))}"
-    return note(thing, f"not yet: {path}", needed, f"{script} makes it before it trains; to make it now: {alone}")
+    return note(thing, f"not yet: {path}", needed, f"{script} makes it before training; to make it now: {alone}")
 
 
 def read_first(path: Path) -> tuple[int | None, dict[str, Any] | None]:
@@ -284,7 +284,7 @@ def read_first(path: Path) -> tuple[int | None, dict[str, Any] | None]:
 
     Raises:
         OSError: if the file cannot be read.
-        ValueError: if it is of no known kind, or broken.
+        ValueError: if its format is unknown, or it is broken.
     """
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
@@ -293,10 +293,10 @@ def read_first(path: Path) -> tuple[int | None, dict[str, Any] | None]:
         batch = next(parquet.iter_batches(batch_size=1), None)
         return parquet.metadata.num_rows, batch.to_pylist()[0] if batch is not None and len(batch) else None
     if path.suffix not in (".json", ".jsonl"):
-        raise ValueError("expected .parquet, .json or .jsonl, which are what verl reads")
+        raise ValueError("expected .parquet, .json or .jsonl, the formats that verl reads")
     with path.open() as lines:
         text = lines.readline().strip()
-    if text in ("[", ""):  # one JSON text over several lines
+    if text in ("[", ""):  # one JSON value over several lines
         text = path.read_text()
     value = json.loads(text) if text.strip() else None
     first = (value or [None])[0] if isinstance(value, list) else value
@@ -315,11 +315,11 @@ def row_fault(row: Mapping[str, Any] | None, columns: Sequence[str]) -> str | No
 
 
 def reward_function(config: DictConfig, load: Callable[[DictConfig], Any]) -> Line:
-    """The function that gives the rewards.
+    """The reward function.
 
     Args:
         config (DictConfig): the experiment.
-        load (Callable[[DictConfig], Any]): finds it; None for none.
+        load (Callable[[DictConfig], Any]): loads it; returns None if there is none.
     """
     section = config.reward.custom_reward_function
     objectives = ", ".join(config.saw.objectives)

@@ -1,4 +1,4 @@
-"""What an experiment takes of memory and disk, by the estimates of saw.memory."""
+"""The GPU memory and disk space that an experiment takes, as estimated by saw.memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def shape_of(config: DictConfig) -> Any:
 
 
 def fit(config: DictConfig, gpu_bytes: float) -> tuple[float, list[str]]:
-    """The bytes that a training takes of a GPU at its peak, and what does not fit.
+    """The peak of a training in bytes per GPU, and what does not fit.
 
     Args:
         config (DictConfig): the experiment.
@@ -34,7 +34,7 @@ def fit(config: DictConfig, gpu_bytes: float) -> tuple[float, list[str]]:
 
 
 def with_attention(config: DictConfig) -> DictConfig:
-    """A copy with the attention that the start will choose: what computes the logits goes with it."""
+    """A copy with the attention that the start will choose, which also sets how the logits are computed."""
     from saw.verl.attention import apply, choose
 
     config = copy.deepcopy(config)
@@ -44,7 +44,7 @@ def with_attention(config: DictConfig) -> DictConfig:
 
 
 def checkpoint_bytes(config: DictConfig) -> float:
-    """Bytes of the checkpoints that a training keeps, and of the merged model; 0 for one that saves none."""
+    """Bytes of the checkpoints that a training keeps, and of the merged model; 0 if it saves none."""
     from saw.machine.disk import training_bytes
 
     if config.trainer.save_freq <= 0:
@@ -56,6 +56,6 @@ def checkpoint_bytes(config: DictConfig) -> float:
 
 
 def checkpoints_of(config: DictConfig) -> int:
-    """The checkpoints of a training that keeps all; 1 where the number of its steps is not known."""
+    """Number of checkpoints if all are kept; 1 if the number of steps is unknown."""
     steps = config.trainer.total_training_steps
     return 1 if steps is None else max(1, -(-steps // config.trainer.save_freq))

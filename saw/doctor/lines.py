@@ -1,4 +1,4 @@
-"""A line for each thing, and the table of them."""
+"""One line per check, and the table of them."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Status = Literal["ok", "note", "warning", "missing"]
-#: Width of the table where it is not shown on a terminal.
+#: Width of the table if it is not printed to a terminal.
 WIDTH = 100
 COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "missing": "bold red"}
 
 
 @dataclass(frozen=True)
 class Line:
-    """What was found of one thing.
+    """The result of one check.
 
     Attributes:
-        status (Status): ``missing`` where the training cannot start, or would fail later; ``warning`` where it can;
+        status (Status): ``missing`` if the training cannot start, or would fail later; ``warning`` if it can start;
             ``note`` for what a script makes before it starts the training.
-        thing (str): its name.
-        found (str): what there is.
+        thing (str): name of what was checked.
+        found (str): what was found.
         needed (str): what the experiment needs; empty without an experiment.
-        remedy (str): what to do; empty where nothing is to be done.
+        remedy (str): what to do; empty if nothing is.
     """
 
     status: Status
@@ -34,17 +34,17 @@ class Line:
 
 
 def ok(thing: str, found: str, needed: str = "") -> Line:
-    """It is as it should be."""
+    """Nothing is wrong."""
     return Line("ok", thing, found, needed)
 
 
 def note(thing: str, found: str, needed: str, remedy: str) -> Line:
-    """It is not there yet, and a script makes it before it starts the training."""
+    """It does not exist yet; a script makes it before it starts the training."""
     return Line("note", thing, found, needed, remedy)
 
 
 def warning(thing: str, found: str, needed: str, remedy: str) -> Line:
-    """The training can start, but should know."""
+    """The training can start, but the user should know."""
     return Line("warning", thing, found, needed, remedy)
 
 
@@ -54,18 +54,18 @@ def missing(thing: str, found: str, needed: str, remedy: str) -> Line:
 
 
 def examine(checks: Iterable[tuple[str, Callable[[], Line]]], later: Sequence[str] = ()) -> list[Line]:
-    """Run the checks in order; one that fails itself is a line with its error.
+    """Run the checks in order; a check that raises becomes a line with its error.
 
     Args:
-        checks (Iterable[tuple[str, Callable[[], Line]]]): the name of a thing, and what looks at it.
-        later (Sequence[str]): things that are made before the training starts, and may be absent now.
+        checks (Iterable[tuple[str, Callable[[], Line]]]): each with its name.
+        later (Sequence[str]): names of what is made before the training starts, and may be missing now.
     """
     lines = []
     for thing, check in checks:
         try:
             line = check()
         except (Exception, SystemExit) as error:  # noqa: BLE001  one broken part must not hide the others
-            remedy = "see the error; the doctor could not look at this"
+            remedy = "see the error; the doctor could not check this"
             line = missing(thing, f"{type(error).__name__}: {shortened(str(error))}", "", remedy)
         if line.status == "missing" and thing in later:
             line = replace(line, status="note", found=f"not yet: {line.found}", remedy="")
@@ -74,7 +74,7 @@ def examine(checks: Iterable[tuple[str, Callable[[], Line]]], later: Sequence[st
 
 
 def say(text: str) -> None:
-    """Tell on standard error what takes its time; the table comes last."""
+    """Print on standard error what takes time; the table comes last."""
     sys.stderr.write(f"doctor: {text}\n")
     sys.stderr.flush()
 
@@ -85,7 +85,7 @@ def can_start(lines: Iterable[Line]) -> bool:
 
 
 def shortened(text: str, most: int = 300) -> str:
-    """A message in one line, of which the beginning is shown."""
+    """The beginning of a message, in one line."""
     text = " ".join(text.split())
     return text if len(text) <= most else f"{text[:most]}..."
 
@@ -96,19 +96,19 @@ def gigabytes(number: float) -> str:
 
 
 def gibibytes(number: float) -> str:
-    """Bytes of a GPU, whose label means GiB."""
+    """Bytes of a GPU, whose nominal size means GiB."""
     return f"{number / 2**30:.1f} GiB"
 
 
 def show(lines: Sequence[Line], file: Any = None) -> None:
-    """Print the table; a remedy is below its line in one piece, so that its command can be copied."""
+    """Print the table; a remedy is unwrapped below its line, so that its command can be copied."""
     absent = [line.thing for line in lines if line.status == "missing"]
     summary = f"{len(absent)} missing: {', '.join(absent)}" if absent else "nothing is missing"
     try:
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
-    except ImportError:  # in a broken environment the doctor is needed most
+    except ImportError:  # the doctor is needed most in a broken environment
         for line in lines:
             parts = (line.status, line.thing, line.found, line.needed, line.remedy)
             print(" | ".join(parts), file=file or sys.stdout)

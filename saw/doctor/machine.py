@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 #: Ray refuses an object store above this size that does not fit into shared memory; a smaller one goes to the disk.
 SLOW_STORE = 10**10
-#: Ray gives its object store this share of the memory unless it is told.
+#: Ray's default share of the memory for its object store.
 STORE_SHARE = 0.3
-#: GB of a GPU where none is seen, as it is sold: those of the experiments.
+#: Nominal GB per GPU if none is visible: the GPUs of the experiments.
 ASSUMED = 80
-#: Shared memory that NCCL and vLLM's queues between processes get along with; Docker's default of 64 MB is too little.
+#: Enough shared memory for NCCL and vLLM's queues between processes; Docker's default of 64 MB is too little.
 SHARED_BETWEEN_PROCESSES = 10**9
-#: Ray stores nothing more once its disk is fuller than this.
+#: Ray stores no more objects once its disk is fuller than this.
 FULL_DISK = 0.95
 
 
@@ -40,8 +40,8 @@ def driver(config: DictConfig | None, found: Any, environ: Mapping[str, str] = o
 
     Args:
         config (DictConfig | None): the experiment; None for none.
-        found (saw.machine.accelerator.Found): what ``saw.machine.accelerator.probe`` says of this machine.
-        environ (Mapping[str, str]): decides between CPU and GPU.
+        found (saw.machine.accelerator.Found): from ``saw.machine.accelerator.probe``.
+        environ (Mapping[str, str]): its variables choose between CPU and GPU.
     """
     from saw.machine.accelerator import cluster_address, decide
 
@@ -63,7 +63,7 @@ def gpus(config: DictConfig | None, found: Any, cluster: Cluster | None = None) 
     Args:
         config (DictConfig | None): the experiment; None for none.
         found (saw.machine.accelerator.Found): this machine's.
-        cluster (Cluster | None): the Ray cluster that runs already, whose GPUs count instead.
+        cluster (Cluster | None): the running Ray cluster, whose GPUs count instead.
     """
     from saw.machine.accelerator import describe
 
@@ -73,7 +73,7 @@ def gpus(config: DictConfig | None, found: Any, cluster: Cluster | None = None) 
     if config is None or not on_gpus(config):
         return ok("GPUs", f"{there:g} on {where}", "none on platform cpu" if config is not None else "")
     if cluster and cluster.error:
-        return warning("GPUs", "not seen: the Ray cluster does not answer", "", "see the line of the Ray cluster")
+        return warning("GPUs", "unknown: the Ray cluster does not answer", "", "see the line of the Ray cluster")
     from saw.machine.cluster import needed
 
     wanted = needed(config).gpus
@@ -81,22 +81,22 @@ def gpus(config: DictConfig | None, found: Any, cluster: Cluster | None = None) 
     if there >= wanted:
         return ok("GPUs", f"{there:g} on {where}", shape)
     remedy = (
-        "take a machine with more, or lower trainer.n_gpus_per_node or trainer.nnodes (for a table: --gpus, --nodes)"
+        "use a machine with more, or lower trainer.n_gpus_per_node or trainer.nnodes (for a table: --gpus, --nodes)"
     )
     return missing("GPUs", f"{there:g} on {where}", shape, remedy)
 
 
 def gpu_memory(config: DictConfig, found: Any, fit: Callable[[DictConfig, float], tuple[float, list[str]]]) -> Line:
-    """The memory of the smallest GPU against the largest of a training's phases.
+    """The memory of the smallest GPU against the peak of the training.
 
     Args:
         config (DictConfig): the experiment.
         found (saw.machine.accelerator.Found): this machine's GPUs.
-        fit (Callable): bytes that the training takes of a GPU of a size, and what does not fit.
+        fit (Callable): gives the bytes that the training needs on a GPU of a given size, and what does not fit.
     """
     thing = "GPU memory"
     if not on_gpus(config):
-        return ok(thing, "not looked at", "none on platform cpu")
+        return ok(thing, "not checked", "none on platform cpu")
     from saw.memory import usable
 
     size = found.memory or usable(ASSUMED)
@@ -117,15 +117,15 @@ def gpu_memory(config: DictConfig, found: Any, fit: Callable[[DictConfig, float]
 
 
 def cores(config: DictConfig | None, cluster: Cluster | None = None, there: Any = None) -> Line:
-    """CPUs for Ray's actors: it waits for ever if there are too few.
+    """CPUs for Ray's actors: Ray waits forever if there are too few.
 
     Args:
         config (DictConfig | None): the experiment; None for none.
-        cluster (Cluster | None): the Ray cluster that runs already.
-        there (saw.machine.cluster.Available | None): what Ray has; None takes the cluster's, or looks at this machine.
+        cluster (Cluster | None): the running Ray cluster.
+        there (saw.machine.cluster.Available | None): Ray's resources; None for the cluster's, or this machine's.
     """
     if cluster and cluster.error:
-        return warning("cores", "not seen: the Ray cluster does not answer", "", "see the line of the Ray cluster")
+        return warning("cores", "unknown: the Ray cluster does not answer", "", "see the line of the Ray cluster")
     if config is None:
         return ok("cores", f"{cluster.cpus:g}, as Ray counts" if cluster else f"{len(os.sched_getaffinity(0))} logical")
     from saw.machine.cluster import Available, available, check, needed
@@ -134,12 +134,12 @@ def cores(config: DictConfig | None, cluster: Cluster | None = None, there: Any 
         there = Available(f"the Ray cluster at {cluster.address}", cluster.nodes, own=False)
     there = there or available(config)
     need = needed(config)
-    found = f"{there.cpus:g} on {there.where}" + (", logical ones, as Ray counts" if there.own else "")
+    found = f"{there.cpus:g} on {there.where}" + (", logical, as Ray counts" if there.own else "")
     wanted = f"{need.cpus:g}: " + ", ".join(
         f"{cpus:g} {part.rpartition('.')[2]}" for part, cpus in need.parts.items() if cpus
     )
     fault = None
-    if there.gpus >= need.gpus:  # else check would speak of them, which have a line of their own
+    if there.gpus >= need.gpus:  # otherwise check reports the GPUs, which have their own line
         try:
             check(config, there)
         except ValueError as error:
@@ -154,8 +154,8 @@ def shared_memory(config: DictConfig | None, free: int | None = None, memory: in
 
     Args:
         config (DictConfig | None): the experiment; None for none.
-        free (int | None): bytes; None looks.
-        memory (int | None): of the machine in bytes; None looks.
+        free (int | None): bytes; None measures.
+        memory (int | None): of the machine in bytes; None measures.
     """
     import psutil
 
@@ -164,9 +164,7 @@ def shared_memory(config: DictConfig | None, free: int | None = None, memory: in
     stated = config.ray_kwargs.ray_init.get("object_store_memory") if config is not None else None
     store = stated or min(STORE_SHARE * memory, SLOW_STORE)
     found, needed = f"{gigabytes(free)} free in /dev/shm", f"{gigabytes(store)} for Ray's object store"
-    remedy = (
-        "in Docker --ipc=host or --shm-size; else delete what is left in /dev/shm, or remount it with a larger size"
-    )
+    remedy = "in Docker use --ipc=host or --shm-size; otherwise delete leftovers in /dev/shm, or remount it larger"
     if on_gpus(config) and free < SHARED_BETWEEN_PROCESSES:
         needed = f"{gigabytes(SHARED_BETWEEN_PROCESSES)} for NCCL and vLLM, {needed}"
         return missing("shared memory", found, needed, remedy)
@@ -174,7 +172,7 @@ def shared_memory(config: DictConfig | None, free: int | None = None, memory: in
         return ok("shared memory", found, needed)
     if store > SLOW_STORE:
         return missing("shared memory", found, needed, f"{remedy}; or lower ray_kwargs.ray_init.object_store_memory")
-    return warning("shared memory", found, f"{needed}, which else is on the disk and slow", remedy)
+    return warning("shared memory", found, f"{needed}, which is otherwise on the disk and slow", remedy)
 
 
 def disk(config: DictConfig | None, needed: Callable[[DictConfig], float], free: int | None = None) -> Line:
@@ -182,8 +180,8 @@ def disk(config: DictConfig | None, needed: Callable[[DictConfig], float], free:
 
     Args:
         config (DictConfig | None): the experiment; None for none.
-        needed (Callable[[DictConfig], float]): bytes that its checkpoints take.
-        free (int | None): bytes; None looks.
+        needed (Callable[[DictConfig], float]): gives the bytes that its checkpoints take.
+        free (int | None): bytes; None measures.
     """
     from saw.machine.disk import free_bytes
 
@@ -197,7 +195,7 @@ def disk(config: DictConfig | None, needed: Callable[[DictConfig], float], free:
     wanted = f"{gigabytes(need)} for checkpoints" if need else "nothing: trainer.save_freq saves no checkpoint"
     if free >= need:
         return ok("disk", found, wanted)
-    remedy = "trainer.default_local_dir (or SAW_RUNS) on a larger disk, or keep fewer: trainer.max_actor_ckpt_to_keep"
+    remedy = "set trainer.default_local_dir (or SAW_RUNS) to a larger disk, or lower trainer.max_actor_ckpt_to_keep"
     return missing("disk", found, wanted, remedy)
 
 
@@ -205,14 +203,14 @@ def ray_disk(folder: Path | None = None, used: float | None = None) -> Line:
     """The disk of Ray's temporary folder.
 
     Args:
-        folder (Path | None): the folder; None takes Ray's.
-        used (float | None): the share that is used; None looks.
+        folder (Path | None): the folder; None for Ray's.
+        used (float | None): the share that is used; None measures.
     """
     folder = folder or Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir()))
     if used is None:
         usage = shutil.disk_usage(folder)
         used = 1 - usage.free / usage.total
-    found, needed = f"{used:.0%} used at {folder}", f"less than {FULL_DISK:.0%}: else Ray stores nothing more"
+    found, needed = f"{used:.0%} used at {folder}", f"less than {FULL_DISK:.0%}, otherwise Ray stores nothing more"
     if used < FULL_DISK:
         return ok("Ray's disk", found, needed)
     return missing("Ray's disk", found, needed, "free space there, or set RAY_TMPDIR to a folder on another disk")
@@ -224,17 +222,17 @@ def compiler(
     include: Path | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Line:
-    """A C compiler and Python's headers, tried on an empty module: Triton builds its launchers with them.
+    """A C compiler and Python's headers, tested with an empty module: Triton builds its launchers with them.
 
     Args:
         config (DictConfig | None): the experiment; None for none.
         which (Callable[[str], str | None]): finds an executable.
-        include (Path | None): the folder of ``Python.h``; None takes this Python's.
+        include (Path | None): the folder of ``Python.h``; None for this Python's.
         environ (Mapping[str, str]): may name the compiler, ``CC``.
     """
     thing, needed = "compiler, headers", "a C compiler and Python.h, for Triton"
     if config is not None and not on_gpus(config):
-        return ok(thing, "not looked at", "none on platform cpu")
+        return ok(thing, "not checked", "none on platform cpu")
     include = include or Path(sysconfig.get_paths()["include"])
     name = environ.get("CC") or which("gcc") or which("clang")
     if name is None or which(name) is None:
@@ -249,6 +247,6 @@ def compiler(
         command = [name, "-shared", "-fPIC", f"-I{include}", str(source), "-o", f"{folder}/empty.so"]
         result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     if result.returncode != 0:
-        remedy = "mend the compiler, or name another in CC"
+        remedy = "fix the compiler, or name another in CC"
         return missing(thing, f"{name} fails: {shortened(result.stderr, 160)}", needed, remedy)
     return ok(thing, f"{name} builds an empty module", needed)

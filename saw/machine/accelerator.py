@@ -1,7 +1,7 @@
-"""Where a training runs, on GPUs or on the CPU: decided here and nowhere else in Python, from what torch can use.
+"""Chooses whether a training runs on GPUs or on the CPU, from what torch can use; the only place in Python that does.
 
-``SAW_PLATFORM``, cpu or gpu, decides where it is set. Otherwise this machine is looked at. A GPU that is there and that
-torch can't use is an error: a training that silently runs on the CPU instead would take months.
+``SAW_PLATFORM``, cpu or gpu, decides if it is set. Otherwise this machine is probed. A GPU that torch can't use is an
+error: a training that silently ran on the CPU instead would take months.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from pathlib import Path
 
 from saw.machine import environment
 
-#: Where NVIDIA's kernel module states its version. A container without GPUs sees it too.
+#: Where NVIDIA's kernel module shows its version. It exists in a container without GPUs too.
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
-#: The folder of the devices' nodes, ``nvidia0`` and so on.
+#: The folder of the device files, ``nvidia0`` and so on.
 DEVICE_FOLDER = Path("/dev")
-#: Major version of CUDA -> the oldest driver, by its major version, that serves all its minor versions.
+#: Major version of CUDA -> the oldest driver (major version) that supports all its minor versions.
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
-#: First entries of CUDA_VISIBLE_DEVICES that hide every GPU; Slurm writes the last one.
+#: First entries of CUDA_VISIBLE_DEVICES that hide every GPU; Slurm sets the last one.
 HIDES_ALL = ("", "-1", "NoDevFiles")
 REHEARSE = "SAW_PLATFORM=cpu rehearses on the CPU (a table: with --rehearse)"
 
 
 class AcceleratorError(RuntimeError):
-    """A platform that can't be used; the message says why, and what to do."""
+    """A platform that can't be used; the message gives the reason and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Device:
     """One accelerator.
 
     Attributes:
-        name (str): as torch or nvidia-smi calls it.
-        memory (int | None): in bytes; None where only torch could tell and can't.
-        capability (tuple[int, int] | None): CUDA's compute capability; None likewise, and for other makers' devices.
+        name (str): torch's or nvidia-smi's name for it.
+        memory (int | None): in bytes; None if torch can't tell.
+        capability (tuple[int, int] | None): CUDA's compute capability; None likewise, and for other vendors' devices.
     """
 
     name: str
@@ -51,12 +51,12 @@ class Found:
     """What this machine has.
 
     Attributes:
-        driver (str | None): version of NVIDIA's driver; None where there is none.
-        devices (tuple[Device, ...]): those that torch can use; if it can use none, NVIDIA's that are there.
+        driver (str | None): version of NVIDIA's driver; None if there is none.
+        devices (tuple[Device, ...]): those that torch can use; if it can use none, all NVIDIA devices.
         torch_cuda (str | None): the CUDA that torch is built for; None for a build without.
         usable (bool): torch can use an accelerator.
-        error (str | None): what torch or nvidia-smi says against it.
-        broken (bool): nvidia-smi is there and fails, or lists nothing: a driver without its kernel module, for example.
+        error (str | None): the error of torch or nvidia-smi.
+        broken (bool): nvidia-smi exists but fails or lists nothing: a driver without its kernel module, for example.
     """
 
     driver: str | None
@@ -68,22 +68,22 @@ class Found:
 
     @property
     def usable_devices(self) -> tuple[Device, ...]:
-        """Those that a training could use: these are counted, and have the memory."""
+        """The devices that a training could use; only these count."""
         return self.devices if self.usable else ()
 
     @property
     def memory(self) -> int | None:
-        """Bytes that a program can use of the smallest one; None where there is none, or its memory is not known."""
+        """Bytes that a program can use of the smallest device; None if there is none, or its memory is unknown."""
         return min((device.memory for device in self.usable_devices if device.memory), default=None)
 
 
 @dataclass(frozen=True)
 class Platform:
-    """A decision.
+    """The chosen platform.
 
     Attributes:
         name (str): ``cpu`` or ``gpu``, a file of ``configs/platform``.
-        reason (str): why, in words.
+        reason (str): why it was chosen.
     """
 
     name: str
@@ -91,10 +91,10 @@ class Platform:
 
 
 def probe() -> Found:
-    """Look at this machine."""
+    """Probe this machine."""
     import torch
 
-    with warnings.catch_warnings(record=True) as caught:  # torch says in a warning why it can't use a GPU
+    with warnings.catch_warnings(record=True) as caught:  # torch warns why it can't use a GPU
         warnings.simplefilter("always")
         usable = torch.accelerator.is_available()
         devices = _torch_devices() if usable else ()
@@ -110,7 +110,7 @@ def probe() -> Found:
 
 
 def cluster_address(environ: Mapping[str, str] = os.environ) -> str | None:
-    """The Ray cluster that ``RAY_ADDRESS`` names; None where it names none: as ``local``, it asks for one's own."""
+    """The Ray cluster that ``RAY_ADDRESS`` names; None if it names none: ``local`` asks for a new one."""
     address = environ.get("RAY_ADDRESS", "")
     return None if address in ("", "local") else address
 
@@ -120,7 +120,7 @@ def decide(environ: Mapping[str, str] = os.environ, probe: Callable[[], Found] =
 
     Args:
         environ (Mapping[str, str]): ``SAW_PLATFORM``, ``VERL_PLATFORM``, ``RAY_ADDRESS``, ``CUDA_VISIBLE_DEVICES``.
-        probe (Callable[[], Found]): looks at the machine; called only where the environment leaves it open.
+        probe (Callable[[], Found]): probes the machine; called only if the variables do not decide.
 
     Raises:
         AcceleratorError: for variables that contradict each other, and for a GPU that torch can't use.
@@ -130,7 +130,7 @@ def decide(environ: Mapping[str, str] = os.environ, probe: Callable[[], Found] =
         raise AcceleratorError(f"SAW_PLATFORM is {environ['SAW_PLATFORM']!r}; expected cpu or gpu")
     if asked == "gpu" and verl == "cpu":
         raise AcceleratorError(
-            "SAW_PLATFORM is gpu and VERL_PLATFORM cpu, by which verl would train on the CPU: unset VERL_PLATFORM, "
+            "SAW_PLATFORM is gpu and VERL_PLATFORM is cpu, so verl would train on the CPU: unset VERL_PLATFORM, "
             "or set SAW_PLATFORM=cpu"
         )
     told = f"SAW_PLATFORM is {asked}" if asked else f"VERL_PLATFORM is {verl}" if verl else ""
@@ -157,32 +157,32 @@ def _by_machine(told: str, visible: str | None, probe: Callable[[], Found]) -> P
 
 
 def describe(devices: tuple[Device, ...]) -> str:
-    """Devices in words, equal ones together."""
+    """Devices in words, with a count of equal ones."""
     names = [device.name for device in devices]
     return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
 
 
 def driver_needed(torch_cuda: str) -> int | None:
-    """The oldest driver, by its major version, for a CUDA such as ``13.0``; None for one that is not known here."""
+    """The oldest driver (major version) for a CUDA such as ``13.0``; None for an unknown CUDA."""
     return OLDEST_DRIVER.get(int(torch_cuda.split(".")[0]))
 
 
 def unusable(found: Found, visible: str | None = None) -> str:
-    """Why torch can't use the GPUs that are there, and what helps.
+    """Why torch can't use this machine's GPUs, and the remedy.
 
     Args:
-        found (Found): with devices, and not usable.
+        found (Found): has devices, none of them usable.
         visible (str | None): ``CUDA_VISIBLE_DEVICES``.
     """
     what = describe(found.devices) or "nvidia-smi, but no GPU,"
     there = f"{what} found, driver {found.driver or 'unknown'}, and torch can't use it"
     if found.torch_cuda is None:
-        return f"{there}: this torch is built without CUDA. To mend it, {environment.cuda()}; {REHEARSE}"
+        return f"{there}: this torch is built without CUDA. To fix it, {environment.cuda()}; {REHEARSE}"
     needed = driver_needed(found.torch_cuda)
     if needed is not None and found.driver is not None and int(found.driver.split(".")[0]) < needed:
         remedy = "Update the driver, or use an environment of your own, with a torch for it (docs/installation.md)"
     elif visible is not None:
-        remedy = f"CUDA_VISIBLE_DEVICES is {visible!r}: set it to GPUs that are there, or unset it"
+        remedy = f"CUDA_VISIBLE_DEVICES is {visible!r}: set it to existing GPUs, or unset it"
     else:
         remedy = "See what nvidia-smi prints"
     says = f" torch says: {found.error}." if found.error else ""
@@ -193,7 +193,7 @@ def unusable(found: Found, visible: str | None = None) -> str:
 def _torch_devices() -> tuple[Device, ...]:
     import torch
 
-    if not torch.cuda.is_available():  # another maker's
+    if not torch.cuda.is_available():  # another vendor's
         kind = torch.accelerator.current_accelerator()
         return (Device(kind.type if kind else "accelerator"),) * torch.accelerator.device_count()
     found = (torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count()))
@@ -201,11 +201,11 @@ def _torch_devices() -> tuple[Device, ...]:
 
 
 def _unsupported(devices: tuple[Device, ...], built_for: list[str]) -> str | None:
-    """The first device for which torch has no kernels: CUDA 13 leaves out those before Turing, and torch counts them.
+    """The first device for which torch has no kernels: CUDA 13 dropped those before Turing, but torch lists them.
 
     Args:
         devices (tuple[Device, ...]): CUDA's.
-        built_for (list[str]): as ``sm_80``, code for devices of its major version, and ``compute_80``, for all later.
+        built_for (list[str]): such as ``sm_80``, code for its major version, and ``compute_80``, for all later ones.
     """
     exact = [_capability(arch) for arch in built_for if arch.startswith("sm_")]
     onwards = [_capability(arch) for arch in built_for if arch.startswith("compute_")]
@@ -215,7 +215,7 @@ def _unsupported(devices: tuple[Device, ...], built_for: list[str]) -> str | Non
             continue
         return (
             f"{device.name} has compute capability {has[0]}.{has[1]}, and this torch is built for "
-            f"{' '.join(built_for)}; leave it out by CUDA_VISIBLE_DEVICES, or install a torch for it"
+            f"{' '.join(built_for)}; hide it with CUDA_VISIBLE_DEVICES, or install a torch for it"
         )
     return None
 
@@ -226,7 +226,7 @@ def _capability(arch: str) -> tuple[int, int]:
 
 
 def _driver() -> str | None:
-    # the line after the driver's has the compiler's version
+    # the line after it has the compiler's version
     if DRIVER_FILE.exists() and (found := re.search(r"NVRM.*?\s(\d+\.\d+(?:\.\d+)*)\s", DRIVER_FILE.read_text())):
         return found[1]
     listed, _ = _nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader")  # WSL has no such file
@@ -234,7 +234,7 @@ def _driver() -> str | None:
 
 
 def _nvidia_devices() -> tuple[tuple[Device, ...], str | None]:
-    """NVIDIA's devices, whether or not torch can use them, and nvidia-smi's complaint."""
+    """NVIDIA's devices, whether or not torch can use them, and nvidia-smi's error."""
     listed, complaint = _nvidia_smi("-L")
     names = [found[1] for line in listed if (found := re.match(r"GPU \d+: (.+?)(?: \(UUID|$)", line))]
     if not names:
@@ -245,7 +245,7 @@ def _nvidia_devices() -> tuple[tuple[Device, ...], str | None]:
 
 
 def _nvidia_smi(*arguments: str) -> tuple[list[str], str | None]:
-    """The lines that nvidia-smi prints, and its complaint if it fails; neither where it is not installed."""
+    """The lines that nvidia-smi prints, and its error if it fails; neither if it is not installed."""
     try:
         done = subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, check=False, timeout=60)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What a training asks of Ray: counted before it starts, since Ray waits for ever for a CPU that no node has."""
+"""Counts what a training needs from Ray before it starts, because Ray waits forever for a CPU that no node has."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ from saw.machine.nodes import Node, Nodes
 ADDRESS = "ray_kwargs.ray_init.address"
 STORAGE = "transfer_queue.backend.SimpleStorage"
 UNITS = f"{STORAGE}.num_data_storage_units"
-#: TransferQueue's storage actors of a node, where their number is not set: what its own documentation recommends.
+#: The pool of a rollout apart from the trainer.
+ROLLOUT = "actor_rollout_ref.rollout"
+#: TransferQueue's default number of storage actors per node, as its documentation recommends.
 UNITS_A_NODE = 2
 
 
 def running(config: DictConfig) -> str | None:
-    """The address of the Ray cluster that verl will join; None if it will start a Ray of its own.
+    """The address of the Ray cluster that verl will join; None if it will start its own.
 
-    Ray itself is asked, with what verl gives it: even without an address it joins a cluster that ``ray start`` has
+    Ray itself finds it, from the address that verl passes: even without one it joins a cluster that ``ray start``
     started on this machine.
 
     Raises:
-        ValueError: for what is no address, such as one of a Ray client.
+        ValueError: for an invalid address, such as one of a Ray client.
     """
     from ray._private.services import canonicalize_bootstrap_address
 
@@ -41,16 +43,16 @@ def running(config: DictConfig) -> str | None:
 
 
 def ray_init(config: DictConfig) -> DictConfig:
-    """What verl gives to ``ray.init``."""
+    """The arguments that verl passes to ``ray.init``."""
     return config.ray_kwargs.get("ray_init") or OmegaConf.create()
 
 
 @dataclass(frozen=True)
 class Need:
-    """What a training takes of Ray's resources at its most.
+    """The most a training takes of Ray's resources.
 
     Attributes:
-        parts (dict[str, float]): CPUs, by the key that sets them, or by what they are for.
+        parts (dict[str, float]): CPUs, by the key that sets them, or by their purpose.
         cpus (float): their sum.
         gpus (float): of all resource pools.
     """
@@ -62,12 +64,12 @@ class Need:
 
 @dataclass(frozen=True)
 class Available(Nodes):
-    """What Ray has.
+    """The resources that Ray has.
 
     Attributes:
         where (str): for a message.
         nodes (Sequence[Node]): that are alive.
-        own (bool): a Ray that verl will start, not a cluster that runs already.
+        own (bool): a Ray that verl will start, not a running cluster.
     """
 
     where: str
@@ -76,15 +78,17 @@ class Available(Nodes):
 
 
 def _pools(config: DictConfig) -> dict[str, tuple[int, int]]:
-    """Nodes, and GPUs of each, of verl's resource pools, by the section that sets them.
+    """Nodes and GPUs per node of verl's resource pools, by the section that sets them.
 
-    As ``PPOTrainer._init_resource_pool_mgr`` of verl 0.9.1 has them.
+    Follows ``PPOTrainer._init_resource_pool_mgr`` and ``RolloutReplica.init_standalone`` of verl 0.9.1.
     """
     sections = {"trainer": config.trainer}
     if config.reward.reward_model.enable_resource_pool:
         sections["reward.reward_model"] = config.reward.reward_model
     if OmegaConf.select(config, "distillation.enabled"):
         sections["distillation"] = config.distillation
+    if config.trainer.v1.trainer_mode.endswith("separate_async"):
+        sections[ROLLOUT] = config.actor_rollout_ref.rollout
     for name, section in sections.items():
         for key in ("nnodes", "n_gpus_per_node"):
             if not isinstance(section[key], int) or section[key] < 1:
@@ -92,49 +96,50 @@ def _pools(config: DictConfig) -> dict[str, tuple[int, int]]:
     return {name: (section.nnodes, section.n_gpus_per_node) for name, section in sections.items()}
 
 
-def _cpus_of_a_gpu() -> int:
-    """verl's placement groups hold so many CPUs for each GPU, one for each worker group that may share it."""
+def _cpus_of_a_gpu(pool: str = "trainer") -> int:
+    """CPUs that verl's placement groups hold per GPU: one for each worker group that may share it."""
     from verl.single_controller.ray import ResourcePoolManager
 
-    return ResourcePoolManager.max_colocate_count
+    return 2 if pool == ROLLOUT else ResourcePoolManager.max_colocate_count
 
 
 def storage_units(config: DictConfig) -> int:
-    """TransferQueue's storage actors; where their number is not set, so many a node of the training."""
+    """The number of TransferQueue's storage actors; by default :data:`UNITS_A_NODE` per node of the training."""
     if config.transfer_queue.backend.storage_backend != "SimpleStorage":
         return 0
     units = OmegaConf.select(config, UNITS)
     if units is None:
         return UNITS_A_NODE * config.trainer.nnodes
     if not isinstance(units, int) or units < 1:
-        raise ValueError(f"{UNITS} is {units!r}; expected a whole number of at least 1, or null: {UNITS_A_NODE} a node")
+        raise ValueError(f"{UNITS} is {units!r}; expected a whole number from 1, or null: {UNITS_A_NODE} per node")
     return units
 
 
 def needed(config: DictConfig) -> Need:
-    """Count what verl 0.9.1 and TransferQueue 0.1.11 take of Ray, for a synchronous training.
+    """Count the Ray resources that verl 0.9.1 and TransferQueue 0.1.11 take.
 
-    They are held until the end: placement groups, a bundle for each GPU, and TransferQueue's controller and storage
-    units, a CPU each. The judge's actor asks for none. Every other actor (task runner, vLLM servers, load balancers,
-    agent loop and reward workers) has Ray's default, which holds none, and starts where none is free.
+    Held until the end are the placement groups, with one bundle per GPU, and one CPU each for TransferQueue's
+    controller and storage units. The judge's actor asks for none. Every other actor (task runner, vLLM servers, load
+    balancers, agent loop and reward workers) has Ray's default, which holds no CPU, and starts even if none is free.
 
     Raises:
         ValueError: if a pool has no node or no GPU, or TransferQueue no storage unit.
     """
     pools = _pools(config)
-    each = _cpus_of_a_gpu()
-    parts = {f"{name}.n_gpus_per_node": float(each * nodes * gpus) for name, (nodes, gpus) in pools.items()}
+    parts = {
+        f"{name}.n_gpus_per_node": float(_cpus_of_a_gpu(name) * nodes * gpus) for name, (nodes, gpus) in pools.items()
+    }
     parts[UNITS] = float(storage_units(config))
     parts["TransferQueue's controller"] = 1.0
     return Need(parts, sum(parts.values()), float(sum(nodes * gpus for nodes, gpus in pools.values())))
 
 
 def nodes_of_the_cluster(address: str | None = None, resource: str = "GPU") -> tuple[Node, ...]:
-    """The living nodes of a Ray cluster that runs, asked over a short connection.
+    """The live nodes of a running Ray cluster, queried over a short connection.
 
     Args:
         address (str | None): None finds it as ``ray.init`` does.
-        resource (str): what Ray calls its accelerators.
+        resource (str): Ray's name for the accelerators.
     """
     import ray
 
@@ -147,14 +152,14 @@ def nodes_of_the_cluster(address: str | None = None, resource: str = "GPU") -> t
 
 
 def _this_machine(options: Mapping[str, Any], resource: str) -> Node:
-    """What Ray will find on this machine, by its own code: containers' limits and hidden accelerators included."""
+    """What Ray's own code will find on this machine: respects container limits and hidden accelerators."""
     from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 
     spec = ResourceAndLabelSpec(
         num_cpus=options.get("num_cpus"),
         num_gpus=options.get("num_gpus"),
         resources=dict(options.get("resources") or {}),
-        memory=1,  # else it is measured
+        memory=1,  # otherwise Ray measures it
         object_store_memory=1,
     )
     found = spec.resolve(is_head=True, node_ip_address="127.0.0.1").to_resource_dict()
@@ -162,7 +167,7 @@ def _this_machine(options: Mapping[str, Any], resource: str) -> Node:
 
 
 def available(config: DictConfig) -> Available:
-    """What the Ray has that verl will start, or join.
+    """The resources of the Ray that verl will start or join.
 
     Raises:
         ConnectionError: if the cluster can't be reached.
@@ -178,7 +183,7 @@ def available(config: DictConfig) -> Available:
 
 
 def check(config: DictConfig, there: Available) -> None:
-    """See that Ray can place everything; it would wait for ever for what it has not.
+    """Check that Ray can place everything; it would wait forever for resources that it does not have.
 
     Args:
         config (DictConfig): verl's configuration.
@@ -187,51 +192,52 @@ def check(config: DictConfig, there: Available) -> None:
     Raises:
         ValueError: with the count, its parts, what there is, and the keys to change.
     """
-    need, each = needed(config), _cpus_of_a_gpu()
+    need = needed(config)
     if need.gpus > there.gpus:
         asked = " + ".join(f"{name}: {nodes} x {gpus}" for name, (nodes, gpus) in _pools(config).items())
         gain = (
-            "several nodes need a Ray cluster that runs already: docs/clusters.md"
+            "several nodes need a running Ray cluster: docs/clusters.md"
             if there.own
-            else "ray start --num-gpus says how many a node has"
+            else "ray start --num-gpus sets how many a node has"
         )
         raise ValueError(
             f"Ray needs {need.gpus:g} GPUs ({asked}, nnodes x n_gpus_per_node), and {there.where} has {there.gpus:g}; "
             f"lower these keys, or use more GPUs ({gain})"
         )
     gain = (
-        f"ray_kwargs.ray_init.num_cpus={math.ceil(need.cpus)} gives it as many (they are logical: most of these actors "
-        "wait most of the time)"
+        f"ray_kwargs.ray_init.num_cpus={math.ceil(need.cpus)} gives it enough (they are logical: these actors are "
+        "mostly idle)"
         if there.own
-        else "ray start --num-cpus gives a node more (they are logical: most of these actors wait most of the time)"
+        else "ray start --num-cpus gives a node more (they are logical: these actors are mostly idle)"
     )
     keys = [f"{UNITS} (now {storage_units(config)})", *(f"{name}.n_gpus_per_node" for name in _pools(config))]
     remedy = f"{gain}; or lower {' or '.join(keys)}"
     if need.cpus > there.cpus:
         parts = ", ".join(f"{count:g} for {part}" for part, count in need.parts.items())
         raise ValueError(
-            f"Ray needs {need.cpus:g} CPUs ({parts}; {each} for each GPU), and {there.where} has {there.cpus:g}: it "
-            f"would wait for ever. {remedy}"
+            f"Ray needs {need.cpus:g} CPUs ({parts}), and {there.where} has {there.cpus:g}: it would wait for ever. "
+            f"{remedy}"
         )
-    _check_places(config, there, each, remedy)
+    _check_places(config, there, remedy)
 
 
-def _check_places(config: DictConfig, there: Available, each: int, remedy: str) -> None:
-    """See that single nodes have room: a node's part of a pool is never split, and a storage unit can't move."""
+def _check_places(config: DictConfig, there: Available, remedy: str) -> None:
+    """Check that single nodes have room: a node's part of a pool is never split, and a storage unit can't move."""
     on_some = OmegaConf.select(config, f"{STORAGE}.required_node_resource") is not None
     share = 0 if on_some else math.ceil(storage_units(config) / len(there.nodes))
     if poor := [node for node in there.nodes if node.cpus < share]:
         raise ValueError(
             f"{UNITS} is {storage_units(config)}, and TransferQueue places them in turn on all {len(there.nodes)} "
             f"nodes of {there.where}, of which {', '.join(node.name for node in poor)} has fewer than {share} CPUs: "
-            "Ray would wait for ever. ray start --num-cpus gives a node more, or "
-            f"+{STORAGE}.required_node_resource names a resource that only fit nodes have"
+            "Ray would wait forever. ray start --num-cpus gives a node more, or "
+            f"+{STORAGE}.required_node_resource names a resource that only suitable nodes have"
         )
     for name, (nodes, gpus) in _pools(config).items():
+        each = _cpus_of_a_gpu(name)
         places = sum(int(min(node.gpus // gpus, max(0.0, node.cpus - share) // (each * gpus))) for node in there.nodes)
         if places < nodes:
             raise ValueError(
                 f"{name} wants {nodes} x {gpus} GPUs (nnodes x n_gpus_per_node), each with {each * gpus} CPUs on one "
-                f"node beside {share} for TransferQueue, and {there.where} has room for {places}: Ray would wait for "
-                f"ever. {remedy}"
+                f"node beside {share} for TransferQueue, and {there.where} has room for {places}: Ray would wait "
+                f"forever. {remedy}"
             )

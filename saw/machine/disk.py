@@ -1,20 +1,20 @@
-"""Space on a disk, and what a training takes of it."""
+"""Disk space, and how much of it a training takes."""
 
 import shutil
 from pathlib import Path
 
-#: Bytes a parameter: in a checkpoint 4, and 8 of the optimiser; in the merged model.
+#: Bytes per parameter: in a checkpoint (4, and 8 for the optimiser), and in the merged model.
 CHECKPOINT_BYTES, MERGED_BYTES = 12, 4
 CHECKPOINTS_KEPT = 2
 
 
 def free_bytes(folder: Path) -> int:
-    """Free space of the disk that a folder is on, or will be."""
+    """Free space of the disk that a folder is, or will be, on."""
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
 
 
 def training_bytes(parameters: float, kept: int = CHECKPOINTS_KEPT) -> float:
-    """Bytes on the disk of the checkpoints that a training keeps, and of the merged model."""
+    """Bytes on disk of the checkpoints that a training keeps, and of the merged model."""
     return parameters * (kept * CHECKPOINT_BYTES + MERGED_BYTES)

@@ -1,8 +1,8 @@
-"""The Python environment that runs, in commands for a person: how to use it, and how to mend it.
+"""Commands for the user to run or fix the current Python environment.
 
-An environment that ``scripts/setup.sh`` made is not active in a shell, so a plain ``python`` is another one. In an
-environment that it did not make it installs nothing, so that there a remedy is a command of pip. Standard library only:
-the doctor needs this most where packages are missing.
+An environment that ``scripts/setup.sh`` made is not active in a shell, so a plain ``python`` is a different one. It
+installs nothing into an environment that it did not make, so there the remedy is a pip command. Standard library only:
+the doctor needs this most when packages are missing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-#: What scripts/setup.sh leaves in an environment that it made; the first word is the set.
+#: The file that scripts/setup.sh writes into an environment that it made; its first word is the set.
 MARK = ".saw-setup"
 FLASH_ATTN = "flash-attn==2.8.3"
 
@@ -24,11 +24,11 @@ def program(name: str) -> str:
     """What to type for a program of this environment.
 
     Args:
-        name (str): ``python``, or one that a package brings, such as ``hf``.
+        name (str): ``python``, or one that a package installs, such as ``hf``.
 
     Returns:
-        str: the name alone where ``PATH`` leads to this environment, else the path, from the current folder if it is
-        below it.
+        str: the name alone if ``PATH`` finds it in this environment, otherwise its path, relative if it is below the
+        current folder.
     """
     here = Path(sys.executable)
     wanted = here if name == "python" else here.parent / name
@@ -41,23 +41,23 @@ def program(name: str) -> str:
 
 
 def python() -> str:
-    """What to type for the Python that runs."""
+    """What to type for the current Python."""
     return program("python")
 
 
 def pip_install() -> str:
-    """What to type before the packages that are to get into this environment; uv makes some that have no pip."""
+    """What to type before the packages to install here; environments made by uv have no pip."""
     if importlib.util.find_spec("pip") is None:
         return f"uv pip install --python {python()}"
     return f"{python()} -m pip install"
 
 
 def made_for(environ: Mapping[str, str] = os.environ, prefix: str | None = None) -> str | None:
-    """The set that ``scripts/setup.sh`` made this environment for; None if it would only check it.
+    """The set that ``scripts/setup.sh`` made this environment for; None for one that it only checks.
 
     Args:
         environ (Mapping[str, str]): may hold ``SAW_VENV``.
-        prefix (str | None): the environment's folder; None takes that of this Python.
+        prefix (str | None): the environment's folder; None for that of this Python.
     """
     if environ.get("SAW_VENV") == "active":
         return None
@@ -69,7 +69,7 @@ def made_for(environ: Mapping[str, str] = os.environ, prefix: str | None = None)
 
 
 def set_up(wanted: str) -> str:
-    """How to have the packages of a set, from an environment that ``scripts/setup.sh`` made."""
+    """How to get the packages of a set, from an environment that ``scripts/setup.sh`` made."""
     command = f"bash scripts/setup.sh --set {wanted}"
     if made_for() != wanted:
         return f"{command} makes the environment of the set {wanted}: use that one"
@@ -88,4 +88,4 @@ def cuda() -> str:
     """How to get a torch that is built for CUDA."""
     if made_for() is not None:
         return set_up("gpu")
-    return "install the torch and vLLM for CUDA that suit the driver into this environment (docs/installation.md)"
+    return "install CUDA builds of torch and vLLM that suit the driver into this environment (docs/installation.md)"

@@ -1,4 +1,4 @@
-"""Nodes of a Ray cluster; nothing is imported, so that the doctor can speak of them in a broken environment."""
+"""Nodes of a Ray cluster; imports nothing, so that the doctor can use it in a broken environment."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Node:
-    """What Ray has on one machine.
+    """Ray's resources on one machine.
 
     Attributes:
         name (str): its host name or address.
-        cpus (float): logical ones, as many as Ray was told.
+        cpus (float): logical CPUs, as many as Ray was started with.
         gpus (float): or other accelerators.
     """
 
@@ -22,7 +22,7 @@ class Node:
 
 
 class Nodes:
-    """What nodes have together."""
+    """The resources of several nodes together."""
 
     nodes: Sequence[Node]
 

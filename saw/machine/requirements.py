@@ -1,8 +1,8 @@
-"""Whether an environment that somebody else made has what the plug-in needs: names what is missing or does not fit.
+"""Checks whether an environment that setup.sh did not make has the packages that the plug-in needs.
 
 ``python -P saw/machine/requirements.py [EXTRA ...]`` runs it alone: it needs only the standard library and
-``packaging``, and works where nothing of this project can be imported. What is needed is read from ``pyproject.toml``,
-and from what the installed verl and vLLM declare.
+``packaging``, and works even if nothing of this project can be imported. The requirements come from ``pyproject.toml``
+and from the metadata of the installed verl and vLLM.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ EVERYTHING = ("torch", "vllm", "all")
 
 @dataclass(frozen=True)
 class Problem:
-    """A package that is missing or of a version that does not fit.
+    """A package that is missing or has the wrong version.
 
     Attributes:
         name (str): of the package.
         found (str | None): its version; None if it is missing.
-        needed (str): what pip would be asked for, as in ``ray[default]>=2.41``.
-        by (str): who needs it.
+        needed (str): the requirement as pip takes it, as in ``ray[default]>=2.41``.
+        by (str): what needs it.
     """
 
     name: str
@@ -51,13 +51,13 @@ def problems(
     version: Callable[[str], str | None] | None = None,
     requires: Callable[[str], Sequence[str]] | None = None,
 ) -> list[Problem]:
-    """What is missing or does not fit, each package once for each who needs it.
+    """What is missing or has the wrong version, once per package and dependent.
 
     Args:
         extras (Sequence[str]): of ``pyproject.toml``.
-        version (Callable[[str], str | None] | None): the installed version of a package, None where it is missing; by
-            default that of this interpreter.
-        requires (Callable[[str], Sequence[str]] | None): what an installed package declares; by default as above.
+        version (Callable[[str], str | None] | None): gives the installed version of a package, None if it is missing;
+            by default in this interpreter.
+        requires (Callable[[str], Sequence[str]] | None): gives an installed package's requirements; default likewise.
 
     Raises:
         ValueError: if an extra is not in ``pyproject.toml``.
@@ -67,7 +67,7 @@ def problems(
     needs = [(DISTRIBUTION, requirement) for requirement in declared(extras)]
     for name in ("verl", "vllm"):
         found = version(name)
-        # vLLM is compiled for one torch; the rest of what it declares is its own affair.
+        # vLLM is compiled for one version of torch; its other requirements do not concern us.
         of_interest = [need for need in _for_us(requires(name)) if name == "verl" or need.name == "torch"]
         needs += [(f"{name} {found}", need) for need in of_interest]
     wrong = [
@@ -81,7 +81,7 @@ def problems(
 
 
 def declared(extras: Sequence[str]) -> list[Requirement]:
-    """The dependencies in ``pyproject.toml``, with those of extras and of the extras that these name."""
+    """The dependencies in ``pyproject.toml``, with those of extras, followed recursively."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     known = project["optional-dependencies"]
     found = list(_for_us(project["dependencies"]))
@@ -103,21 +103,21 @@ def declared(extras: Sequence[str]) -> list[Requirement]:
 
 
 def report(wrong: Sequence[Problem], python: str = sys.executable, has_pip: bool = True) -> str:
-    """The problems, and what repairs them.
+    """The problems, and how to fix them.
 
     Args:
         wrong (Sequence[Problem]): the problems.
         python (str): of the environment that has them.
-        has_pip (bool): one that uv made has none.
+        has_pip (bool): False for an environment made by uv.
     """
-    lines = [f"{python} lacks {len(wrong)} of what is needed; nothing was installed:"]
+    lines = [f"{python} does not meet {len(wrong)} requirements; nothing was installed:"]
     lines += [f"  {problem}" for problem in wrong]
     lines += repairs(wrong, f"{python} -m pip install" if has_pip else f"uv pip install --python {python}")
     return "\n".join(lines)
 
 
 def repairs(wrong: Sequence[Problem], install: str) -> list[str]:
-    """The commands that repair problems; torch and vLLM depend on the driver, so the user chooses them.
+    """The commands that fix problems; torch and vLLM depend on the driver, so the user chooses them.
 
     Args:
         wrong (Sequence[Problem]): the problems.
@@ -129,12 +129,12 @@ def repairs(wrong: Sequence[Problem], install: str) -> list[str]:
     if _has(wrong, DISTRIBUTION):
         lines.append(f"install this repository: {install} --no-deps -e {REPOSITORY}")
     if _has(wrong, "torch") or _has(wrong, "vllm"):
-        lines.append("install the torch and vLLM that belong together and suit the driver (docs/installation.md)")
+        lines.append("install a torch and vLLM that match each other and the driver (docs/installation.md)")
     return lines
 
 
 def main() -> int:
-    """Print what is wrong; 1 if anything is, else 0."""
+    """Print what is wrong; 1 if anything is, otherwise 0."""
     wrong = problems(sys.argv[1:] or EVERYTHING)
     if wrong:
         print(report(wrong, has_pip=find_spec("pip") is not None), file=sys.stderr)  # noqa: T201
@@ -156,7 +156,7 @@ def _requires(name: str) -> Sequence[str]:
 
 
 def _for_us(lines: Sequence[str]) -> Iterator[Requirement]:
-    """Requirements of this interpreter and platform, without those of extras."""
+    """Requirements for this interpreter and platform, without those of extras."""
     for line in lines:
         need = Requirement(line)
         if need.marker is None or need.marker.evaluate({"extra": ""}):

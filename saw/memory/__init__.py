@@ -1,11 +1,11 @@
-"""What a training needs of each GPU's memory, estimated before anything starts.
+"""Estimates the GPU memory of a training before anything starts.
 
     python -m saw.memory --model 1.5b --gpus 4 --gpu-memory 80
     python -m saw.memory --model 3b --gpus 4 --gpu-memory 40 --method gradient_gdpo --no-flash-attn
     python -m saw.memory --document         the tables of docs/memory.md
 
-For verl 0.9.1's synchronous trainer with FSDP2 and vLLM on the same GPUs. A step's phases follow each other, so the
-largest of them decides. Where each formula comes from: docs/memory.md. KEY=VALUE are Hydra overrides.
+For verl 0.9.1's synchronous trainer with FSDP2 and vLLM on the same GPUs. The phases of a step run one after another,
+so the largest is the peak. docs/memory.md explains each formula. KEY=VALUE are Hydra overrides.
 """
 
 from saw.memory.fit import fits, largest_tokens, memory_of_a_gpu, usable

@@ -9,9 +9,9 @@ from saw.machine import accelerator
 from saw.memory.phases import GIB, Estimate, Phase
 from saw.memory.settings import TOKEN_KEYS
 
-#: Share of the memory on a GPU's label that CUDA gives to a program: 79.1 of 80 GiB, 39.4 of 40.
+#: Share of a GPU's nominal memory that CUDA gives to a program: 79.1 of 80 GiB, 39.4 of 40.
 USABLE = 0.98
-#: Largest number of tokens that :func:`largest_tokens` looks at, and its step.
+#: Largest number of tokens that :func:`largest_tokens` tries, and its step.
 MOST_TOKENS, TOKEN_STEP = 131_072, 1_024
 
 
@@ -31,7 +31,7 @@ def fits(found: Estimate, gpu_bytes: float) -> list[str]:
     ]
     if found.kv_tokens(gpu_bytes) < settings.longest:
         faults.append(
-            f"vLLM: {settings.share * gpu_bytes / GIB:.1f} GiB are too few for {found.vllm_weights / GIB:.1f} GiB of "
+            f"vLLM: {settings.share * gpu_bytes / GIB:.1f} GiB is too little for {found.vllm_weights / GIB:.1f} GiB of "
             f"weights and the KV cache of {settings.longest} tokens; raise "
             f"actor_rollout_ref.rollout.gpu_memory_utilization ({settings.share})"
         )
@@ -39,7 +39,7 @@ def fits(found: Estimate, gpu_bytes: float) -> list[str]:
         need = phase.total(gpu_bytes, settings.share)
         if need > gpu_bytes:
             faults.append(
-                f"{phase.name}: about {need / GIB:.1f} GiB, {gpu_bytes / GIB:.1f} are there; "
+                f"{phase.name}: about {need / GIB:.1f} GiB needed, {gpu_bytes / GIB:.1f} available; "
                 f"{_remedy(found, phase, gpu_bytes)}"
             )
     return faults
@@ -63,7 +63,7 @@ def _remedy(found: Estimate, phase: Phase, gpu_bytes: float) -> str:
 
 
 def largest_tokens(found: Estimate, gpu_bytes: float, names: Iterable[str] = TOKEN_KEYS) -> int:
-    """Largest micro-batch that fits, for the given limits together.
+    """Largest micro-batch that fits, with the given limits all set to it.
 
     Args:
         found (Estimate): of the training.
@@ -86,10 +86,10 @@ def largest_tokens(found: Estimate, gpu_bytes: float, names: Iterable[str] = TOK
 
 
 def usable(gib: float) -> float:
-    """Bytes that a program can use of a GPU sold with so many GB."""
+    """Bytes that a program can use of a GPU sold with ``gib`` GB."""
     return gib * GIB * USABLE
 
 
 def memory_of_a_gpu() -> float | None:
-    """Bytes that a program can use of this machine's smallest GPU; None where torch can use none."""
+    """Bytes that a program can use of this machine's smallest GPU; None if torch can use none."""
     return accelerator.probe().memory

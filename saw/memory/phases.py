@@ -1,4 +1,4 @@
-"""The phases of a step, and what each holds on a GPU; the formulas are explained in docs/memory.md."""
+"""The phases of a step, and the memory of each on a GPU; docs/memory.md explains the formulas."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from saw.memory.settings import Settings, read_settings
 from saw.memory.shape import Shape
 
 GIB = 2**30
-#: Allowances, not derived and not measured here. Two processes' CUDA contexts, NCCL and cuBLAS buffers, and what vLLM
-#: keeps while it sleeps (CUDA graphs).
+#: Allowances: guesses, neither derived nor measured. CUDA contexts of two processes, NCCL and cuBLAS buffers, and what
+#: vLLM keeps while it sleeps (CUDA graphs).
 CONTEXTS = 4 * GIB
-#: What PyTorch's allocator holds beyond the tensors, as a share of them.
+#: Memory that PyTorch's allocator holds beyond the tensors, as a share of them.
 FRAGMENTATION = 0.05
-#: vLLM's own activations and CUDA graphs, which its share of the GPU must hold beside weights and KV cache.
+#: vLLM's activations and CUDA graphs, which must fit in its share of the GPU beside weights and KV cache.
 VLLM_WORK = 3 * GIB
 #: Tokens of a chunk in verl's fused kernels, and the float32 copies of a chunk's logits in their backward pass.
 FUSED_CHUNK, FUSED_COPIES = 512, 8
-#: Copies of the logits (tokens x vocabulary, in the forward pass's dtype) at the worst moment, by what computes the
-#: entropy and whether flash-attn's cross entropy is there: without gradients, with, and with a graph that is kept.
+#: Copies of the logits (tokens x vocabulary, in the forward pass's dtype) at the peak, by how the entropy is computed
+#: and whether flash-attn is installed: without gradients, with gradients, and with the graph kept.
 LOGITS_COPIES = {
     ("none", True): (1, 1, 2),
     ("none", False): (1, 3, 4),
@@ -43,10 +43,10 @@ class Phase:
     """One part of a step.
 
     Attributes:
-        name (str): for people.
-        parts (Mapping[str, int]): bytes of the training process on a GPU, by what they are.
+        name (str): for the reader.
+        parts (Mapping[str, int]): part -> bytes of the training process on a GPU.
         vllm (bool): whether vLLM holds its share of the GPU.
-        tokens (str | None): the key in :data:`TOKEN_KEYS` of what its activations grow with.
+        tokens (str | None): the key in :data:`TOKEN_KEYS` of the limit that its activations grow with.
     """
 
     name: str
@@ -55,19 +55,19 @@ class Phase:
     tokens: str | None = None
 
     def total(self, gpu_bytes: float, share: float) -> float:
-        """Bytes on a GPU, with the allowances."""
+        """Bytes on a GPU, allowances included."""
         tensors = sum(self.parts.values()) * (1 + FRAGMENTATION)
         return tensors + CONTEXTS + (share * gpu_bytes if self.vllm else 0)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a training needs of each GPU.
+    """The memory a training needs on each GPU.
 
     Attributes:
         settings (Settings): of the training.
         model (Shape): of the policy.
-        gpus (int): all nodes'.
+        gpus (int): of all nodes together.
         flash_attn (bool): whether flash-attn is installed.
     """
 
@@ -99,7 +99,7 @@ class Estimate:
         return tuple(phases)
 
     def peak(self, gpu_bytes: float) -> Phase:
-        """The phase that needs most on a GPU of this size."""
+        """The phase that needs the most memory on a GPU of this size."""
         return max(self.phases, key=lambda phase: phase.total(gpu_bytes, self.settings.share))
 
     @property
@@ -124,7 +124,7 @@ class Estimate:
         return self.model.parameters * bytes_of_a_number // min(over, self.gpus)
 
     def _resident(self, working: bool) -> dict[str, int]:
-        """The actor's own: sharded parameters and Adam's two moments, in the parameters' dtype."""
+        """The actor's sharded parameters and Adam's two moments, in the parameters' dtype."""
         settings = self.settings
         weights = not settings.cpu_policy and (working or not settings.param_offload)
         moments = not settings.cpu_policy and (working or not settings.optimizer_offload)
@@ -144,7 +144,7 @@ class Estimate:
         return self.model.parameters * self.settings.reduce_bytes if self.settings.defer_sync else 0
 
     def _gathered(self) -> int:
-        """The root's parameters stay gathered; of the layers one computes, one is fetched, one is being copied."""
+        """The root's parameters stay gathered; of the layers three: computing, being fetched, being copied."""
         return self.settings.compute_bytes * (self.model.root_parameters + 3 * self.model.layer_parameters)
 
     def _local_tokens(self, name: str) -> int:
@@ -158,19 +158,19 @@ class Estimate:
         return (copies + settings.extra_logits) * self._local_tokens(name) * vocabulary * settings.compute_bytes
 
     def _mask(self, name: str) -> int:
-        """Without flash-attn, attention over packed rows takes a mask: one byte, and the same in the compute dtype."""
+        """Without flash-attn, attention over packed rows needs a mask twice: in one byte and in the compute dtype."""
         return 0 if self.flash_attn else (1 + self.settings.compute_bytes) * self.settings.tokens[name] ** 2
 
     def _layer_bytes(self) -> int:
-        """Bytes a token that a layer keeps for its backward pass."""
+        """Bytes per token that a layer keeps for its backward pass."""
         model, size = self.model, self.settings.compute_bytes
         norms = 2 * (4 + 2 * size) * model.hidden  # the input in float32, normalised, and scaled
         attention = size * (2 * model.queries + 2 * model.keys) + 4 * model.heads  # q, k, v, output; the row sums
-        repeated = 0 if self.flash_attn else 2 * size * (model.queries - model.keys)  # k and v, once a query head
+        repeated = 0 if self.flash_attn else 2 * size * (model.queries - model.keys)  # k and v per query head
         return norms + attention + repeated + 4 * size * model.intermediate  # gate, its activation, up, their product
 
     def _inference(self, name: str, entropy: bool) -> dict[str, int]:
-        """A forward pass without gradients: a layer's widest moment, then the logits."""
+        """A forward pass without gradients: a layer's peak, then the logits."""
         model, size = self.model, self.settings.compute_bytes
         widest = size * (3 * model.intermediate + 4 * model.hidden) * self._local_tokens(name)
         return {
@@ -180,7 +180,7 @@ class Estimate:
         }
 
     def _training_phases(self, title: str, held: dict[str, int], name: str, entropy: bool, column: int) -> list[Phase]:
-        """Forward and backward pass: the worst moment of the loss, and of the layers' backward pass."""
+        """Forward and backward pass: the peak of the loss, and of the layers' backward pass."""
         model, size, tokens = self.model, self.settings.compute_bytes, self._local_tokens(name)
         layer = self._layer_bytes() * tokens
         kept = tokens * model.hidden * (8 + size)  # around the final norm
@@ -205,13 +205,13 @@ class Estimate:
 
 
 def estimate(config: DictConfig, model: Shape, gpus: int, flash_attn: bool | None = None) -> Estimate:
-    """Estimate what a training needs of each GPU.
+    """Estimate the memory a training needs on each GPU.
 
     Args:
         config (DictConfig): composed from ``configs/``.
         model (Shape): of the policy.
         gpus (int): of all nodes together.
-        flash_attn (bool | None): whether flash-attn is installed where it will run; None looks here.
+        flash_attn (bool | None): whether flash-attn is installed where it will run; None checks this machine.
 
     Raises:
         ValueError: for a configuration that the estimate does not cover.
@@ -221,7 +221,7 @@ def estimate(config: DictConfig, model: Shape, gpus: int, flash_attn: bool | Non
     here = find_spec("flash_attn") is not None
     flash_attn = here if flash_attn is None else flash_attn
     settings = read_settings(config)
-    if settings.fused is None:  # as saw/verl/attention.py chooses where the training starts
+    if settings.fused is None:  # as saw/verl/attention.py chooses at the start
         fault = fused_kernels.untried(config, model.model_type) or fused_kernels.impossible(config, model.tied)
         settings = replace(settings, fused=not flash_attn and fault is None)
     return Estimate(settings, model, gpus, flash_attn)

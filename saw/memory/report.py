@@ -1,4 +1,4 @@
-"""The estimate for people: tables, a line for a dry run, and what docs/memory.md shows."""
+"""Shows the estimate: tables, a line for a dry run, and the tables of docs/memory.md."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _gib(size: float) -> str:
 
 
 def summary(found: Estimate, gpu_bytes: float) -> str:
-    """The peak, the KV cache, and the largest micro-batch, in a line."""
+    """The peak, the KV cache, and the largest micro-batch, in one line."""
     peak = found.peak(gpu_bytes)
     need = peak.total(gpu_bytes, found.settings.share)
     return (
@@ -42,21 +42,21 @@ def summary(found: Estimate, gpu_bytes: float) -> str:
 
 
 def check(commands: Iterable[Sequence[str]], gpus: int) -> list[str]:
-    """Print the estimate of each training on this machine's GPUs, or for 80 GB, and say what does not fit.
+    """Print the estimate of each training on this machine's GPUs, or for 80 GB, and return what does not fit.
 
     Args:
-        commands (Iterable[Sequence[str]]): Hydra overrides of the trainings; the first of each experiment counts.
+        commands (Iterable[Sequence[str]]): Hydra overrides of the trainings; one per experiment is estimated.
         gpus (int): of all nodes together.
     """
     on_cluster = cluster_address() is not None
     here = None if on_cluster else memory_of_a_gpu()
-    assumed = "the cluster's GPUs are not asked" if on_cluster else "no GPU here"
+    assumed = "the cluster's GPUs are not queried" if on_cluster else "no GPU here"
     where = "this machine's GPUs" if here else f"{assumed}; for 80 GB"
     gpu_bytes = here or usable(80)
     experiments: dict[str, Sequence[str]] = {}
     for command in commands:
         experiments.setdefault(_experiment(command), command)
-    results: dict[tuple[str, tuple[str, ...]], list[str]] = {}  # many experiments need the same
+    results: dict[tuple[str, tuple[str, ...]], list[str]] = {}  # many experiments have the same result
     for name, command in experiments.items():
         config = compose(*command)
         try:
@@ -73,11 +73,11 @@ def check(commands: Iterable[Sequence[str]], gpus: int) -> list[str]:
 
 
 def _experiment(command: Sequence[str]) -> str:
-    """The overrides that say which training it is, whatever its seed and folders."""
+    """The overrides that identify the experiment, without seed and folders."""
     return " ".join(part for part in command if part.startswith(("experiment=", "model=", "saw.method=")))
 
 
-#: What docs/memory.md shows: model, GPUs, GB of each.
+#: The cases in docs/memory.md: model, number of GPUs, GB of each.
 DOCUMENTED = [(model, gpus, gib) for model in ("1.5b", "3b") for gpus, gib in ((4, 80), (8, 80), (4, 40))]
 
 

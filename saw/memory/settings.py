@@ -1,4 +1,4 @@
-"""What the estimate of memory takes from a training's configuration."""
+"""The settings of a training that its memory depends on."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ TOKEN_KEYS = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What the estimate takes from a configuration; sizes of a number in bytes, lengths in tokens.
+    """The settings that the estimate uses; sizes of a number in bytes, lengths in tokens.
 
     Attributes:
         weight_bytes (int): of the sharded parameters, and with them of gradients and Adam's moments.
         compute_bytes (int): of gathered parameters and activations.
-        reduce_bytes (int): of gradients while they are reduced.
+        reduce_bytes (int): of gradients during the reduction.
         shard_over (int): GPUs that share one copy; -1 for all.
         param_offload (bool): the actor's parameters leave the GPU between its phases.
-        optimizer_offload (bool): so do Adam's moments.
+        optimizer_offload (bool): Adam's moments do too.
         cpu_policy (bool): parameters, gradients and moments are on the host (``offload_policy``).
         defer_sync (bool): whole gradients are kept until the last micro-batch.
         checkpointing (bool): gradient checkpointing.
         fused (bool | None): verl's fused kernels, which never hold all logits; None chooses.
-        extra_logits (int): further copies of the logits: a temperature that is not 1, padding.
-        entropy (str): ``compiled``, ``chunked`` or ``plain``, how it is computed.
+        extra_logits (int): further copies of the logits, for a temperature other than 1 and for padding.
+        entropy (str): how it is computed: ``compiled``, ``chunked`` or ``plain``.
         entropy_in_update (bool): whether the update computes it.
-        sequence_parallel (Mapping[str, int]): Ulysses, by :data:`TOKEN_KEYS`.
-        tokens (Mapping[str, int]): of a micro-batch, by :data:`TOKEN_KEYS`; no ``reference`` without a KL term.
+        sequence_parallel (Mapping[str, int]): Ulysses' size, by key of :data:`TOKEN_KEYS`.
+        tokens (Mapping[str, int]): of a micro-batch, by key of :data:`TOKEN_KEYS`; no ``reference`` without a KL term.
         dynamic (Mapping[str, bool]): for each of ``tokens``, whether it is a limit, or follows from a number of rows.
-        longest (int): tokens of prompt and response.
+        longest (int): tokens of the longest prompt and response together.
         objectives (int): policy gradients that the method computes; 0 for most.
-        gradient_layers (int | None): layers that they are of; None for all parameters.
-        share (float): of the GPU's memory, which vLLM takes while it generates.
+        gradient_layers (int | None): the number of layers they cover; None for all parameters.
+        share (float): the share of the GPU's memory that vLLM takes while it generates.
         sleeps (bool): whether vLLM frees weights and KV cache while the actor works.
         vllm_bytes (int): of a number in vLLM.
-        tensor_parallel (int): of vLLM.
+        tensor_parallel (int): vLLM's tensor-parallel size.
     """
 
     weight_bytes: int
@@ -75,10 +75,10 @@ class Settings:
 
 
 def read_settings(config: DictConfig) -> Settings:
-    """Take from a composed configuration what the estimate needs.
+    """Read the settings from a composed configuration.
 
     Raises:
-        ValueError: for what it does not cover: another engine than FSDP2, LoRA, another rollout than vLLM.
+        ValueError: for what the estimate does not cover: an engine other than FSDP2, LoRA, a rollout other than vLLM.
     """
     parts = config.actor_rollout_ref
     actor, rollout, model = parts.actor, parts.rollout, parts.model
@@ -89,7 +89,7 @@ def read_settings(config: DictConfig) -> Settings:
         ("rollout.pipeline_model_parallel_size", rollout.get("pipeline_model_parallel_size", 1), 1),
     ):
         if value != allowed:
-            raise ValueError(f"actor_rollout_ref.{key} is {value!r}; the estimate of memory covers {allowed!r} only")
+            raise ValueError(f"actor_rollout_ref.{key} is {value!r}; the memory estimate covers only {allowed!r}")
     fsdp = actor.fsdp_config
     precision = fsdp.get("mixed_precision") or {}
     options = Options(**OmegaConf.to_container(config.saw.options, resolve=True))  # type: ignore[arg-type]
@@ -132,7 +132,7 @@ def _bytes_of(key: str, dtype: str) -> int:
 
 
 def _sequence_parallel(parts: DictConfig, name: str) -> int:
-    """Ranks that share a sequence. verl takes the first of two keys where it is above 1; the reference has its own."""
+    """Ranks that share a sequence. verl uses the first of two keys if it is above 1; the reference has its own."""
     part = parts.ref if name == "reference" else parts.actor
     first = part.get("ulysses_sequence_parallel_size") or 1
     return first if first > 1 else part.fsdp_config.ulysses_sequence_parallel_size

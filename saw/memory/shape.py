@@ -1,4 +1,4 @@
-"""The sizes of a model, from which its memory follows."""
+"""The sizes of a model, which determine its memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Shape:
-    """What a model's ``config.json`` says of its size; a decoder as Qwen2's.
+    """The sizes in a model's ``config.json``, for a decoder such as Qwen2.
 
     Attributes:
         hidden (int): size of a token's vector.
@@ -20,7 +20,7 @@ class Shape:
         intermediate (int): width of the MLP.
         vocabulary (int): rows of the embedding.
         tied (bool): whether the output layer is the embedding.
-        head (int | None): size of a head; None: hidden / heads.
+        head (int | None): size of a head; None for hidden / heads.
         attention_bias (bool): whether q, k and v have a bias.
         model_type (str): transformers' name for the architecture.
     """
@@ -43,7 +43,7 @@ class Shape:
 
     @property
     def keys(self) -> int:
-        """Width of all key heads; the values have the same."""
+        """Width of all key heads, and of all value heads."""
         return self.kv_heads * (self.head or self.hidden // self.heads)
 
     @property
@@ -55,7 +55,7 @@ class Shape:
 
     @property
     def root_parameters(self) -> int:
-        """Parameters outside the layers: embedding, final norm, and the output layer where it is not the embedding."""
+        """Parameters outside the layers: embedding, final norm, and the output layer if it is separate."""
         return self.vocabulary * self.hidden * (1 if self.tied else 2) + self.hidden
 
     @property
@@ -72,16 +72,16 @@ SHAPES = {
 
 
 def shape_of(model: str) -> Shape:
-    """Shape of a model: of the table, a local folder, or the Hub's local cache; nothing is downloaded.
+    """Shape of a model, from the table, a local folder, or the Hub's local cache; nothing is downloaded.
 
     Args:
         model (str): folder or Hub name (``actor_rollout_ref.model.path``).
 
     Raises:
-        ValueError: if none of the three knows it, or its config lacks a size.
+        ValueError: if it is in none of the three, or its config lacks a size.
     """
     file = Path(model).expanduser() / "config.json"
-    if not file.is_file():  # a folder of a known model's name may hold another
+    if not file.is_file():  # a folder with a known model's name may hold another model
         for name, shape in SHAPES.items():
             if Path(model).name.lower() in (name, f"{name}-instruct"):
                 return shape
@@ -90,11 +90,11 @@ def shape_of(model: str) -> Shape:
 
         try:
             cached = try_to_load_from_cache(model, "config.json")
-        except HFValidationError:  # no name of a model on the Hub
+        except HFValidationError:  # not a valid name on the Hub
             cached = None
         if not isinstance(cached, str):
             raise ValueError(
-                f"actor_rollout_ref.model.path is {model!r}, of which the sizes are not known; expected one of "
+                f"actor_rollout_ref.model.path is {model!r}, whose sizes are unknown; expected one of "
                 f"{', '.join(SHAPES)}, a folder with a config.json, or a model in the Hub's cache"
             )
         file = Path(cached)

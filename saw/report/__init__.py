@@ -1,8 +1,8 @@
-"""From the logs of trainings to tables, figures, a page and dashboards.
+"""Tables, figures, a page and dashboards from the logs of trainings.
 
     python -m saw.report RUN... --out report
 
-:mod:`~saw.report.history` reads a run, :mod:`~saw.report.selection` says which runs count,
+:mod:`~saw.report.history` reads a run, :mod:`~saw.report.selection` chooses which runs count,
 :mod:`~saw.report.seed_statistics` has the statistics, :mod:`~saw.report.figures`, :mod:`~saw.report.page` and
 :mod:`~saw.report.dashboard` show them.
 """

@@ -2,8 +2,8 @@
 
     bash scripts/report.sh RUN... [--out report] [--baseline grpo] [--threshold format=0.9]
 
-RUN is a training's folder (with a metrics.jsonl), or a folder of such folders. Runs that differ in their seed only are
-one method with a band; a copy of a run, and one that ended before the others, are left out and named. Writes
+RUN is a training's folder (with a metrics.jsonl), or a folder of such folders. Runs that differ only in their seed are
+one method with a band. Copies of a run, and runs that ended before the others, are left out and named. Writes
 index.html, which opens without a network, figures as PNG and PDF, and each table as Markdown and LaTeX.
 """
 
@@ -31,7 +31,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders")
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder for the report (report)")
     parser.add_argument("--title", help="of the page (the runs' folder)")
-    parser.add_argument("--baseline", help="a method, as the report calls it; others are tested against it")
+    parser.add_argument("--baseline", help="a method, by its name in the report; others are tested against it")
     parser.add_argument(
         "--threshold",
         action="append",
@@ -41,10 +41,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="steps until the mean reward reaches it; may be repeated",
     )
     arguments = parser.parse_args(argv)
-    arguments.threshold = list(dict.fromkeys(arguments.threshold))  # the same twice does no harm
+    arguments.threshold = list(dict.fromkeys(arguments.threshold))  # repeating one is harmless
     objectives = [name for name, _ in arguments.threshold]
     if twice := [name for name in objectives if objectives.count(name) > 1]:
-        parser.error(f"--threshold has two values for {twice[0]}; expected one for each objective")
+        parser.error(f"--threshold has two values for {twice[0]}; expected one per objective")
     arguments.found, arguments.without_steps = [], []
     try:
         for folder in dict.fromkeys(folder for given in arguments.runs for folder in find(given)):
@@ -71,7 +71,7 @@ def _threshold(text: str) -> tuple[str, float]:
 
 
 def find(given: Path) -> list[Path]:
-    """The trainings in a folder: itself, or those below it.
+    """The trainings in a folder: the folder itself, or those below it.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -97,17 +97,17 @@ def make(
 
     Args:
         runs (Sequence[LoggedRun]): :func:`~saw.report.selection.select` chooses among them.
-        out (Path): folder for it.
-        title (str): of its page.
+        out (Path): the report's folder.
+        title (str): of the page.
         baseline (str | None): label of the method that others are tested against.
         thresholds (Mapping[str, float] | None): objective -> mean reward to be reached.
-        without_steps (Sequence[tuple[Path, str]]): folders that have no training step yet, and what was found there.
+        without_steps (Sequence[tuple[Path, str]]): folders without a training step, each with the reason.
 
     Returns:
-        Path: its page.
+        Path: the page.
 
     Raises:
-        KeyError: if no run has the baseline's label, or an objective with a threshold.
+        KeyError: if no run has the baseline's label, or the objective of a threshold.
     """
     chosen = select(runs)
     shown = [summary.summary(chosen.groups, thresholds or {})]
@@ -137,7 +137,7 @@ def make(
 
 
 def _write(path: Path, text: str) -> None:
-    """Half of a surrogate pair, which JSON may hold and UTF-8 may not, is written as its number."""
+    """A lone surrogate, which JSON allows and UTF-8 does not, is written as its number."""
     path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 

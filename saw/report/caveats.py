@@ -1,4 +1,4 @@
-"""What a reader of a run should be told before believing its curves."""
+"""Warnings that a reader of a run should see before trusting its curves."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 
 from saw.report.history import LoggedRun
 
-#: A weight beyond these is as good as 0 or 1; for so many steps in a row it is worth a word.
+#: Warn when a weight stays below LOW or above HIGH for ROW steps in a row.
 LOW, HIGH, ROW = 0.01, 0.99, 10
 #: Relative standard error of the CV above which the weights are mostly noise.
 NOISY_CV = 0.2
-#: Mean difference between the probabilities of sampled tokens in vLLM and in the trainer; rounding alone makes 0.01.
+#: Mean difference between the probabilities of sampled tokens in vLLM and in the trainer; rounding alone gives 0.01.
 OTHER_WEIGHTS = 0.05
-#: So far beyond its range, a reward in float32 is still in it.
+#: How far a float32 reward may exceed its range by rounding.
 ROUNDING = 1e-6
 
 
@@ -45,8 +45,8 @@ def _other_weights(run: LoggedRun) -> list[str]:
     if not steps:
         return []
     return [
-        f"vLLM's probabilities of what it sampled differ from the trainer's by more than {OTHER_WEIGHTS:g} on average "
-        f"in {len(steps)} steps, first {steps[0]}: it may not have the trainer's weights"
+        f"vLLM's probabilities of sampled tokens differ from the trainer's by more than {OTHER_WEIGHTS:g} on average "
+        f"in {len(steps)} steps, first {steps[0]}: vLLM may not have the trainer's weights"
     ]
 
 
@@ -67,7 +67,7 @@ def _stuck_weight(run: LoggedRun, objective: str) -> list[str]:
 def _no_spread(run: LoggedRun, objective: str) -> list[str]:
     shares = run.history.columns.get(f"saw/{objective}/zero_spread", ())
     row = _row_of_steps(run, [share == 1.0 for share in shares])
-    return [f"no group had spread in {objective} for {row}: it teaches nothing"] if row else []
+    return [f"no group had spread in {objective} for {row}: nothing is learned from it"] if row else []
 
 
 def _missing(run: LoggedRun, objective: str) -> list[str]:
@@ -79,7 +79,7 @@ def _missing(run: LoggedRun, objective: str) -> list[str]:
 
 
 def _noisy_cv(run: LoggedRun, objective: str) -> list[str]:
-    """The delta method's error for N independent normal rewards: the samples of a prompt are not, so it is a floor."""
+    """The delta method's error for N independent normal rewards; a prompt's samples are dependent, so a lower bound."""
     prompts = run.config.get("data.train_batch_size")
     rollouts = run.config.get("actor_rollout_ref.rollout.n")
     cv = np.asarray(run.history.columns.get(f"saw/{objective}/cv", ()), dtype=float)
@@ -91,7 +91,7 @@ def _noisy_cv(run: LoggedRun, objective: str) -> list[str]:
     if error <= NOISY_CV:
         return []
     return [
-        f"the CV of {objective} is uncertain by {error:.0%} or more with {n} samples a step; "
+        f"the CV of {objective} is uncertain by {error:.0%} or more with {n} samples per step; "
         "its weights are largely noise"
     ]
 
@@ -119,7 +119,7 @@ def _row_of_steps(run: LoggedRun, flags: Sequence[bool]) -> str:
 
 
 def _longest(flags: Sequence[bool]) -> tuple[int, int]:
-    """Length of the longest stretch of True, and where it ends."""
+    """Length of the longest stretch of True, and the index after its end."""
     best = run = end = 0
     for place, flag in enumerate(flags, start=1):
         run = run + 1 if flag else 0

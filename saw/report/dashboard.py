@@ -3,9 +3,9 @@
     python -m saw.report.dashboard --entity NAME --project saw_toolrl [--objectives format,correctness]
     python -m saw.report.dashboard --project saw_toolrl --offline dashboard.json
 
-Needs wandb's own library for workspaces (wandb-workspaces). Runs are grouped by method, and a line's band is its
-standard error over seeds. What an earlier call created is updated. Offline it writes the same definition to a file,
-which ``--from dashboard.json`` creates later, from a machine that reaches wandb.
+Needs wandb's library for workspaces (wandb-workspaces). Runs are grouped by method, and a line's band is its standard
+error over seeds. An existing dashboard is updated. ``--offline`` writes the definition to a file; ``--from
+dashboard.json`` creates the dashboard later, on a machine that reaches wandb.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from wandb_workspaces.workspaces import internal
 from saw.report.figures import COSTS
 
 NAME = "SAW"
-#: wandb's own name of the view, by which a later call finds it.
+#: wandb's name for the view, by which a later call finds it.
 VIEW = "nw-sawdashboard-v"
-#: Section -> heading of a panel -> metrics of each objective, with ``*`` for its name.
+#: Section -> heading of a panel -> metric of each objective, with ``*`` for the objective's name.
 OF_OBJECTIVES: dict[str, dict[str, str]] = {
     "Rewards": {"mean reward in training": "saw/*/mean", "mean reward in validation": "saw-val/*/mean"},
-    "Weights": {"weight": "saw/*/weight", "weight before it was steadied": "saw/*/proposed_weight", "CV": "saw/*/cv"},
+    "Weights": {"weight": "saw/*/weight", "weight before smoothing": "saw/*/proposed_weight", "CV": "saw/*/cv"},
     "Signal": {
         "share of groups without spread": "saw/*/zero_spread",
         "missing rewards": "saw/*/missing",
@@ -44,14 +44,14 @@ OTHERS: dict[str, dict[str, list[str]]] = {
         "KL to the reference": ["actor/kl_loss"],
         "entropy": ["actor/entropy"],
         "gradient norm": ["actor/grad_norm"],
-        "tokens a response": ["response_length/mean", "response_length/max"],
+        "tokens per response": ["response_length/mean", "response_length/max"],
     },
-    "Time": {"a step by part, seconds": [*COSTS, "timing_s/step"]},
+    "Time": {"seconds per step, by part": [*COSTS, "timing_s/step"]},
     "Judge": {
-        "dollars a step": ["judge/dollars"],
-        "requests a step": ["judge/requests"],
+        "dollars per step": ["judge/dollars"],
+        "requests per step": ["judge/requests"],
         "share from the cache": ["judge/hit_rate"],
-        "seconds a sample": ["judge/seconds/mean", "judge/seconds/p95"],
+        "seconds per sample": ["judge/seconds/mean", "judge/seconds/p95"],
     },
 }
 
@@ -104,7 +104,7 @@ def _lines(title: str, metrics: Sequence[str]) -> wr.LinePlot:
 
 
 def definition(board: ws.Workspace) -> dict[str, Any]:
-    """What wandb's library would send: the view, by its own schema."""
+    """What wandb's library would send: the view in wandb's schema."""
     return json.loads(board._to_model().model_dump_json(by_alias=True, exclude_none=True))
 
 
@@ -112,7 +112,7 @@ def read(path: Path) -> ws.Workspace:
     """A dashboard from its definition, checked against the library's schema.
 
     Raises:
-        pydantic.ValidationError: if the file does not hold such a view.
+        pydantic.ValidationError: if the file holds no valid view.
     """
     return ws.Workspace._from_model(internal.View.model_validate_json(path.read_text()))
 
@@ -121,10 +121,10 @@ def save(board: ws.Workspace) -> str:
     """Create the dashboard, or update the one that an earlier call created; needs a network and a login.
 
     Returns:
-        str: its address.
+        str: its URL.
     """
     board._internal_name = VIEW
-    # wandb updates a view by its id, and creates one without
+    # wandb updates a view that has an id, and creates one that has none
     with suppress(ValueError):
         board._internal_id = internal.View.from_name(board.entity, board.project, VIEW).id
     board.save()
@@ -134,11 +134,11 @@ def save(board: ws.Workspace) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--entity", default="", help="wandb's user or team (the login's own)")
+    parser.add_argument("--entity", default="", help="wandb's user or team (default: the login's)")
     parser.add_argument("--project", help="wandb's project, trainer.project_name")
     parser.add_argument("--objectives", default="format,correctness", help="separated by commas (ToolRL's)")
-    parser.add_argument("--offline", type=Path, metavar="FILE", help="write the definition, send nothing")
-    parser.add_argument("--from", dest="source", type=Path, metavar="FILE", help="send what --offline wrote")
+    parser.add_argument("--offline", type=Path, metavar="FILE", help="write the definition to FILE, send nothing")
+    parser.add_argument("--from", dest="source", type=Path, metavar="FILE", help="send what --offline has written")
     arguments = parser.parse_args(argv)
     if arguments.source:
         board = read(arguments.source)
@@ -155,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not board.entity:
         import wandb
 
-        board.entity = wandb.Api().default_entity or parser.error("expected --entity: the login has no default one")
+        board.entity = wandb.Api().default_entity or parser.error("expected --entity: the login has no default entity")
     print(f"dashboard: {save(board)}")
 
 

@@ -1,6 +1,6 @@
-"""Figures from logs, in the form of the paper's: reward trajectories by family of methods, CV and weights, cost.
+"""Figures from logs, in the style of the paper's: reward curves by family of methods, CV and weights, cost.
 
-Colours are Okabe and Ito's, which colour-blind readers can tell apart; each method has a marker of its own besides.
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; each method also has its own marker.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 Curve = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]
 #: Training metric of an objective -> the axis' label.
 ROWS = {"mean": "mean reward", "cv": "CV", "weight": "weight"}
-#: verl's timings of a step -> what they are.
+#: verl's timings of a step -> label.
 COSTS = {
     "timing_s/gen": "generation and rewards",
     "timing_s/old_log_prob": "old log-probabilities",
@@ -39,7 +39,7 @@ COSTS = {
 
 
 def plot_curves(histories: Mapping[str, History], path: Path, title: str = "") -> None:
-    """Draw each objective's mean reward, CV and weight over the steps, one line a run, to a PNG."""
+    """Draw each objective's mean reward, CV and weight over the steps, one line per run, to a PNG."""
     objectives = objectives_of(histories.values())
     with figure_of(len(ROWS), len(objectives), (4.6 * len(objectives), 7.2)) as (figure, axes):
         for row, (what, label) in enumerate(ROWS.items()):
@@ -61,10 +61,10 @@ def plot_family(groups: Mapping[str, Sequence[LoggedRun]], rows: Mapping[str, st
     """Draw metrics of each objective, the mean over seeds with its standard error as a band; PNG and PDF.
 
     Args:
-        groups (Mapping): label -> runs that differ in their seed.
+        groups (Mapping): label -> runs that differ only in their seed.
         rows (Mapping): training metric of an objective -> label of its row of axes.
-        path (Path): without an ending.
-        title (str): above it; n is added.
+        path (Path): without a suffix.
+        title (str): of the figure; n is added.
     """
     objectives = objectives_of(run.history for runs in groups.values() for run in runs)
     with figure_of(len(rows), len(objectives), (4.6 * len(objectives), 2.6 * len(rows) + 0.6)) as (figure, axes):
@@ -85,7 +85,7 @@ def plot_family(groups: Mapping[str, Sequence[LoggedRun]], rows: Mapping[str, st
 
 
 def plot_cost(groups: Mapping[str, Sequence[LoggedRun]], path: Path) -> None:
-    """Draw what a step takes by part, the median over steps and runs, one bar a method; PNG and PDF."""
+    """Draw the time of a step by part, the median over steps and runs, one bar per method; PNG and PDF."""
     with figure_of(1, 1, (7.2, 0.5 * len(groups) + 1.6)) as (figure, axes):
         axis = axes[0][0]
         left = np.zeros(len(groups))
@@ -96,14 +96,14 @@ def plot_cost(groups: Mapping[str, Sequence[LoggedRun]], path: Path) -> None:
                 axis.barh(names, seconds, left=left, color=COLOURS[place], label=label)
                 left += seconds
         axis.invert_yaxis()
-        axis.set_xlabel("seconds a step, medians")
+        axis.set_xlabel("seconds per step, medians")
         axis.grid(alpha=0.25, axis="x")
         figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=3)
         _save(figure, path)
 
 
 def median_of(runs: Sequence[LoggedRun], metric: str) -> float:
-    """Median of a metric over all steps of several runs; 0 where none has it."""
+    """Median of a metric over all steps of several runs; 0 if none has it."""
     values = np.concatenate([np.asarray(run.history.columns.get(metric, ()), dtype=float) for run in runs])
     values = values[~np.isnan(values)]
     return float(np.median(values)) if len(values) else 0.0
@@ -119,7 +119,7 @@ def over_seeds(runs: Sequence[LoggedRun], values: Callable[[LoggedRun], Mapping[
     """Steps that any run has, the mean over the seeds that have them, and its standard error (0 for one seed).
 
     Args:
-        runs: of one method; those of one seed count as one, by their mean.
+        runs: of one method; runs with the same seed are averaged first.
         values: gives a run's values, step -> value.
     """
     rows: dict[int, list[float]] = {}
@@ -144,7 +144,7 @@ def draw_all(groups: Mapping[str, Sequence[LoggedRun]], folder: Path) -> list[Pa
     """All figures of a report.
 
     Returns:
-        list[Path]: the PNGs; a PDF lies beside each.
+        list[Path]: the PNGs; each has a PDF beside it.
     """
     drawn = []
     for name in ("GRPO-based", "GDPO-based", "other"):
@@ -198,4 +198,4 @@ def figure_of(rows: int, columns: int, size: tuple[float, float]) -> Iterator[tu
 def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path.with_suffix(".png"), dpi=150)
-    figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})  # the same input, the same file
+    figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})  # reproducible files

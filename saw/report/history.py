@@ -1,4 +1,4 @@
-"""What a run left behind: its metrics, its configuration, its samples.
+"""Reads what a run recorded: its metrics, its configuration, its samples.
 
 The trainer logs ``metrics.jsonl``, one JSON object per step, with the names of :mod:`saw.verl.step_metrics`, and
 beside it ``run.json`` (:mod:`saw.records.run_info`) and ``val_samples.jsonl`` (:mod:`saw.records.validation_samples`).
@@ -35,7 +35,7 @@ class History:
     Attributes:
         steps (tuple[int, ...]): the logged training steps.
         objectives (tuple[str, ...]): names, in the order of the configuration.
-        columns (Mapping[str, tuple[float, ...]]): a value a step for each metric; NaN where it is absent.
+        columns (Mapping[str, tuple[float, ...]]): metric -> one value per step; NaN where it is absent.
     """
 
     steps: tuple[int, ...]
@@ -73,7 +73,7 @@ def _number(value: object) -> float:
 
 
 def step_line(step: int, metrics: Mapping[str, float]) -> str:
-    """One readable line a step: each objective's mean and weight, and the time."""
+    """One readable line per step: each objective's mean and weight, and the time."""
     names = [n[len(PREFIX) : -len("/mean")] for n in metrics if n.startswith(PREFIX) and n.endswith("/mean")]
     parts = [
         f"{name} {_number(metrics[f'{PREFIX}{name}/mean']):6.3f} (weight {metrics[f'{PREFIX}{name}/weight']:.2f})"
@@ -94,7 +94,7 @@ def summary_table(histories: Mapping[str, History]) -> str:
     return "\n".join(lines)
 
 
-#: Last parts of the settings that say which of several runs this is, and where, but not what is compared.
+#: Config keys (last part) that identify a run; ignored when runs are compared.
 _IDENTITY = {
     *("seed", "method", "experiment_name", "project_name", "default_local_dir", "path", "logger"),
     *("train_files", "val_files", "rollout_data_dir", "cache", "faults"),
@@ -103,7 +103,7 @@ _IDENTITY = {
 
 
 def _identifies(key: str) -> bool:
-    """``ray_kwargs`` holds the environment, with the command and the place of the log."""
+    """``ray_kwargs`` too: it holds the environment, with the command and the path of the log."""
     return key.startswith("ray_kwargs.") or key.rpartition(".")[2] in _IDENTITY
 
 
@@ -115,7 +115,7 @@ class LoggedRun:
         folder (Path): the folder.
         history (History): the metrics of its training steps.
         validation (Mapping[int, Mapping[str, float]]): step -> the metrics of its validation.
-        info (Mapping[str, Any]): its ``run.json``; empty where there is none.
+        info (Mapping[str, Any]): its ``run.json``; empty if there is none.
         file (str): name of the log in the folder.
     """
 
@@ -132,26 +132,26 @@ class LoggedRun:
 
     @property
     def method(self) -> str:
-        """What it was trained with; the folder's name, or another log's, where no ``run.json`` says so."""
+        """The method it was trained with; without ``run.json``, the name of the folder, or of a log other than LOG."""
         name = self.folder.name if self.file == LOG else Path(self.file).stem
         return str(self.config.get("saw.method", name))
 
     @property
     def seed(self) -> int | None:
-        """The seed of the data's order and of the rollouts."""
+        """The seed of the data order and of the rollouts."""
         return self.config.get("data.seed")
 
     @property
     def total_steps(self) -> int | None:
-        """How long the training was to be; None where no ``run.json`` says so."""
+        """The planned number of steps; None without ``run.json``."""
         return self.info.get("total_steps")
 
     def samples(self) -> list[dict[str, Any]]:
-        """The validation's sampled answers with their rewards; broken lines are left out."""
+        """The sampled responses of the validation with their rewards; broken lines are left out."""
         return [sample for _, sample in self._samples if _is_sample(sample)]
 
     def broken_samples(self) -> list[int]:
-        """Numbers of the lines of ``val_samples.jsonl`` that hold no sample, as where a killed training went on."""
+        """Numbers of the lines of ``val_samples.jsonl`` that hold no sample, for example after a killed training."""
         return [number for number, sample in self._samples if not _is_sample(sample)]
 
     @cached_property
@@ -181,7 +181,7 @@ def read_run(folder: Path) -> LoggedRun:
     """
     path = folder / LOG if folder.is_dir() else folder
     if path in metrics_file.parts(path.with_name(LOG)):
-        path = path.with_name(LOG)  # a part is read with the others
+        path = path.with_name(LOG)  # all parts are read together
     if not metrics_file.exists(path):
         raise FileNotFoundError(f"{folder}: expected the folder of a training, with a {LOG} in it")
     logged = metrics_file.read(path)
@@ -204,7 +204,7 @@ def _read_info(path: Path) -> dict[str, Any]:
     try:
         info = json.loads(path.read_bytes())
     except ValueError as fault:
-        raise ValueError(f"{path}: no JSON: {fault}; without it nobody knows what was trained") from fault
+        raise ValueError(f"{path}: not valid JSON: {fault}; the report needs it to know what was trained") from fault
     parts = {"run.json": info} | ({key: info.get(key, {}) for key in _SECTIONS} if isinstance(info, dict) else {})
     for name, part in parts.items():
         if not isinstance(part, dict):
@@ -214,12 +214,12 @@ def _read_info(path: Path) -> dict[str, Any]:
     return info
 
 
-#: What a ``run.json`` holds beside ``total_steps``.
+#: The sections of a ``run.json``, besides ``total_steps``.
 _SECTIONS = ("config", "ranges", "provenance")
 
 
 def names_of(runs: Sequence[LoggedRun]) -> list[str]:
-    """A name for each run that no other has: its folder's, with as many of the folders above as it takes."""
+    """A unique name for each run: its folder's, with as many parent folders as needed."""
     places = [(run.folder.resolve() / ("" if run.file == LOG else run.file)).parts for run in runs]
 
     def name(place: tuple[str, ...]) -> str:
@@ -230,7 +230,7 @@ def names_of(runs: Sequence[LoggedRun]) -> list[str]:
 
 
 def differences(runs: Sequence[LoggedRun]) -> dict[str, list[Any]]:
-    """The settings in which runs differ, but for what names them: key -> a value for each run, None where absent.
+    """The settings in which runs differ, except those that identify a run: key -> one value per run, None if absent.
 
     A run without a ``run.json`` has no settings to compare.
     """
@@ -242,7 +242,7 @@ def differences(runs: Sequence[LoggedRun]) -> dict[str, list[Any]]:
 
 
 def grouped(runs: Sequence[LoggedRun]) -> dict[str, list[LoggedRun]]:
-    """Runs that differ in their seed only, under one label: the method and the settings in which the groups differ."""
+    """Runs that differ only in their seed, under one label: the method and the settings in which the groups differ."""
     differing = differences(runs)
     groups: dict[str, list[LoggedRun]] = {}
     for place, run in enumerate(runs):
@@ -252,7 +252,7 @@ def grouped(runs: Sequence[LoggedRun]) -> dict[str, list[LoggedRun]]:
 
 
 def by_seed(runs: Sequence[LoggedRun]) -> list[list[LoggedRun]]:
-    """Runs of the same seed together; one whose seed nobody knows is on its own."""
+    """Runs of the same seed together; a run whose seed is unknown is on its own."""
     seeds: dict[object, list[LoggedRun]] = {}
     for place, run in enumerate(runs):
         seeds.setdefault(("unknown", place) if run.seed is None else run.seed, []).append(run)
@@ -260,7 +260,7 @@ def by_seed(runs: Sequence[LoggedRun]) -> list[list[LoggedRun]]:
 
 
 def objectives_of(histories: Iterable[History]) -> list[str]:
-    """Every objective of several runs, in the order in which they come."""
+    """Every objective of several runs, in order of first appearance."""
     return list(dict.fromkeys(name for history in histories for name in history.objectives))
 
 

@@ -1,4 +1,4 @@
-"""One self-contained HTML page for people without wandb: opens without a network, readable on a phone."""
+"""One self-contained HTML page, for readers without wandb: opens without a network, readable on a phone."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ OF_OBJECTIVES = {
     "zero_spread": "share of groups without spread",
     "missing": "missing rewards",
 }
-#: Other metrics, those that are there.
+#: Other metrics, each shown if it was logged.
 OTHERS = {
     "actor/entropy": "entropy",
     "actor/ppo_kl": "KL to the policy that sampled",
     "actor/kl_loss": "KL to the reference",
     "actor/grad_norm": "gradient norm",
-    "response_length/mean": "tokens a response",
+    "response_length/mean": "tokens per response",
     "critic/advantages/max": "largest advantage",
-    "timing_s/step": "seconds a step",
-    "judge/dollars": "judge, dollars a step",
+    "timing_s/step": "seconds per step",
+    "judge/dollars": "judge, dollars per step",
 }
-#: Samples that a run shows at most, its last.
+#: At most this many samples are shown per run, the last ones.
 SAMPLES = 12
 
 
@@ -52,9 +52,9 @@ def page(
     Args:
         chosen (Selection): the runs.
         tables (Sequence[Table]): shown first.
-        figures (Sequence[Path]): named at the end, for those who want files.
+        figures (Sequence[Path]): image files, listed at the end.
         title (str): of the page.
-        remarks (Mapping[str, Sequence[str]]): name of a run or method -> what to know of it; shown on top.
+        remarks (Mapping[str, Sequence[str]]): name of a run or method -> warnings; shown on top.
     """
     groups, runs = chosen.groups, chosen.runs
     sections = []
@@ -63,7 +63,7 @@ def page(
             _chart(
                 f"{objective}: {heading}",
                 {label: _band(group, objective, what) for label, group in groups.items()},
-                zeros=what != "missing",  # a reward that is always 0 is news, no missing reward is none
+                zeros=what != "missing",  # show a reward that is always 0, but no chart if nothing is missing
             )
             for what, heading in OF_OBJECTIVES.items()
         ]
@@ -103,7 +103,7 @@ def _other(groups: Mapping[str, Sequence[LoggedRun]], metric: str) -> dict[str, 
 
 
 def _chart(title: str, curves: Mapping[str, Curve], zeros: bool = False) -> str:
-    """A zoomable chart, one line a method with its standard error; empty if there is nothing, or only 0, to draw."""
+    """A zoomable chart, one line per method with its standard error; empty without data, or if all values are 0."""
     if not any(len(mean) if zeros else mean.any() for _, mean, _ in curves.values()):
         return ""
     figure = go.Figure()
@@ -141,7 +141,7 @@ def _cost(groups: Mapping[str, Sequence[LoggedRun]]) -> str:
     if not figure.data:
         return ""
     figure.update_layout(barmode="stack")
-    figure.update_xaxes(title_text="seconds a step, medians")
+    figure.update_xaxes(title_text="seconds per step, medians")
     return _html(figure, "time of a step by part")
 
 
@@ -154,5 +154,5 @@ def _html(figure: go.Figure, title: str) -> str:
         legend={"orientation": "h", "y": -0.25},
         showlegend=True,
     )
-    config = {"responsive": True, "displayModeBar": False}  # dragging zooms without a bar over the title
+    config = {"responsive": True, "displayModeBar": False}  # no toolbar over the title; dragging still zooms
     return figure.to_html(full_html=False, include_plotlyjs=False, config=config)

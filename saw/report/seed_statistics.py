@@ -1,6 +1,6 @@
 """Statistics over seeds: intervals, paired tests, effect sizes, times to a threshold, Pareto fronts.
 
-A number without its n says little: everything here carries it.
+Every result carries its n, the number of values behind it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Interval:
         mean (float): or the median, from :func:`bootstrap_median`; NaN without values.
         low (float): lower end of the bootstrap interval; NaN for fewer than two values.
         high (float): upper end.
-        n (int): how many values.
+        n (int): number of values.
     """
 
     mean: float
@@ -44,20 +44,20 @@ class Interval:
 
 
 def bootstrap_mean(values: ArrayLike, seed: int = 0) -> Interval:
-    """Mean and its 95 % bootstrap interval (bias-corrected and accelerated) over the values that are there.
+    """Mean and its 95 % bootstrap interval (bias-corrected and accelerated), ignoring NaN.
 
     Args:
-        values: one a seed; NaN where there is none.
+        values: one per seed; NaN if missing.
         seed (int): of the resampling.
     """
     return _bootstrap(np.mean, "BCa", values, seed)
 
 
 def bootstrap_median(values: ArrayLike, seed: int = 0) -> Interval:
-    """Median and its 95 % bootstrap interval (percentiles) over the values that are there: one outlier moves neither.
+    """Median and its 95 % bootstrap interval (percentiles), ignoring NaN; robust to a single outlier.
 
     Args:
-        values: NaN where there is none.
+        values: NaN if missing.
         seed (int): of the resampling.
     """
     return _bootstrap(np.median, "percentile", values, seed)
@@ -81,9 +81,9 @@ class PairedTest:
     """A method against a baseline on the same seeds.
 
     Attributes:
-        difference (Interval): method less baseline.
-        p (float): two-sided, paired t-test; NaN for fewer than two pairs, or differences that are all equal.
-        p_corrected (float): by Holm over all comparisons made together.
+        difference (Interval): method minus baseline.
+        p (float): two-sided, paired t-test; NaN for fewer than two pairs, or if all differences are equal.
+        p_corrected (float): Holm-corrected over all comparisons made together.
         effect (float): Cohen's d of the differences, their mean over their standard deviation.
     """
 
@@ -94,11 +94,11 @@ class PairedTest:
 
 
 def paired_tests(baseline: Mapping[int, float], others: Mapping[str, Mapping[int, float]]) -> dict[str, PairedTest]:
-    """Compare methods with a baseline, seed by seed; Holm corrects for their number.
+    """Compare methods with a baseline, seed by seed, with Holm's correction.
 
     Args:
         baseline (Mapping[int, float]): seed -> value.
-        others (Mapping[str, Mapping[int, float]]): method -> seed -> value. Only the seeds of both count.
+        others (Mapping[str, Mapping[int, float]]): method -> seed -> value. Only common seeds count.
     """
     gaps = {name: _gaps(baseline, values) for name, values in others.items()}
     p = {name: _paired_p(gap) for name, gap in gaps.items()}
@@ -113,7 +113,7 @@ def paired_tests(baseline: Mapping[int, float], others: Mapping[str, Mapping[int
 
 
 def equivalence(first: Mapping[int, float], second: Mapping[int, float], margin: float) -> tuple[Interval, float]:
-    """Two one-sided paired t-tests (TOST): whether the mean difference lies within a margin that was set before.
+    """Two one-sided paired t-tests (TOST): whether the mean difference lies within a margin that was set beforehand.
 
     Args:
         first (Mapping[int, float]): seed -> value.
@@ -121,8 +121,8 @@ def equivalence(first: Mapping[int, float], second: Mapping[int, float], margin:
         margin (float): largest difference that would not matter, above 0.
 
     Returns:
-        tuple[Interval, float]: first less second, and p; below 0.05 the two are equivalent. A difference without any
-        spread has p 0 or 1.
+        tuple[Interval, float]: first minus second, and p; below 0.05 the two are equivalent. If all differences are
+        equal, p is 0 or 1.
     """
     gap = _gaps(second, first)
     interval = bootstrap_mean(gap)
@@ -141,9 +141,9 @@ def steps_to(steps: Sequence[int], values: Sequence[float], threshold: float, wi
 
     Args:
         steps (Sequence[int]): training steps.
-        values (Sequence[float]): one a step; NaN is left out of its window.
+        values (Sequence[float]): one per step; NaN is left out of its window.
         threshold (float): to be reached from below.
-        window (int): steps that are averaged, so that one lucky batch does not count.
+        window (int): number of steps averaged, so that one lucky batch does not count.
     """
     if len(values) < window:
         return math.inf
@@ -157,14 +157,14 @@ def steps_to(steps: Sequence[int], values: Sequence[float], threshold: float, wi
 def area_per_step(steps: Sequence[int], values: Sequence[float]) -> float:
     """Area under the curve (trapezoids) from the first step to the last, divided by the steps between them.
 
-    It is the curve's mean height; not the mean of the values, of which the first and the last count half here.
+    This is the curve's mean height. It is not the mean of the values: the first and the last count half.
 
     Args:
-        steps (Sequence[int]): training steps, rising.
-        values (Sequence[float]): one a step; NaN is left out, and the curve drawn across.
+        steps (Sequence[int]): training steps, increasing.
+        values (Sequence[float]): one per step; a gap of NaN is bridged by a straight line.
 
     Returns:
-        float: the value itself where there is one only; NaN where there is none.
+        float: the value itself if there is only one; NaN if there is none.
     """
     x, y = np.asarray(steps, dtype=float), np.asarray(values, dtype=float)
     x, y = x[~np.isnan(y)], y[~np.isnan(y)]
@@ -174,10 +174,10 @@ def area_per_step(steps: Sequence[int], values: Sequence[float]) -> float:
 
 
 def pareto_front(points: Mapping[str, Sequence[float]]) -> list[str]:
-    """The names whose points no other point beats in one objective without losing in another; more is better.
+    """The names of the points that no other point dominates; more is better.
 
-    Of equal points all are on the front, or none. Values that differ by rounding only, by 1e-12 of the objective's
-    largest, are equal.
+    Equal points are either all on the front or none of them. Values that differ only by rounding, by 1e-12 of the
+    objective's largest, are equal.
     """
     names = list(points)
     values = np.array([points[name] for name in names], dtype=float)
@@ -188,7 +188,7 @@ def pareto_front(points: Mapping[str, Sequence[float]]) -> list[str]:
 
 
 def hypervolume(points: Sequence[Sequence[float]], reference: Sequence[float]) -> float:
-    """Volume between the points and a reference that all of them should exceed; more is better.
+    """Volume between the points and a reference point that all of them should exceed; more is better.
 
     Args:
         points: shape ``(P, K)``, K of 2 or 3 in practice.
@@ -206,7 +206,7 @@ def _present(values: ArrayLike) -> NDArray[np.float64]:
 
 
 def _is_constant(values: NDArray[np.float64]) -> bool:
-    """Whether all are equal but for rounding: no test has anything to say then."""
+    """Whether all are equal up to rounding: then no test is meaningful."""
     return bool(np.ptp(values) <= 1e-12 * np.abs(values).max())
 
 

@@ -19,9 +19,9 @@ from saw.report.seed_statistics import (
     steps_to,
 )
 
-#: Last steps whose mean is a run's final value.
+#: Number of last steps whose mean is a run's final value.
 LAST = 5
-#: What :func:`area_under_curve` is called.
+#: Heading of :func:`area_under_curve`.
 AREA = "area under the curve, per step"
 
 
@@ -30,11 +30,11 @@ class Table:
     """A table of words and numbers.
 
     Attributes:
-        title (str): what it is.
+        title (str): of the table.
         header (tuple[str, ...]): of the columns.
         rows (tuple[tuple[str, ...], ...]): the cells.
-        left (int): columns that hold words.
-        note (str): what a reader must know.
+        left (int): number of text columns, which come first.
+        note (str): shown below it.
     """
 
     title: str
@@ -45,7 +45,7 @@ class Table:
 
 
 def final(run: LoggedRun, objective: str, what: str = "mean") -> float:
-    """Mean over the last :data:`LAST` steps of a training metric; NaN where it is absent."""
+    """Mean over the last :data:`LAST` steps of a training metric; NaN if it is absent."""
     if objective not in run.history.objectives:
         return math.nan
     values = np.asarray(run.history.of(objective, what)[-LAST:], dtype=float)
@@ -54,14 +54,14 @@ def final(run: LoggedRun, objective: str, what: str = "mean") -> float:
 
 
 def area_under_curve(run: LoggedRun, objective: str) -> float:
-    """Area under an objective's mean reward, per step: higher for what is learned sooner; NaN where it is absent."""
+    """Area under an objective's mean reward, per step: higher if it is learned sooner; NaN if it is absent."""
     if objective not in run.history.objectives:
         return math.nan
     return area_per_step(run.history.steps, run.history.of(objective, "mean"))
 
 
 def of_seeds(runs: Sequence[LoggedRun], value: Callable[[LoggedRun], float]) -> list[float]:
-    """One value a seed: the mean over its trainings, where there are several; NaN where none has a value."""
+    """One value per seed: the mean over its trainings if there are several; NaN if none has a value."""
     return [_mean([value(run) for run in same]) for same in by_seed(runs)]
 
 
@@ -71,10 +71,10 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def summary(groups: Mapping[str, Sequence[LoggedRun]], thresholds: Mapping[str, float]) -> Table:
-    """One row a method and objective.
+    """One row per method and objective.
 
     Raises:
-        KeyError: if a threshold is of an objective that no run has; the message lists the objectives.
+        KeyError: if no run has the objective of a threshold; the message lists the objectives.
     """
     known = objectives_of(run.history for runs in groups.values() for run in runs)
     for name, value in thresholds.items():
@@ -101,7 +101,7 @@ def tests(groups: Mapping[str, Sequence[LoggedRun]], baseline: str) -> Table:
     """Every method against the baseline, paired by seed: each objective's final reward and the area under its curve.
 
     Raises:
-        KeyError: if no run has the baseline's label, or none another; the message lists the labels.
+        KeyError: if no run has the baseline's label, or all have it; the message lists the labels.
     """
     if baseline not in groups:
         raise KeyError(f"--baseline {baseline}: no such method; there are {', '.join(groups)}")
@@ -115,7 +115,7 @@ def tests(groups: Mapping[str, Sequence[LoggedRun]], baseline: str) -> Table:
         for label, objective in compared:
             base, own = (_seeded(groups[name], objective, value) for name in (baseline, label))
             gaps[label, objective] = {seed: own[seed] - base[seed] for seed in own.keys() & base.keys()}
-        # One family of comparisons: Holm corrects over methods and objectives together.
+        # One family of comparisons: Holm's correction covers methods and objectives together.
         seeds = {seed for gap in gaps.values() for seed in gap}
         keyed = {f"{label}\0{objective}": gap for (label, objective), gap in gaps.items()}
         family = paired_tests(dict.fromkeys(seeds, 0.0), keyed)
@@ -131,14 +131,14 @@ def tests(groups: Mapping[str, Sequence[LoggedRun]], baseline: str) -> Table:
 
 
 def _seeded(runs: Sequence[LoggedRun], objective: str, value: Callable[[LoggedRun, str], float]) -> dict[int, float]:
-    """Seed -> value; a run whose seed nobody knows has no pair."""
+    """Seed -> value; a run whose seed is unknown has no pair."""
     known = [run for run in runs if run.seed is not None]
     values = of_seeds(known, lambda run: value(run, objective))
     return {same[0].seed: found for same, found in zip(by_seed(known), values, strict=True) if same[0].seed is not None}
 
 
 def _ended_early(groups: Mapping[str, Sequence[LoggedRun]]) -> list[str]:
-    """A sentence on the methods whose last step is not that of the others, or not the last that was asked for."""
+    """A sentence on the methods that ended before the others, or before their planned last step."""
     ends = {label: max(run.history.steps[-1] for run in runs) for label, runs in groups.items()}
     asked = {label: max(run.total_steps or 0 for run in runs) for label, runs in groups.items()}
     total = max([*ends.values(), *asked.values()])
@@ -147,7 +147,7 @@ def _ended_early(groups: Mapping[str, Sequence[LoggedRun]]) -> list[str]:
 
 
 def front(groups: Mapping[str, Sequence[LoggedRun]]) -> Table | None:
-    """Pareto front of the methods' mean final rewards, and each one's hypervolume; None but for 2 or 3 objectives."""
+    """Pareto front of the methods' mean final rewards, and each one's hypervolume; None unless there are 2 or 3."""
     objectives = objectives_of(run.history for runs in groups.values() for run in runs)
     if len(objectives) not in (2, 3):
         return None
@@ -180,7 +180,7 @@ def front(groups: Mapping[str, Sequence[LoggedRun]]) -> Table | None:
 
 
 def _minimum(groups: Mapping[str, Sequence[LoggedRun]], objective: str) -> float:
-    """The objective's stated minimum, or the smallest mean that was logged."""
+    """The objective's stated minimum, otherwise the smallest logged mean."""
     runs = [run for runs in groups.values() for run in runs if objective in run.history.objectives]
     stated = [run.info["ranges"][objective][0] for run in runs if objective in run.info.get("ranges", {})]
     stated = [low for low in stated if low is not None]
@@ -202,5 +202,5 @@ def _number(value: float) -> str:
 
 
 def _effect(value: float) -> str:
-    """Cohen's d; a difference that is nothing but rounding is 0."""
+    """Cohen's d; a difference that is only rounding counts as 0."""
     return _number(value if math.isnan(value) or abs(value) > 1e-9 else 0.0)

@@ -9,20 +9,20 @@ import pandas as pd
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
-    """A table; the first ``left`` columns hold words, the others numbers."""
+    """A table; the first ``left`` columns hold text, the others numbers."""
     lines = ["| " + " | ".join(header) + " |"]
     lines.append("|" + "|".join(["---"] * left + ["---:"] * (len(header) - left)) + "|")
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
 def latex(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
-    """The same as a ``tabular`` with the rules of the package booktabs."""
+    """The same as a ``tabular`` with booktabs rules."""
     style = pd.DataFrame(rows, columns=list(header)).style.hide(axis="index").format(escape="latex")
     columns = "l" * left + "r" * (len(header) - left)
     text = style.format_index(escape="latex", axis="columns").to_latex(column_format=columns, hrules=True)
-    return text.replace("±", r"$\pm$").replace("−", "$-$")  # which LaTeX before 2020 does not know
+    return text.replace("±", r"$\pm$").replace("−", "$-$")  # for LaTeX before 2020
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, object]]) -> None:
-    """One line a row; what is None or absent becomes an empty cell, a float gets four decimals."""
+    """One line per row; None or an absent value becomes an empty cell, a float gets four decimals."""
     pd.DataFrame(rows).to_csv(path, index=False, float_format="%.4f")

@@ -1,1 +1,1 @@
-"""Runs: compose one, start it, follow it."""
+"""Composes, starts and follows a training run."""

@@ -1,7 +1,7 @@
-"""A configuration of ``configs/``, composed without starting anything.
+"""Composes a configuration of ``configs/`` without starting anything.
 
-Nothing of this process changes: verl, which looks for a platform when it is imported, is not imported, and no variable
-is set that a training started from here would inherit.
+It has no side effects: verl, which detects a platform when it is imported, is not imported, and no variable is set that
+a training started from here would inherit.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"  # in a checkout a link to the folder
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"  # in a checkout, a link to the folder
 
 
 def compose(*overrides: str) -> DictConfig:
-    """The tree's one primary configuration with overrides, for GPUs unless they say otherwise.
+    """The primary configuration with overrides, for GPUs unless they set another platform.
 
     Raises:
         ModuleNotFoundError: if verl, whose configuration the tree builds on, is not installed.
@@ -32,10 +32,10 @@ def compose(*overrides: str) -> DictConfig:
 
 
 def parse_override(override: str) -> Override:
-    """A Hydra override as Hydra reads it.
+    """Parse an override with Hydra's parser.
 
     Raises:
-        argparse.ArgumentTypeError: if it is none, or has several values, which only Hydra's own sweeps take.
+        argparse.ArgumentTypeError: if it is no override, or has several values, which only Hydra's sweeps accept.
     """
     try:
         found = OverridesParser.create().parse_override(override)
@@ -47,14 +47,14 @@ def parse_override(override: str) -> Override:
 
 
 def checked_override(text: str) -> str:
-    """A Hydra override, as it is: the ``type`` of an option of a command line."""
+    """A valid Hydra override, unchanged; usable as the ``type`` of an argparse argument."""
     parse_override(text)
     return text
 
 
 def _verls_configs() -> Path:
     """The folder behind configs/train.yaml's ``pkg://verl.trainer.config``, for which Hydra would import verl."""
-    verl = importlib.util.find_spec("verl")  # a look at the path, which runs nothing of a top-level package
+    verl = importlib.util.find_spec("verl")  # finds a top-level package without running its code
     if verl is None or not verl.submodule_search_locations:
         raise ModuleNotFoundError("verl is not installed here; bash scripts/setup.sh installs it", name="verl")
     return Path(verl.submodule_search_locations[0]) / "trainer" / "config"

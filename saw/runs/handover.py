@@ -1,9 +1,8 @@
-"""What a Ray cluster that runs already must be given: a configuration that means the same there, and variables.
+"""Hands a running Ray cluster what it needs: a configuration that means the same there, and variables.
 
-A Ray of the process's own starts in this folder and inherits this environment. The workers of a cluster that runs
-already have the folder and the environment of a ``ray start``, on nodes that may be others. So :func:`settle` reads the
-environment and the folder here, and :func:`handing_over` gives the workers the variables that they need, keys in such a
-way that Ray logs none.
+A Ray that this process starts has this folder and inherits this environment. The workers of a running cluster have the
+folder and the environment of a ``ray start``, perhaps on other nodes. So :func:`settle` resolves variables and paths
+here, and :func:`handing_over` gives the workers the variables that they need, without Ray logging any key.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ OUTPUTS = (
     f"{JUDGE}.cache",
     f"{JUDGE}.faults",
 )
-#: Paths that are read; what isn't there may be something else, such as a model's name on the Hub. A judge's prompt is
-#: not among them: its name is one in ``saw/rewards/judge/prompts``, or an absolute path.
+#: Paths that are read; one that doesn't exist may be something else, such as a model's name on the Hub. A judge's
+#: prompt is not among them: it is a name in ``saw/rewards/judge/prompts``, or an absolute path.
 INPUTS = (
     "data.train_files",
     "data.val_files",
@@ -56,16 +55,16 @@ INPUTS = (
     "trainer.v1.sampler.custom_sampler.path",
 )
 
-#: Options of ``ray.init`` that Ray refuses where a cluster runs already: its nodes have been given theirs.
+#: Options of ``ray.init`` that Ray refuses for a running cluster: its nodes already have theirs.
 OF_A_NEW_CLUSTER = ("num_cpus", "num_gpus", "resources", "labels", "object_store_memory", "include_dashboard")
 
 #: Variables that workers get in Ray's ``runtime_env``, which Ray logs on every node.
 SETTINGS = ("SAW_", "VERL_", "VLLM_", "NCCL_", "TENSORBOARD_")
 #: Variables that may hold a key or a password: Ray logs nothing of these.
 PRIVATE = ("WANDB_", "HF_", "http_proxy", "https_proxy", "all_proxy", "no_proxy")
-#: What a name ends with that holds a key.
+#: How the names of variables that hold a key end.
 SECRET = re.compile(
-    r"(^|_)((API)?KEYS?|TOKEN|SECRETS?|PASSWORDS?|PASSWD|CREDENTIALS?)$",  # TOKENS are counted
+    r"(^|_)((API)?KEYS?|TOKEN|SECRETS?|PASSWORDS?|PASSWD|CREDENTIALS?)$",  # not TOKENS: that is a count
     re.IGNORECASE,
 )
 #: Variables of this process or node, which would be wrong elsewhere.
@@ -83,8 +82,8 @@ def settle(config: DictConfig) -> None:
     """Make the configuration mean the same in any process of a cluster.
 
     Raises:
-        ValueError: if it reads a variable that isn't set, or a key; for an address that is none, and for a hook of its
-            own where keys are handed over.
+        ValueError: if it reads a variable that isn't set, or a key; if the address is invalid; if it sets the hook that
+            hands over keys.
     """
     _resolve_environment(config)
     _make_absolute(config)
@@ -97,7 +96,7 @@ def settle(config: DictConfig) -> None:
 
 
 def _resolve_environment(node: Any) -> None:
-    """Give each value below a node that reads the environment its value; other interpolations stay what they are."""
+    """Resolve the interpolations below a node that read the environment; leave the others."""
     keys: list[Any] = list(node) if isinstance(node, DictConfig) else list(range(len(node)))
     for key in keys:
         if OmegaConf.is_interpolation(node, key):
@@ -109,7 +108,7 @@ def _resolve_environment(node: Any) -> None:
 
 
 def _value(node: Any, key: Any, text: str) -> Any:
-    """The value of an interpolation; which variables it reads is seen as it reads them, however they are written."""
+    """The value of an interpolation; the variables it reads are noted as they are read."""
     keys: list[str] = []
 
     def read(variable: str, *default: Any) -> Any:
@@ -126,9 +125,9 @@ def _value(node: Any, key: Any, text: str) -> Any:
     if keys:
         raise ValueError(
             f"{node._get_full_key(key)} is {text!r}, and verl prints the configuration: {keys[0]} would be in "
-            "logs and in run.json. Have the code that needs it read the variable, as a judge does by api_key_env"
+            "logs and in run.json. Let the code that needs it read the variable, as a judge does with api_key_env"
         )
-    # what a variable holds is no interpolation, whatever it looks like
+    # the value of a variable is never an interpolation
     return value.replace("${", r"\${") if isinstance(value, str) else value
 
 
@@ -155,8 +154,8 @@ def _absolute(path: str, exists: Callable[[str], bool]) -> str:
 def _refuse_hook(config: DictConfig) -> None:
     if own := OmegaConf.select(config, f"ray_kwargs.ray_init.runtime_env.{HOOK}"):
         raise ValueError(
-            f"ray_kwargs.ray_init.runtime_env.{HOOK} is {own!r}, and on a Ray cluster that runs already this hook "
-            "hands over keys: leave it out"
+            f"ray_kwargs.ray_init.runtime_env.{HOOK} is {own!r}, but on a running Ray cluster this hook "
+            "hands over keys: remove it"
         )
 
 
@@ -166,32 +165,32 @@ def _leave_out(config: DictConfig, address: str) -> None:
         left_out = {key: options.pop(key) for key in OF_A_NEW_CLUSTER if key in options}
     said = ", ".join(f"ray_kwargs.ray_init.{key}={value}" for key, value in left_out.items() if value is not None)
     if said:
-        logger.warning("left out: %s; the Ray cluster at %s runs already, with resources of its own", said, address)
+        logger.warning("left out: %s; the Ray cluster at %s is already running, with its own resources", said, address)
 
 
 # ---------------------------------------------------------------- variables
 
 
 def variables(config: DictConfig, environment: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """What the workers of a running cluster need of this process's environment.
+    """The variables of this process that the workers of a running cluster need.
 
     Args:
         config (DictConfig): verl's configuration; it names the judge's key.
         environment (Mapping[str, str]): of this process.
 
     Returns:
-        tuple[dict[str, str], dict[str, str]]: settings, which Ray may log; and what may hold a key.
+        tuple[dict[str, str], dict[str, str]]: settings, which Ray may log; and variables that may hold a key.
     """
     from verl.trainer.constants_ppo import PPO_RAY_RUNTIME_ENV
 
-    # verl leaves those out that are set here, as a Ray of this process's own would inherit them
+    # verl omits those that are set here, because a Ray that this process starts would inherit them
     settings = (*SETTINGS, *PPO_RAY_RUNTIME_ENV["env_vars"])
     judge = OmegaConf.select(config, f"{JUDGE}.api_key_env")
     plain: dict[str, str] = {}
     private: dict[str, str] = {}
     for name, value in environment.items():
         is_secret = name == judge or SECRET.search(name) is not None
-        if name in OF_THIS_PROCESS or (is_secret and not value.strip()):  # the nodes may have a key of their own
+        if name in OF_THIS_PROCESS or (is_secret and not value.strip()):  # the nodes may have their own key
             continue
         if name in PATHS and value:
             value = os.path.abspath(os.path.expanduser(value))
@@ -204,11 +203,11 @@ def variables(config: DictConfig, environment: Mapping[str, str]) -> tuple[dict[
 
 @contextmanager
 def handing_over(config: DictConfig) -> Iterator[None]:
-    """While this lasts, ``ray.init`` gives a running cluster's workers the variables that they need.
+    """Within this context, ``ray.init`` gives a running cluster's workers the variables that they need.
 
-    A Ray of the process's own inherits them. Ray writes a ``runtime_env`` into the logs of every node, so what may
-    hold a key doesn't go there. It goes into a function that Ray keeps for the job, in the memory of its head node, and
-    that each worker calls as it starts: Ray's ``worker_process_setup_hook``.
+    A Ray that this process starts inherits them. Ray writes a ``runtime_env`` into the logs of every node, so variables
+    that may hold a key don't go there. They go into a function that Ray keeps in the memory of its head node for the
+    job, and that each worker calls when it starts: Ray's ``worker_process_setup_hook``.
     """
     if running(config) is None:
         yield
@@ -220,7 +219,7 @@ def handing_over(config: DictConfig) -> Iterator[None]:
     @functools.wraps(stock)
     def init(*args: Any, runtime_env: Mapping[str, Any] | None = None, **options: Any) -> Any:
         runtime_env = dict(runtime_env or {})
-        # when Ray is started, not before: verl sets variables until then
+        # read only when Ray starts: verl sets variables until then
         plain, private = variables(config, os.environ)
         given = _of_the_job() | set(runtime_env.get("env_vars") or {})
         plain = {name: value for name, value in plain.items() if name not in given}
@@ -237,7 +236,7 @@ def handing_over(config: DictConfig) -> Iterator[None]:
 
 
 def _of_the_job() -> set[str]:
-    """Variables that ``ray job submit`` has been given; Ray refuses to be given one twice."""
+    """Variables that were passed to ``ray job submit``; Ray refuses a variable that is passed twice."""
     from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
     job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
@@ -245,7 +244,7 @@ def _of_the_job() -> set[str]:
 
 
 def _setter(private: Mapping[str, str]) -> Callable[[], None]:
-    """A function that sets variables, and that Ray can send: it brings them along."""
+    """A function that sets the variables, and that Ray can serialise with them."""
 
     def set_variables_of_the_driver() -> None:
         os.environ.update(private)

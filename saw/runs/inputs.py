@@ -1,7 +1,7 @@
-"""What a training reads and where it writes, looked at before anything of an earlier training is touched.
+"""Checks what a training reads and writes, before files of an earlier training are touched.
 
-verl finds most of these faults minutes later, when Ray and the models are up. Where the training joins a Ray cluster
-that runs already, its nodes may see what this machine does not: there a fault in what is read is a warning.
+verl finds most of these faults minutes later, when Ray and the models are up. If the training joins a running Ray
+cluster, its nodes may have files that this machine does not: a fault in what is read is then only a warning.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from saw.verl.config import ConfigError
 logger = logging.getLogger(__name__)
 
 MODEL = "actor_rollout_ref.model"
-#: Keys that name a file, or a module of a package by ``pkg://``; the reward function's is loaded by the check of it.
+#: Keys that name a file, or a packaged module by ``pkg://``; the reward function's has its own check, which loads it.
 FILES = (
     "data.custom_cls.path",
     "data.sampler.class_path",
@@ -33,22 +33,22 @@ FILES = (
     "actor_rollout_ref.rollout.multi_turn.function_tool_path",
     "trainer.v1.sampler.custom_sampler.path",
 )
-#: Keys that name a folder to write to, and those that name a file.
+#: Keys that name a folder to write to, and keys that name a file.
 FOLDERS = ("trainer.default_local_dir", "trainer.rollout_data_dir", "trainer.validation_data_dir")
 WRITTEN = (f"{JUDGE}.cache", f"{JUDGE}.faults")
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
-#: Files, one of which every tokenizer has that needs no code of the model's own.
+#: Every tokenizer has one of these files, unless it needs the model's own code.
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
 
 
 def check(config: DictConfig) -> None:
-    """Look at everything that the training reads or writes.
+    """Check everything that the training reads or writes.
 
     Args:
         config (DictConfig): verl's whole configuration, with absolute paths (:func:`saw.runs.handover.settle`).
 
     Raises:
-        ConfigError: one line a fault, with the key, the value and what is expected.
+        ConfigError: one line per fault, with the key, the value and what is expected.
     """
     written = [*_outputs(config), *_resumption(config)]
     read = [*_files(config), *_data(config), *_model(config)]
@@ -65,12 +65,12 @@ def _files(config: DictConfig) -> Iterator[str]:
     for key in FILES:
         value = OmegaConf.select(config, key)
         if isinstance(value, str) and value and _is_local(value) and not _path(value).is_file():
-            yield f"{key} is {value!r}; expected a file, and there is none"
+            yield f"{key} is {value!r}, which does not exist; expected a file"
 
 
 def _data(config: DictConfig) -> Iterator[str]:
     if OmegaConf.select(config, "data.custom_cls.path"):
-        return  # which files there are, and what is in them, is up to that class
+        return  # that class decides which files it reads, and how
     for key, most in (("data.train_files", "train_max_samples"), ("data.val_files", "val_max_samples")):
         value = OmegaConf.select(config, key)
         names = [value] if isinstance(value, str) else list(value or [])
@@ -93,14 +93,14 @@ def _data(config: DictConfig) -> Iterator[str]:
 
 
 def _rows(config: DictConfig, key: str, name: str) -> tuple[str | None, int | None]:
-    """What is wrong with a data file, and the number of its rows; None if nothing is, and if that is not known."""
+    """What is wrong with a data file (None: nothing), and its number of rows (None: unknown)."""
     path = _path(name)
     if not _is_local(name):
         return None, None
     if not path.is_file():
-        return f"{key} has {name!r}; expected a file of rows, and there is none", None
+        return f"{key} has {name!r}, which does not exist; expected a file of rows", None
     if path.suffix not in (".parquet", ".json", ".jsonl"):
-        return f"{key} has {name!r}; expected .parquet, .json or .jsonl, which are what verl reads", None
+        return f"{key} has {name!r}; expected .parquet, .json or .jsonl, the formats that verl reads", None
     try:
         if path.suffix != ".parquet":
             return (f"{key} has {name!r}, which has no rows" if not path.read_bytes().strip() else None), None
@@ -109,7 +109,7 @@ def _rows(config: DictConfig, key: str, name: str) -> tuple[str | None, int | No
         return f"{key} has {name!r}, which can't be read ({_first_line(error)}); expected a file of rows", None
     wanted = [config.data.get("prompt_key", "prompt")]
     if config.reward.reward_manager.source == "register":
-        wanted += ["data_source", "reward_model"]  # what verl's reward managers, and ours, read of a row
+        wanted += ["data_source", "reward_model"]  # read by verl's reward managers and ours
     columns = parquet.schema_arrow.names
     if absent := [column for column in wanted if column not in columns]:
         return f"{key} has {name!r} without {', '.join(absent)}; its columns are {', '.join(columns)}", None
@@ -118,12 +118,12 @@ def _rows(config: DictConfig, key: str, name: str) -> tuple[str | None, int | No
 
 
 def _model(config: DictConfig) -> Iterator[str]:
-    """What verl's ``HFModelConfig`` will load, loaded here."""
+    """Load here what verl's ``HFModelConfig`` will load."""
     model = config.actor_rollout_ref.model
     if not _is_local(model.path):
         return
     if os.path.isabs(model.path) and not os.path.isdir(model.path):
-        yield f"{MODEL}.path is {model.path!r}; expected a model's folder, or its name on the Hub, and there is none"
+        yield f"{MODEL}.path is {model.path!r}, which does not exist; expected a model's folder, or its name on the Hub"
         return
     trust = {"trust_remote_code": model.trust_remote_code}
     source = {key: model.get(key) or model.path for key in ("hf_config_path", "tokenizer_path")}
@@ -141,15 +141,15 @@ def _model(config: DictConfig) -> Iterator[str]:
     folder = _path(path)
     if folder.is_dir() and not model.trust_remote_code and not any(any(folder.glob(name)) for name in VOCABULARIES):
         yield f"{key} is {path!r}, a folder without a vocabulary; expected one of {', '.join(VOCABULARIES)} in it"
-        return  # transformers 5 makes a tokenizer without words of it, and says nothing
+        return  # transformers 5 silently makes a tokenizer without words from it
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **trust)
-    except Exception as error:  # noqa: BLE001  each kind of tokenizer raises something else
+    except Exception as error:  # noqa: BLE001  each kind of tokenizer raises different errors
         yield f"{key} is {path!r}; {expected} tokenizer ({_first_line(error)})"
         return
     if not (model.get("custom_chat_template") or tokenizer.chat_template):
         yield (
-            f"{key} is {path!r}, whose tokenizer has no chat template; set {MODEL}.custom_chat_template, or take an "
+            f"{key} is {path!r}, whose tokenizer has no chat template; set {MODEL}.custom_chat_template, or use an "
             "instruction-tuned model"
         )
 
@@ -163,14 +163,14 @@ def _outputs(config: DictConfig) -> Iterator[str]:
         folders["VERL_FILE_LOGGER_PATH"] = str(Path(metrics).parent)
     for key, folder in folders.items():
         if isinstance(folder, str) and _is_local(folder) and (fault := _unwritable(_path(folder))):
-            yield f"{key} needs the folder {folder!r}, and {fault}; expected one that can be made and written to"
+            yield f"{key} needs the folder {folder!r}, but {fault}; expected one that can be made and written to"
 
 
 def _unwritable(folder: Path) -> str | None:
     """Why a folder can't be made, or written to; None if it can."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
-        return f"{there} is no folder"
+        return f"{there} is not a folder"
     return None if os.access(there, os.W_OK | os.X_OK) else f"{there} is not writable"
 
 
@@ -184,7 +184,7 @@ def _resumption(config: DictConfig) -> Iterator[str]:
     if not isinstance(path, str) or not path.rpartition("global_step_")[2].rstrip("/").isdigit():
         yield f"trainer.resume_from_path is {path!r}; expected a folder whose name is global_step_N"
     elif running(config) is None and not _path(path).is_dir():
-        yield f"trainer.resume_from_path is {path!r}; expected a checkpoint's folder, and there is none"
+        yield f"trainer.resume_from_path is {path!r}, which does not exist; expected a checkpoint's folder"
 
 
 def _is_local(name: str) -> bool:

@@ -1,8 +1,8 @@
-"""Start a job as a process tree of its own, follow it, and leave nothing behind.
+"""Starts a job as its own process tree, follows it, and leaves no process behind.
 
-Ray, TransferQueue, vLLM and the reward workers are dozens of processes in several sessions, of which some outlive
-their parent. Each job therefore carries an id in its environment, which all of its processes inherit: whatever bears
-the id is the job's, and is stopped with it. A job of a job carries both.
+Ray, TransferQueue, vLLM and the reward workers are dozens of processes in several sessions, and some outlive their
+parent. Each job therefore has an id in its environment, which all of its processes inherit. Every process with the id
+belongs to the job and is stopped with it. A nested job has both ids.
 """
 
 from __future__ import annotations
@@ -31,33 +31,33 @@ logger = logging.getLogger(__name__)
 
 #: The variable that marks every process of a run.
 RUN_ID = "SAW_RUN_ID"
-#: Ray's processes name themselves with setproctitle, which otherwise writes over the environment that shows the id.
+#: Ray's processes rename themselves with setproctitle, which otherwise overwrites the environment that holds the id.
 KEEP_ENVIRONMENT = {"SPT_NOENV": "1"}
-#: Seconds that a process gets to stop by itself before it is killed.
+#: Seconds that a process has to stop by itself before it is killed.
 GRACE = 5.0
-#: Seconds between two looks at the memory; a look walks the page tables of every process.
+#: Seconds between memory samples; each walks the page tables of every process.
 MEMORY_INTERVAL = 5.0
-#: Lines of a log that mean that something went wrong although the run goes on (verl logs them and exits 0).
+#: Log lines that mean that something went wrong although the run continues (verl logs them and exits 0).
 FAULTS = ("ERROR", "Traceback (most recent call last)")
-#: What verl prints after the last step. Whatever vLLM complains of later is that it is being stopped.
+#: verl prints this after the last step. Later errors of vLLM only mean that it is being stopped.
 END_OF_TRAINING = "Final validation metrics"
 
 
 class JobFailed(RuntimeError):
-    """A run ended with an error, or took too long; the message holds the end of its log."""
+    """A run ended with an error or hit its time limit; the message holds the end of its log."""
 
 
 @dataclass
 class Job:
-    """A command that runs as a process tree of its own.
+    """A command that runs as its own process tree.
 
     Attributes:
         command (Sequence[str]): what to execute.
-        folder (Path): gets the log; no two jobs use it at a time.
+        folder (Path): of the log; only one job at a time may use it.
         time_limit (float): seconds after which the job is stopped.
         environment (Mapping[str, str]): added to this process's environment.
         name (str): of the log.
-        peak_bytes (int): most memory seen so far, all processes together, shared pages counted once.
+        peak_bytes (int): peak memory so far, over all processes, shared pages counted once.
     """
 
     command: Sequence[str]
@@ -69,7 +69,7 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """Everything that the job printed; that of an earlier one is kept beside it, under a number."""
+        """The job's output; an earlier log is kept beside it, under a number."""
         return self.folder / f"{self.name}.log"
 
     @property
@@ -78,7 +78,7 @@ class Job:
 
     @contextmanager
     def running(self) -> Iterator[subprocess.Popen]:
-        """Start the job, and stop whatever it has started when the block ends.
+        """Start the job, and stop all of its processes when the block ends.
 
         Raises:
             JobFailed: if another job is using the folder.
@@ -114,11 +114,11 @@ class Job:
             self._owner.unlink(missing_ok=True)
 
     def finish(self, look: Callable[[], None] = lambda: None, interval: float = 1.0) -> None:
-        """Run to the end, and call ``look`` every ``interval`` seconds, and once more at the end.
+        """Run to the end, and call ``look`` every ``interval`` seconds and once more at the end.
 
         Raises:
             JobFailed: if the job failed or hit its time limit.
-            KeyboardInterrupt: passed on, after everything that was started has been stopped.
+            KeyboardInterrupt: re-raised after all of its processes have been stopped.
         """
         with self.running() as process:
             run_id = json.loads(self._owner.read_text())["run_id"]
@@ -140,16 +140,16 @@ class Job:
         write_whole(self._owner, json.dumps(owner))
 
     def stop_leftovers(self) -> None:
-        """Stop what an earlier job in this folder left, if the process that followed it was killed.
+        """Stop the processes of an earlier job in this folder, if the process that followed it was killed.
 
         Raises:
-            JobFailed: if that process still lives: two jobs must not share a folder.
+            JobFailed: if that process is still running: two jobs must not share a folder.
         """
         if not self._owner.exists():
             return
         owner = _read_owner(self._owner)
         if owner is None:
-            logger.warning("%s is broken; it is taken for what a killed job left", self._owner)
+            logger.warning("%s is broken; treated as left over from a killed job", self._owner)
         elif owner["owner"] != os.getpid() and _follows(owner):
             raise JobFailed(f"{self.folder} is in use by process {owner['owner']}; stop it, or choose another folder")
         else:
@@ -157,7 +157,7 @@ class Job:
         self._owner.unlink(missing_ok=True)
 
     def log_end(self, lines: int = 25) -> str:
-        """The last lines of the log, and where it is."""
+        """The last lines of the log, and its path."""
         text = self.log.read_text(errors="replace").splitlines()
         return f"the end of {self.log}:\n" + "\n".join(text[-lines:])
 
@@ -167,14 +167,14 @@ class TrainingJob(Job):
     """A training, which logs metrics.
 
     Attributes:
-        resume (bool): keep the metrics of what ran in the folder before, as this goes on from its checkpoint.
+        resume (bool): keep the metrics of the earlier run in the folder, because this one resumes its checkpoint.
     """
 
     resume: bool = False
 
     @property
     def metrics(self) -> Path:
-        """One JSON object a step: ``{"step": ..., "data": {...}}``."""
+        """One JSON object per step: ``{"step": ..., "data": {...}}``."""
         return self.folder / "metrics.jsonl"
 
     def follow(self, on_step: Callable[[int, dict[str, Any]], None], interval: float = 1.0) -> None:
@@ -182,10 +182,10 @@ class TrainingJob(Job):
 
         Raises:
             JobFailed: if the run failed or hit its time limit.
-            KeyboardInterrupt: passed on, after everything that was started has been stopped.
+            KeyboardInterrupt: re-raised after all of its processes have been stopped.
         """
         self.stop_leftovers()
-        # Aside even if it begins anew: nothing is removed before the training, which may yet be refused, has logged.
+        # Even without resuming: the training may still be refused, so nothing is removed before it has logged.
         aside = metrics_file.put_aside(self.metrics)
         earlier = metrics_file.parts(self.metrics)
         self.environment = {**self.environment, "VERL_FILE_LOGGER_PATH": str(self.metrics.resolve())}
@@ -204,13 +204,13 @@ class TrainingJob(Job):
             metrics_file.put_back(aside, self.metrics)
 
     def faults(self) -> list[str]:
-        """Lines of the log that tell of an error while the run was training."""
+        """Log lines with an error from while the run was training."""
         training, _, _ = self.log.read_text(errors="replace").partition(END_OF_TRAINING)
         return [line for line in training.splitlines() if any(fault in line for fault in FAULTS)]
 
 
 class _Tail:
-    """Iterates over the complete lines that a JSON-lines file has gained since the last time."""
+    """Iterates over the complete lines added to a JSON-lines file since the last iteration."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -228,12 +228,12 @@ class _Tail:
 
 
 def _ids(environment: Mapping[str, str]) -> list[str]:
-    """Ids of the job and of the jobs that it is part of, the outermost first."""
+    """Ids of the job and of the jobs around it, the outermost first."""
     return [run_id for run_id in environment.get(RUN_ID, "").split("/") if run_id]
 
 
 def processes_of(run_id: str) -> list[psutil.Process]:
-    """All living processes of a run, and of the runs that it started."""
+    """All live processes of a run, and of the runs that it started."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -254,13 +254,13 @@ def stop(run_id: str) -> None:
 
 def stop_job_in(folder: Path) -> None:
     """Stop the job that another thread of this process runs in a folder, if there is one."""
-    owner = _read_owner(folder / "running.json")  # none: it has just ended, or not begun
+    owner = _read_owner(folder / "running.json")  # None: it has just ended, or not started yet
     if owner is not None and owner["owner"] == os.getpid():
         stop(owner["run_id"])
 
 
 def _read_owner(path: Path) -> dict[str, Any] | None:
-    """What a ``running.json`` says: the job's id, and the process that follows it; None if it is absent or broken."""
+    """The content of a ``running.json``: the job's id, and the process that follows it; None if absent or broken."""
     try:
         owner = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -271,9 +271,9 @@ def _read_owner(path: Path) -> dict[str, Any] | None:
 
 
 def _follows(owner: Mapping[str, Any]) -> bool:
-    """Whether the named process is the one that wrote ``running.json``, not a later one that was given its number.
+    """Whether the named process is the one that wrote ``running.json``, not a later one with the same pid.
 
-    It is if it began when the file says, or bears the job's id.
+    It is if its start time matches the file's, or if it has the job's id.
     """
     try:
         process = psutil.Process(owner["owner"])
@@ -284,7 +284,7 @@ def _follows(owner: Mapping[str, Any]) -> bool:
         if owner["run_id"] in _ids(process.environ()):
             return True
     started = owner.get("started")
-    # psutil counts from the boot, whose time moves a little when the clock is set
+    # psutil counts from the boot time, which shifts a little when the clock is set
     return isinstance(started, int | float) and abs(began - started) < 2.0
 
 
@@ -297,14 +297,14 @@ def _memory(run_id: str) -> int:
 
 
 def _die_with_parent() -> None:
-    """Have the kernel end the run's first process when this one is killed (Linux; Ray's own follow it)."""
+    """Make the kernel end the run's first process when this one is killed (Linux; Ray's processes follow it)."""
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL("libc.so.6").prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def _start_watcher(run_id: str) -> subprocess.Popen:
-    """Start a process outside of the run that stops it if this one is killed and can do so no more."""
+    """Start a process outside of the run that stops the run if this process is killed."""
     return subprocess.Popen(
         [sys.executable, "-m", "saw.runs.process_tree", run_id, str(os.getpid())],
         stdin=subprocess.DEVNULL,

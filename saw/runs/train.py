@@ -3,7 +3,7 @@
     python -m saw train experiment=quickstart saw.method=saw_gdpo
 
 The same as ``python -m verl.trainer.main_ppo`` with the plug-in loaded, for the configurations in ``configs/``.
-Everything that can be looked at is, before anything of an earlier training in the same folder is touched.
+Everything that can be checked is checked before files of an earlier training in the same folder are touched.
 """
 
 import os
@@ -20,19 +20,19 @@ from saw.records import metrics_file
 from saw.runs import handover
 from saw.runs.compose import CONFIGS
 
-#: Why this platform was picked, from the start of this process to the configuration that it composes.
+#: The variable that passes the reason for the platform to the composed configuration.
 REASON = "SAW_PLATFORM_REASON"
-#: How a command line names an experiment.
+#: Keys with which a command line names an experiment.
 EXPERIMENT = ("experiment", "+experiment", "++experiment")
-#: Options by which Hydra shows something instead of starting a training.
+#: Options with which Hydra shows something instead of starting a training.
 ASKS_HYDRA = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
 
 
 def prepare_environment() -> None:
-    """Load the plug-in in every process that imports verl, and pick the platform.
+    """Load the plug-in in every process that imports verl, and choose the platform.
 
-    ``SAW_PLATFORM``, cpu or gpu, picks the configuration group ``platform``; :mod:`saw.machine.accelerator` decides
-    where it is not set.
+    ``SAW_PLATFORM``, cpu or gpu, selects the configuration group ``platform``; if it is not set,
+    :mod:`saw.machine.accelerator` decides.
 
     Raises:
         AcceleratorError: for a platform that can't be used.
@@ -49,13 +49,13 @@ def prepare_environment() -> None:
 
 
 def settle(config: DictConfig, platform: str | None) -> None:
-    """Make a configuration mean the same in any process, and refuse what neither verl nor the method looks at.
+    """Make a configuration mean the same in any process, and refuse what neither verl nor the method checks.
 
-    The doctor calls it too. A start that is refused must not touch the metrics of an earlier training.
+    The doctor calls it too. A refused start must not touch the metrics of an earlier training.
 
     Args:
         config (DictConfig): verl's whole configuration.
-        platform (str | None): cpu or gpu, by :mod:`saw.machine.accelerator`; None if nobody has decided.
+        platform (str | None): cpu or gpu, by :mod:`saw.machine.accelerator`; None if it is undecided.
 
     Raises:
         ValueError: naming the key.
@@ -63,17 +63,17 @@ def settle(config: DictConfig, platform: str | None) -> None:
     from saw.verl.config import ConfigError
 
     handover.settle(config)
-    cluster.needed(config)  # names a count that is none; verl would divide by it
+    cluster.needed(config)  # raises for an invalid count; verl would divide by it
     device = config.trainer.device
     if platform and (device == "cpu") != (platform == "cpu"):  # by platform=... on the command line
         raise ConfigError(
-            f"trainer.device is {device!r}, and verl was told to use the {platform} ({os.environ.get(REASON)}); "
-            "pick the platform by SAW_PLATFORM=cpu or SAW_PLATFORM=gpu, for both"
+            f"trainer.device is {device!r}, but verl was told to use the {platform} ({os.environ.get(REASON)}); "
+            "set the platform for both with SAW_PLATFORM=cpu or SAW_PLATFORM=gpu"
         )
 
 
 def _choose(config: DictConfig) -> None:
-    """Choose what the configuration leaves open, and keep what was chosen for ``run.json``, which holds all of it."""
+    """Choose what the configuration leaves open, and record the choices in it, and so in ``run.json``."""
     from saw.verl import attention
 
     chosen = {"platform": os.environ.get(REASON, "by whoever called saw.runs.train.main")}
@@ -91,7 +91,7 @@ def _say(line: str) -> None:
 
 
 def _keep_earlier_metrics(config: DictConfig) -> None:
-    """Have verl's file logger write beside the checkpoints, and keep what a resumed training logged before."""
+    """Make verl's file logger write beside the checkpoints, and keep what a resumed training logged before."""
     if "file" in config.trainer.logger:
         path = Path(config.trainer.default_local_dir) / "metrics.jsonl"
         path = Path(os.environ.setdefault("VERL_FILE_LOGGER_PATH", str(path.resolve())))
@@ -100,7 +100,7 @@ def _keep_earlier_metrics(config: DictConfig) -> None:
 
 
 def _fork_workers(config: DictConfig) -> None:
-    """On a CPU, and in a Ray of this process's own, have one process import for all workers."""
+    """On a CPU, and if this process starts Ray, let one process do the imports for all workers."""
     key = "ray_kwargs.ray_init.runtime_env.py_executable"
     if os.environ.get("VERL_PLATFORM") != "cpu" or cluster.running(config) or OmegaConf.select(config, key):
         return
@@ -110,14 +110,14 @@ def _fork_workers(config: DictConfig) -> None:
 
 
 def check(config: DictConfig, platform: str | None) -> None:
-    """Make a configuration ready for verl, with everything chosen that it leaves open; touch nothing.
+    """Make a configuration ready for verl, with all open choices made; touches no file.
 
     Args:
         config (DictConfig): verl's whole configuration.
-        platform (str | None): cpu or gpu; None if nobody has decided.
+        platform (str | None): cpu or gpu; None if it is undecided.
 
     Raises:
-        ValueError: naming the key, for what can't work, or isn't there.
+        ValueError: naming the key, for what can't work or doesn't exist.
     """
     from verl.trainer import main_ppo
 
@@ -128,7 +128,7 @@ def check(config: DictConfig, platform: str | None) -> None:
     if not config.trainer.use_v1:
         raise ConfigError("trainer.use_v1 is False; expected True: verl's older trainers are not started from here")
     main_ppo.auto_set_device(config)
-    main_ppo.validate_config(  # SAW's own checks are in it (saw/verl/patches/validate_config.py)
+    main_ppo.validate_config(  # includes SAW's checks (saw/verl/patches/validate_config.py)
         config=config,
         use_reference_policy=main_ppo.need_reference_policy(config),
         use_critic=main_ppo.need_critic(config),
@@ -151,9 +151,9 @@ def main(config: DictConfig) -> None:
 
 
 def missing_experiment(arguments: Sequence[str]) -> str | None:
-    """What to say to a command line that names no experiment; None if it does, or only asks Hydra something.
+    """The message for a command line without an experiment; None if it has one, or only asks Hydra something.
 
-    Without one there is neither data nor a model, and no group ``reading`` that an override could pick from.
+    Without one there is neither data nor a model, and no group ``reading`` for an override to select from.
     """
     if any(argument.split("=")[0] in ASKS_HYDRA for argument in arguments):
         return None
@@ -162,8 +162,8 @@ def missing_experiment(arguments: Sequence[str]) -> str | None:
         return None
     names = ", ".join(sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml")))
     return (
-        f"experiment is {named[-1] if named else 'not set'}; expected experiment=NAME, which says data, model and "
-        f"sizes. There are {names}; a file of your own: --config-dir FOLDER, with experiment/NAME.yaml in it"
+        f"experiment is {named[-1] if named else 'not set'}; expected experiment=NAME, which sets data, model and "
+        f"sizes: {names}, or your own file experiment/NAME.yaml in FOLDER, with --config-dir FOLDER"
     )
 
 

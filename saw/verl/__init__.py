@@ -1,19 +1,19 @@
 """The plug-in: importing this package registers SAW with verl.
 
-verl imports it in every process: by the entry point ``verl.plugins`` once this package is installed, and loudly by
-``VERL_USE_EXTERNAL_MODULES=saw.verl``. It then has
+verl imports it in every process: through the entry point ``verl.plugins`` once this package is installed, or, with
+errors shown, through ``VERL_USE_EXTERNAL_MODULES=saw.verl``. It adds
 
-- a trainer, ``trainer.v1.trainer_mode=saw`` (:mod:`saw.verl.trainer`),
+- three trainers, ``trainer.v1.trainer_mode=saw`` and two asynchronous ones (:mod:`saw.verl.trainer`),
 - an advantage estimator, ``algorithm.adv_estimator=saw`` (:mod:`saw.verl.estimator`),
 - a reward manager, ``reward.reward_manager.name=saw`` (:mod:`saw.verl.reward_manager`),
-- the configuration group ``plugin``, whose ``+plugin=saw`` selects these three (:mod:`saw.verl.search_path`),
+- the configuration group ``plugin``, whose ``+plugin=saw`` selects ``saw`` of each (:mod:`saw.verl.search_path`),
 - a check of the configuration before Ray starts (:mod:`saw.verl.patches.validate_config`),
-- for a training that uses them, a rollout that shares a machine with others (:mod:`saw.verl.patches.weight_socket`),
+- for a training that uses them, a rollout that can share a machine with others (:mod:`saw.verl.patches.weight_socket`),
 
 all set by one configuration section, ``saw``, which is :class:`saw.verl.config.Settings`.
 
-Next to nothing is loaded here. Each registration waits until verl's registry is imported, and what is registered is
-loaded on first use: the trainer in the task runner, the reward manager in the reward workers.
+Almost nothing is loaded here. Each registration waits until verl's registry is imported, and each part is loaded on
+first use: the trainer in the task runner, the reward manager in the reward workers.
 """
 
 import os
@@ -21,18 +21,20 @@ from typing import Any
 
 from wrapt import lazy_import, when_imported
 
-from saw.verl.names import ACTIVE, NAME
+from saw.verl.names import ACTIVE, MODES, NAME
 from saw.verl.version import check_version
 
 check_version()
 
 if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
-    import saw.verl.patches.cpu  # noqa: F401  before verl asks which platform it is on
+    import saw.verl.patches.cpu  # noqa: F401  before verl detects its platform
 
 
 @when_imported("verl.trainer.ppo.v1.trainer_base")
-def _register_trainer(trainer_base: Any) -> None:
-    trainer_base.TRAINER_REGISTRY[NAME] = lazy_import("saw.verl.trainer", "SAWTrainer")
+def _register_trainers(trainer_base: Any) -> None:
+    classes = ("SAWTrainer", "SAWColocateAsyncTrainer", "SAWSeparateAsyncTrainer")
+    for mode, name in zip(MODES, classes, strict=True):
+        trainer_base.TRAINER_REGISTRY[mode] = lazy_import("saw.verl.trainer", name)
 
 
 @when_imported("verl.trainer.ppo.core_algos")

@@ -1,8 +1,8 @@
-"""Notice an agent loop worker that has died; verl 0.9.1 would wait for its samples for ever.
+"""Detects an agent loop worker that has died; verl 0.9.1 would wait for its samples forever.
 
-The workers are Ray actors that put samples into TransferQueue when these are done, and verl's replay buffer polls for
-them: it never looks whether anybody is still at work. A call to an actor that has died is an error, so each worker
-is called now and then, with Ray's own empty method; an answer that is late, from a busy worker, means nothing.
+The workers are Ray actors that put finished samples into TransferQueue. verl's replay buffer polls for the samples and
+never checks whether the workers are alive. Calling a dead actor is an error, so each worker is called now and then,
+with Ray's own empty method. A late answer only means that the worker is busy.
 Contract: ``tests/contract/test_lost_samples.py``.
 """
 
@@ -15,11 +15,11 @@ import ray
 
 
 class AgentLoopDied(RuntimeError):
-    """A process that generates samples is gone, and its samples with it."""
+    """A process that generates samples has died, and its samples are lost."""
 
 
 class Watch:
-    """Looks whether the workers live.
+    """Checks whether the workers are alive.
 
     Args:
         workers (Iterable): handles of Ray actors.
@@ -29,7 +29,7 @@ class Watch:
         self._calls = {worker.__ray_ready__.remote(): worker for worker in workers}
 
     def look(self) -> None:
-        """Take the answers that have come, and ask again; never waits.
+        """Collect the answers so far, and call again; never waits.
 
         Raises:
             AgentLoopDied: if a worker has died.
@@ -45,5 +45,5 @@ class Watch:
 
 
 def died(error: ray.exceptions.RayActorError) -> str:
-    """What Ray says of an actor's death, in one line."""
-    return f"an agent loop worker has died, and its samples with it: {' '.join(str(error).split())[:500]}"
+    """Ray's message about an actor's death, in one line."""
+    return f"an agent loop worker has died, and its samples are lost: {' '.join(str(error).split())[:500]}"

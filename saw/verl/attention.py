@@ -1,9 +1,9 @@
-"""The attention of verl's FSDP engine, chosen before Ray starts: flash-attn where it is installed, else sdpa.
+"""The attention of verl's FSDP engine, chosen before Ray starts: flash-attn if it is installed, otherwise sdpa.
 
-verl 0.9.1 asks for flash_attention_2 unless the configuration says otherwise, and without the package flash-attn a
-training stops when the model loads. verl's fused log-probabilities are chosen with it, by
-:mod:`saw.machine.fused_kernels`. What a user sets, True and False alike, is kept if it can work, and refused if not;
-null chooses. Other engines have settings of their own and are left alone. docs/attention.md has reasons and numbers.
+verl 0.9.1 asks for flash_attention_2 unless the configuration sets another, and without the package flash-attn a
+training stops when the model loads. verl's fused log-probabilities are chosen together with the attention
+(:mod:`saw.machine.fused_kernels`). A user's setting, True or False, is kept if it can work and refused if not; null
+chooses. Other engines have their own settings, which are not changed. docs/attention.md has reasons and numbers.
 Contract: ``tests/contract/test_attention.py``.
 """
 
@@ -34,7 +34,7 @@ from saw.verl.config import ConfigError
 
 KEY = f"{MODEL}.override_config.attn_implementation"
 BACKEND = f"{MODEL}.fused_kernel_options.impl_backend"
-#: Attention -> what has to be importable for it: module, name in it, distribution.
+#: Attention -> what it imports: module, name in it, distribution.
 FLASH = {
     "flash_attention_2": ("flash_attn", "flash_attn_varlen_func", "flash-attn"),
     "flash_attention_3": ("flash_attn_interface", "flash_attn_varlen_func", "flash-attn-3"),
@@ -42,20 +42,20 @@ FLASH = {
 }
 #: The first flash-attn whose cross entropy verl can read.
 OLDEST_FLASH_ATTN = "2.4.3"
-#: Every attention that a training may have.
+#: Every attention that a training may use.
 ALLOWED = (*FLASH, "sdpa", "eager", "flex_attention")
-#: Implementations of verl's fused kernels; with another, verl leaves the model as it is and fails in the first step.
+#: Implementations of verl's fused kernels; with any other, verl does not patch the model and fails in the first step.
 BACKENDS = ("torch", "triton", "liger")
 
 
 @dataclass(frozen=True)
 class Attention:
-    """A choice.
+    """The chosen attention.
 
     Attributes:
         name (str): transformers' ``attn_implementation``.
         fused (bool): ``use_fused_kernels``, verl's log-probabilities without flash-attn's cross entropy.
-        reason (str): why, and what it costs.
+        reason (str): why it was chosen, and what it costs.
     """
 
     name: str
@@ -67,10 +67,10 @@ def choose(config: DictConfig) -> Attention | None:
     """The attention of a training.
 
     Args:
-        config (DictConfig): verl's whole configuration, as it is composed.
+        config (DictConfig): verl's whole configuration, as composed.
 
     Returns:
-        Attention | None: None where it isn't ours to choose: another engine than FSDP, or an Ascend NPU.
+        Attention | None: None if it isn't ours to choose: an engine other than FSDP, or an Ascend NPU.
 
     Raises:
         ConfigError: for an attention, or fused kernels, that can't work here.
@@ -92,7 +92,7 @@ def choose(config: DictConfig) -> Attention | None:
 
 
 def apply(config: DictConfig, choice: Attention | None) -> None:
-    """Write a choice into the configuration, where the actor and the reference read it; None leaves verl's own."""
+    """Write the choice into the configuration of the actor and the reference; None keeps verl's default."""
     if choice is not None:
         OmegaConf.update(config, KEY, choice.name, force_add=True)
     fused = choice.fused if choice is not None else bool(OmegaConf.select(config, fused_kernels.KEY))
@@ -114,13 +114,13 @@ def _for_machine(config: DictConfig, flash_fault: str | None) -> Attention:
         name, parts = "sdpa", ["trainer.device is cpu", log_probs]
     else:
         packed = config.actor_rollout_ref.model.use_remove_padding
-        squared = "a micro-batch costs its tokens squared" if packed else ""
+        squared = "the cost is quadratic in a micro-batch's tokens" if packed else ""
         name, parts = "sdpa", [flash_fault, squared, log_probs, f"faster with flash-attn: {environment.flash_attn()}"]
     return Attention(name, fused, "; ".join(filter(None, parts)))
 
 
 def _fused(config: DictConfig, flash_fault: str | None) -> tuple[bool, str]:
-    """Whether verl's fused kernels compute the log-probabilities, and what is said of it: nothing for flash-attn.
+    """Whether verl's fused kernels compute the log-probabilities, and the reason to print: empty for flash-attn.
 
     Raises:
         ConfigError: if they were asked for and can't work.
@@ -128,17 +128,17 @@ def _fused(config: DictConfig, flash_fault: str | None) -> tuple[bool, str]:
     asked = OmegaConf.select(config, fused_kernels.KEY)
     _check_fused(config, asked)
     if asked:
-        return True, f"log-probabilities by verl's fused kernels, as {fused_kernels.KEY} is set"
+        return True, f"log-probabilities by verl's fused kernels, because {fused_kernels.KEY} is set"
     if flash_fault is None or config.trainer.device == "cpu":
         return False, ""
     why_not = _fused_fault(config) if asked is None else f"{fused_kernels.KEY} is False"
     if why_not is None:
         return True, "log-probabilities by verl's fused kernels"
-    return False, f"log-probabilities token by token, slow and rounded to 16 bits, as {why_not}"
+    return False, f"log-probabilities token by token, slow and rounded to 16 bits, because {why_not}"
 
 
 def _check_fused(config: DictConfig, asked: Any) -> None:
-    """Refuse a setting of the fused kernels that is none, can't work, or says two things."""
+    """Refuse a setting of the fused kernels that is invalid, can't work, or contradicts another."""
     key, remedy = fused_kernels.KEY, "set it to False, or to null, which chooses"
     if asked not in (True, False, None):
         raise ConfigError(f"{key} is {asked!r}; expected True, False, or null, which chooses")
@@ -147,8 +147,8 @@ def _check_fused(config: DictConfig, asked: Any) -> None:
         own = actor.get("use_fused_kernels")
         if own is not None and own != asked:
             raise ConfigError(
-                f"actor_rollout_ref.actor.use_fused_kernels is {own!r} and {key} {asked!r}; verl's FSDP engine reads "
-                "the second alone: set that, and leave the first out"
+                f"actor_rollout_ref.actor.use_fused_kernels is {own!r} and {key} is {asked!r}; verl's FSDP engine "
+                "reads only the second: set that, and leave the first out"
             )
     if not asked:
         return
@@ -169,10 +169,10 @@ def _fault(config: DictConfig, name: str) -> str | None:
         return _flash_fault(config, name, _policies(config))
     if "/" in name:  # a kernel of the Hub
         if not _is_flash(name):
-            return "of the Hub's kernels only flash attention's are known to keep packed rows apart"
+            return "among the Hub's kernels, only flash attention is known to keep packed rows apart"
         return None if importlib.util.find_spec("kernels") else "a kernel of the Hub needs pip install kernels"
     if name == "flex_attention" and config.trainer.device == "cpu":
-        return "flex_attention has no backward pass on a CPU; take sdpa"
+        return "flex_attention has no backward pass on a CPU; use sdpa"
     if name not in ALLOWED:
         return f"expected one of {', '.join(ALLOWED)}, a kernel of the Hub, or null, which chooses"
     return None
@@ -184,23 +184,23 @@ def _flash_fault(config: DictConfig, name: str, engines: Sequence[str]) -> str |
     if (fault := _import_fault(*FLASH[name])) is not None:
         return fault
     if torch.cuda.is_available() and (has := torch.cuda.get_device_capability()) < (8, 0):
-        return f"flash attention needs a GPU of compute capability 8.0, and {torch.cuda.get_device_name()} has {has}"
+        return f"flash attention needs a GPU of compute capability 8.0, but {torch.cuda.get_device_name()} has {has}"
     for key in engines:
         precision = OmegaConf.select(config, f"{key}.mixed_precision.param_dtype") or "bf16"
         if PrecisionType.to_dtype(precision) == torch.float32:
-            return f"flash attention computes in 16 bits only, and {key}.mixed_precision.param_dtype is {precision!r}"
+            return f"flash attention computes only in 16 bits, but {key}.mixed_precision.param_dtype is {precision!r}"
     return None
 
 
 def _import_fault(module: str, name: str, distribution: str) -> str | None:
-    """Import it: what is built for another torch is installed, and fails only then."""
+    """Import the module: a build for another torch fails only then."""
     try:
         getattr(importlib.import_module(module), name)
         found = version(distribution)
     except (ImportError, AttributeError, OSError, PackageNotFoundError) as error:
         return f"{distribution} can't be imported ({error})"
     if distribution == "flash-attn" and Version(found) < Version(OLDEST_FLASH_ATTN):
-        return f"flash-attn is {found}, and verl needs {OLDEST_FLASH_ATTN} or newer"
+        return f"flash-attn is {found}, but verl needs {OLDEST_FLASH_ATTN} or newer"
     return None
 
 
@@ -209,13 +209,13 @@ def _is_flash(name: str) -> bool:
 
 
 def _policies(config: DictConfig) -> list[str]:
-    """The keys of the actor's engine, and of the reference's where there is one."""
+    """The keys of the actor's engine, and of the reference's if there is one."""
     roles = ["actor", *(["ref"] if need_reference_policy(config) else [])]
     return [f"actor_rollout_ref.{role}.fsdp_config" for role in roles]
 
 
 def _check_sequence_parallelism(config: DictConfig, choice: Attention) -> None:
-    """verl's exchange between the ranks is in flash attention's function; another attention sees one rank's tokens."""
+    """verl exchanges ranks' tokens inside flash attention's function; other attentions see only one rank's tokens."""
     for engine in _policies(config):
         for place in (engine.rpartition(".")[0], engine):
             size = OmegaConf.select(config, f"{place}.ulysses_sequence_parallel_size") or 1
@@ -229,22 +229,22 @@ def _check_sequence_parallelism(config: DictConfig, choice: Attention) -> None:
 
 def _has_critic(config: DictConfig) -> bool:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # verl's start gives it as well: that there is no critic
+        warnings.simplefilter("ignore")  # that there is no critic; verl's start prints it too
         return need_critic(config)
 
 
 def _check_critic(config: DictConfig) -> None:
-    """verl 0.9.1 loads a critic with flash_attention_2, whatever is set (``verl.utils.model.load_valuehead_model``)."""
+    """verl 0.9.1 always loads a critic with flash_attention_2 (``verl.utils.model.load_valuehead_model``)."""
     if fault := _flash_fault(config, "flash_attention_2", ["critic.fsdp"]):
         raise ConfigError(
             f"critic.enable is {config.critic.enable} and algorithm.adv_estimator {config.algorithm.adv_estimator!r}: "
-            f"verl loads the critic with flash_attention_2, and {fault}. Set critic.enable to False, or install "
+            f"verl loads the critic with flash_attention_2, but {fault}. Set critic.enable to False, or install "
             f"flash-attn: {environment.flash_attn()}"
         )
 
 
 def _fused_fault(config: DictConfig) -> str | None:
-    """Why verl's fused log-probabilities are not chosen; None if they are known to be right."""
+    """Why verl's fused log-probabilities are not chosen; None if they are known to be correct."""
     found = _model_config(config)
     if isinstance(found, str):
         return found
@@ -253,7 +253,7 @@ def _fused_fault(config: DictConfig) -> str | None:
 
 
 def _model_config(config: DictConfig) -> Any:
-    """transformers' configuration of the model; in words why it can't be read."""
+    """transformers' configuration of the model, or a message why it can't be read."""
     model = config.actor_rollout_ref.model
     path = model.get("hf_config_path") or model.path
     try:

@@ -25,9 +25,9 @@ class ObjectiveSettings(BaseModel):
         name (str): its key in the dict that the reward function returns.
         minimum (float | Literal["running"] | None): the lowest value that it can take; SAW's CV is measured from there.
             None takes it from the reward function, which must declare it (:func:`saw.rewards.returns`). ``running`` is
-            for a reward model without a bound: the lowest value seen so far, which moves the CV while it falls.
+            for an unbounded reward model: the lowest value seen so far; the CV shifts whenever it falls.
         maximum (float | None): the highest; a reward above it is reported.
-        priority (float): static factor that multiplies after the dynamic weight, at least 0.
+        priority (float): static factor applied after the dynamic weight, at least 0.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -56,16 +56,16 @@ class Settings(BaseModel):
 
     Attributes:
         method (str): a name in :data:`saw.METHODS`.
-        objectives (tuple[ObjectiveSettings, ...]): written as a mapping from name to the rest, or as a list with names.
+        objectives (tuple[ObjectiveSettings, ...]): given as a mapping from name to the rest, or as a list with names.
         options (Options): see :class:`saw.Options`.
-        kl_in_reward (Literal["combined", "grpo_only"]): who feels verl's ``algorithm.use_kl_in_reward``. Combined: the
-            penalty is taken off the combined reward; for the methods that have one. grpo_only: as in the released
-            code, where plain ``grpo`` feels it and the other methods do not; with its profile only.
+        kl_in_reward (Literal["combined", "grpo_only"]): which methods the penalty ``algorithm.use_kl_in_reward`` of
+            verl applies to. combined: those with a combined reward, from which it is subtracted. grpo_only: only plain
+            ``grpo``, as in the released code; needs ``profile: released``.
         max_missing (float): largest share of a step's samples that may lack a reward; above it the training stops, with
-            a checkpoint of the step before. A sample whose reward function raised, or that was lost on the way, has
-            none. A step without any reward stops it whatever this is.
-        poll_interval (float): seconds between two looks for finished rollouts; verl's own is 2.0, which adds a
-            second to a step on average.
+            a checkpoint of the previous step. A lost sample, or one whose reward function raised, has no reward. A step
+            without any reward always stops the training.
+        poll_interval (float): seconds between polls for finished rollouts; verl's default of 2.0 adds a second per
+            step on average.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -96,16 +96,16 @@ class Settings(BaseModel):
         names = [objective.name for objective in objectives]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"{name!r} is there twice; every objective needs a name of its own")
+                raise ValueError(f"{name!r} is there twice; every objective needs a unique name")
         return objectives
 
     @model_validator(mode="after")
     def _combination(self) -> Settings:
         if self.kl_in_reward == "grpo_only" and self.options.profile != "released":
             raise ValueError(
-                f"kl_in_reward is 'grpo_only', as in the released code, and options.profile is "
-                f"{self.options.profile!r}, in which grpo takes the penalty off the mean of the rewards instead of "
-                "their sum; set both by reading=as_released, or options.profile to 'released'"
+                f"kl_in_reward is 'grpo_only', as in the released code, but options.profile is "
+                f"{self.options.profile!r}, in which grpo subtracts the penalty from the mean of the rewards, not from "
+                "their sum; set both with reading=as_released, or set options.profile to 'released'"
             )
         check_combination(self.method, self.options, len(self.objectives))
         return self
@@ -117,12 +117,12 @@ class Settings(BaseModel):
 
     @property
     def feels_kl_in_reward(self) -> bool:
-        """Whether the method reads the penalty where verl takes one off the rewards."""
+        """Whether the penalty that verl subtracts from the rewards applies to the method."""
         return self.kl_in_reward == "combined" or self.method == "grpo"
 
     @property
     def gradient_clip(self) -> float | None:
-        """The norm to which each step's gradients are clipped before they are compared; None where they are not."""
+        """The norm to which each step's gradients are clipped before they are compared; None for no clipping."""
         return self.options.gradient.clip if self._ascends else None
 
     @property
@@ -132,11 +132,11 @@ class Settings(BaseModel):
 
     @property
     def _ascends(self) -> bool:
-        """Whether the weights climb by mirror ascent, which has a learning rate."""
+        """Whether the weights follow mirror ascent, which has a learning rate."""
         return "learning_rate" in get_method(self.method).needs(self.options)
 
     def _with_actor_lr(self, config: DictConfig) -> Settings:
-        """The mirror ascent's learning rate is the actor's where no other is set."""
+        """The learning rate of mirror ascent defaults to the actor's."""
         lr = OmegaConf.select(config, "actor_rollout_ref.actor.optim.lr", default=None)
         if not self._ascends or self.options.gradient.lr is not None or lr is None:
             return self
@@ -166,11 +166,11 @@ class Settings(BaseModel):
 
 
 def readable(error: ValidationError, prefix: str, model: type[BaseModel]) -> str:
-    """One line a fault: the key as one would write it in an override, what is wrong, the value, what is allowed.
+    """One line per fault: the key as written in an override, what is wrong, the value, what is allowed.
 
     Args:
-        error (ValidationError): what pydantic found.
-        prefix (str): where the section stands in the configuration.
+        error (ValidationError): pydantic's error.
+        prefix (str): the section's key in the configuration.
         model (type[BaseModel]): the section's type.
     """
     lines = []
@@ -185,7 +185,7 @@ def readable(error: ValidationError, prefix: str, model: type[BaseModel]) -> str
 
 
 def _fields(model: type[BaseModel], path: Iterable[int | str]) -> list[str]:
-    """The fields of the model that stands at a path into another."""
+    """The fields of the model at a path inside another."""
     for part in path:
         if isinstance(part, str) and part in model.model_fields:
             annotation = model.model_fields[part].annotation
@@ -198,7 +198,7 @@ def check_returned(settings: Settings, returned: Any) -> None:
     """Check that a reward function returns every objective.
 
     Raises:
-        ConfigError: naming the objectives that it does not return, and what it does.
+        ConfigError: naming the objectives that it does not return, and those that it does.
     """
     absent = [name for name in settings.names if name not in returned]
     if absent:

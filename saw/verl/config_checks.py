@@ -1,4 +1,4 @@
-"""What SAW demands of the rest of verl's configuration, checked before Ray starts."""
+"""Checks, before Ray starts, what SAW requires of the rest of verl's configuration."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
+from verl.plugin.platform import get_platform
 from verl.trainer.ppo.reward import resolve_reward_manager_cls
 from verl.trainer.ppo.utils import need_reference_policy
 from verl.utils.torch_dtypes import PrecisionType
@@ -23,11 +24,14 @@ from saw.machine.cluster import running
 from saw.method.registry import get_method
 from saw.rewards import JUDGE
 from saw.verl.config import ConfigError, Settings, check_returned
-from saw.verl.names import FAILED, KWARGS, NAME, ROLLOUTS
+from saw.verl.names import FAILED, KWARGS, MODES, NAME, ROLLOUTS
 from saw.verl.reward_ranges import RewardRanges, check_arguments
 from saw.verl.reward_values import reward_value
 
 logger = logging.getLogger(__name__)
+
+#: Seconds between two looks of verl's replay buffer.
+POLL_INTERVAL = 2.0
 
 
 def check_config(config: DictConfig) -> Settings | None:
@@ -40,16 +44,18 @@ def check_config(config: DictConfig) -> Settings | None:
         Settings | None: the typed section, or None if the configuration does not ask for SAW's trainer.
 
     Raises:
-        ConfigError: for anything that would fail later, or would silently mean something else.
+        ConfigError: for anything that would fail later or silently do something else.
     """
     mode = config.trainer.v1.trainer_mode
     estimator = config.algorithm.adv_estimator
-    if (mode == NAME) != (estimator == NAME):
+    if (mode in MODES) != (estimator == NAME):
+        asynchronous = " or ".join(name for name in MODES if name != NAME)
         raise ConfigError(
             f"trainer.v1.trainer_mode is {mode!r} and algorithm.adv_estimator {estimator!r}; "
-            f"set both to {NAME!r}, or neither: the trainer hands the estimator the rewards of each objective"
+            f"set both to {NAME!r}, or neither: the trainer hands the estimator the rewards of each objective. An "
+            f"asynchronous trainer_mode is {asynchronous}"
         )
-    if mode != NAME:
+    if mode not in MODES:
         return None
     settings = Settings.of(config)
     _check_rest(config, settings)
@@ -74,12 +80,13 @@ def _check_rest(config: DictConfig, settings: Settings) -> None:
     combines = get_method(settings.method).aggregation.takes_penalty
     if algorithm.use_kl_in_reward and not combines and settings.kl_in_reward == "combined":
         wrong.append(
-            f"algorithm.use_kl_in_reward is True, and saw.method {settings.method!r} never sums the rewards that the "
-            "penalty would be taken from; use actor_rollout_ref.actor.use_kl_loss=True, or saw.kl_in_reward=grpo_only"
+            f"algorithm.use_kl_in_reward is True, but saw.method {settings.method!r} has no summed reward to subtract "
+            "the penalty from; use actor_rollout_ref.actor.use_kl_loss=True, or saw.kl_in_reward=grpo_only"
         )
     wrong += _engine_faults(config)
     if settings.needs_gradients:
         wrong += _gradient_faults(config)
+    wrong += _mode_faults(config, settings)
     wrong += _reward_manager_faults(config)
     model = config.reward.reward_model
     if model.enable and not model.enable_resource_pool:
@@ -89,16 +96,16 @@ def _check_rest(config: DictConfig, settings: Settings) -> None:
         )
     if model.enable and config.reward.custom_reward_function.path is None:
         wrong.append(
-            "reward.custom_reward_function.path is not set, and reward.reward_model.enable is True: verl then takes "
-            "the model's own scalar for the reward; set it to a reward function that asks the model, and returns a "
-            "dict with the objectives"
+            "reward.custom_reward_function.path is not set, but reward.reward_model.enable is True: verl then uses "
+            "the model's scalar as the reward; set it to a reward function that calls the model and returns a dict "
+            "with the objectives"
         )
     if wrong:
         raise ConfigError("\n".join(wrong))
 
 
 def _engine_faults(config: DictConfig) -> list[str]:
-    """A strategy that belongs to another engine: verl asks the one here, and the other there."""
+    """A strategy of another engine than model_engine: parts of verl read the one, parts the other."""
     actor = config.actor_rollout_ref.actor
     kind = get_class(actor["_target_"])
     own = getattr(kind, "strategy", None)
@@ -106,15 +113,15 @@ def _engine_faults(config: DictConfig) -> list[str]:
         return []
     return [
         f"actor_rollout_ref.actor.strategy is {actor.strategy!r}, and model_engine {config.get('model_engine')!r} "
-        f"(a {kind.__name__}) has the strategy {own!r} only: set it to that, or take another model_engine"
+        f"(a {kind.__name__}) has only the strategy {own!r}: set it to that, or use another model_engine"
     ]
 
 
 def check_micro_batches(config: DictConfig) -> None:
-    """Check what verl's workers assert of the micro-batches, after Ray has started.
+    """Check what verl's workers would assert about micro-batches after Ray has started.
 
     Raises:
-        ConfigError: naming the keys that contradict each other, or the one that is not set.
+        ConfigError: naming the keys that contradict each other, or the key that is not set.
     """
     parts = config.actor_rollout_ref
     actor, rollout, ref = parts.actor, parts.rollout, parts.ref
@@ -122,7 +129,7 @@ def check_micro_batches(config: DictConfig) -> None:
     if actor.use_dynamic_bsz != rollout.log_prob_use_dynamic_bsz:
         wrong.append(
             f"actor_rollout_ref.rollout.log_prob_use_dynamic_bsz is {rollout.log_prob_use_dynamic_bsz} and "
-            f"actor_rollout_ref.actor.use_dynamic_bsz {actor.use_dynamic_bsz}, and one worker does both; set both to "
+            f"actor_rollout_ref.actor.use_dynamic_bsz {actor.use_dynamic_bsz}, but one worker does both; set both to "
             "True, or both to False"
         )
     needed = {
@@ -148,43 +155,107 @@ def _log_prob_limit(section: DictConfig) -> str:
 
 
 def _gradient_faults(config: DictConfig) -> list[str]:
-    """What the objectives' policy gradients, :mod:`saw.verl.gradients`, are not made for."""
+    """Settings that the objectives' policy gradients (:mod:`saw.verl.gradients`) do not support."""
     wrong = []
     actor = config.actor_rollout_ref.actor
     if not issubclass(get_class(actor["_target_"]), FSDPActorConfig):
         wrong.append(
-            f"model_engine is {config.get('model_engine')!r}, and the objectives' policy gradients are taken apart "
-            "under FSDP2 only: set it to dp, and actor_rollout_ref.actor.strategy to fsdp2"
+            f"model_engine is {config.get('model_engine')!r}, but the objectives' policy gradients are computed only "
+            "under FSDP2: set it to dp, and actor_rollout_ref.actor.strategy to fsdp2"
         )
     else:
         if actor.strategy != "fsdp2":
             wrong.append(
-                f"actor_rollout_ref.actor.strategy is {actor.strategy!r}, and the objectives' policy gradients are "
-                "taken apart under fsdp2 only: set it to fsdp2"
+                f"actor_rollout_ref.actor.strategy is {actor.strategy!r}, but the objectives' policy gradients are "
+                "computed only under fsdp2: set it to fsdp2"
             )
         precision = (actor.fsdp_config.get("mixed_precision") or {}).get("param_dtype", "bf16")
         if PrecisionType.is_fp16(precision):
             wrong.append(
                 f"actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype is {precision!r}, which trains with "
-                "loss scaling, and the objectives' policy gradients know none: set it to bf16 or fp32"
+                "loss scaling; the objectives' policy gradients do not support it: set it to bf16 or fp32"
             )
     correction = config.algorithm.get("rollout_correction") or {}
     if correction.get("bypass_mode", False):
         wrong.append(
-            "algorithm.rollout_correction.bypass_mode is True, and the objectives' policy gradients are computed "
-            "along with the old log-probabilities, which it leaves out: set it to False"
+            "algorithm.rollout_correction.bypass_mode is True, but the objectives' policy gradients are computed "
+            "together with the old log-probabilities, which it skips: set it to False"
         )
-    for key, does in (("rollout_is", "weighs the tokens"), ("rollout_rs", "rejects samples or tokens")):
+    for key, does in (("rollout_is", "weights the tokens"), ("rollout_rs", "rejects samples or tokens")):
         if correction.get(key) is not None:
             wrong.append(
                 f"algorithm.rollout_correction.{key} is {correction[key]!r}, which {does} after the objectives' policy "
-                "gradients are computed, so that these would be those of another loss: set it to null"
+                "gradients are computed, so they would belong to another loss: set it to null"
             )
     return wrong
 
 
+def _mode_faults(config: DictConfig, settings: Settings) -> list[str]:
+    """What an asynchronous trainer cannot do, and what verl would assert of it after Ray has started."""
+    name = config.trainer.v1.trainer_mode
+    mode = MODES[name]
+    wrong = []
+    if settings.needs_gradients and mode != "sync":
+        wrong.append(
+            f"trainer.v1.trainer_mode is {name!r}, and saw.method {settings.method!r} (saw.options.informativeness "
+            f"{settings.options.informativeness!r}) compares policy gradients on the samples of another policy, which "
+            f"would have to be importance-weighted: set trainer_mode to {NAME!r}, or take another method"
+        )
+    mini_batches = config.trainer.v1[mode].get("parameter_sync_step", 1)
+    if mode == "separate_async":
+        wrong += _separate_faults(config, settings, mini_batches)
+    elif mini_batches != 1:
+        wrong.append(
+            f"trainer.v1.{mode}.parameter_sync_step is {mini_batches}, and the rollout sleeps from a step's first "
+            "mini-batch to its end, so that the next would be waited for for ever: leave it out"
+        )
+    return wrong
+
+
+def _separate_faults(config: DictConfig, settings: Settings, mini_batches: int) -> list[str]:
+    section = config.trainer.v1.separate_async
+    parts = config.actor_rollout_ref
+    wrong = []
+    if config.data.train_batch_size != mini_batches * parts.actor.ppo_mini_batch_size:
+        wrong.append(
+            f"data.train_batch_size is {config.data.train_batch_size}; expected "
+            f"trainer.v1.separate_async.parameter_sync_step {mini_batches} x "
+            f"actor_rollout_ref.actor.ppo_mini_batch_size {parts.actor.ppo_mini_batch_size}"
+        )
+    for key in ("nnodes", "n_gpus_per_node"):
+        if parts.rollout[key] < 1:
+            wrong.append(
+                f"actor_rollout_ref.rollout.{key} is {parts.rollout[key]}; expected at least 1: the rollout has "
+                "GPUs of its own"
+            )
+    engine, needed = parts.rollout.checkpoint_engine.backend, weight_engine()
+    if engine == "naive" or needed not in (None, engine):
+        wrong.append(
+            f"actor_rollout_ref.rollout.checkpoint_engine.backend is {engine!r}, by which no weights reach a rollout "
+            f"apart from the trainer here; set it to {needed or 'nccl, or another of verl'}"
+        )
+    if not parts.get("hybrid_engine", True):
+        wrong.append(
+            "actor_rollout_ref.hybrid_engine is False, with which verl 0.9.1 fails when it has started everything (it "
+            "hands flush to a logger, a TypeError): set it to True"
+        )
+    switch = section.hybrid_rollout
+    if switch.enable_switch and switch.adaptive_switch_threshold and settings.poll_interval != POLL_INTERVAL:
+        wrong.append(
+            f"saw.poll_interval is {settings.poll_interval:g}, and trainer.v1.separate_async.hybrid_rollout."
+            "adaptive_switch_threshold True: verl calls a step idle that waited longer than this interval, and would "
+            f"adapt its threshold to other waits; set saw.poll_interval to {POLL_INTERVAL:g}, verl's own"
+        )
+    return wrong
+
+
+def weight_engine() -> str | None:
+    """The one checkpoint engine that works on this platform; None where verl has several."""
+    return "cpu" if get_platform().device_name == "cpu" else None
+
+
 def _reward_manager_faults(config: DictConfig) -> list[str]:
-    """Another reward manager than ours, or one derived from it: what it makes of a reward reaches no advantage."""
+    """A reward manager that is not ours or derived from it: its rewards would reach no advantage."""
     from saw.verl.reward_manager import MultiRewardManager
 
     section = config.reward.reward_manager
@@ -198,28 +269,28 @@ def _reward_manager_faults(config: DictConfig) -> list[str]:
     if issubclass(inspect.unwrap(kind), MultiRewardManager):  # verl's registry holds a proxy of it
         return []
     return [
-        f"reward.reward_manager.name is {section.name!r} (a {kind.__name__}), which makes one scalar of a reward, and "
+        f"reward.reward_manager.name is {section.name!r} (a {kind.__name__}), which turns a reward into a scalar, and "
         f"that never enters an advantage; set it to {NAME!r}, or with source=importlib to a class derived from "
         f"{MultiRewardManager.__module__}.{MultiRewardManager.__name__}"
     ]
 
 
 def check_group_size(config: DictConfig, settings: Settings) -> None:
-    """Refuse one rollout a prompt: nothing can be learned from it, as a sample has nothing to be compared with.
+    """Refuse one rollout per prompt: with nothing to compare a sample to, nothing is learned.
 
     Raises:
-        ConfigError: unless the profile is ``released``, in which a sample alone in its group has its own reward.
+        ConfigError: unless the profile is ``released``, in which the advantage of a group of one is its reward.
     """
     number = config.actor_rollout_ref.rollout.n
     if number < 2 and settings.options.numerics.lone_sample == "zero":
         raise ConfigError(
-            f"actor_rollout_ref.rollout.n is {number}, and an advantage compares the samples of one prompt: all would "
-            f"be 0; set it to at least 2, or give the training rows a column {ROLLOUTS!r} with a number for each prompt"
+            f"actor_rollout_ref.rollout.n is {number}, but an advantage compares the samples of one prompt: all would "
+            f"be 0; set it to at least 2, or give the training rows a column {ROLLOUTS!r} with a number per prompt"
         )
 
 
 def _check_rollouts(config: DictConfig, settings: Settings) -> None:
-    """Check the number of rollouts, where the training files can say that it does not differ between prompts."""
+    """Check the number of rollouts, if the training files show that it is the same for all prompts."""
     if config.actor_rollout_ref.rollout.n > 1:
         return
     agent = config.actor_rollout_ref.rollout.get("agent") or {}
@@ -231,7 +302,7 @@ def _check_rollouts(config: DictConfig, settings: Settings) -> None:
 
 
 def _may_ask_for_several(file: str) -> bool:
-    """Whether some row of a training file may have more rollouts than the configuration says."""
+    """Whether some row of a training file may have more rollouts than the configuration sets."""
     path = Path(file).expanduser()
     if "://" in file:
         return True  # the trainer looks at the first samples
@@ -265,20 +336,20 @@ def _check_group_filter(config: DictConfig, settings: Settings, returned: Iterab
     allowed = [key for key in allowed if key != FAILED]
     if not metric or (returned is not None and metric not in allowed):
         raise ConfigError(
-            f"algorithm.filter_groups.metric is {metric!r}, and algorithm.filter_groups.enable True; "
+            f"algorithm.filter_groups.metric is {metric!r}, and algorithm.filter_groups.enable is True; "
             f"set it to one of {', '.join(allowed)}"
         )
 
 
 def _check_reward_function(config: DictConfig, settings: Settings) -> Iterable[str] | None:
-    """Compare the objectives with what the reward function returns, and see that all have a minimum.
+    """Compare the objectives with what the reward function returns, and check that all have a minimum.
 
-    A reward function may say so itself, see :func:`saw.rewards.returns`. A plain one that does
-    not is tried on the first training row, with the reference as the response. An asynchronous one is left alone, as
-    it may cost money; the trainer checks its first rewards.
+    A reward function can declare its objectives (:func:`saw.rewards.returns`). A plain one that does not is tried on
+    the first training row, with the reference as the response. An async one is not called, because that may cost
+    money; the trainer checks its first rewards.
 
     Returns:
-        Iterable[str] | None: what it returns, if that is known.
+        Iterable[str] | None: the keys that it returns, if known.
     """
     ranges, model = RewardRanges.of(config, settings), config.reward.reward_model
     function, kwargs = ranges.function, ranges.kwargs
@@ -294,7 +365,7 @@ def _check_reward_function(config: DictConfig, settings: Settings) -> Iterable[s
             except ValueError as fault:
                 raise ConfigError("\n".join(f"{KWARGS}.{line}" for line in str(fault).splitlines())) from None
         returned = getattr(function, "objectives", None)
-        if getattr(function, "bounds", None) is not None:  # with these arguments, an objective may be off
+        if getattr(function, "bounds", None) is not None:  # these arguments may switch an objective off
             returned = ranges.declared(step=0)
         if returned is None and not inspect.iscoroutinefunction(function) and not model.enable:
             returned = tried = _try_on_first_row(function, kwargs, config)
@@ -307,15 +378,15 @@ def _check_reward_function(config: DictConfig, settings: Settings) -> Iterable[s
 
 
 def _check_judge_key(config: DictConfig) -> None:
-    """See that a judge's key is here, or may be on the nodes of a Ray cluster that runs already.
+    """Check that a judge's key is set here, unless the nodes of a running Ray cluster may have it.
 
     Raises:
-        ConfigError: if it is not here, and the reward workers will be.
+        ConfigError: if it is not set here and the reward workers run here.
     """
     variable = OmegaConf.select(config, f"{JUDGE}.api_key_env")
     if not isinstance(variable, str):
         return
-    from saw.rewards.judge.options import JudgeError, key_in  # it loads the client, which only judges need
+    from saw.rewards.judge.options import JudgeError, key_in  # loads the client, which only judges need
 
     try:
         key_in(variable)
@@ -324,20 +395,20 @@ def _check_judge_key(config: DictConfig) -> None:
         if address is None:
             raise ConfigError(f"{KWARGS}.{fault}") from None
         logger.warning(
-            "%s.api_key_env is %r, which is not set here: the nodes of the Ray cluster at %s must have it themselves, "
-            "from before ray start; where one has not, the judge gives no verdict",
+            "%s.api_key_env is %r, which is not set here: every node of the Ray cluster at %s must have it set before "
+            "ray start; on a node without it, the judge gives no verdict",
             *(JUDGE, variable, address),
         )
 
 
 def _sample_arguments(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What verl calls a reward function with, for a row whose reference is the response."""
+    """The arguments with which verl calls a reward function, for a row whose reference is the response."""
     truth = (row.get("reward_model") or {}).get("ground_truth")
     return {
         "data_source": row.get("data_source"),
         "solution_str": str(truth),
         "ground_truth": truth,
-        # what the reward managers, verl's and ours, put there
+        # added by verl's reward managers and ours
         "extra_info": {
             **(row.get("extra_info") or {}),
             "num_turns": 2,
@@ -352,7 +423,7 @@ def _first_row(config: DictConfig) -> tuple[Path, dict[str, Any]] | None:
     files = config.data.train_files
     first = Path(files if isinstance(files, str) else files[0])
     if first.suffix != ".parquet" or not first.is_file():
-        return None  # verl says what it makes of such a file
+        return None  # verl reports such a file
     for batch in pq.ParquetFile(first).iter_batches(batch_size=1):
         return first, batch.to_pylist()[0]
     raise ConfigError(f"data.train_files has {str(first)!r}, which has no rows; expected at least one")
@@ -361,7 +432,7 @@ def _first_row(config: DictConfig) -> tuple[Path, dict[str, Any]] | None:
 def _try_on_first_row(
     function: Callable[..., Any], kwargs: Mapping[str, Any], config: DictConfig
 ) -> Mapping[str, Any] | None:
-    """What a reward function returns for the first training row; None if there is no row to try or no dict."""
+    """What a reward function returns for the first training row; None if there is no row, or it returns no dict."""
     found = _first_row(config)
     if found is None:
         return None
@@ -370,8 +441,8 @@ def _try_on_first_row(
         result = function(**{**_sample_arguments(row), **kwargs})
     except Exception as error:
         error.add_note(
-            f"raised by the reward function on the first row of {first}, tried to see which objectives it returns; "
-            "declare them with saw.rewards.returns, and it is not tried"
+            f"raised by the reward function on the first row of {first}, called to see which objectives it returns; "
+            "to avoid the call, declare them with saw.rewards.returns"
         )
         raise
     if not isinstance(result, Mapping):
@@ -383,7 +454,7 @@ def _check_first_rewards(settings: Settings, rewards: Mapping[str, Any], ranges:
     """Check the rewards of the first row as the training would check them, hours later.
 
     Raises:
-        ConfigError: for a reward that is no number, infinite, or below its minimum.
+        ConfigError: for a reward that is not a number, infinite, or below its minimum.
     """
     for name, (low, _) in zip(settings.names, ranges, strict=True):
         tried = f"the reward {name!r} of the first training row, with its reference as the response"
@@ -392,6 +463,6 @@ def _check_first_rewards(settings: Settings, rewards: Mapping[str, Any], ranges:
         except TypeError as error:
             raise ConfigError(f"{tried}: {error}") from None
         if math.isinf(value):
-            raise ConfigError(f"{tried}, is {value}; expected a finite number, or NaN where it is missing")
+            raise ConfigError(f"{tried}, is {value}; expected a finite number, or NaN if it is missing")
         if value < low:
             raise ConfigError(f"{tried}, is {value:g}, below its minimum {low:g}; see saw.objectives.{name}.minimum")

@@ -1,13 +1,13 @@
 """The advantage estimator ``saw``, registered with verl.
 
-verl hands an estimator token rewards and a mask. The trainer (:mod:`saw.verl.trainer`) adds what this one needs, the
-rewards of each objective, for the time of the call: everything else in verl's advantage step, KL penalty, rollout
-correction and the way back to TransferQueue, stays verl's own.
+verl passes an estimator token rewards and a mask. During the call, the trainer (:mod:`saw.verl.trainer`) also provides
+the rewards of each objective. Everything else in verl's advantage step (KL penalty, rollout correction, writing to
+TransferQueue) stays verl's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -24,19 +24,23 @@ from saw.verl.transfer_queue import of_all_rows
 
 @dataclass
 class StepRewards:
-    """The rewards of one step, row for row as in verl's batch.
+    """The rewards of one step, row for row as in verl's batch; where a step has mini-batches, of one of them.
 
     Attributes:
         settings (Settings): method, objectives, options.
         objectives (Sequence[Objective]): with their ranges at this step.
         step (int): verl's global step.
-        previous_weights (Sequence[float] | None): those that the last step used.
+        previous_weights (Sequence[float] | None): the weights of the last step.
         rewards (Tensor): shape ``(R, K)``, NaN where missing.
-        scored (Tensor): int64, the rows that count: no padding, and of several outputs of one session the last.
-        scored_of_row (Tensor): shape ``(R,)``, int64, for each row its place in ``scored``; -1 for padding.
-        lost (int): samples that were asked for and left no row.
+        scored (Tensor): int64, indices of the rows used: no padding, and only the last output of each session.
+        scored_of_row (Tensor): shape ``(R,)``, int64, for each row its index in ``scored``; -1 for padding.
+        lost (int): requested samples that left no row.
         scores (Tensor | None): shape ``(R,)``, the scalar rewards before a KL penalty; None if there is none.
         gram (Tensor | None): shape ``(K, K)``, of the objectives' policy gradients, where the method compares them.
+        prompts (Sequence[str]): of the rows that count, as all of the following.
+        submitted (Sequence[int]): verl's global step at which each sample's prompt was given to the rollout.
+        infos (Sequence[Mapping]): what the reward function returned.
+        scalars (Tensor | None): verl's scalar rewards, shape ``(N,)``.
         advantage (Advantage | None): the result, once the estimator has run.
     """
 
@@ -50,10 +54,14 @@ class StepRewards:
     lost: int = 0
     scores: Tensor | None = None
     gram: Tensor | None = None
+    prompts: Sequence[str] = ()
+    submitted: Sequence[int] = ()
+    infos: Sequence[Mapping[str, Any]] = ()
+    scalars: Tensor | None = None
     advantage: Advantage | None = None
 
     def missing_shares(self) -> list[float]:
-        """For each objective the share of the samples without its reward; a lost sample has none."""
+        """For each objective, the share of samples without its reward; lost samples count as without."""
         present = (~self.rewards[self.scored].isnan()).sum(dim=0)
         return (1 - present.double() / max(len(self.scored) + self.lost, 1)).tolist()
 
@@ -77,7 +85,7 @@ def estimate(
     """Token advantages of one step by the configured method.
 
     Args:
-        token_level_rewards (Tensor): shape ``(R, T)``; its sum over a row is the scalar score, less the KL penalty.
+        token_level_rewards (Tensor): shape ``(R, T)``; its sum over a row is the scalar score minus the KL penalty.
         response_mask (Tensor): shape ``(R, T)``.
         config: verl's ``algorithm`` section.
         index (np.ndarray): shape ``(R,)``, the prompt of each row.
@@ -109,6 +117,6 @@ def estimate(
     )
     if len(rows) == len(response_mask) and advantage.tokens is not None:
         return advantage.tokens, advantage.tokens
-    # Every output of a session carries the session's advantage; padding carries none.
+    # Every output of a session gets the session's advantage; padding gets none.
     tokens = response_mask * of_all_rows(advantage.samples, step.scored_of_row).float()[:, None]
     return tokens, tokens

@@ -1,10 +1,9 @@
 """The policy gradient of each objective, from the actor's workers, for the gradient-based methods.
 
-The trainer puts each sample's advantages for each objective alone into the batch, and the workers compute the old
-log-probabilities, as in every method, with the graph kept: one forward pass serves both. Then one backward pass an
-objective follows. At this point the policy is the one that sampled, its ratio to itself is 1, and the gradient is that
-of the PPO loss, which no clipping touches. No gradient leaves its rank: what is added up over the ranks is the K x K
-matrix of inner products.
+The trainer puts the advantages of each objective into the batch. The workers compute the old log-probabilities, as in
+every method, but keep the graph, so one forward pass serves both; then one backward pass per objective follows. At this
+point the policy is still the one that sampled: its ratio is 1, so this is the gradient of the unclipped PPO loss. No
+gradient leaves its rank: only the K x K matrix of inner products is summed over the ranks.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ from verl.workers.utils.padding import no_padding_2_padding
 
 #: The batch's field with each objective's advantages, shape ``(R, K)``.
 ADVANTAGES = "saw_objective_advantages"
-#: The batch's mark that gradients are wanted; its value is a tuple of layers, empty for all.
+#: The batch's field that requests gradients; its value is a tuple of layers, empty for all.
 LAYERS = "saw_gradient_layers"
-#: What a gradient is of, ``mean`` or ``sum`` (:class:`saw.method.options.GradientOptions`).
+#: Whether the gradient is of the ``mean`` or the ``sum`` (:class:`saw.method.options.GradientOptions`).
 REDUCTION = "saw_gradient_reduction"
 
 Gradients = dict[nn.Parameter, Tensor]
@@ -41,12 +40,12 @@ Gradients = dict[nn.Parameter, Tensor]
 
 @dataclass(frozen=True)
 class ObjectiveGradients:
-    """What the workers say of one step's gradients.
+    """One step's gradients, as the workers report them.
 
     Attributes:
         gram (Tensor): shape ``(K, K)``, float64, inner products over the chosen parameters of all ranks.
-        forward_seconds (float): of this rank; a method without gradients spends them on the old log-probabilities.
-        backward_seconds (float): of this rank, the price of the gradients.
+        forward_seconds (float): of this rank; every method spends these on the old log-probabilities.
+        backward_seconds (float): of this rank, the extra cost of the gradients.
     """
 
     gram: Tensor
@@ -55,11 +54,11 @@ class ObjectiveGradients:
 
 
 class GradientWorker(ActorRolloutRefWorker):
-    """verl's worker, whose log-probabilities come with gradients where the batch asks for them."""
+    """verl's worker, which also computes gradients with the log-probabilities if the batch asks for them."""
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def compute_log_prob(self, data: TensorDict) -> TensorDict:
-        """verl's own; with :data:`LAYERS` in the batch, the gradients are computed on the way."""
+        """As verl's; with :data:`LAYERS` in the batch, it also computes the gradients."""
         without_adapter = tu.get_non_tensor_data(data, "no_lora_adapter", False)  # the reference policy under LoRA
         if without_adapter or tu.get_non_tensor_data(data, LAYERS, None) is None:
             return super().compute_log_prob(data)
@@ -72,20 +71,20 @@ class GradientWorker(ActorRolloutRefWorker):
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)  # type: ignore[attr-defined]
     def objective_gradients(self) -> ObjectiveGradients:
-        """What the last :meth:`compute_log_prob` found."""
+        """The gradients of the last :meth:`compute_log_prob`."""
         return self._gradients
 
 
 class ObjectiveLosses:
     r"""The policy-gradient loss of each objective, :math:`-\sum A_k \log\pi` in verl's own aggregation.
 
-    Called as verl calls a loss function; the losses stay here, with their graph, until they are taken.
+    verl calls it as a loss function; the losses stay here, with their graph, until :meth:`take`.
 
     Args:
         loss_agg_mode (str): verl's ``actor.loss_agg_mode``.
         loss_scale_factor (int | None): verl's ``actor.loss_scale_factor``.
-        reduction (str): ``mean`` divides by what the whole batch has, so that the micro-batches add up to its loss;
-            ``sum`` by what the micro-batch has.
+        reduction (str): ``mean`` divides by the size of the whole batch, so that the micro-batches add up to its loss;
+            ``sum`` by the size of the micro-batch.
     """
 
     def __init__(self, loss_agg_mode: str, loss_scale_factor: int | None = None, reduction: str = "mean"):
@@ -94,7 +93,7 @@ class ObjectiveLosses:
         self._losses: list[Tensor] = []
 
     def __call__(self, model_output: Mapping[str, Tensor], data: TensorDict, dp_group: object = None):
-        """verl's signature; the returned sum serves no purpose but to satisfy it."""
+        """verl's signature; the returned sum is not used."""
         log_probs = no_padding_2_padding(model_output["log_probs"], data)
         mask = data.select("response_mask").to_padded_tensor()["response_mask"].to(bool)
         self._losses = [
@@ -110,7 +109,7 @@ class ObjectiveLosses:
         return torch.stack(self._losses).detach().sum(), {}
 
     def _divisors(self, mask: Tensor, data: TensorDict) -> dict[str, Any]:
-        """What ``agg_loss`` divides by. FSDP averages over the ranks, which ``dp_size`` makes up for."""
+        """The divisors for ``agg_loss``; ``dp_size`` compensates for FSDP's average over the ranks."""
         if self._reduction == "mean":
             return {name: data[name] for name in ("dp_size", "batch_num_tokens", "global_batch_size")}
         said = mask.sum(dim=1)
@@ -121,7 +120,7 @@ class ObjectiveLosses:
         }
 
     def take(self) -> list[Tensor]:
-        """The K losses of the last call, given away so that their graph can be freed."""
+        """Hand over the K losses of the last call, so that their graph can be freed."""
         losses, self._losses = self._losses, []
         return losses
 
@@ -129,9 +128,9 @@ class ObjectiveLosses:
 def log_probs_and_gradients(
     worker: TrainingWorker, data: TensorDict, losses: ObjectiveLosses
 ) -> tuple[TensorDict | None, ObjectiveGradients]:
-    """Log-probabilities and entropies, as verl's ``infer_batch`` gives them, and the Gram matrix of the gradients.
+    """Log-probabilities and entropies, as from verl's ``infer_batch``, and the Gram matrix of the gradients.
 
-    Follows ``forward_backward_batch`` of verl 0.9.1's FSDP engine, which has room for one backward pass a micro-batch.
+    Follows ``forward_backward_batch`` of verl 0.9.1's FSDP engine, which makes only one backward pass per micro-batch.
 
     Args:
         worker (TrainingWorker): the actor's, under FSDP2.
@@ -141,12 +140,12 @@ def log_probs_and_gradients(
     Raises:
         ValueError: if no parameter belongs to the chosen layers, or the training uses loss scaling.
     """
-    engine: Any = worker.engine  # verl's base class does not declare what its FSDP engine has
+    engine: Any = worker.engine  # verl's base class does not declare the FSDP engine's attributes
     config = worker.engine_config
     if getattr(engine, "scaler", None) is not None:
         raise ValueError(
-            "actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype is float16, which needs loss scaling, and "
-            "the objectives' policy gradients know none: set it to bfloat16 or float32"
+            "actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype is float16, which needs loss scaling; "
+            "the objectives' policy gradients do not support it: set it to bfloat16 or float32"
         )
     maybe_fix_3d_position_ids(data)
     layers = tu.get_non_tensor_data(data, LAYERS, ())
@@ -195,7 +194,7 @@ def chosen_parameters(module: nn.Module, layers: Sequence[int]) -> list[nn.Param
 
     Args:
         module (nn.Module): the model.
-        layers (Sequence[int]): numbers of its decoder layers, by transformers' names ``layers.<number>.``; empty
+        layers (Sequence[int]): numbers of its decoder layers, as in transformers' names ``layers.<number>.``; empty
             for all parameters.
 
     Raises:
@@ -211,7 +210,7 @@ def chosen_parameters(module: nn.Module, layers: Sequence[int]) -> list[nn.Param
     for number in layers:
         if number not in of_layer:
             raise ValueError(
-                f"saw.options.gradient.layers has {number}, which is no trainable layer of the model; "
+                f"saw.options.gradient.layers has {number}, which is not a trainable layer of the model; "
                 f"it has {min(of_layer, default=None)} to {max(of_layer, default=None)}"
             )
     return [parameter for number in sorted(set(layers)) for parameter in of_layer[number]]
@@ -225,9 +224,9 @@ def _layer(name: str) -> int | None:
 
 @contextmanager
 def _leaves(module: nn.Module, layers: Sequence[int]) -> Iterator[list[Tensor]]:
-    """Collect what a backward pass must reach, during the forward pass inside the context; empty for everything.
+    """Collect the tensors that a backward pass must reach, during a forward pass in this context; empty for all.
 
-    FSDP2 has a module's parameters replaced, while its forward pass runs, by the gathered ones: the graph's leaves.
+    While a module's forward pass runs, FSDP2 replaces its parameters by the gathered ones, the leaves of the graph.
     """
     leaves: list[Tensor] = []
     with ExitStack() as stack:
@@ -243,7 +242,7 @@ def _leaves(module: nn.Module, layers: Sequence[int]) -> Iterator[list[Tensor]]:
 def _backward(
     losses: Sequence[Tensor], leaves: Sequence[Tensor], chosen: Sequence[nn.Parameter], gradients: Sequence[Gradients]
 ) -> None:
-    """One backward pass a loss; each adds to gradients of its own, where FSDP2 adds to ``parameter.grad``."""
+    """One backward pass per loss, each adding to its own gradients instead of ``parameter.grad``, where FSDP2 adds."""
     for k, (loss, gradient) in enumerate(zip(losses, gradients, strict=True)):
         for parameter in chosen:
             parameter.grad = gradient.get(parameter)
@@ -257,7 +256,7 @@ def _backward(
 def gram_matrix(gradients: Sequence[Gradients]) -> Tensor:
     """Inner products of the gradients over all parameters and ranks.
 
-    Each rank multiplies its shards; what several ranks hold in copy counts once. In float64 from the products on.
+    Each rank multiplies its shards; replicated shards count once. Products and sums are in float64.
 
     Args:
         gradients (Sequence[Gradients]): K of them, this rank's.
@@ -292,7 +291,7 @@ def _copies(gradient: Tensor) -> int:
 
 
 def dense(advantages: Tensor) -> Tensor:
-    """Rows that came through TransferQueue, as one ``(R, K)`` tensor."""
+    """Rows from TransferQueue, as one ``(R, K)`` tensor."""
     return advantages.to_padded_tensor(0.0) if advantages.is_nested else advantages
 
 

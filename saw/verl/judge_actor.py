@@ -1,8 +1,7 @@
-"""The LLM judge as reward workers of its own: one Ray actor a node, asked by all of the node's reward workers.
+"""The LLM judge as a Ray actor, one per node, shared by that node's reward workers.
 
-verl's reward workers are several processes. What must hold for a node (requests in flight, requests a minute, no
-question paid twice) is kept where there is one of: in this actor. It is an asyncio process; the reward workers wait for
-it without blocking each other.
+verl's reward workers are several processes. This one actor keeps the limits of a node (requests in flight, requests per
+minute, no question paid twice). It is an asyncio process; the reward workers wait for it without blocking each other.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ WAITING = 100_000
 
 
 class JudgeWorker:
-    """The process that asks."""
+    """The process that calls the judge."""
 
     def __init__(self, options: dict[str, Any]):
-        # Ray's message for an actor that fails to start repeats the exception: it never holds the key
+        # Ray's message for an actor that fails to start repeats the exception, so this must never hold the key
         self.judge = Judge(JudgeOptions.of(options))
 
     async def score(self, fields: dict[str, str]) -> Verdict:
@@ -42,7 +41,7 @@ class JudgeWorker:
 
 @functools.cache
 def _worker(options: str) -> Any:
-    """This node's worker for a judge, started by whoever asks first."""
+    """This node's worker for a judge, started by the first call."""
     node = ray.get_runtime_context().get_node_id()
     return (
         ray.remote(JudgeWorker)
@@ -52,7 +51,7 @@ def _worker(options: str) -> Any:
             num_cpus=0,
             max_concurrency=WAITING,
             max_restarts=-1,
-            max_task_retries=-1,  # the cache pays for nothing twice
+            max_task_retries=-1,  # retries are not paid again: answers are cached
             scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
         )
         .remote(json.loads(options))
@@ -60,21 +59,20 @@ def _worker(options: str) -> Any:
 
 
 async def ask(options: JudgeOptions, fields: dict[str, str]) -> Verdict:
-    """Ask this node's judge; if its process cannot live, for want of a key there for example, there is no verdict.
+    """Ask this node's judge; if the actor cannot start (for example, no API key on the node), the verdict is missing.
 
-    An exception would be taken by verl for a rollout that failed; as a missing reward it is counted, and stops the
-    training if there are too many.
+    verl would treat an exception as a failed rollout; a missing reward is counted, and too many stop the training.
     """
     try:
         return await _worker(options.model_dump_json()).score.remote(fields)
     except ray.exceptions.RayActorError as error:
-        _worker.cache_clear()  # the next question starts another
+        _worker.cache_clear()  # the next question starts another actor
         logger.error("the judge's process on this node ended: %s", error)
         return Verdict(dict.fromkeys(options.objectives, math.nan), fault="the judge's process ended")
 
 
 def options_of(section: Mapping[str, Any] | None, router: str | None) -> JudgeOptions:
-    """The options; a judge without an address is the one that verl serves, behind its router.
+    """The options; without an address, the judge is the one that verl serves, behind its router.
 
     Args:
         section (Mapping | None): the configuration.
@@ -83,19 +81,19 @@ def options_of(section: Mapping[str, Any] | None, router: str | None) -> JudgeOp
     plain: Any = OmegaConf.to_container(section, resolve=True) if isinstance(section, DictConfig) else section
     options = JudgeOptions.of(plain)
     if options.base_url is None and router is not None:
-        # the router's port is another one in every run; what verl serves is the model, whose path is its name
+        # the router's port differs in every run; verl serves the model under its path
         name = options.server_name or "verl"
         options = options.model_copy(update={"base_url": f"http://{router}/v1", "server_name": name})
     return options
 
 
 def check(judge: Mapping[str, Any] | None = None, reward_router_address: str | None = None, **_: Any) -> None:
-    """See before Ray starts that the options and the prompt are right; :mod:`saw.verl.config_checks` looks for the key.
+    """Check options and prompt before Ray starts; :mod:`saw.verl.config_checks` checks the key.
 
     Raises:
         JudgeError: naming the setting.
     """
     options = options_of(judge, reward_router_address)
     if options.base_url is None:
-        raise JudgeError("judge.base_url is not set, and verl serves no judge; set it, or pick judge=verl")
+        raise JudgeError("judge.base_url is not set, and verl serves no judge; set it, or choose judge=verl")
     prompt.check(options.prompt_path)

@@ -1,16 +1,18 @@
-"""Names that verl, its configuration and this plug-in share. Nothing is imported here."""
+"""Names that verl, its configuration and this plug-in share. Imports nothing."""
 
-#: Of the trainer, the estimator, the reward manager, and the section of the configuration.
+#: Name of the trainer, the estimator, the reward manager, and the section of the configuration.
 NAME = "saw"
+#: SAW's trainers, as ``trainer.v1.trainer_mode`` names them, and verl's trainer under each.
+MODES = {NAME: "sync", f"{NAME}_colocate_async": "colocate_async", f"{NAME}_separate_async": "separate_async"}
 #: The variable that is 1 in all processes of a training that uses SAW; the check of its configuration sets it.
 ACTIVE = "SAW_ACTIVE"
-#: The scalar in a reward function's dict, which is no objective: verl reads ``score`` and adds ``reward``.
+#: Names of the scalar in a reward function's dict, not an objective: verl reads ``score`` and adds ``reward``.
 SCALARS = frozenset({"score", "reward"})
-#: The key by which the reward manager says whether the reward function failed: 1 or 0.
+#: The key with which the reward manager marks whether the reward function failed: 1 or 0.
 FAILED = "saw_failed"
-#: Keys of that dict that are no objectives.
+#: Keys of that dict that are not objectives.
 RESERVED_NAMES = ("score", "reward", FAILED)
-#: verl's column for a number of rollouts that differs between prompts.
+#: verl's column for a number of rollouts per prompt.
 ROLLOUTS = "__rollout_n__"
 #: Where the reward function's arguments are set.
 KWARGS = "reward.custom_reward_function.reward_kwargs"

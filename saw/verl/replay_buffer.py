@@ -1,4 +1,4 @@
-"""verl's synchronous replay buffer, with a group filter that looks at every objective."""
+"""verl's replay buffers, with a group filter that looks at every objective."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ from collections import Counter, defaultdict
 
 import torch
 import transfer_queue as tq
-from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
 from saw.verl.agent_loops import Watch
 from saw.verl.transfer_queue import objective_matrix, prompt_of
 
 
 class AllLost(RuntimeError):
-    """Nothing is left of a step's samples."""
+    """All samples of a step were lost."""
 
 
 class MultiRewardReplayBuffer(ReplayBuffer):
     """Keeps a group while any of its objectives has spread, or is missing for all of its samples.
 
-    verl's ``algorithm.filter_groups`` drops a group whose scalar reward is constant. Two rewards that trade off
-    against each other have a constant sum, and just that is what the weighted methods learn from. And where a reward
-    fails for every sample, nobody knows the spread: dropped, such groups would be drawn again for ever, and none of
-    their missing rewards be counted.
+    verl's ``algorithm.filter_groups`` drops a group whose scalar reward is constant. Two rewards that trade off can
+    have a constant sum, yet that trade-off is what the weighted methods learn from. And if a reward is missing for
+    every sample, its spread is unknown: if such groups were dropped, they would be resampled forever, and their missing
+    rewards would not be counted.
     """
 
     names: tuple[str, ...]
-    #: The prompts of the last sample, also those of which no row is left; taken by :meth:`take_selected`.
+    #: The prompts of the last batch, including those that left no row; taken by :meth:`take_selected`.
     selected: list[str]
-    #: Looks whether those who make the samples live, while these are waited for.
+    #: Checks that the agent loop workers are alive while waiting for samples.
     watch: Watch | None = None
 
     @classmethod
@@ -47,7 +47,7 @@ class MultiRewardReplayBuffer(ReplayBuffer):
         return super()._wait_for_next_poll(partition_id, last_debug_time)
 
     def take_selected(self) -> list[str]:
-        """The prompts that make up the batch sampled last; empty if they were taken already, or came from elsewhere."""
+        """The prompts of the last batch; empty if they were already taken, or came from elsewhere."""
         selected, self.selected = self.selected, []
         return selected
 
@@ -66,7 +66,7 @@ class MultiRewardReplayBuffer(ReplayBuffer):
             return filtered, counts
         verdicts = self._dapo_classification_cache[partition_id]
         for uid in self._with_spread(partition_id, filtered):
-            verdicts[uid] = None  # verl's mark for a group that stays
+            verdicts[uid] = None  # verl's mark for a group to keep
         dropped = {uid: verdicts[uid] for uid in filtered if verdicts[uid] is not None}
         return set(dropped), Counter(dropped.values())
 
@@ -80,8 +80,36 @@ class MultiRewardReplayBuffer(ReplayBuffer):
         return {uid for uid, rewards in groups.items() if has_spread(rewards) or is_unknown(rewards)}
 
 
+class MultiRewardReplayBufferAsync(MultiRewardReplayBuffer, ReplayBufferAsync):
+    """verl's asynchronous buffer with the same filter; a failed group counts as it does in the synchronous one.
+
+    verl's own throws a group away of which one sample was lost, and draws another. Here its samples are trained on and
+    those that were lost counted: else nobody would know of them, and where every rollout fails, nothing would ever end.
+    """
+
+    def _terminal_eviction_reasons(
+        self, global_steps: int, partition_id: str
+    ) -> tuple[set[str], set[str], set[str], Counter]:
+        stale, filtered, failed, counts = super()._terminal_eviction_reasons(global_steps, partition_id)
+        return stale | self._too_old(failed, global_steps, partition_id), filtered, set(), counts
+
+    def _too_old(self, uids: set[str], global_steps: int, partition_id: str) -> set[str]:
+        """Those that verl would have dropped for their age, had they not failed."""
+        if self.max_off_policy_threshold is None or self.max_off_policy_strategy != "drop":
+            return set()
+        submitted = self.prompt_global_steps[partition_id]
+        return {uid for uid in uids if global_steps - submitted[uid] + 1 > self.max_off_policy_threshold}
+
+
+#: Which one takes verl's place.
+BUFFERS: dict[type[ReplayBuffer], type[MultiRewardReplayBuffer]] = {
+    ReplayBuffer: MultiRewardReplayBuffer,
+    ReplayBufferAsync: MultiRewardReplayBufferAsync,
+}
+
+
 def has_spread(rewards: torch.Tensor) -> bool:
-    """Whether any objective of a group, ``(n, K)`` with NaN for missing, has two different present values."""
+    """Whether any objective of a group, ``(n, K)`` with NaN for missing, has two different values."""
     low = rewards.nan_to_num(nan=torch.inf).amin(dim=0)
     high = rewards.nan_to_num(nan=-torch.inf).amax(dim=0)
     return bool((high > low).any())

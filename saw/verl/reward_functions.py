@@ -1,8 +1,8 @@
 """The project's rewards as verl's custom reward functions.
 
-``reward.custom_reward_function.path=pkg://saw.verl.reward_functions``, and the name of one. Their options are
-``reward.custom_reward_function.reward_kwargs``; the training step reaches them as ``extra_info["global_step"]``, put
-there by :mod:`saw.verl.reward_manager`.
+Set ``reward.custom_reward_function.path=pkg://saw.verl.reward_functions``, and the name of a function. Its options are
+``reward.custom_reward_function.reward_kwargs``; :mod:`saw.verl.reward_manager` passes the training step as
+``extra_info["global_step"]``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from saw.verl.config import readable
 
 
 def check_toolrl(options: Mapping[str, Any] | None = None) -> None:
-    """See that the options are right.
+    """Check the options.
 
     Raises:
         ValueError: naming the option, its value and what is allowed.
@@ -67,7 +67,7 @@ async def tldr(
 ) -> dict[str, float]:
     """An LLM judge's scores of a summary, NaN where it gave none; ``judge`` are the judge's options.
 
-    What the question cost stands beside them, under names that begin with ``judge_``, for the metrics.
+    The dict also has the cost of the question, under names that begin with ``judge_``, for the metrics.
     """
     post = (extra_info or {})["post"]
     fields = {"reddit_text": post, "human_summary": ground_truth, "model_summary": solution_str}

@@ -1,4 +1,4 @@
-"""The reward manager ``saw``: verl's naive one, for several rewards of which some may be missing."""
+"""The reward manager ``saw``: verl's naive one, for several rewards, some of which may be missing."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from saw.verl.reward_values import plain, reward_value
 
 logger = logging.getLogger(__name__)
 
-#: What a failed reward may raise. A sandboxed answer that calls ``exit()`` must not end the reward worker.
+#: What a failed reward may raise. A sandboxed response that calls ``exit()`` must not end the reward worker.
 FAULTS = (Exception, SystemExit)
 
 
 class MultiRewardManager(NaiveRewardManager):
-    """Calls the reward function and keeps the scalar that verl logs and filters by finite.
+    """Calls the reward function, and makes sure that the scalar, which verl logs and filters by, is finite.
 
-    The reward function returns a dict with the objectives, NaN or None where a value is missing. If it gives no
-    ``score``, or one that is not finite, the scalar is the sum of the present objectives. The scalar never
-    enters an advantage; the objectives go through, as plain floats.
+    The reward function returns a dict with the objectives, NaN or None where a value is missing. If it returns no
+    finite ``score``, the scalar is the sum of the present objectives. The scalar never enters an advantage; the
+    objectives are passed on as plain floats.
 
-    verl drops a sample whose reward raises, and goes on. Here that is a sample without rewards, which is counted:
-    :data:`saw.verl.names.FAILED` in the dict says which.
+    verl drops a sample whose reward function raises, and continues. Here such a sample counts as one without rewards,
+    and :data:`saw.verl.names.FAILED` marks it in the dict.
     """
 
     def __init__(self, config, tokenizer, compute_score, **kwargs):
@@ -50,17 +50,17 @@ class MultiRewardManager(NaiveRewardManager):
                 dtype=object,
             )
             return await super().run_single(data)
-        except FAULTS as error:  # around the reward function: the row has no reference, or the answer no text
+        except FAULTS as error:  # outside the reward function: a row without a reference, or a response without text
             result = self._failures.result(error)
             return {"reward_score": result["score"], "reward_extra_info": result}
 
 
 class Failures:
-    """What stands for the rewards of a sample whose reward function failed.
+    """The placeholder rewards of samples whose reward function failed.
 
     Args:
         names (tuple[str, ...]): the objectives.
-        metric (str | None): a further key that must be in every dict, :func:`filter_metric`.
+        metric (str | None): a further key that every dict must have, :func:`filter_metric`.
     """
 
     def __init__(self, names: tuple[str, ...], metric: str | None = None):
@@ -69,19 +69,19 @@ class Failures:
         self._seen: set[tuple[str, str, int]] = set()
 
     def result(self, error: BaseException) -> dict[str, float]:
-        """A dict with the keys of the others, all missing; a fault of a new kind is logged with its traceback."""
+        """A dict with the same keys as the others, all missing; a new kind of fault is logged with its traceback."""
         kind = _kind(error)
         if kind not in self._seen:
             self._seen.add(kind)
             logger.error(
-                "the reward function failed: its sample has no rewards, and is counted in saw/failed; further "
+                "the reward function failed: the sample has no rewards, and is counted in saw/failed; further "
                 "faults of this kind are not logged",
                 exc_info=(type(error), error, error.__traceback__),
             )
         return {**dict.fromkeys(self._keys, math.nan), "score": 0.0, FAILED: 1.0}
 
     def passed(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Mark a dict as that of a reward function that did not fail, and remember its keys."""
+        """Mark a dict as a success, and remember its keys."""
         self._keys.update(dict.fromkeys(result))
         return {**result, FAILED: 0.0}
 
@@ -96,7 +96,7 @@ def _kind(error: BaseException) -> tuple[str, str, int]:
 
 
 def filter_metric(config: DictConfig) -> str | None:
-    """The key of the reward dict by which verl filters groups; None if it does not, or by the scalar."""
+    """The key of the reward dict by which verl filters groups; None if it does not filter, or uses the scalar."""
     section = OmegaConf.select(config, "algorithm.filter_groups", default=None) or {}
     metric = section.get("metric") if section.get("enable") else None
     return None if metric in (None, "reward") else str(metric)
@@ -115,7 +115,7 @@ def with_finite_score(compute_score: Callable[..., Any], failures: Failures) -> 
 
         return wrapped_async
 
-    # Here, in the thread that verl runs it in: a StopIteration would never get out of that, and the run would hang.
+    # Caught in verl's thread: a StopIteration would never leave it, and the run would hang.
     @functools.wraps(compute_score)
     def wrapped(*args, **kwargs):
         try:
@@ -127,7 +127,7 @@ def with_finite_score(compute_score: Callable[..., Any], failures: Failures) -> 
 
 
 def _checked(result: Any, failures: Failures) -> Any:
-    """A reward function's dict as verl gets it; a number passes, for the trainer to refuse."""
+    """A reward function's dict as verl gets it; a number passes here and is refused by the trainer."""
     if isinstance(result, Mapping):
         return failures.passed(finite_score(result, failures.names))
     if isinstance(plain(result), Real):
@@ -139,7 +139,7 @@ def finite_score(result: Mapping[str, Any], names: tuple[str, ...]) -> dict[str,
     """Give a reward function's dict a finite ``score``, and plain Python numbers for rewards.
 
     Raises:
-        TypeError: for a reward that is no number.
+        TypeError: for a reward that is not a number.
     """
     rewards = {}
     for name in names:
@@ -151,6 +151,6 @@ def finite_score(result: Mapping[str, Any], names: tuple[str, ...]) -> dict[str,
     score = reward_value(result.get("score"))
     if not math.isfinite(score):
         score = sum(value for value in rewards.values() if math.isfinite(value))
-    # "reward" is verl's own name for the scalar, which it adds to the others
+    # "reward" is verl's name for the scalar, which it adds to the dict
     others = {key: plain(value) for key, value in result.items() if key != "reward"}
     return {**others, **rewards, "score": float(score)}

@@ -1,10 +1,10 @@
-"""What the reward function declares, and the range of each objective at every step."""
+"""The range of each objective at every step, from the configuration and the reward function."""
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,13 +20,13 @@ from saw.verl.names import KWARGS
 class RewardRanges:
     """The range of each objective at every training step.
 
-    What the configuration states holds; the rest comes from the reward function, which may declare bounds that follow a
+    The configuration comes first; the rest is taken from the reward function, which may declare bounds that follow a
     schedule (:func:`saw.rewards.returns`).
 
     Attributes:
         settings (Settings): the section ``saw``.
-        function (Any): the reward function as its author wrote it; None if there is none.
-        kwargs (Mapping): what verl hands it beside a sample.
+        function (Any): the unwrapped reward function; None if there is none.
+        kwargs (Mapping): the arguments that verl passes it besides a sample.
     """
 
     settings: Settings
@@ -48,7 +48,7 @@ class RewardRanges:
             except (ImportError, OSError, AttributeError, RuntimeError) as error:
                 why = f"{error}: {error.__cause__!r}" if error.__cause__ else str(error)
                 raise ConfigError(
-                    f"reward.custom_reward_function.path is {custom.path!r} and its name {custom.name!r} ({why}); "
+                    f"reward.custom_reward_function.path is {custom.path!r} and its name is {custom.name!r} ({why}); "
                     "expected a Python file, or pkg://MODULE, and the name of a function in it"
                 ) from error
         kwargs = custom.get("reward_kwargs", {})
@@ -62,11 +62,11 @@ class RewardRanges:
             step (int): verl's global step.
 
         Returns:
-            list[tuple[float, float]]: one pair per objective; the largest is infinite where nobody states it, and the
-            smallest is where it is the running minimum.
+            list[tuple[float, float]]: one (min, max) per objective; max is inf if unknown, min is -inf for a running
+            minimum.
 
         Raises:
-            ConfigError: if nobody states an objective's minimum, or a minimum is above the maximum.
+            ConfigError: if an objective's minimum is not stated, or a minimum is above the maximum.
         """
         declared = self.declared(step)
         ranges = []
@@ -79,7 +79,7 @@ class RewardRanges:
             if low is None:
                 raise ConfigError(
                     f"saw.objectives.{objective.name}.minimum is not set, and the reward function declares no bounds "
-                    "of it; set it to the lowest value that the reward can take"
+                    "for it; set it to the lowest value that the reward can take"
                 )
             high = high if objective.maximum is None else objective.maximum
             if not low <= high or (math.isinf(low) and objective.minimum != "running"):
@@ -98,11 +98,16 @@ class RewardRanges:
                     )
         return ranges
 
+    def over(self, steps: Iterable[int]) -> list[tuple[float, float]]:
+        """Smallest and largest possible value of each objective at any of several training steps, see :meth:`at`."""
+        pairs = zip(*(self.at(step) for step in sorted(set(steps))), strict=True)
+        return [(min(low for low, _ in each), max(high for _, high in each)) for each in pairs]
+
     def declared(self, step: int) -> dict[str, tuple[float, float]]:
         """The ranges that the reward function declares at a step; empty if it declares none.
 
         Raises:
-            ConfigError: if they are no pairs of numbers, or the function cannot be called as configured.
+            ConfigError: if they are not pairs of numbers, or the function cannot be called as configured.
         """
         declare = getattr(self.function, "bounds", None)
         if declare is None:
@@ -113,28 +118,28 @@ class RewardRanges:
             return {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
         except (AttributeError, TypeError, ValueError):
             raise ConfigError(
-                f"the reward function's bounds are {bounds!r}; expected a pair of numbers for each objective"
+                f"the reward function's bounds are {bounds!r}; expected a pair of numbers per objective"
             ) from None
 
 
 def check_arguments(
     function: Callable[..., Any], own: Mapping[str, Any], configured: Mapping[str, Any], what: str
 ) -> None:
-    """See that a function takes the arguments that it will be called with.
+    """Check that a function accepts the arguments that it will be called with.
 
     Args:
         function (Callable): the function.
-        own (Mapping): what it gets in any case.
-        configured (Mapping): what the configuration adds.
-        what (str): a name for it.
+        own (Mapping): the arguments that it always gets.
+        configured (Mapping): the arguments that the configuration adds.
+        what (str): the function's name in messages.
 
     Raises:
-        ConfigError: naming the setting that it does not take, or that it lacks.
+        ConfigError: naming the setting that it does not accept, or that it lacks.
     """
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
-        return  # a function that is not written in Python
+        return  # not written in Python
     try:
         signature.bind(**{**own, **configured})
     except TypeError as error:
@@ -142,6 +147,6 @@ def check_arguments(
             f"{KWARGS}.{name} is {configured[name]!r}" for name in configured if name not in signature.parameters
         ]
         raise ConfigError(
-            f"{', '.join(unknown) or f'{KWARGS} is {dict(configured)!r}'}, and {what} cannot be called like that: "
+            f"{', '.join(unknown) or f'{KWARGS} is {dict(configured)!r}'}, but {what} cannot be called like that: "
             f"{error}; it takes {signature}, and gets {', '.join({**own, **configured})}"
         ) from None

@@ -1,7 +1,7 @@
-"""SAW's configuration groups in every Hydra command of a process that has loaded the plug-in.
+"""Makes SAW's configuration groups available to Hydra in every process that has loaded the plug-in.
 
-With them ``python -m verl.trainer.main_ppo`` knows ``+plugin=saw`` and ``+objectives=toolrl``. The groups come last on
-the search path: where verl or the user has a file of the same name, theirs is taken.
+With them ``python -m verl.trainer.main_ppo`` accepts ``+plugin=saw`` and ``+objectives=toolrl``. The groups come last
+on the search path: if verl or the user has a file of the same name, theirs is used.
 """
 
 from hydra.core.config_search_path import ConfigSearchPath
@@ -18,5 +18,5 @@ class ConfigGroups(SearchPathPlugin):
 
 
 def register() -> None:
-    """Tell Hydra of the groups."""
+    """Register the groups with Hydra."""
     Plugins.instance().register(ConfigGroups)

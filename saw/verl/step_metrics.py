@@ -1,14 +1,14 @@
-"""The metrics of every step and validation, under names that do not change.
+"""The metrics of every step and validation, under stable names.
 
 For each objective: ``saw/<objective>/{mean,std,min,max,cv,weight,proposed_weight,zero_spread,missing}`` in training
-(the proposed weight is the method's, the weight is what an option made of it), and
+(the proposed weight is the method's, the weight is what smoothing and other options make of it), and
 ``saw-val/<objective>/{mean,std,min,max,missing}`` in validation. ``saw/failed`` and ``saw-val/failed`` count samples
-whose reward function raised, all of whose rewards are missing; ``saw/lost`` and ``saw-val/lost`` those that were asked
-for and never came back. What a judge cost is ``judge/...``. A value that does not exist (the mean of an objective that
-is missing for all samples) is NaN.
+whose reward function raised, so that all of their rewards are missing; ``saw/lost`` and ``saw-val/lost`` count
+requested samples that never came back. ``judge/...`` is a judge's cost. A value that does not exist (the mean of an
+objective that is missing for all samples) is NaN.
 
-verl's own ``critic/score/{mean,max,min}`` are of the scalar, which is 0 for a sample without any reward; these samples
-are left out here. ``critic/rewards`` (the scalar after a KL penalty) and ``critic/returns`` stay verl's, 0 included.
+verl's ``critic/score/{mean,max,min}`` are of the scalar, which is 0 for a sample without any reward; such samples are
+left out here. ``critic/rewards`` (the scalar after a KL penalty) and ``critic/returns`` stay verl's, zeros included.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from saw.method.advantage import Advantage
+from saw.verl.mini_batches import together
 from saw.verl.names import FAILED
 from saw.verl.reward_values import reward_value
 
 if TYPE_CHECKING:
+    from saw.verl.estimator import StepRewards
     from saw.verl.gradients import ObjectiveGradients
 
 
@@ -51,6 +53,16 @@ def training_metrics(advantage: Advantage, names: Sequence[str]) -> dict[str, fl
     }
 
 
+def step_metrics(mini_batches: Sequence[StepRewards], names: Sequence[str]) -> dict[str, float]:
+    """All metrics of a step from its mini-batches, mostly one: rewards, weights, samples that are lost, the judge."""
+    infos = [info for part in mini_batches for info in part.infos]
+    return {
+        **training_metrics(together(mini_batches), names),
+        **judge_metrics(infos),
+        **sample_counts(failed_samples(infos), sum(part.lost for part in mini_batches)),
+    }
+
+
 def score_metrics(rewards: Tensor, scores: Tensor) -> dict[str, float]:
     """verl's metrics of the scalar reward, over the samples that have a reward.
 
@@ -59,7 +71,7 @@ def score_metrics(rewards: Tensor, scores: Tensor) -> dict[str, float]:
         scores (Tensor): shape ``(N,)``, the scalars, 0 for a sample without any reward.
 
     Returns:
-        dict[str, float]: empty if every sample has a reward, so that verl's own stand.
+        dict[str, float]: empty if every sample has a reward, so that verl's own are kept.
     """
     unrated = rewards.isnan().all(dim=1)
     present = scores[~unrated].double()
@@ -70,11 +82,11 @@ def score_metrics(rewards: Tensor, scores: Tensor) -> dict[str, float]:
 
 
 def gradient_metrics(found: ObjectiveGradients, compared: Tensor, names: Sequence[str]) -> dict[str, float]:
-    """Each objective's ``gradient_norm`` and ``influence`` (:func:`saw.method.weighting.gradient`), and what they cost.
+    """Each objective's ``gradient_norm`` and ``influence`` (:func:`saw.method.weighting.gradient`), and their cost.
 
     Args:
-        found (ObjectiveGradients): what the workers say; the norms are of these gradients, before a clip.
-        compared (Tensor): shape ``(K, K)``, the inner products that count, after it.
+        found (ObjectiveGradients): from the workers; the norms are of these gradients, before clipping.
+        compared (Tensor): shape ``(K, K)``, the inner products that are compared, after clipping.
         names (Sequence[str]): of the objectives.
     """
     norms, influence = found.gram.diagonal().clamp(min=0.0).sqrt(), compared.sum(dim=1)
@@ -103,7 +115,7 @@ def validation_metrics(infos: Mapping[str, Sequence[float | None]], names: Seque
     return metrics
 
 
-#: What a reward function may say of a sample beside its rewards, under ``judge_<name>``, and how it is summed up.
+#: Values that a reward function may add to a sample's rewards as ``judge_<name>``, and that are summed.
 _JUDGE_SUMS = ("requests", "input_tokens", "output_tokens", "dollars")
 
 
@@ -118,16 +130,16 @@ def sample_counts(failed: int, lost: int, prefix: str = "saw") -> dict[str, floa
 
 
 def judge_metrics(infos: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """What the judge of one step cost: sums over the samples, the share that was known, and the latency.
+    """The judge's cost in one step: sums over the samples, the share of cached answers, and the latency.
 
-    Each is over the samples that have the value. ``judge/without_cost`` says how many samples lack a part of their
-    cost: the reward function says nothing of it, or the server did not count the tokens of a reply.
+    Each is over the samples that have the value. ``judge/without_cost`` counts samples with an incomplete cost: the
+    reward function does not report it, or the server did not count the tokens of a reply.
 
     Args:
         infos (Sequence[Mapping]): the reward function's dict of each sample; one that failed does not count.
 
     Returns:
-        dict[str, float]: empty if no judge was asked; without ``judge/without_cost`` if every cost is known.
+        dict[str, float]: empty if no judge was asked; has no ``judge/without_cost`` if every cost is known.
     """
     infos = [info for info in infos if not failed_samples([info])]
     if not any(key.startswith("judge_") for info in infos for key in info):

@@ -1,10 +1,13 @@
-"""The trainer ``saw``: verl's synchronous trainer, which knows the rewards of each objective."""
+"""SAW's trainers: verl's own, each with one mixin, which knows the rewards of each objective.
+
+``saw`` is verl's synchronous trainer; docs/async.md has the asynchronous ones, and what differs there.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import ray
@@ -12,11 +15,16 @@ import torch
 import transfer_queue as tq
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDict
+from torch import Tensor
 from transfer_queue import KVBatchMeta
 from verl.experimental.agent_loop import AgentLoopManager
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
+from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 
 from saw.method.advantage import objective_advantages
 from saw.method.objective import Objective
@@ -28,9 +36,10 @@ from saw.verl.agent_loops import AgentLoopDied, Watch, died
 from saw.verl.config import ConfigError
 from saw.verl.config_checks import check_config, check_group_size
 from saw.verl.estimator import StepRewards, rewards_of_step
-from saw.verl.names import FAILED, NAME, ROLLOUTS, SCALARS
+from saw.verl.mini_batches import rewards_of, scalars_of, together
+from saw.verl.names import FAILED, MODES, NAME, ROLLOUTS, SCALARS
 from saw.verl.patches import vllm_log_level  # noqa: F401  logs: before verl imports vLLM
-from saw.verl.replay_buffer import AllLost, MultiRewardReplayBuffer
+from saw.verl.replay_buffer import BUFFERS, AllLost, MultiRewardReplayBuffer
 from saw.verl.reward_ranges import RewardRanges
 from saw.verl.reward_values import plain
 from saw.verl.transfer_queue import (
@@ -53,107 +62,135 @@ class TooManyMissing(RuntimeError):
 
 
 class BadReward(RuntimeError):
-    """A reward of which no advantage can be made: infinite, below its minimum, no number, or not returned."""
+    """A reward from which no advantage can be computed: infinite, below its minimum, not a number, or not returned."""
 
 
-class SAWTrainer(PPOTrainerSync):
-    """Takes each objective's rewards out of TransferQueue, hands them to the estimator, and logs them."""
+class MultiRewardTrainer(PPOTrainer):
+    """Takes each objective's rewards out of TransferQueue, hands them to the estimator, and logs them.
+
+    A mixin, to the left of one of verl's trainers.
+
+    Attributes:
+        mode (str): verl's name of that trainer.
+    """
+
+    mode: str
 
     def __init__(self, config: DictConfig):
         settings = check_config(config)
         if settings is None:
-            raise ConfigError(f"trainer.v1.trainer_mode is {config.trainer.v1.trainer_mode!r}; expected {NAME!r}")
+            raise ConfigError(
+                f"trainer.v1.trainer_mode is {config.trainer.v1.trainer_mode!r}; expected one of {', '.join(MODES)}"
+            )
         self.settings = settings
         self._ranges = RewardRanges.of(config, settings)
         self._reported: set[str] = set()
         self._dataloader_before: dict | None = None
-        self._rollouts: dict[str, int] = {}  # prompt -> how many samples were asked for, of this step, where they vary
+        self._rollouts: dict[str, int] = {}  # prompt in flight -> how many samples were asked for, where they vary
+        self._mini_batches: list[StepRewards] = []  # of this step
         self._val_texts: tuple[list[str], list[str]] = ([], [])
         self.state = State()
         for objective in settings.objectives:
             if objective.minimum == "running":
                 logger.warning(
-                    "saw.objectives.%s.minimum is the lowest reward seen so far: while that falls, its CV is not "
-                    "comparable between steps, and it never is between runs",
+                    "saw.objectives.%s.minimum is the lowest reward seen so far: its CV is not comparable between "
+                    "steps while that falls, and never between runs",
                     objective.name,
                 )
+        # verl asks by the name whether a trainer is synchronous, and for its section of trainer.v1
+        OmegaConf.update(config, "trainer.v1.trainer_mode", self.mode)
         super().__init__(config)
 
     def _build_replay_buffer(self) -> ReplayBuffer:
-        # verl takes every mode but "sync" for an asynchronous one, here and wherever it asks again.
-        self.trainer_mode = "sync"
         stock = super()._build_replay_buffer()
-        if type(stock) is not ReplayBuffer:
+        if type(stock) not in BUFFERS:
             return stock  # the user's own sampler, trainer.v1.sampler.custom_sampler
-        return MultiRewardReplayBuffer.from_stock(stock, self.settings.names, self.settings.poll_interval)
+        return BUFFERS[type(stock)].from_stock(stock, self.settings.names, self.settings.poll_interval)
 
     def _init_resource_pool_mgr(self):
         super()._init_resource_pool_mgr()
         if self.settings.needs_gradients:
-            from saw.verl.gradients import GradientWorker  # it loads verl's engines, which only these methods need here
+            from saw.verl.gradients import GradientWorker  # loads verl's engines, which only these methods need here
 
             for role in (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef):
                 if role in self.role_worker_mapping:
                     self.role_worker_mapping[role] = ray.remote(GradientWorker)
 
     def on_init_end(self):
-        """Write what this run is beside its metrics."""
+        """Write ``run.json`` beside the metrics."""
         super().on_init_end()
-        ranges = self._ranges.at(1)
-        run_info.write(self.config, dict(zip(self.settings.names, ranges, strict=True)), self.total_training_steps)
+        ranges = dict(zip(self.settings.names, self._ranges.at(1), strict=True))
+        config = self.config.copy()
+        config.trainer.v1.trainer_mode = {mode: name for name, mode in MODES.items()}[self.mode]  # as it was set
+        run_info.write(config, ranges, self.total_training_steps)
 
     def fit(self, agent_loop_manager: AgentLoopManager):
-        """Train, and watch who generates the samples; a manager of the user's own may have other workers."""
+        """Train, and watch the agent loop workers; a custom manager may have others."""
         if isinstance(self.replay_buffer, MultiRewardReplayBuffer):
             self.replay_buffer.watch = Watch(getattr(agent_loop_manager, "agent_loop_workers", ()))
         super().fit(agent_loop_manager)
 
     def on_step_begin(self):
-        """Remember where the data stands, for a checkpoint of the step before this one."""
+        """Remember the data loader's state, for a checkpoint of the previous step."""
         super().on_step_begin()
+        if self.mode != "sync":
+            self._forget_prompts_that_are_gone()
+            return
         self._rollouts = {}
         if self.train_dataloader_it is not None:
             self._dataloader_before = self.train_dataloader.state_dict()
+
+    def _forget_prompts_that_are_gone(self) -> None:
+        """Trained on, or dropped by the replay buffer."""
+        if self._rollouts:
+            queued = (tq.kv_list("train") or {}).get("train", {})
+            self._rollouts = {prompt: number for prompt, number in self._rollouts.items() if prompt in queued}
 
     def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
         """Do one step.
 
         Raises:
-            TooManyMissing: with a checkpoint of the step before, if more rewards are missing than may be, or all are.
+            TooManyMissing: if more rewards are missing than may be, or all are. A synchronous training then has a
+                checkpoint of the step before, see :meth:`_save_step_before`.
             BadReward: likewise, for a reward that can't be used.
             AgentLoopDied: likewise, if a process that generates samples has died.
         """
+        self._mini_batches = []
         try:
-            return super().step(metrics, timing_raw)
+            batch = super().step(metrics, timing_raw)
         except (AllLost, AgentLoopDied) as error:
             try:
                 self.on_sample_end()  # makes room, as after any other sampling
             except ray.exceptions.RayError:
-                logger.exception("the rollout could not be put to sleep")  # it may be what has died
+                logger.exception("the rollout could not be put to sleep")  # it may have died itself
             try:
                 kept = self._save_step_before()
             except ray.exceptions.RayError:
-                logger.exception("no checkpoint of the step before could be saved")
-                kept = "The training goes on from its last checkpoint with the same command."
+                logger.exception("no checkpoint of the previous step could be saved")
+                kept = "The same command resumes from the last checkpoint."
             kind = TooManyMissing if isinstance(error, AllLost) else AgentLoopDied
             raise kind(f"step {self.global_steps}: {error}. {kept}") from error
+        # over verl's, which merges the metrics of mini-batches by parts of their names
+        metrics.update(objective_metrics.step_metrics(self._mini_batches, self.settings.names))
+        self.state.weights = together(self._mini_batches).weights.tolist()
+        return batch
 
     def _submit_batch_to_rollout(self, batch: TensorDict) -> int:
         try:
             submitted = super()._submit_batch_to_rollout(batch)
         except ray.exceptions.RayActorError as error:
             raise AgentLoopDied(died(error)) from error
-        # looked up afterwards, since an agent loop manager of the user's may have put it there
+        # looked up afterwards, because a custom agent loop manager may have added it
         if ROLLOUTS in batch:
             self._rollouts |= dict(zip(batch["uid"], map(int, batch[ROLLOUTS]), strict=True))
         return submitted
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         # The rewards are there already, and this is the first of the step's costly parts.
-        ranges = self._ranges.at(self.global_steps)
         try:
-            self._step = rewards = self._rewards(batch, ranges, metrics)
-            check_range(rewards.rewards[rewards.scored], self.settings.names, [low for low, _ in ranges])
+            self._step = rewards = self._rewards(batch)
+            for step, rows in _by_step(rewards):
+                check_range(rows, self.settings.names, [low for low, _ in self._ranges.at(step)])
         except ConfigError as error:
             raise BadReward(f"step {self.global_steps}: {error}. {self._save_step_before()}") from error
         self._stop_if_too_many_are_missing(rewards)
@@ -183,31 +220,30 @@ class SAWTrainer(PPOTrainerSync):
         return done
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        ranges = self._ranges.at(self.global_steps)
         rewards = self._step
         self.state.see(rewards.rewards[rewards.scored], self.settings)
-        rewards.objectives = self._objectives(ranges)
+        rewards.objectives = self._objectives(rewards.submitted)
         with rewards_of_step(rewards) as step:
             batch = super()._compute_advantage(batch, metrics)
         if step.advantage is None:
             raise RuntimeError("verl computed advantages without the estimator 'saw'; is algorithm.adv_estimator set?")
-        self._report_above_maximum(step.advantage.statistics.max.tolist(), [high for _, high in ranges])
-        self.state.weights = step.advantage.weights.tolist()
-        metrics.update(objective_metrics.training_metrics(step.advantage, self.settings.names))
+        for submitted, rows in _by_step(step):
+            self._report_above_maximum(rows, [high for _, high in self._ranges.at(submitted)])
+        self._mini_batches.append(step)
         return batch
 
     def _stop_if_too_many_are_missing(self, step: StepRewards) -> None:
         missing = step.missing_shares()
         if step.lost:
             logger.warning(
-                "step %d: %d of %d samples were lost on the way; the log of the rollout and reward workers says why",
+                "step %d: %d of %d samples were lost; the log of the rollout and reward workers shows why",
                 *(self.global_steps, step.lost, step.lost + len(step.scored)),
             )
         worst = max(range(len(missing)), key=missing.__getitem__)
         if missing[worst] <= self.settings.max_missing and min(missing) < 1.0:
             return
         kept = self._save_step_before()
-        lost = f" ({step.lost} samples were lost on the way)" if step.lost else ""
+        lost = f" ({step.lost} samples were lost)" if step.lost else ""
         raise TooManyMissing(
             f"step {self.global_steps}: {missing[worst]:.1%} of the samples have no reward "
             f"{self.settings.names[worst]!r}{lost}, and saw.max_missing is {self.settings.max_missing:g}. {kept} "
@@ -215,24 +251,33 @@ class SAWTrainer(PPOTrainerSync):
         )
 
     def _save_step_before(self) -> str:
-        """Save a checkpoint from which this step is done again; say what there is."""
+        """Save a checkpoint from which this step is done again; say what there is.
+
+        An asynchronous training has taken prompts of this step from the queue, and with mini-batches changed the
+        weights. Its last checkpoint is whole: it has the queue in it.
+        """
         step = self.global_steps - 1
         folder = Path(self.config.trainer.default_local_dir) / f"global_step_{step}"
         if step == 0:
             return "No step has been done before it."
+        if self.mode != "sync":
+            last = find_latest_ckpt_path(str(Path(self.config.trainer.default_local_dir).absolute()))
+            return f"The training goes on from {last or 'its start, as it has no checkpoint,'} with the same command."
         if not folder.exists() and self._dataloader_before is not None:
             self.global_steps = step
             try:
                 self._save_checkpoint()
             finally:
                 self.global_steps = step + 1
-            torch.save(self._dataloader_before, folder / "data.pt")  # this step's prompts have been drawn already
-        return f"The training goes on from {folder} with the same command."
+            torch.save(self._dataloader_before, folder / "data.pt")  # this step's prompts were already drawn
+        return f"The same command resumes from {folder}."
 
     def _faults_file(self) -> str | None:
         return OmegaConf.select(self.config, f"{JUDGE}.faults", default=None)
 
     def _save_checkpoint(self):
+        if self.mode != "sync":
+            self.state.rollouts = self._rollouts
         # before verl's part, which ends with the mark that the checkpoint is complete
         self.state.write(Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}")
         super()._save_checkpoint()
@@ -243,8 +288,9 @@ class SAWTrainer(PPOTrainerSync):
             trainer = self.config.trainer
             latest = f"{trainer.default_local_dir}/global_step_{self.global_steps}"
             self.state = State.read(Path(trainer.resume_from_path if trainer.resume_mode == "resume_path" else latest))
+            self._rollouts = dict(self.state.rollouts)
 
-    def _rewards(self, batch: KVBatchMeta, ranges: list[tuple[float, float]], metrics: dict) -> StepRewards:
+    def _rewards(self, batch: KVBatchMeta) -> StepRewards:
         data = tq.kv_batch_get(
             keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields", "rm_scores"]
         )
@@ -255,29 +301,32 @@ class SAWTrainer(PPOTrainerSync):
                 f"set reward.reward_manager.name={NAME}, which allows for missing rewards"
             )
         scored, of_row = scored_rows(batch.keys, batch.tags)
-        self._scores = scores[scored]
         infos = reward_infos(data)
         scored_infos = [infos[row] for row in scored.tolist()]
         prompts = [prompt_of(batch.keys[row]) for row in scored.tolist()]
         if not self._rollouts and len(set(prompts)) == len(prompts):
             check_group_size(self.config, self.settings)
         lost = lost_samples(prompts, self._expected_samples(prompts))
-        metrics.update(objective_metrics.judge_metrics(scored_infos))
-        metrics.update(objective_metrics.sample_counts(objective_metrics.failed_samples(scored_infos), lost))
+        # a prompt's rewards follow the schedule of the step at which it was submitted, which tags say
+        submitted = [batch.tags[row].get("global_steps", self.global_steps) for row in scored.tolist()]
         return StepRewards(
             settings=self.settings,
-            objectives=self._objectives(ranges),
+            objectives=self._objectives(submitted),
             step=self.global_steps,
             previous_weights=self.state.weights,
             rewards=checked_objective_matrix(infos, self.settings),
             scored=scored,
             scored_of_row=of_row,
             lost=lost,
+            prompts=prompts,
+            submitted=submitted,
+            infos=scored_infos,
+            scalars=scores[scored],
             scores=scores if self.config.algorithm.use_kl_in_reward and self.settings.feels_kl_in_reward else None,
         )
 
-    def _objectives(self, ranges: Sequence[tuple[float, float]]) -> list[Objective]:
-        """The objectives with their ranges at this step, running minima included."""
+    def _objectives(self, submitted: Sequence[int]) -> list[Objective]:
+        """The objectives with their ranges at the steps at which prompts were submitted, running minima included."""
         return [
             Objective(
                 objective.name,
@@ -285,19 +334,20 @@ class SAWTrainer(PPOTrainerSync):
                 maximum=high if math.isfinite(low) and math.isfinite(high) else None,  # a running minimum may pass it
                 priority=objective.priority,
             )
-            for objective, (low, high) in zip(self.settings.objectives, ranges, strict=True)
+            for objective, (low, high) in zip(self.settings.objectives, self._ranges.over(submitted), strict=True)
         ]
 
     def _expected_samples(self, prompts: Sequence[str]) -> dict[str, int]:
-        """How many samples each prompt of the batch should have, also the prompts of which no row is left."""
+        """How many samples each prompt of the batch should have, including prompts that left no row."""
         rollouts = self.config.actor_rollout_ref.rollout.n
         selected = self.replay_buffer.take_selected() if hasattr(self.replay_buffer, "take_selected") else []
         expected = {prompt: self._rollouts.get(prompt, rollouts) for prompt in (*prompts, *selected)}
-        # a sampler of the user's own does not say which prompts it took
+        # a custom sampler does not report which prompts it selected
         gone = self.config.data.train_batch_size // self.parameter_sync_step - len(expected)
         return expected | {f"gone {number}": rollouts for number in range(gone)}
 
-    def _report_above_maximum(self, largest: list[float], maxima: list[float]) -> None:
+    def _report_above_maximum(self, rewards: Tensor, maxima: Sequence[float]) -> None:
+        largest = rewards.nan_to_num(nan=-math.inf).amax(dim=0).tolist()
         for name, value, maximum in zip(self.settings.names, largest, maxima, strict=True):
             if value > maximum and name not in self._reported:
                 self._reported.add(name)
@@ -307,7 +357,8 @@ class SAWTrainer(PPOTrainerSync):
 
     def _compute_metrics(self, batch: KVBatchMeta, metrics: dict, timing_raw: dict, global_steps: int, epoch: int):
         super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
-        metrics.update(objective_metrics.score_metrics(self._step.rewards[self._step.scored], self._scores))
+        rewards, scalars = rewards_of(self._mini_batches), scalars_of(self._mini_batches)
+        metrics.update(objective_metrics.score_metrics(rewards, scalars))
 
     def _maybe_log_val_generations(self, inputs, outputs, scores):
         super()._maybe_log_val_generations(inputs, outputs, scores)
@@ -334,7 +385,7 @@ class SAWTrainer(PPOTrainerSync):
             logger.warning("validation: the reward function failed for %d samples, and %d were lost", failed, lost)
         for row in range(len(sample_uids)):
             if all(infos[name][row] is None for name in self.settings.names):
-                for scalar in SCALARS & infos.keys():  # there it is 0, which is nobody's reward
+                for scalar in SCALARS & infos.keys():  # verl has 0 there, which is not a reward
                     infos[scalar][row] = None
         validation_samples.log(self.config.trainer, self.global_steps, *self._val_texts, infos, self.settings.names)
         metrics = super()._val_metrics_update(
@@ -342,3 +393,28 @@ class SAWTrainer(PPOTrainerSync):
         )
         counts = objective_metrics.sample_counts(failed, lost, prefix="saw-val")
         return metrics | objective_metrics.validation_metrics(infos, self.settings.names) | counts
+
+
+def _by_step(step: StepRewards) -> Iterator[tuple[int, Tensor]]:
+    """The rewards of the samples whose prompts were submitted at each step, shape ``(n, K)``."""
+    rewards, submitted = step.rewards[step.scored], torch.tensor(list(step.submitted))
+    for number in sorted(set(step.submitted)):
+        yield number, rewards[submitted == number]
+
+
+class SAWTrainer(MultiRewardTrainer, PPOTrainerSync):
+    """``saw``: rollout and training in turn, on the same GPUs."""
+
+    mode = "sync"
+
+
+class SAWColocateAsyncTrainer(MultiRewardTrainer, PPOTrainerColocateAsync):
+    """``saw_colocate_async``: on the same GPUs, where a rollout that a step has interrupted goes on after it."""
+
+    mode = "colocate_async"
+
+
+class SAWSeparateAsyncTrainer(MultiRewardTrainer, PPOTrainerSeparateAsync):
+    """``saw_separate_async``: rollout on GPUs of its own, beside a training of several mini-batches a step."""
+
+    mode = "separate_async"

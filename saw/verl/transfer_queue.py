@@ -1,4 +1,4 @@
-"""Reading TransferQueue rows: which count, and what each objective's reward is."""
+"""Reads TransferQueue rows: which ones are used, and the rewards of each objective."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def _matrix(infos: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Tensor:
 
 
 def reward_of(info: Mapping[str, Any], name: str) -> float:
-    """One reward out of a reward function's dict, NaN where it is missing.
+    """One reward from a reward function's dict, NaN if it is missing.
 
     Raises:
-        ConfigError: if it is no number.
+        ConfigError: if it is not a number.
     """
     try:
         return reward_value(info.get(name))
@@ -51,7 +51,7 @@ def checked_objective_matrix(infos: Sequence[Mapping[str, Any]], settings: Setti
 
     Raises:
         ConfigError: if a row lacks an objective (a missing *value* is NaN or None under the objective's name), or a
-            reward is no number.
+            reward is not a number.
     """
     for info in infos:
         check_returned(settings, info)
@@ -59,15 +59,15 @@ def checked_objective_matrix(infos: Sequence[Mapping[str, Any]], settings: Setti
 
 
 def check_range(rewards: Tensor, names: Sequence[str], minima: Sequence[float]) -> None:
-    """See that an advantage can be computed from every reward that is there, before the costly parts of a step.
+    """Check that an advantage can be computed from every present reward, before the expensive parts of a step.
 
     Args:
         rewards (Tensor): shape ``(N, K)``, NaN where missing.
         names (Sequence[str]): K of them.
-        minima (Sequence[float]): the lowest possible rewards; minus infinity where nobody knows it.
+        minima (Sequence[float]): the lowest possible rewards; -inf if unknown.
 
     Raises:
-        ConfigError: for a reward that is infinite, or too large to be squared, and one below its minimum.
+        ConfigError: for a reward that is infinite, too large to be squared, or below its minimum.
     """
     for column, name, minimum in zip(rewards.unbind(dim=1), names, minima, strict=True):
         for bad, what in (
@@ -85,12 +85,12 @@ def prompt_of(key: str) -> str:
 
 
 def lost_samples(prompts: Sequence[str], expected: Mapping[str, int]) -> int:
-    """How many of the samples that were asked for never came back.
+    """How many requested samples never came back.
 
-    A rollout that fails, a reward worker that dies and an agent that returns nothing leave no row behind.
+    A failed rollout, a dead reward worker and an agent that returns nothing leave no row.
 
     Args:
-        prompts (Sequence[str]): the prompt of each sample that is there.
+        prompts (Sequence[str]): the prompt of each sample that came back.
         expected (Mapping[str, int]): how many samples of each prompt there should be.
     """
     came = Counter(prompts)
@@ -98,7 +98,7 @@ def lost_samples(prompts: Sequence[str], expected: Mapping[str, int]) -> int:
 
 
 def of_all_rows(values: Tensor, scored_of_row: Tensor) -> Tensor:
-    """Hand each row what its session has, and padding 0.
+    """Give each row its session's value, and padding 0.
 
     Args:
         values (Tensor): shape ``(S, ...)``, of the scored rows.
@@ -115,15 +115,15 @@ def of_all_rows(values: Tensor, scored_of_row: Tensor) -> Tensor:
 def scored_rows(keys: Sequence[str], tags: Sequence[Mapping[str, Any]]) -> tuple[Tensor, Tensor]:
     """Find the rows that take part in the statistics.
 
-    Padding rows copy another sample's rewards, and a session may have several outputs, of which the last one
-    holds the reward; keys are ``{uid}_{session}_{output}``.
+    Padding rows copy another sample's rewards. A session may have several outputs, and only the last one has the
+    reward; keys are ``{uid}_{session}_{output}``.
 
     Args:
         keys: R keys.
         tags: R tags.
 
     Returns:
-        tuple[Tensor, Tensor]: the rows that count, and for each row its place among them, -1 for padding.
+        tuple[Tensor, Tensor]: the indices of the rows used, and for each row its index among them, -1 for padding.
     """
     last: dict[str, tuple[int, int]] = {}
     sessions = [key.rpartition("_")[0] for key in keys]

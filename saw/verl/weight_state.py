@@ -1,4 +1,4 @@
-"""What the weighting remembers between steps; it goes into every checkpoint."""
+"""The state of the weighting between steps; saved in every checkpoint."""
 
 from __future__ import annotations
 
@@ -19,22 +19,25 @@ class State:
     """The state of a training.
 
     Attributes:
-        weights (list[float] | None): what the last step used.
-        minima (dict[str, float]): the lowest reward seen of each objective whose minimum is ``running``.
+        weights (list[float] | None): the weights of the last step.
+        minima (dict[str, float]): the lowest reward so far of each objective whose minimum is ``running``.
         grams (list[list[list[float]]]): inner products of the objectives' gradients, ``(K, K)`` each, of the steps
             since the weights of a gradient method last moved.
+        rollouts (dict[str, int]): how many samples were asked for of each prompt that an asynchronous training has in
+            flight, where that differs between prompts.
     """
 
     weights: list[float] | None = None
     minima: dict[str, float] = field(default_factory=dict)
     grams: list[list[list[float]]] = field(default_factory=list)
+    rollouts: dict[str, int] = field(default_factory=dict)
 
     def see(self, rewards: Tensor, settings: Settings) -> None:
-        """Take one step's rewards into the running minima.
+        """Update the running minima with one step's rewards.
 
         Args:
             rewards (Tensor): shape ``(N, K)``, NaN where missing.
-            settings (Settings): says which objectives have one.
+            settings (Settings): shows which objectives have one.
         """
         for column, objective in zip(rewards.unbind(dim=1), settings.objectives, strict=True):
             present = column[~column.isnan()]
@@ -43,15 +46,15 @@ class State:
                 self.minima[objective.name] = min(self.minima.get(objective.name, lowest), lowest)
 
     def accumulate(self, gram: Tensor, steps: int, step: int) -> Tensor:
-        """Take one step's Gram matrix in.
+        """Add one step's Gram matrix.
 
         Args:
             gram (Tensor): shape ``(K, K)``.
-            steps (int): after how many the weights move.
-            step (int): this one; they move where it is a multiple of ``steps``.
+            steps (int): number of steps between updates of the weights.
+            step (int): the current step; the weights are updated if it is a multiple of ``steps``.
 
         Returns:
-            Tensor: shape ``(K, K)``, the mean since the weights last moved.
+            Tensor: shape ``(K, K)``, the mean since the last update of the weights.
         """
         self.grams.append(gram.tolist())
         mean = torch.tensor(self.grams, dtype=torch.float64).mean(dim=0)
@@ -60,12 +63,12 @@ class State:
         return mean
 
     def write(self, checkpoint: Path) -> None:
-        """Write it into a checkpoint's folder, which need not be there yet."""
+        """Write the state into a checkpoint's folder, which need not exist yet."""
         checkpoint.mkdir(parents=True, exist_ok=True)
         (checkpoint / FILE).write_text(json.dumps(asdict(self)) + "\n")
 
     @classmethod
     def read(cls, checkpoint: Path) -> State:
-        """Read it from a checkpoint's folder; a checkpoint without one is of a method that remembers nothing."""
+        """Read the state from a checkpoint's folder; one without it belongs to a method without state."""
         path = checkpoint / FILE
         return cls(**json.loads(path.read_text())) if path.exists() else cls()

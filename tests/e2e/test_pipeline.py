@@ -105,7 +105,7 @@ def check_quickstart(out: Path, methods: Sequence[str], result: subprocess.Compl
         check_metrics(history, method)
         assert math.isfinite(history.columns["saw-val/format/mean"][1])
         assert TrainingJob([], folder, 0).faults() == []
-        assert "imports by itself" not in (folder / "train.log").read_text()  # Ray's workers were forked
+        assert "does its own imports" not in (folder / "train.log").read_text()  # Ray's workers were forked
         for objective in history.objectives:
             assert f"| {method} | {objective} |" in result.stdout
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")

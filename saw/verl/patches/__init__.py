@@ -1,4 +1,4 @@
 """Patches of verl and vLLM, one module each.
 
-Each says the version and the reason, and has a contract test that fails when upstream changes.
+Each states the version and the reason, and has a contract test that fails when upstream changes.
 """

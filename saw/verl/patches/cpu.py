@@ -1,8 +1,8 @@
-"""verl on a CPU: a platform, and the three places in verl 0.9.1 and vLLM 0.28.0 that a CPU bends.
+"""verl on a CPU: a platform, and patches of verl 0.9.1.
 
-Loaded only under ``VERL_PLATFORM=cpu``. verl 0.9.1 has a registry for platforms, and knows no CPU. Each bend below
-says why it is there, and has a contract test in ``tests/contract/test_cpu_seams.py`` that fails when the seam moves.
-The configuration that goes with it is ``configs/platform/cpu.yaml``.
+Loaded only under ``VERL_PLATFORM=cpu``. verl 0.9.1 has a registry for platforms, but no CPU in it. Each patch below
+gives its reason, and has a contract test in ``tests/contract/test_cpu_seams.py`` that fails when upstream changes. The
+matching configuration is ``configs/platform/cpu.yaml``.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from typing import Any
 import torch
 from verl.plugin.platform.platform_base import PlatformBase
 from verl.plugin.platform.platform_manager import PlatformRegistry
-from wrapt import when_imported
+from wrapt import lazy_import, when_imported
 
-# verl picks its FSDP engine by device name, and registers it for "cuda" and "npu" only.
+# verl selects its FSDP engine by device name, and registers it only for "cuda" and "npu".
 os.environ.setdefault("VERL_ENGINE_DEVICE", "cuda")
-# Compiling small functions for a CPU takes longer than a rehearsal runs them (20 s at vLLM's first request).
+# In a rehearsal, compiling small functions for a CPU takes longer than running them (20 s at vLLM's first request).
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-# Threads that have nothing to do sleep. By default they spin, and take the cores from the dozens of other processes.
+# Idle threads sleep. By default they spin, and take the cores from the dozens of other processes.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("KMP_BLOCKTIME", "0")
 
 
 def _device_module() -> types.ModuleType:
-    """``torch.cpu`` with the calls of an accelerator that verl makes: memory is 0, and there is nothing to wait for."""
+    """``torch.cpu`` with the accelerator calls that verl makes: memory is 0, and synchronising does nothing."""
     zeros = ("memory_allocated", "memory_reserved", "max_memory_allocated", "max_memory_reserved", "current_device")
     nothing = ("empty_cache", "ipc_collect", "reset_peak_memory_stats", "synchronize", "set_device", "manual_seed_all")
     module = types.ModuleType("saw.verl.patches.cpu.device")
@@ -53,18 +53,18 @@ def _device_module() -> types.ModuleType:
 
 @PlatformRegistry.register(platform="cpu")
 class PlatformCPU(PlatformBase):
-    """A CPU as verl's accelerator. Ray counts it as a logical GPU, for verl places its workers by GPUs."""
+    """A CPU as verl's accelerator. Ray counts it as a logical GPU, because verl places its workers by GPUs."""
 
     device_name = "cpu"
     vendor_name = "cpu"
     device_module = _device_module()
 
     def is_available(self) -> bool:
-        """A CPU is always there."""
+        """A CPU is always available."""
         return True
 
     def current_device(self) -> str:  # type: ignore[override]
-        """The device to move tensors to: an index would mean an accelerator to torch."""
+        """The device to move tensors to: torch would take an index for an accelerator."""
         return "cpu"
 
     def device_count(self) -> int:
@@ -142,3 +142,10 @@ def _offload_unpinned(fsdp_utils: Any) -> None:
     # A reference model under fsdp2 is offloaded to pinned memory, which a CPU build of torch refuses.
     stock = fsdp_utils.CPUOffloadPolicy
     fsdp_utils.CPUOffloadPolicy = lambda pin_memory=False: stock(pin_memory=False)
+
+
+@when_imported("verl.checkpoint_engine.base")
+def _register_weight_transfer(base: Any) -> None:
+    # verl has none for a CPU; only a trainer apart from its rollout asks for it.
+    engine = lazy_import("saw.verl.patches.cpu_weights", "CPUCheckpointEngine")
+    base.CheckpointEngineRegistry._registry["cpu"] = engine

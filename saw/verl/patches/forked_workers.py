@@ -1,13 +1,13 @@
-"""Ray workers forked from one process that has imported everything; on a CPU imports are most of a start.
+"""Forks Ray workers from one process that has imported everything; on a CPU, imports are most of the start-up time.
 
-A training has some ten Python processes, and each would spend five to ten CPU seconds on importing torch, verl and
-vLLM. Ray's own setting ``runtime_env.py_executable`` names what a worker is started with: here this file, run by its
-path, which asks a template process for a fork and ends. The first worker starts the template, in the environment that
-Ray gives to workers. The template imports :data:`MODULES` and waits. A fork takes over the arguments, the environment,
-the folder and the output of the worker that Ray wanted, and runs Ray's own worker script.
+A training has about ten Python processes, and each would spend five to ten CPU seconds on importing torch, verl and
+vLLM. Ray's setting ``runtime_env.py_executable`` names the command that starts a worker: here this file, run by its
+path, which asks a template process for a fork and exits. The first worker starts the template, in the environment that
+Ray gives to workers. The template imports :data:`MODULES` and waits. A fork takes over the arguments, environment,
+folder and output of the worker that Ray asked for, and runs Ray's own worker script.
 
-On a GPU node it isn't used: a process that has asked for its GPUs must not be forked, and there imports hardly count.
-If the template can't be reached, the worker starts as Ray would have started it, and says so.
+It isn't used on a GPU node: a process that has initialised its GPUs must not be forked, and imports hardly matter
+there. If the template can't be reached, the worker starts as Ray would have started it, and prints a message.
 
 Only the standard library is imported at the top: this file runs once for each worker.
 Contract: ``tests/unit/verl/test_forked_workers.py`` (Ray 2.60).
@@ -34,7 +34,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-#: What the processes of a training import. The first keeps vLLM from silencing warnings, so it comes before vLLM.
+#: Modules that the processes of a training import. The first, which keeps vLLM from silencing warnings, precedes vLLM.
 MODULES = (
     "saw.verl.patches.vllm_log_level",
     "verl.workers.rollout.vllm_rollout.vllm_async_server",
@@ -50,7 +50,7 @@ PATIENCE = 300.0
 
 
 def py_executable() -> str:
-    """What Ray starts a worker with, for its ``runtime_env.py_executable``."""
+    """The command that starts a worker, for Ray's ``runtime_env.py_executable``."""
     return shlex.join([sys.executable, "-I", "-S", os.path.abspath(__file__)])
 
 
@@ -61,7 +61,7 @@ def serve(listener: socket.socket, modules: Sequence[str] = MODULES) -> None:
         importlib.import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended workers leave no zombies
     gc.collect()
-    gc.freeze()  # the collector leaves the shared pages alone
+    gc.freeze()  # keeps the collector from copying the shared pages
     while raylet.exists():
         if not select.select([listener], [], [], 1.0)[0]:
             continue
@@ -109,12 +109,12 @@ def become_worker(request: Mapping, outputs: Sequence[int]) -> NoReturn:
 
 
 def _as_if_just_imported() -> None:
-    """What the libraries would have read from the worker's environment, or drawn, while being imported."""
+    """Redo what libraries read from the environment, or draw at random, when they are imported."""
     import numpy
     import torch
 
     numpy.random.seed()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))  # 1 is Ray's own default for a worker
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))  # 1 is Ray's default for a worker
 
 
 def is_mine(connection: socket.socket) -> bool:
@@ -125,9 +125,9 @@ def is_mine(connection: socket.socket) -> bool:
 
 
 def connect(arguments: Sequence[str]) -> socket.socket:
-    """Connect to the template of this Ray node; the process that finds none starts it.
+    """Connect to the template of this Ray node, starting it if there is none.
 
-    The socket is in Linux's abstract namespace, where a name is free again as soon as its owner ends.
+    The socket is in Linux's abstract namespace, where a name is free again as soon as its owner exits.
 
     Raises:
         OSError: if the template belongs to another user.
@@ -161,7 +161,7 @@ def _start_template(address: str) -> None:
 
 
 def ask_for_fork(arguments: Sequence[str]) -> None:
-    """Have the template fork a worker that takes this process's place.
+    """Make the template fork a worker that replaces this process.
 
     Raises:
         OSError: if the template belongs to another user, ends, or takes longer than :data:`PATIENCE`.
@@ -187,7 +187,7 @@ def main(*arguments: str) -> None:
     try:
         ask_for_fork(arguments)
     except OSError as fault:
-        sys.stderr.write(f"the template of Ray's workers can't be used ({fault}); this worker imports by itself\n")
+        sys.stderr.write(f"the template of Ray's workers can't be used ({fault}); this worker does its own imports\n")
         sys.stderr.flush()
         os.execv(sys.executable, [sys.executable, "-u", *arguments])
 

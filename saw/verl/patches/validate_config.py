@@ -1,8 +1,8 @@
-"""A patch of verl 0.9.1: check SAW's configuration where verl checks its own, before Ray starts.
+"""A patch of verl 0.9.1: checks SAW's configuration where verl checks its own, before Ray starts.
 
 verl has no hook between Hydra and ``ray.init``; its entry point calls ``verl.utils.config.validate_config``, imported
 by name. That function is wrapped, so that ``python -m verl.trainer.main_ppo`` stops at once on a setting that cannot
-work. The trainer checks again when it is made. A training that doesn't use SAW passes untouched.
+work. The trainer checks again when it is created. A training that doesn't use SAW is not affected.
 Contract: ``tests/contract/test_seams.py::test_main_ppo_calls_the_wrapped_validate_config``.
 """
 
@@ -12,7 +12,7 @@ from types import ModuleType
 
 from omegaconf import DictConfig
 
-from saw.verl.names import ACTIVE, NAME
+from saw.verl.names import ACTIVE, MODES, NAME
 
 
 def wrap(module: ModuleType) -> None:
@@ -22,7 +22,7 @@ def wrap(module: ModuleType) -> None:
     @functools.wraps(stock)
     def validate_config(config: DictConfig, *args, **kwargs) -> None:
         """verl's own checks, between SAW's."""
-        if NAME not in (config.trainer.v1.trainer_mode, config.algorithm.adv_estimator):
+        if config.trainer.v1.trainer_mode not in MODES and config.algorithm.adv_estimator != NAME:
             stock(config, *args, **kwargs)
             return
         from saw.verl.config_checks import check_config, check_micro_batches

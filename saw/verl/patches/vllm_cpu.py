@@ -1,6 +1,6 @@
-"""A bend in vLLM 0.28.0 on a CPU: keep linear weights as they were loaded.
+"""A patch of vLLM 0.28.0 on a CPU: keeps linear weights as they were loaded.
 
-vLLM packs them for its CPU kernels and throws the originals away, so that the trainer's next weight update fails
+vLLM packs them for its CPU kernels and discards the originals, so that the trainer's next weight update fails
 (``'Parameter' object has no attribute 'weight_loader'``). vLLM calls :func:`register` in each of its processes
 through the entry point ``vllm.general_plugins``. Contract: ``tests/contract/test_cpu_seams.py``.
 """
@@ -9,7 +9,7 @@ import os
 
 
 def register() -> None:
-    """Use torch's own linear, under ``VERL_PLATFORM=cpu`` only."""
+    """Use torch's own linear, only under ``VERL_PLATFORM=cpu``."""
     if os.environ.get("VERL_PLATFORM", "").strip().lower() != "cpu":
         return
     import torch

@@ -76,9 +76,9 @@ def test_who_decides(environ, found, name, reason):
 @pytest.mark.parametrize(
     ("environ", "says"),
     [
-        ({"SAW_PLATFORM": "gpu", "VERL_PLATFORM": "cpu"}, "SAW_PLATFORM is gpu and VERL_PLATFORM cpu.*unset"),
-        ({"SAW_PLATFORM": "gpu", "VERL_PLATFORM": " CPU"}, "SAW_PLATFORM is gpu and VERL_PLATFORM cpu"),
-        ({"SAW_PLATFORM": "gpu", "VERL_PLATFORM": "cpu", "RAY_ADDRESS": "head:6379"}, "VERL_PLATFORM cpu"),
+        ({"SAW_PLATFORM": "gpu", "VERL_PLATFORM": "cpu"}, "SAW_PLATFORM is gpu and VERL_PLATFORM is cpu.*unset"),
+        ({"SAW_PLATFORM": "gpu", "VERL_PLATFORM": " CPU"}, "SAW_PLATFORM is gpu and VERL_PLATFORM is cpu"),
+        ({"SAW_PLATFORM": "gpu", "VERL_PLATFORM": "cpu", "RAY_ADDRESS": "head:6379"}, "VERL_PLATFORM is cpu"),
         ({"SAW_PLATFORM": "tpu"}, "SAW_PLATFORM is 'tpu'; expected cpu or gpu"),
     ],
 )
@@ -115,7 +115,7 @@ def test_a_torch_without_cuda_is_replaced_by_what_replaces_it(monkeypatch, made_
 
 def test_gpus_that_do_not_exist_are_named():
     found = Found("580.1", (H100,), "13.0", False, None)
-    with pytest.raises(AcceleratorError, match="CUDA_VISIBLE_DEVICES is '7': set it to GPUs that are there"):
+    with pytest.raises(AcceleratorError, match="CUDA_VISIBLE_DEVICES is '7': set it to existing GPUs"):
         decide({"CUDA_VISIBLE_DEVICES": "7"}, lambda: found)
 
 
@@ -263,7 +263,7 @@ def test_a_refused_start_is_one_line():
     command = [sys.executable, "-m", "saw.runs.train", "experiment=quickstart"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=60, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith("saw: SAW_PLATFORM is gpu and VERL_PLATFORM cpu")
+    assert done.stderr.startswith("saw: SAW_PLATFORM is gpu and VERL_PLATFORM is cpu")
     assert done.stderr.count("\n") == 1
 
 

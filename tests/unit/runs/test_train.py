@@ -116,7 +116,7 @@ WRONG_INPUTS = {
     "validation data": ({"data.val_files": [NOWHERE]}, "data.val_files has '/nowhere/at/all'"),
     "no data": ({"data.val_files": None}, "data.val_files is None"),
     "a class of data": ({"data.custom_cls.path": f"{NOWHERE}.py"}, "data.custom_cls.path is '/nowhere"),
-    "a model's folder": ({MODEL: NOWHERE}, f"{MODEL} is '/nowhere/at/all'.*folder.*there is none"),
+    "a model's folder": ({MODEL: NOWHERE}, f"{MODEL} is '/nowhere/at/all', which does not exist.*folder"),
     "a tokenizer": (
         {"actor_rollout_ref.model.tokenizer_path": NOWHERE},
         "model.tokenizer_path is '/nowhere/at/all'.*tokenizer",
@@ -134,7 +134,7 @@ WRONG_INPUTS = {
     "tools": ({f"{ROLLOUT}.multi_turn.tool_config_path": NOWHERE}, "tool_config_path is '/nowhere/at/all'"),
     "a checkpoint": (
         {"trainer.resume_mode": "resume_path", "trainer.resume_from_path": f"{NOWHERE}/global_step_3"},
-        "resume_from_path is '/nowhere/at/all/global_step_3'.*there is none",
+        "resume_from_path is '/nowhere/at/all/global_step_3', which does not exist",
     ),
     "a checkpoint's name": (
         {"trainer.resume_mode": "resume_path", "trainer.resume_from_path": "/tmp"},
@@ -274,7 +274,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused(configured, monkeypatch, 
     (tmp_path / "closed").mkdir()
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: "closed" not in str(path) and access(path, mode))
-    for name, says in (("file", "file is no folder"), ("closed", "closed is not writable")):
+    for name, says in (("file", "file is not a folder"), ("closed", "closed is not writable")):
         folder = str(tmp_path / name / below)
         if key.startswith("VERL"):
             monkeypatch.setenv(key, f"{folder}/metrics.jsonl")

@@ -154,7 +154,7 @@ def test_null_chooses(gpu, flash_attn):
         ("paged|sdpa", "expected one of"),
         ("SDPA", "expected one of .*sdpa"),
         ("kernels-community/flash-attn2", "pip install kernels"),
-        ("someone/attention", "only flash attention's"),
+        ("someone/attention", "only flash attention is known"),
     ],
 )
 def test_what_is_no_attention_for_a_training_is_refused(gpu, monkeypatch, name, says):
@@ -251,12 +251,12 @@ def another_model_type(path) -> list[str]:
 @pytest.mark.parametrize(
     ("why_not", "says"),
     [
-        (untied, "output layer has weights of its own"),
+        (untied, "separate output layer"),
         (another_model_type, "model type 'gpt2'"),
         (lambda path: [f"actor_rollout_ref.model.path={path / 'absent'}"], "can't be read"),
         (lambda path: ["actor_rollout_ref.actor.strategy=fsdp"], "strategy is 'fsdp'"),
         (lambda path: ["actor_rollout_ref.model.lora_rank=8"], "lora_rank is 8"),
-        (lambda path: ["+actor_rollout_ref.model.override_config.tie_word_embeddings=False"], "weights of its own"),
+        (lambda path: ["+actor_rollout_ref.model.override_config.tie_word_embeddings=False"], "separate output layer"),
         (lambda path: ["++actor_rollout_ref.actor.calculate_sum_pi_squared=True"], "calculate_sum_pi_squared"),
     ],
 )
@@ -307,7 +307,7 @@ def test_fused_kernels_that_are_left_open_are_chosen_and_written(gpu, monkeypatc
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        (untied, f"{FUSED} is True, and the model's output layer.*False.*null"),
+        (untied, f"{FUSED} is True, and the model has a separate output layer.*False.*null"),
         (lambda path: ["+actor_rollout_ref.model.override_config.tie_word_embeddings=False"], f"{FUSED} is True, and"),
         (lambda path: ["++actor_rollout_ref.actor.calculate_sum_pi_squared=True"], "calculate_sum_pi_squared"),
         (lambda path: [f"{BACKEND}=trition"], "impl_backend is 'trition'; expected one of torch, triton, liger"),

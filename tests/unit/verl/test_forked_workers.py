@@ -159,7 +159,7 @@ def test_without_a_template_the_worker_starts_as_usual_and_says_so(tmp_path, mod
     assert report["pid"] == worker.pid
     assert report["arguments"][1:] == [f"--node-id={node.id}", "--port=7"]
     assert not report["marked"]
-    assert "this worker imports by itself" in errors
+    assert "this worker does its own imports" in errors
     assert "No module named" in errors
 
 

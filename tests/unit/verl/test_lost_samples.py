@@ -33,6 +33,7 @@ from saw.verl.estimator import StepRewards
 from saw.verl.names import FAILED, ROLLOUTS
 from saw.verl.replay_buffer import AllLost, MultiRewardReplayBuffer, is_unknown
 from saw.verl.reward_manager import Failures, MultiRewardManager, with_finite_score
+from saw.verl.reward_ranges import RewardRanges
 from saw.verl.reward_values import plain, reward_value
 from saw.verl.trainer import BadReward, SAWTrainer, TooManyMissing
 from saw.verl.transfer_queue import lost_samples
@@ -265,6 +266,7 @@ class Trainer(SAWTrainer):
         )
         self.global_steps, self.parameter_sync_step, self.state = 3, 1, State()
         self.saved: list[int] = []
+        self._ranges = RewardRanges(self.settings, None)
         self._rollouts, self._dataloader_before, self._val_texts = {}, {"position": 3}, ([], [])
         buffer = MultiRewardReplayBuffer.__new__(MultiRewardReplayBuffer)
         buffer.selected = []
@@ -280,9 +282,8 @@ class Trainer(SAWTrainer):
         scores = [torch.tensor([0.0] * length + [info["score"]]) for length, info in enumerate(infos)]
         data["rm_scores"] = torch.nested.as_nested_tensor(scores, layout=torch.jagged)
         monkeypatch.setattr(trainer_module.tq, "kv_batch_get", lambda **_: data)
-        metrics: dict[str, float] = {}
-        batch = SimpleNamespace(keys=list(keys), tags=list(tags), partition_id="train")
-        return self._rewards(batch, [(0.0, 1.0), (-3.0, 3.0)], metrics), metrics
+        step = self._rewards(SimpleNamespace(keys=list(keys), tags=list(tags), partition_id="train"))
+        return step, objective_metrics.sample_counts(objective_metrics.failed_samples(step.infos), step.lost)
 
 
 @pytest.mark.parametrize("own_sampler", [False, True])
@@ -393,10 +394,11 @@ def judged(trainer: Trainer, monkeypatch, **wrong) -> None:
     """The trainer's look at the rewards of a step, in which one sample is wrong; ``...`` leaves a key out."""
     bad = {key: value for key, value in {**INFOS[0], **wrong}.items() if value is not ...}
     keys, infos = ["u1_0_0", "u1_1_0", "u2_0_0"], [INFOS[0], bad, INFOS[0]]
-    trainer._ranges = SimpleNamespace(at=lambda step: [(0.0, 1.0), (-math.inf, math.inf)])
+    running = {"method": "saw_gdpo", "objectives": {"format": {"minimum": 0}, "correctness": {"minimum": "running"}}}
+    trainer._ranges = RewardRanges(Settings.model_validate(running), None)
     look = SAWTrainer._rewards
 
-    def look_at_these(batch, ranges, metrics):
+    def look_at_these(batch):
         monkeypatch.setattr(trainer, "_rewards", functools.partial(look, trainer))
         return trainer.rewards(monkeypatch, keys, [{}] * 3, infos)[0]
 
@@ -420,7 +422,7 @@ def judged(trainer: Trainer, monkeypatch, **wrong) -> None:
 def test_a_reward_that_cannot_be_used_stops_as_a_missing_one_does(tmp_path, monkeypatch, wrong, says):
     """Kind: an error in mid-training that throws the last steps away. The same checkpoint, and the same way on."""
     trainer = Trainer(tmp_path, max_missing=0.9)
-    with pytest.raises(BadReward, match=rf"step 3: .*{says}.*The training goes on from .*global_step_2"):
+    with pytest.raises(BadReward, match=rf"step 3: .*{says}.*The same command resumes from .*global_step_2"):
         judged(trainer, monkeypatch, **wrong)
     assert trainer.saved == [2]
     assert torch.load(tmp_path / "global_step_2" / "data.pt") == {"position": 3}
@@ -447,7 +449,7 @@ def test_verl_s_mean_score_is_of_the_samples_that_have_a_reward(tmp_path, monkey
         ([INFOS[1], INFOS[1], INFOS[1]], {"mean": 1.0, "max": 3.0, "min": 0.0}),  # the step stops before
     ):
         trainer = Trainer(tmp_path)
-        trainer._step, _ = trainer.rewards(monkeypatch, ["u1_0_0", "u1_1_0", "u2_0_0"], [{}] * 3, infos)
+        trainer._mini_batches = [trainer.rewards(monkeypatch, ["u1_0_0", "u1_1_0", "u2_0_0"], [{}] * 3, infos)[0]]
         metrics: dict[str, float] = {}
         trainer._compute_metrics(SimpleNamespace(), metrics, {}, 3, 0)
         assert metrics == stock | {f"critic/score/{what}": value for what, value in expected.items()}
@@ -552,7 +554,7 @@ def test_a_dead_worker_ends_the_training_with_a_checkpoint_of_the_step_before(tm
 
     monkeypatch.setattr(trainer_base.PPOTrainer, "_submit_batch_to_rollout", dies)
     monkeypatch.setattr(trainer_module.PPOTrainerSync, "step", step)
-    with pytest.raises(AgentLoopDied, match=r"step 3: an agent loop worker has died.*goes on from .*global_step_2"):
+    with pytest.raises(AgentLoopDied, match=r"step 3: an agent loop worker has died.*resumes from .*global_step_2"):
         trainer.step({}, {})
     assert trainer.saved == [2]
     assert slept
@@ -568,9 +570,9 @@ def test_where_the_trainer_s_workers_died_with_it_the_last_checkpoint_is_what_is
     monkeypatch.setattr(trainer, "_save_checkpoint", dies)
     monkeypatch.setattr(trainer_base.PPOTrainer, "_submit_batch_to_rollout", dies)
     monkeypatch.setattr(trainer_module.PPOTrainerSync, "step", lambda self, *_: self._submit_batch_to_rollout({}))
-    with pytest.raises(AgentLoopDied, match="goes on from its last checkpoint"):
+    with pytest.raises(AgentLoopDied, match="resumes from the last checkpoint"):
         trainer.step({}, {})
-    assert "no checkpoint of the step before could be saved" in caplog.text
+    assert "no checkpoint of the previous step could be saved" in caplog.text
 
 
 @pytest.mark.slow

@@ -1,0 +1,62 @@
+"""A step of several mini-batches: verl's ``separate_async`` samples, weighs and updates in turn, and logs once.
+
+verl 0.9.1 merges the metrics of mini-batches by parts of their names, so that those of an objective called ``summary``
+would be summed. Here the rewards of the step are put together, and its metrics computed from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from saw.method.advantage import Advantage
+from saw.method.inputs import check_objectives, make_batch
+from saw.method.statistics import objective_statistics
+from saw.verl.estimator import StepRewards
+
+
+def together(mini_batches: Sequence[StepRewards]) -> Advantage:
+    """What the mini-batches of a step come to.
+
+    Args:
+        mini_batches (Sequence[StepRewards]): with their advantages.
+
+    Returns:
+        Advantage: its statistics are of all samples. The weights and the CV, which each mini-batch has of its own, are
+        means over the mini-batches by their numbers of samples.
+    """
+    advantages = [part.advantage for part in mini_batches if part.advantage is not None]
+    if len(advantages) == 1:
+        return advantages[0]
+    rewards, prompts = rewards_of(mini_batches), [prompt for part in mini_batches for prompt in part.prompts]
+    batch = make_batch(rewards, prompts, rewards.new_ones(len(rewards)), check_objectives(None, rewards.shape[1]))
+    statistics = objective_statistics(batch, mini_batches[0].settings.options.numerics)
+    sizes = [len(part.scored) for part in mini_batches]
+    return Advantage(
+        tokens=None,
+        samples=torch.cat([each.samples for each in advantages]),
+        weights=_mean([each.weights for each in advantages], sizes),
+        proposed=_mean([each.proposed for each in advantages], sizes),
+        statistics=replace(statistics, cv=_mean([each.statistics.cv for each in advantages], sizes)),
+    )
+
+
+def rewards_of(mini_batches: Sequence[StepRewards]) -> Tensor:
+    """The rewards of all samples of a step, shape ``(N, K)``, NaN where missing."""
+    return torch.cat([part.rewards[part.scored] for part in mini_batches])
+
+
+def scalars_of(mini_batches: Sequence[StepRewards]) -> Tensor:
+    """verl's scalar rewards of all samples of a step, shape ``(N,)``."""
+    return torch.cat([part.scalars for part in mini_batches if part.scalars is not None])
+
+
+def _mean(rows: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+    """Mean of rows of shape ``(K,)``, weighted, over those that have a value; NaN where none has."""
+    values = torch.stack(list(rows))
+    present = ~values.isnan()
+    shares = torch.tensor(sizes, dtype=values.dtype)[:, None] * present
+    return (values.nan_to_num() * shares).sum(dim=0) / shares.sum(dim=0)
