@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from saw.report import read_history
-from saw.runs.process_tree import Run
+from saw.runs.process_tree import TrainingJob
 from tests.e2e.test_pipeline import LIMIT
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.full]
@@ -46,7 +46,7 @@ MODES = {
 }
 
 
-def train(folder: Path, mode: str, steps: int, toy_data: tuple[Path, Path], model: Path, resume: bool) -> Run:
+def train(folder: Path, mode: str, steps: int, toy_data: tuple[Path, Path], model: Path, resume: bool) -> TrainingJob:
     (folder / "rewards.py").write_text(REWARD_FUNCTION)
     function = "reward.custom_reward_function"
     command = [
@@ -60,7 +60,7 @@ def train(folder: Path, mode: str, steps: int, toy_data: tuple[Path, Path], mode
         *("trainer.save_freq=1", "trainer.test_freq=2", "trainer.val_before_train=true", *MODES[mode]),
         f"trainer.resume_mode={'auto' if resume else 'disable'}",
     ]
-    run = Run(command, folder, LIMIT, resume=resume)
+    run = TrainingJob(command, folder, LIMIT, resume=resume)
     run.follow(lambda step, metrics: None)
     return run
 
