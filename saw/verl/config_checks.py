@@ -222,6 +222,7 @@ def _separate_faults(config: DictConfig, settings: Settings, mini_batches: int) 
             f"trainer.v1.separate_async.parameter_sync_step {mini_batches} x "
             f"actor_rollout_ref.actor.ppo_mini_batch_size {parts.actor.ppo_mini_batch_size}"
         )
+    wrong += _mini_batch_faults(config)
     for key in ("nnodes", "n_gpus_per_node"):
         if parts.rollout[key] < 1:
             wrong.append(
@@ -246,6 +247,27 @@ def _separate_faults(config: DictConfig, settings: Settings, mini_batches: int) 
             "adaptive_switch_threshold is True: verl treats a step that waited longer than this interval as idle, and "
             f"would adapt its threshold to other waits; set saw.poll_interval to {POLL_INTERVAL:g}, verl's own"
         )
+    return wrong
+
+
+def _mini_batch_faults(config: DictConfig) -> list[str]:
+    """Micro-batches that do not fit into a mini-batch, which here is all that the workers get at a time."""
+    parts = config.actor_rollout_ref
+    samples = parts.actor.ppo_mini_batch_size * parts.rollout.n
+    sizes = {
+        "actor.ppo_micro_batch_size_per_gpu": parts.actor.use_dynamic_bsz,
+        "rollout.log_prob_micro_batch_size_per_gpu": parts.rollout.log_prob_use_dynamic_bsz,
+    }
+    if need_reference_policy(config):
+        sizes["ref.log_prob_micro_batch_size_per_gpu"] = parts.ref.log_prob_use_dynamic_bsz
+    wrong = []
+    for key, dynamic in sizes.items():
+        size = OmegaConf.select(parts, key)
+        if size and not dynamic and samples % size:
+            wrong.append(
+                f"actor_rollout_ref.{key} is {size}; expected a divisor of the {samples} samples of a mini-batch "
+                f"(actor.ppo_mini_batch_size {parts.actor.ppo_mini_batch_size} x rollout.n {parts.rollout.n})"
+            )
     return wrong
 
 

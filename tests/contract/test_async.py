@@ -6,8 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from verl.checkpoint_engine import CheckpointEngineRegistry
 from verl.checkpoint_engine import base as engines
+from verl.experimental.separation.engine_workers import DetachActorWorker
 from verl.trainer.ppo.v1 import replay_buffer, trainer_base, trainer_separate_async
 from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.utils import MetricsAggregator
@@ -132,6 +136,33 @@ def test_a_rollout_apart_holds_two_cpus_for_each_gpu():
 # ---------------------------------------------------------------- weights on a CPU
 
 
+@pytest.fixture
+def one_rank():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.cpu_platform
+def test_the_weights_of_a_step_s_beginning_stay_what_they_were(one_rank):
+    """Kind: a copy to the CPU of what is there already is none, and the old policy is the one that has moved on."""
+    model = torch.nn.Linear(2, 2)
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    before = model.weight.full_tensor().clone()
+    worker = DetachActorWorker.__new__(DetachActorWorker)
+    worker._strategy_handlers, worker.config = None, OmegaConf.create({"actor": {"strategy": "fsdp2"}})
+    worker.actor = SimpleNamespace(engine=SimpleNamespace(module=model))
+    worker.save_model_to_cpu(0)
+    with torch.no_grad():
+        model.weight.add_(1.0)
+    worker.save_model_to_cpu(1)
+    worker.restore_model_from_cpu(0)
+    assert torch.equal(model.weight.full_tensor(), before)
+    worker.restore_model_from_cpu(1)
+    assert torch.equal(model.weight.full_tensor(), before + 1.0)
+
+
+@pytest.mark.cpu_platform
 def test_weights_reach_a_rollout_apart_from_the_trainer(monkeypatch):
     """As verl's manager calls the engine in every step: prepare, topology, group, send and receive, finalize."""
     monkeypatch.setattr(cpu_weights.ray.util, "get_node_ip_address", lambda: "127.0.0.1")

@@ -11,9 +11,9 @@ import pytest
 
 from saw.report import read_history
 from saw.runs.process_tree import TrainingJob
-from tests.e2e.test_pipeline import LIMIT
+from tests.e2e.test_pipeline import LIMIT, SAME_POLICY
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.full]
+pytestmark = [pytest.mark.pipeline, pytest.mark.full, pytest.mark.cpu_platform]
 PROMPTS, SAMPLES = 8, 4
 #: ``late`` rises with the step at which a prompt was submitted, so that most of its rewards are below the range of the
 #: step that trains on them. verl would sum the metrics with the names of the others, or take their minimum.
@@ -82,6 +82,8 @@ def test_an_asynchronous_training_and_its_resume(tmp_path, toy_data, warm_model,
         assert history.columns["saw/lost"][place] == 0
         assert math.isfinite(history.columns["actor/grad_norm"][place])
     assert max(history.columns["actor/grad_norm"]) > 0
+    # vLLM samples from the trainer's weights, and the last mini-batch is compared with those of the step's beginning
+    assert history.columns["training/rollout_probs_diff_max"][0] < SAME_POLICY
     stale = history.columns["training/off_policy/trajectory_staleness_worst/max"]
     assert max(stale) >= 1  # trained on samples of an older policy
     # prompts of the previous step; those of step 2 that were unfinished are submitted again at step 3
