@@ -19,7 +19,7 @@ from saw.runs.compose import CONFIGS
 NOT_RUN = "not run"
 PAPER = Path(__file__).resolve().parents[2] / "results" / "paper.yaml"
 #: Heading of the column with the reasons why a measured cell is not compared with the paper's.
-NOT_COMPARED = "not compared, for its"
+NOT_COMPARED = "no difference because of"
 #: ``evaluation.json`` of each seed.
 Evaluations = dict[int, dict[str, Any]]
 
@@ -86,9 +86,9 @@ def paper_notes(paper: Mapping[str, Any]) -> list[str]:
     )
     keys = [f"`{key}`" for key, value in theirs.items() if ours.get(key) != value]
     return [
-        f"Paper: {paper['source']}. Its numbers are taken to be of the reading `{paper['reading']}` (A): there is a "
-        "difference only where ours are of the same, and nothing else is known to differ.",
-        f"The reading `as_released` (configs/reading) sets otherwise than `controlled`: {', '.join(keys)}.",
+        f"Paper: {paper['source']}. We assume that its numbers belong to the reading `{paper['reading']}` (A). The "
+        "difference is only given if ours have the same reading and nothing else is known to differ.",
+        f"The reading `as_released` (configs/reading) differs from `controlled` in {', '.join(keys)}.",
         "\n".join(["The paper also says:", "", *(f"- {fact}" for fact in paper["also"])]),
     ]
 

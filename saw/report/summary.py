@@ -124,8 +124,8 @@ def tests(groups: Mapping[str, Sequence[LoggedRun]], baseline: str) -> Table:
         (*place, str(test.difference), _number(test.p), _number(test.p_corrected), _effect(test.effect))
         for place, test in sorted(found.items(), key=lambda item: compared.index(item[0][:2]))
     )
-    header = ("method", "objective", "measure", f"less {baseline}", "p", "p, Holm", "Cohen's d")
-    note = "Two-sided paired t-test over common seeds; Holm over all rows with the same measure."
+    header = ("method", "objective", "measure", f"minus {baseline}", "p", "p, Holm", "Cohen's d")
+    note = "Two-sided paired t-test over common seeds; Holm's correction over this table's rows with the same measure."
     note = " ".join([note, *_ended_early(groups)])
     return Table(f"Against {baseline}", header, rows, left=3, note=note)
 

@@ -58,9 +58,9 @@ class Settings(BaseModel):
         method (str): a name in :data:`saw.METHODS`.
         objectives (tuple[ObjectiveSettings, ...]): given as a mapping from name to the rest, or as a list with names.
         options (Options): see :class:`saw.Options`.
-        kl_in_reward (Literal["combined", "grpo_only"]): which methods the penalty ``algorithm.use_kl_in_reward`` of
-            verl applies to. combined: those with a combined reward, from which it is subtracted. grpo_only: only plain
-            ``grpo``, as in the released code; needs ``profile: released``.
+        kl_in_reward (Literal["combined", "grpo_only"]): the methods to which verl's KL penalty in the reward applies
+            (``algorithm.use_kl_in_reward``). combined: all methods with a combined reward, from which it is subtracted.
+            grpo_only: only plain ``grpo``, as in the released code; needs ``profile: released``.
         max_missing (float): largest share of a step's samples that may lack a reward; above it the training stops, with
             a checkpoint of the previous step. A lost sample, or one whose reward function raised, has no reward. A step
             without any reward always stops the training.

@@ -221,7 +221,7 @@ class MultiRewardTrainer(PPOTrainer):
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         rewards = self._step
-        self.state.see(rewards.rewards[rewards.scored], self.settings)
+        self.state.track_minima(rewards.rewards[rewards.scored], self.settings)
         rewards.objectives = self._objectives(rewards.submitted)
         with rewards_of_step(rewards) as step:
             batch = super()._compute_advantage(batch, metrics)

@@ -358,10 +358,10 @@ FIGURES = [
         README,
         "helps: {} steps instead of {} (GDPO), {} instead of {} (GRPO)",
         lambda: whole(
-            sum(odd("learned", "gdpo", "good")),
-            odd("learned", "gdpo", "good")[0],
-            sum(odd("learned", "grpo", "good")),
-            odd("learned", "grpo", "good")[0],
+            sum(odd("already", "gdpo", "good")),
+            odd("already", "gdpo", "good")[0],
+            sum(odd("already", "grpo", "good")),
+            odd("already", "grpo", "good")[0],
         ),
     ),
     Figure(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from recipes.tldr.stand_in_judge import RUBRIC
 from saw.records import validation_samples
 from saw.rewards.judge.options import JudgeOptions
 from saw.verl import judge_actor, step_metrics
@@ -228,7 +229,7 @@ def small_ray(monkeypatch):
 
 @pytest.mark.slow
 def test_a_judge_whose_process_cannot_start_gives_no_verdict(small_ray, monkeypatch):
-    options = JudgeOptions.of({"model": "m", "base_url": "http://127.0.0.1:9/v1", "api_key_env": "NOT_HERE"})
+    options = JudgeOptions.of({**RUBRIC, "model": "m", "base_url": "http://127.0.0.1:9/v1", "api_key_env": "NOT_HERE"})
     for _ in range(2):
         verdict = asyncio.run(judge_actor.ask(options, {"reddit_text": "", "human_summary": "", "model_summary": ""}))
         assert all(math.isnan(score) for score in verdict.scores.values())
@@ -304,6 +305,7 @@ def test_what_verl_serves_is_cached_by_its_model_and_not_by_its_router():
     assert (first.server, first.model) == (served("m", "10.0.0.2:81").server, "m")
     alias = f"{SECTION}.model=judge"
     assert served("m", "10.0.0.1:80", alias).server != served("other", "10.0.0.1:80", alias).server
-    assert first.server != judge_actor.options_of({"model": "m", "base_url": "http://10.0.0.1:80/v1"}, None).server
-    plain = judge_actor.options_of({"model": "m"}, "10.0.0.1:80")
-    assert plain.server == judge_actor.options_of({"model": "m"}, "10.0.0.2:81").server
+    own = {**RUBRIC, "model": "m"}
+    assert first.server != judge_actor.options_of({**own, "base_url": "http://10.0.0.1:80/v1"}, None).server
+    plain = judge_actor.options_of(own, "10.0.0.1:80")
+    assert plain.server == judge_actor.options_of(own, "10.0.0.2:81").server

@@ -34,13 +34,13 @@ def settings(**more) -> Settings:
 def test_running_minima_fall_and_never_rise():
     state = State()
     for rewards, lowest in (([[5.0, 2.0], [5.0, 3.0]], 2.0), ([[5.0, NAN], [5.0, 4.0]], 2.0), ([[-9.0, -1.0]], -1.0)):
-        state.see(torch.tensor(rewards), settings())
+        state.track_minima(torch.tensor(rewards), settings())
         assert state.minima == {"b": lowest}
 
 
 def test_nothing_is_known_before_the_first_reward():
     state = State()
-    state.see(torch.tensor([[1.0, NAN]]), settings())
+    state.track_minima(torch.tensor([[1.0, NAN]]), settings())
     assert state.minima == {}
 
 
