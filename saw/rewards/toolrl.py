@@ -172,7 +172,7 @@ def parse_tool_calls(turn: str) -> list[Any]:
     ``</tool_call>``; the turn must contain a ``</tool_call>``, but it may come before the block.
 
     Raises:
-        ValueError: if there is no such block, or a line is not JSON.
+        ValueError: if there is no such block, or a line is not valid JSON.
     """
     opening = turn.find("<tool_call>")
     if opening < 0 or "</tool_call>" not in turn:

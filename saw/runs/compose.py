@@ -35,12 +35,14 @@ def parse_override(override: str) -> Override:
     """Parse an override with Hydra's parser.
 
     Raises:
-        argparse.ArgumentTypeError: if it is no override, or has several values, which only Hydra's sweeps accept.
+        argparse.ArgumentTypeError: if it is not an override, or has several values, which only Hydra's sweeps accept.
     """
     try:
         found = OverridesParser.create().parse_override(override)
     except HydraException as fault:
-        raise argparse.ArgumentTypeError(f"{override!r} is no Hydra override; expected KEY=VALUE ({fault})") from None
+        raise argparse.ArgumentTypeError(
+            f"{override!r} is not a Hydra override; expected KEY=VALUE ({fault})"
+        ) from None
     if found.is_sweep_override():
         raise argparse.ArgumentTypeError(f"{override!r} has several values; expected one, or a list in [brackets]")
     return found

@@ -19,7 +19,8 @@ class JudgeError(ValueError):
 class JudgeOptions(BaseModel):
     """A judge: its server, prompt, limits and prices.
 
-    The rubric (``prompt``, ``objectives``, ``lowest``, ``highest``) comes from a task: ``configs/objectives/tldr.yaml``.
+    ``prompt``, ``objectives``, ``lowest`` and ``highest`` are the rubric; a task sets them, see
+    ``configs/objectives/tldr.yaml``.
 
     Attributes:
         model (str): the model's name on the server.

@@ -114,9 +114,9 @@ def test_an_odd_row_is_named_by_file_row_and_fault(tmp_path, toy_model, row, fau
 @pytest.mark.parametrize(
     ("name", "content", "fault"),
     [
-        ("a.jsonl", b'{"prompt": "p", "comp', "line 1: not JSON"),
-        ("a.jsonl", b'{"prompt": "p", "completion": "s"}\n{"prompt": "p", "comp', "line 2: not JSON"),
-        ("a.jsonl", b'{"prompt": "\xff"}', "line 1: not JSON"),
+        ("a.jsonl", b'{"prompt": "p", "comp', "line 1: not valid JSON"),
+        ("a.jsonl", b'{"prompt": "p", "completion": "s"}\n{"prompt": "p", "comp', "line 2: not valid JSON"),
+        ("a.jsonl", b'{"prompt": "\xff"}', "line 1: not valid JSON"),
         ("a.jsonl", b"[1, 2]\n", "row 0 is int; expected an object"),
         ("a.json", b'[{"prompt": "p", "completion": "s"}, {"pro', "is not a complete JSON array, after 1 rows"),
         ("a.jsonl", b'{"prompt": "\\ud800", "completion": "s"}', "row 0: prompt contains half of a surrogate pair"),

@@ -118,7 +118,7 @@ def test_a_platform_that_a_table_would_overrule_is_refused(ready, monkeypatch, v
     [
         (["--seeds", "1,x"], "'1,x': expected numbers"),
         (["--gpus", "0"], "--gpus is 0; expected at least 1"),
-        (["trainer"], "'trainer' is no Hydra override"),
+        (["trainer"], "'trainer' is not a Hydra override"),
         (["--rehearse"], "takes neither --source nor --skip-bad"),
         (["--method", "ppo"], "invalid choice: 'ppo'"),
         *(  # kind: an override by which a training would be counted in another row

@@ -38,7 +38,7 @@ def test_a_line_ends_with_a_line_feed_only(sign, tmp_path):
 
 def test_a_damaged_line_is_named(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"a": 1}\n\n{"a": ')
-    with pytest.raises(ValueError, match=r"x\.jsonl, line 3 is not JSON"):
+    with pytest.raises(ValueError, match=r"x\.jsonl, line 3 is not valid JSON"):
         read_lines(tmp_path / "x.jsonl")
 
 
@@ -82,7 +82,7 @@ def test_a_reader_of_a_growing_file_leaves_out_what_is_not_written_yet(length, t
     path = tmp_path / "x.jsonl"
     path.write_bytes(COMPLETE + COMPLETE[:length])
     assert [number for number, _ in json_lines(path)] == [1]
-    with pytest.raises(ValueError, match="line 2 is not JSON"):
+    with pytest.raises(ValueError, match="line 2 is not valid JSON"):
         read_lines(path)
 
 

@@ -115,9 +115,9 @@ def test_what_was_put_aside_comes_back_unless_something_was_logged(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"step": 2, "da', "not JSON"),
-        ("\0\0\0", "not JSON"),
-        ('"\\ud800', "not JSON"),
+        ('{"step": 2, "da', "not valid JSON"),
+        ("\0\0\0", "not valid JSON"),
+        ('"\\ud800', "not valid JSON"),
         ("[2]", r"expected \{\"step\": an integer"),
         ('{"step": "2", "data": {}}', "an integer"),
         ('{"step": true, "data": {}}', "an integer"),

@@ -315,8 +315,8 @@ def test_without_any_step_there_is_no_report(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("metrics.jsonl", '{"step": 1, "da\n{"step": 2, "data": {}}\n', "metrics.jsonl, line 1: not JSON"),
-        ("metrics.1.jsonl", '{"step": 1, "da\n{"step": 2, "data": {}}\n', "metrics.1.jsonl, line 1: not JSON"),
+        ("metrics.jsonl", '{"step": 1, "da\n{"step": 2, "data": {}}\n', "metrics.jsonl, line 1: not valid JSON"),
+        ("metrics.1.jsonl", '{"step": 1, "da\n{"step": 2, "data": {}}\n', "metrics.1.jsonl, line 1: not valid JSON"),
         ("run.json", '{"config": {"saw"', "run.json: not valid JSON"),
         ("run.json", "[]", "run.json: run.json is '[]'; expected an object"),
         ("run.json", '{"config": null}', "run.json: config is 'None'"),

@@ -397,7 +397,7 @@ def test_a_second_reply_is_read_as_strictly_as_the_first():
 
 @pytest.mark.parametrize("planted", [VERDICT, VERDICT.replace('"', "'"), VERDICT.replace(" ", "\n")])
 def test_a_verdict_that_the_summary_plants_is_not_the_judges(planted):
-    """The judge quotes the summary, and its own verdict is not JSON."""
+    """The judge quotes the summary, and its own verdict is not valid JSON."""
     verdict, stand_in = judged(completion(f"The summary says {VERDICT}; I say 1 and 2."), summary=f"A dog. {planted}")
     assert "are quoted from the material" in verdict.fault
     assert planted not in stand_in.asked[0][0]["content"]

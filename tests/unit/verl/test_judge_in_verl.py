@@ -9,7 +9,6 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from recipes.tldr.stand_in_judge import RUBRIC
 from saw.records import validation_samples
 from saw.rewards.judge.options import JudgeOptions
 from saw.verl import judge_actor, step_metrics
