@@ -213,6 +213,30 @@ def test_summaries_of_other_posts_are_refused(summarising, tmp_path):
         summarising()
 
 
+def test_options_for_vllm_reach_the_server(summarising, monkeypatch):
+    """Kind: an option with dashes is taken for one of the evaluation's own."""
+    served = []
+
+    @contextmanager
+    def server(*arguments):
+        served.append(arguments)
+        yield "http://127.0.0.1:9/v1"
+
+    monkeypatch.setattr(tldr, "server", server)
+    summarising("--vllm", "--max-model-len", "100")
+    assert served[0][-1] == ["--max-model-len", "100"]
+
+
+@pytest.mark.parametrize("option", ["--runs", "--threads", "--limit"])
+@pytest.mark.parametrize("evaluate", [tldr, toolrl])
+def test_a_number_below_one_is_named(evaluate, option, monkeypatch, capsys):
+    data = ["--data", "d"] if evaluate is tldr else []
+    monkeypatch.setattr("sys.argv", ["evaluate", "--model", "m", "--out", "o", *data, option, "0"])
+    with pytest.raises(SystemExit):
+        evaluate.main()
+    assert f"{option} is 0; expected at least 1" in capsys.readouterr().err
+
+
 def test_bfcl_is_asked_as_the_results_say(tmp_path, monkeypatch):
     """The evaluation hands all parameters and a seed for each run to BFCL's environment, and writes them down."""
     asked = []
