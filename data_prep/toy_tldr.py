@@ -17,7 +17,7 @@ FEELINGS = ("happy", "angry", "sad", "calm", "tired", "proud")
 
 
 def make_posts(number: int, seed: int = 0) -> list[dict[str, str]]:
-    """Different posts; there are 1,296 combinations."""
+    """Different posts, as long as there are combinations left (1,296)."""
     chance = random.Random(seed)
     seen: set[tuple[str, ...]] = set()
     posts: list[dict[str, str]] = []
