@@ -5,6 +5,7 @@ import json
 import pytest
 from datasets import Dataset, load_dataset
 
+from data_prep import toy_tldr
 from data_prep.tldr import BadSource, prepare
 from data_prep.toy_tldr import make_posts, write_posts
 
@@ -189,3 +190,12 @@ def test_without_a_network_it_says_what_to_do(tmp_path, toy_model, monkeypatch):
 def test_a_parquet_is_read_too(tmp_path, posts, toy_model):
     load_dataset("json", data_files=str(posts), split="train").to_parquet(tmp_path / "posts.parquet")
     assert make(tmp_path / "out", tmp_path / "posts.parquet", toy_model)["posts"] == 60
+
+
+@pytest.mark.parametrize("rows", ["0", str(toy_tldr.MOST + 1)])
+def test_a_number_of_toy_posts_that_cannot_be_made_is_named(rows, tmp_path, monkeypatch, capsys):
+    """Kind: a search for one more different post that never ends."""
+    monkeypatch.setattr("sys.argv", ["toy_tldr", "--out", str(tmp_path / "posts.jsonl"), "--rows", rows])
+    with pytest.raises(SystemExit):
+        toy_tldr.main()
+    assert f"--rows is {rows}; expected 1 to {toy_tldr.MOST}" in capsys.readouterr().err
