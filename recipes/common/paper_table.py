@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from saw.report.history import flat
 from saw.report.tables import latex, markdown, write_csv
 from saw.runs.compose import CONFIGS
 
@@ -81,7 +82,7 @@ def paper_notes(paper: Mapping[str, Any]) -> list[str]:
         paper (Mapping[str, Any]): the table's part of ``results/paper.yaml``.
     """
     ours, theirs = (
-        dict(_flat(yaml.safe_load((CONFIGS / "reading" / f"{name}.yaml").read_text())))
+        dict(flat(yaml.safe_load((CONFIGS / "reading" / f"{name}.yaml").read_text())))
         for name in ("controlled", "as_released")
     )
     keys = [f"`{key}`" for key, value in theirs.items() if ours.get(key) != value]
@@ -91,14 +92,6 @@ def paper_notes(paper: Mapping[str, Any]) -> list[str]:
         f"The reading `as_released` (configs/reading) differs from `controlled` in {', '.join(keys)}.",
         "\n".join(["The paper also says:", "", *(f"- {fact}" for fact in paper["also"])]),
     ]
-
-
-def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in section.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,12 +114,8 @@ def tests(groups: Mapping[str, Sequence[LoggedRun]], baseline: str) -> Table:
         gaps = {}
         for label, objective in compared:
             base, own = (_seeded(groups[name], objective, value) for name in (baseline, label))
-            gaps[label, objective] = {seed: own[seed] - base[seed] for seed in own.keys() & base.keys()}
-        # One family of comparisons: Holm's correction covers methods and objectives together.
-        seeds = {seed for gap in gaps.values() for seed in gap}
-        keyed = {f"{label}\0{objective}": gap for (label, objective), gap in gaps.items()}
-        family = paired_tests(dict.fromkeys(seeds, 0.0), keyed)
-        found |= {(*pair, measure): family["\0".join(pair)] for pair in gaps}
+            gaps[label, objective, measure] = [own[seed] - base[seed] for seed in sorted(own.keys() & base.keys())]
+        found |= paired_tests(gaps)  # Holm's correction covers methods and objectives together
     rows = tuple(
         (*place, str(test.difference), _number(test.p), _number(test.p_corrected), _effect(test.effect))
         for place, test in sorted(found.items(), key=lambda item: compared.index(item[0][:2]))

@@ -248,6 +248,16 @@ def test_a_seed_that_was_trained_twice_is_one_seed(tmp_path):
     assert front.endswith("| 2 |")
 
 
+def test_only_seeds_that_both_have_are_paired(tmp_path):
+    for method, seed, mean in (
+        *(("grpo", 1, 0.2), ("grpo", 2, 0.4), ("grpo", 4, 0.9)),
+        *(("saw_grpo", 1, 0.3), ("saw_grpo", 2, 0.6), ("saw_grpo", 3, 0.0)),
+    ):
+        make_run(tmp_path / "runs" / f"{method}_{seed}", method, seed, format={"mean": mean})
+    text = summary_of(tmp_path / "report", tmp_path / "runs", "--baseline", "grpo")
+    assert "| saw_grpo | format | last 5 steps | 0.150 [0.100, 0.200] (n = 2) |" in text
+
+
 def test_runs_of_which_nobody_knows_the_seed_are_runs(tmp_path):
     for name, mean in (("a", 0.2), ("b", 0.4)):
         folder = make_run(tmp_path / "runs" / name / "grpo", "grpo", 1, format={"mean": mean})

@@ -114,9 +114,9 @@ def against(base: str, measure: Callable[..., float] = area) -> dict[tuple[str, 
         if base in label and label != base:
             for objective in language_model.OBJECTIVES:
                 first = {run.seed: measure(run, objective) for run in trainings()[base]}
-                gaps[f"{label}|{objective}"] = {run.seed: measure(run, objective) - first[run.seed] for run in runs}
-    found = paired_tests(dict.fromkeys(range(1, 6), 0.0), gaps)
-    return {tuple(name.split("|")): test for name, test in found.items()}  # type: ignore[misc]
+                own = sorted(runs, key=lambda run: run.seed)
+                gaps[label, objective] = [measure(run, objective) - first[run.seed] for run in own]
+    return paired_tests(gaps)
 
 
 def gain(label: str, objective: str, measure: Callable[..., float] = area) -> PairedTest:
