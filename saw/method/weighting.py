@@ -66,14 +66,12 @@ def static(context: Context) -> Tensor:
 def group_std(context: Context) -> Tensor:
     r"""DVAO's weights (arXiv 2605.25604, according to a reading note), separate for each group.
 
-    .. math:: w_{gk} = \sigma_{gk} / \sum_l \alpha_l \sigma_{gl}
+    .. math:: w_{gk} = \sigma_{gk} / \sum_l \sigma_{gl}
 
-    so that :math:`\alpha_k w_{gk}`, the weights times the priorities, sum to 1. Equal if all rewards of a group are
-    equal.
+    Equal if all rewards of a group are equal.
     """
-    batch = context.batch
-    spread = group_moments(batch).std.nan_to_num(nan=0.0)
-    total = (spread * batch.priorities).sum(dim=1, keepdim=True)
+    spread = group_moments(context.batch).std.nan_to_num(nan=0.0)
+    total = spread.sum(dim=1, keepdim=True)
     return torch.where(total > 0, spread / total.clamp(min=1e-300), 1.0 / spread.shape[1])
 
 
