@@ -14,6 +14,7 @@ from saw.method.inputs import Groups, check_lengths, check_objectives, check_sha
 from saw.method.objective import Objective
 from saw.method.options import Options
 from saw.method.registry import Need, check_combination, get_method
+from saw.method.returned import ROUNDING, check_advantages, check_weights
 from saw.method.smoothing import smooth
 from saw.method.statistics import ObjectiveStatistics, objective_statistics
 
@@ -87,7 +88,8 @@ def compute_advantage(
     Raises:
         ValueError: for an unknown method or option, contradictory options, mismatched shapes, no rewards, an infinite
             reward, a reward below its minimum, a mask with values other than 0 and 1, a group id that is NaN, or group
-            ids that mix numbers and text. The message names the input, the sample and the value.
+            ids that mix numbers and text. The message names the input, the sample and the value. For a method of your
+            own: if its weights are not finite, negative, do not sum to 1 or have a wrong shape.
         TypeError: for inputs of the wrong type, including a group id that is not hashable.
     """
     chosen = get_method(method)
@@ -112,10 +114,11 @@ def compute_advantage(
     if previous_weights is not None:
         previous = _check_previous(previous_weights, len(objectives)).to(statistics.mean)
     gram = None if gram is None else gram.to(statistics.mean)
-    weights = proposed = chosen.weighting.compute(Context(batch, statistics, chosen_options, step, previous, gram))
+    returned = chosen.weighting.compute(Context(batch, statistics, chosen_options, step, previous, gram))
+    weights = proposed = check_weights(returned, statistics.mean, batch.n_groups, chosen_options, method)
     if weights.ndim == 1:
         weights = smooth(proposed, previous, chosen_options)
-    advantages = chosen.aggregation.combine(batch, weights, profile)
+    advantages = check_advantages(chosen.aggregation.combine(batch, weights, profile), batch, method)
     return Advantage(
         None if tokens is None else tokens.mul_(advantages.to(dtype)[:, None]),
         advantages,
@@ -169,8 +172,11 @@ def _with_what_is_needed(
 
 def _check_previous(weights: Sequence[float] | Tensor, objectives: int) -> Tensor:
     previous = torch.as_tensor(weights, dtype=torch.float64)
-    if previous.shape != (objectives,) or not all(0 <= weight <= 1 for weight in previous.tolist()):
-        raise ValueError(f"previous_weights is {previous.tolist()}; expected {objectives} weights from 0 to 1")
+    good = previous.shape == (objectives,) and (previous >= 0).all() and abs(previous.sum().item() - 1) <= ROUNDING
+    if not good:  # a NaN is not at least 0
+        raise ValueError(
+            f"previous_weights is {previous.tolist()}; expected {objectives} weights of at least 0 that sum to 1"
+        )
     return previous
 
 

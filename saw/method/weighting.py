@@ -13,7 +13,8 @@ from torch import Tensor
 from saw.method.aggregation import normalise_then_average, normalise_then_sum_only
 from saw.method.context import Context, group_moments
 from saw.method.options import GradientOptions
-from saw.method.registry import GDPO, GRPO, SMOOTHING, Aggregation, get_measure, weighting
+from saw.method.registry import GDPO, GRPO, Aggregation, get_measure, weighting
+from saw.method.smoothing import SMOOTHING
 
 
 @weighting("", aggregations={"grpo": GRPO, "gdpo": GDPO, "mo_grpo": Aggregation(normalise_then_sum_only)})
@@ -30,7 +31,7 @@ def stage_aware(context: Context) -> Tensor:
     samples has no CV and gets weight 0, also when the others are weighted equally.
     """
     options = context.options
-    values = get_measure(options.informativeness).compute(context)
+    values = get_measure(options.informativeness).values(context)
     return shares(values, options.numerics.equal_below)
 
 
