@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -96,6 +97,10 @@ def compute_advantage(
     chosen_options = Options.of(options)
     profile = chosen_options.numerics
     check_shapes(rewards, responses)
+    step = _check_step(step)
+    for name, value in (("penalty", penalty), ("gram", gram)):
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(f"{name} is a {type(value).__name__}; expected a torch.Tensor")
     objectives = check_objectives(objectives, rewards.shape[1])
     check_combination(method, chosen_options, len(objectives))
     needs = chosen.needs(chosen_options)
@@ -115,10 +120,11 @@ def compute_advantage(
         previous = _check_previous(previous_weights, len(objectives)).to(statistics.mean)
     gram = None if gram is None else gram.to(statistics.mean)
     returned = chosen.weighting.compute(Context(batch, statistics, chosen_options, step, previous, gram))
-    weights = proposed = check_weights(returned, statistics.mean, batch.n_groups, chosen_options, method)
+    who = f"{method!r} with the measure {chosen_options.informativeness!r}" if chosen.measures else repr(method)
+    weights = proposed = check_weights(returned, statistics.mean, batch.n_groups, chosen_options, who)
     if weights.ndim == 1:
         weights = smooth(proposed, previous, chosen_options)
-    advantages = check_advantages(chosen.aggregation.combine(batch, weights, profile), batch, method)
+    advantages = check_advantages(chosen.aggregation.combine(batch, weights, profile), batch, who)
     return Advantage(
         None if tokens is None else tokens.mul_(advantages.to(dtype)[:, None]),
         advantages,
@@ -147,7 +153,7 @@ def objective_advantages(
     Raises:
         ValueError: as :func:`compute_advantage` for the same inputs.
     """
-    lengths = rewards.new_ones(len(rewards), dtype=torch.float64)
+    lengths = torch.ones(len(rewards), dtype=torch.float64, device=getattr(rewards, "device", None))
     check_shapes(rewards, lengths)
     batch = make_batch(rewards, groups, lengths, check_objectives(None, rewards.shape[1]))
     return normalise(batch, Options.of(options).numerics)
@@ -168,6 +174,16 @@ def _with_what_is_needed(
                     f"informativeness={options.informativeness!r} needs a maximum above the minimum"
                 )
     return objectives
+
+
+def _check_step(step: int) -> int:
+    try:
+        number = operator.index(step)
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise ValueError(f"step is {step!r}; expected a whole number, at least 0")
+    return number
 
 
 def _check_previous(weights: Sequence[float] | Tensor, objectives: int) -> Tensor:

@@ -42,7 +42,7 @@ class Measure:
     reads: frozenset[str]
 
     def values(self, context: Context) -> Tensor:
-        """What it computes, checked: shape ``(K,)``, or ``(G, K)`` with ``options.over="group"``."""
+        """What it computes, of a checked shape: ``(K,)``, or ``(G, K)`` with ``options.over="group"``."""
         return check_measured(self.compute(context), context.statistics.mean, context.batch.n_groups, context.options)
 
 
@@ -84,16 +84,20 @@ class Method:
 
     def needs(self, options: Options) -> frozenset[Need]:
         """What the caller must pass."""
-        measured = self._measure(options)
-        return self.weighting.needs | (measured.needs if measured else frozenset())
+        return self.weighting.needs | (self._measure(options).needs if self.measures else frozenset())
 
     def reads(self, options: Options) -> frozenset[str]:
         """The options that have an effect."""
-        measured = self._measure(options)
-        return _COMMON | self.weighting.reads | (measured.reads if measured else frozenset())
+        return _COMMON | self.weighting.reads | (self._measure(options).reads if self.measures else frozenset())
 
-    def _measure(self, options: Options) -> Measure | None:
-        return get_measure(options.informativeness) if "informativeness" in self.weighting.reads else None
+    @property
+    def measures(self) -> bool:
+        """Whether the weights are computed from a measure, ``options.informativeness``."""
+        return "informativeness" in self.weighting.reads
+
+    @staticmethod
+    def _measure(options: Options) -> Measure:
+        return get_measure(options.informativeness)
 
 
 GRPO = Aggregation(sum_then_normalise, takes_penalty=True)

@@ -23,7 +23,7 @@ def check_weights(weights: Any, like: Tensor, groups: int, options: Options, met
         like (Tensor): shape ``(K,)``, of the dtype and on the device that the weights get.
         groups (int): number of groups.
         options (Options): the user's options.
-        method (str): the method's name.
+        method (str): the method's name, with the measure if it has one, for messages.
 
     Returns:
         Tensor: shape ``(K,)`` or ``(G, K)``; the latter only, with ``options.over="group"``.
@@ -33,7 +33,7 @@ def check_weights(weights: Any, like: Tensor, groups: int, options: Options, met
         ValueError: for a wrong shape; for weights that are not finite, negative, or do not sum to 1; and for weights
             per group with an option that smooths them.
     """
-    who = f"the weighting of {method!r}"
+    who = f"the weighting of {method}"
     k = len(like)
     shapes = [(groups, k)] if options.over == "group" else [(k,), (groups, k)]
     weights = _tensor(weights, like, shapes, who)
@@ -48,28 +48,24 @@ def check_weights(weights: Any, like: Tensor, groups: int, options: Options, met
 
 
 def check_measured(values: Any, like: Tensor, groups: int, options: Options) -> Tensor:
-    """Check what a measure returned; arguments as in :func:`check_weights`.
+    """Check the shape of what a measure returned; arguments as in :func:`check_weights`, which sees what comes of it.
+
+    Nothing here depends on the values: a weighting may run under ``torch.vmap``.
 
     Returns:
-        Tensor: shape ``(K,)``, or ``(G, K)`` with ``options.over="group"``; NaN where undefined.
+        Tensor: shape ``(K,)``, or ``(G, K)`` with ``options.over="group"``.
 
     Raises:
         TypeError: for anything but a tensor of real numbers.
-        ValueError: for a wrong shape, or a value that is negative or infinite.
+        ValueError: for a wrong shape.
     """
-    who = f"the measure {options.informativeness!r} over the {options.over}"
-    k = len(like)
-    values = _tensor(values, like, [(k,) if options.over == "batch" else (groups, k)], who)
-    good = ((values >= 0) & values.isfinite()) | values.isnan()
-    if not good.all():
-        row = values if values.ndim == 1 else values[~good.all(dim=-1)][0]
-        raise ValueError(f"{who} returned {row.tolist()}; expected finite values of at least 0, or NaN if undefined")
-    return values
+    shape = like.shape if options.over == "batch" else (groups, len(like))
+    return _tensor(values, like, [shape], f"the measure {options.informativeness!r} over the {options.over}")
 
 
 def check_advantages(advantages: Any, batch: RewardBatch, method: str) -> Tensor:
     """Check what an aggregation returned: shape ``(N,)``, finite; errors as in :func:`check_weights`."""
-    who = f"the aggregation of {method!r}"
+    who = f"the aggregation of {method}"
     advantages = _tensor(advantages, batch.lengths, [batch.lengths.shape], who)
     if not advantages.isfinite().all():
         j = int((~advantages.isfinite()).nonzero()[0])
@@ -83,5 +79,7 @@ def _tensor(value: Any, like: Tensor, shapes: Sequence[tuple[int, ...]], who: st
     if value.is_complex():
         raise TypeError(f"{who} returned dtype {value.dtype}; expected real numbers")
     if value.shape not in shapes:
-        raise ValueError(f"{who} returned shape {tuple(value.shape)}; expected {' or '.join(map(str, shapes))}")
+        raise ValueError(
+            f"{who} returned shape {tuple(value.shape)}; expected {' or '.join(str(tuple(shape)) for shape in shapes)}"
+        )
     return value.to(like)

@@ -38,8 +38,9 @@ def stage_aware(context: Context) -> Tensor:
 def shares(values: Tensor, equal_below: float) -> Tensor:
     """Each value's share of the sum over the last dimension; equal shares, except for NaN, if the sum is too small."""
     known = ~values.isnan()
-    values = values.nan_to_num(nan=0.0)
-    total = values.sum(dim=-1, keepdim=True)
+    values = values.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+    # Of absolute values: shares of negative or infinite ones are no weights, and compute_advantage refuses them.
+    total = values.abs().sum(dim=-1, keepdim=True)
     known = known | ~known.any(dim=-1, keepdim=True)  # a group without any reward; its advantages are 0 anyway
     fallback = known / known.sum(dim=-1, keepdim=True)
     return torch.where(total < equal_below, fallback, values / total.clamp(min=equal_below))

@@ -86,9 +86,9 @@ def test_weights_of_the_batch_are_refused_where_weights_per_group_are_asked_for(
         weighted(torch.tensor([0.5, 0.5]), {"over": "group"}, reads=["over"])
 
 
-@pytest.mark.parametrize("values", [[-1.0, 2.0], [-1.0, -2.0], [math.inf, 1.0]])
+@pytest.mark.parametrize("values", [[-1.0, 2.0], [-1.0, -2.0], [-1.0, 1.0], [math.inf, 1.0], [-math.inf, math.nan]])
 def test_impossible_values_of_a_measure_are_refused(values):
-    with pytest.raises(ValueError, match=r"the measure 'own' over the batch returned \[.*\]; expected .* at least 0"):
+    with pytest.raises(ValueError, match=r"'saw_gdpo' with the measure 'own' returned \[.*\]; expected .* at least 0"):
         measured(torch.tensor(values))
 
 
@@ -145,7 +145,7 @@ def test_a_decorator_without_parentheses_is_refused(decorator):
 @pytest.mark.parametrize("name", ["own weighting,", "own=", "own.", "own-"])
 def test_a_name_that_no_command_line_could_give_is_refused(name):
     for decorator in (saw.weighting, saw.measure):
-        with pytest.raises(ValueError, match="the name is 'own.*'; expected letters"):
+        with pytest.raises(ValueError, match=r"the name is 'own.*'; expected letters"):
             decorator(name)(lambda context: torch.tensor([0.5, 0.5]))
     assert not any(name in known for known in (*registry.METHODS, *registry.MEASURES))
 
