@@ -161,8 +161,9 @@ def missing_experiment(arguments: Sequence[str]) -> str | None:
     if named and named[-1] not in ("", "null"):
         return None
     names = ", ".join(sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml")))
+    given = repr(named[-1]) if named else "not set"
     return (
-        f"experiment is {named[-1] if named else 'not set'}; expected experiment=NAME, which sets data, model and "
+        f"experiment is {given}; expected experiment=NAME, which sets data, model and "
         f"sizes: {names}, or your own file experiment/NAME.yaml in FOLDER, with --config-dir FOLDER"
     )
 
