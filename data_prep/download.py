@@ -1,7 +1,7 @@
-"""Fetch a file by URL: all of it, as it is now at its source, or nothing.
+"""Download a file completely, or not at all.
 
-A transfer that was interrupted begins anew. To go on with it would take a validator that many servers do not give, or
-what came before and what comes after may be of two versions; the data sets that are fetched here are small.
+An interrupted download starts again from the beginning. Resuming it would need a validator that many servers do not
+send: without one, the two parts may come from different versions. The data sets here are small.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ TIMEOUT = 60  # seconds without a byte
 
 
 class DownloadFailed(RuntimeError):
-    """The file could not be fetched; the message says what to do."""
+    """A failed download; the message tells what to do."""
 
 
 def fetch(source: str, folder: Path) -> Path:
-    """Give the local path of a file, downloading it into ``folder`` if ``source`` is a URL.
+    """Return the local path of a file, downloading it into ``folder`` if ``source`` is a URL.
 
-    A file that was fetched from the same URL before is not fetched again: remove it to get what is there now. The
-    file gets its name once all of it is there, and replaces one that came from elsewhere.
+    A file that was already downloaded from the same URL is not downloaded again: remove it to get the current one. The
+    file gets its final name when it is complete, and replaces a file from another source.
 
     Args:
         source (str): a path, or an http(s) address.
-        folder (Path): where downloads go.
+        folder (Path): folder for downloads.
 
     Returns:
         Path: the file.
 
     Raises:
-        DownloadFailed: without a network, if the server refuses, or if not all of the file arrives.
+        DownloadFailed: without a network, if the server refuses, or if the file arrives incomplete.
         FileNotFoundError: if a path does not exist.
     """
     if not source.lower().startswith(("http://", "https://")):
@@ -49,9 +49,9 @@ def fetch(source: str, folder: Path) -> Path:
         return path
     name = Path(unquote(urlsplit(source).path.rpartition("/")[2])).name
     if name in ("", ".."):
-        raise DownloadFailed(f"{source} names no file; expected an address like https://host/folder/rows.json")
+        raise DownloadFailed(f"{source} does not name a file; expected an address like https://host/folder/rows.json")
     target = folder / name
-    # The address's checksum, as the address may hold a key.
+    # Only a checksum of the address is stored, because the address may contain a key.
     origin, address = target.with_name(f"{name}.origin"), hashlib.sha256(source.encode()).hexdigest()
     if target.is_file() and origin.is_file() and origin.read_text() == address:
         return target
@@ -60,13 +60,13 @@ def fetch(source: str, folder: Path) -> Path:
     try:
         with os.fdopen(descriptor, "wb") as file:
             _transfer(source, file)
-        origin.unlink(missing_ok=True)  # in this order, it never belongs to another file
+        origin.unlink(missing_ok=True)  # in this order, it never describes another file
         os.replace(part, target)
         origin.write_text(address)
     except (requests.RequestException, OSError) as error:
         raise DownloadFailed(
-            f"could not fetch {source} ({type(error).__name__}: {error}). Run the same command again when there is a "
-            "network, or fetch the file elsewhere and pass its path"
+            f"could not download {source} ({type(error).__name__}: {error}). Run the same command again when there is "
+            "a network, or download the file elsewhere and pass its path"
         ) from error
     finally:
         Path(part).unlink(missing_ok=True)
@@ -74,15 +74,15 @@ def fetch(source: str, folder: Path) -> Path:
 
 
 def _transfer(url: str, file: IO[bytes]) -> None:
-    # Uncompressed, so that the length is that of the file.
+    # Uncompressed, so that Content-Length is the length of the file.
     with requests.get(url, headers={"Accept-Encoding": "identity"}, stream=True, timeout=TIMEOUT) as response:
         response.raise_for_status()
         if response.status_code != requests.codes.ok:
-            raise requests.ConnectionError(f"status {response.status_code} where 200 is expected")
+            raise requests.ConnectionError(f"status {response.status_code}; expected 200")
         for block in response.iter_content(1 << 16):
             file.write(block)
         arrived, expected = response.raw.tell(), response.headers.get("Content-Length")
         if expected is not None and arrived != int(expected):
             raise requests.ConnectionError(f"{arrived} of {expected} bytes arrived")
         if expected is None and "chunked" not in response.headers.get("Transfer-Encoding", ""):
-            logger.warning("%s: the server gave no length; nobody knows whether all of it arrived", url)
+            logger.warning("%s: the server sent no length, so the file may be incomplete", url)

@@ -1,4 +1,4 @@
-"""Rows from a local .json, .jsonl or .parquet, one at a time; a fault names the file and the row."""
+"""Reads rows from a local .json, .jsonl or .parquet, one at a time; errors name the file and the row."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ import pyarrow.parquet as pq
 
 
 class BadSource(ValueError):
-    """A source that cannot be used; the message names the file, the row where there is one, and the fault."""
+    """A source that cannot be used; the message names the file, the row if there is one, and the fault."""
 
 
 def read_json(path: Path) -> Iterator[Any]:
     """Rows of a JSON array.
 
     Raises:
-        BadSource: if the file is no JSON array, or breaks off.
+        BadSource: if the file is not a JSON array, or is cut off.
     """
     rows = 0
     with path.open("rb") as file:
         try:
             for start, kind, _ in ijson.parse(file, use_float=True):
                 if (start, kind) != ("", "start_array"):
-                    raise BadSource(f"{path} is no JSON array: it begins with {kind.removeprefix('start_')}")
+                    raise BadSource(f"{path} is not a JSON array: it begins with {kind.removeprefix('start_')}")
                 break
             file.seek(0)
             for row in ijson.items(file, "item", use_float=True):
                 yield row
                 rows += 1
         except (ijson.JSONError, UnicodeDecodeError) as error:
-            raise BadSource(f"{path} is no complete JSON array, after {rows} rows: {error}") from error
+            raise BadSource(f"{path} is not a complete JSON array, after {rows} rows: {error}") from error
 
 
 def read_jsonl(path: Path) -> Iterator[Any]:
-    """Rows of a file with one JSON value a line; empty lines are none.
+    """Rows of a file with one JSON value per line; empty lines are skipped.
 
     Raises:
-        BadSource: at the first line that is no JSON.
+        BadSource: at the first line that is not JSON.
     """
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -51,14 +51,14 @@ def read_jsonl(path: Path) -> Iterator[Any]:
             try:
                 yield json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise BadSource(f"{path}, line {number}: no JSON: {error}") from error
+                raise BadSource(f"{path}, line {number}: not JSON: {error}") from error
 
 
 def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a parquet, a batch in memory at a time.
+    """Rows of a parquet file, with one batch in memory at a time.
 
     Raises:
-        BadSource: if the file is no parquet, breaks off, or holds what cannot be read.
+        BadSource: if the file is not a parquet file, is cut off or cannot be read.
     """
     done = 0
     try:
@@ -68,13 +68,13 @@ def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
                 yield row
                 done += 1
     except UnicodeDecodeError as error:
-        raise BadSource(f"{path}: row {done}: a text is no UTF-8: {error}") from error
+        raise BadSource(f"{path}: row {done}: a text is not UTF-8: {error}") from error
     except (pa.ArrowException, OSError) as error:
-        raise BadSource(f"{path} is no complete parquet, after {done} rows: {error}") from error
+        raise BadSource(f"{path} is not a complete parquet file, after {done} rows: {error}") from error
 
 
 def fault_of_text(value: Any) -> str:
-    """What is wrong with a value that should be a text, in words; empty if nothing is."""
+    """Describe why a value is not a text; empty if it is one."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return "is absent, empty or null; expected a text"
     if isinstance(value, list) and value and all(isinstance(turn, dict) and "content" in turn for turn in value):
@@ -84,12 +84,12 @@ def fault_of_text(value: Any) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        return "holds half of a surrogate pair, which is no text"
+        return "contains half of a surrogate pair, which is not valid text"
     return ""
 
 
 def fault_of_messages(value: Any) -> str:
-    """What is wrong with a value that should be a list of messages, in words; empty if nothing is."""
+    """Describe why a value is not a list of messages; empty if it is one."""
     if isinstance(value, str):
         return "is a text; expected a list of messages with role and content"
     if not isinstance(value, list) or not value:

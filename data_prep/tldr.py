@@ -1,11 +1,11 @@
-"""Reddit posts and their summaries, for the summarisation experiment, in verl's schema.
+"""Reddit posts and their summaries in verl's schema, for the summarisation experiment.
 
     python -m data_prep.tldr --out data/tldr                              # from the Hub
     python -m data_prep.tldr --source posts.jsonl --out data/tldr         # a local .json, .jsonl or .parquet
 
-2,560 training rows and 256 for evaluation, drawn by seed, disjoint, no post twice. A post whose prompt is longer than
-``--max-prompt-tokens`` is left out before the draw, and counted; nothing is cut. ``ids.json`` names the rows that were
-drawn: given back with ``--ids``, others get the same ones whatever has become of the order of the source.
+Draws 2,560 training rows and 256 evaluation rows by seed, disjoint and without repeated posts. A post whose prompt is
+longer than ``--max-prompt-tokens`` is skipped and counted, never cut. ``ids.json`` lists the drawn rows: pass it with
+``--ids`` to get the same rows again, even if the order of the source has changed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from data_prep.sources import BadSource, fault_of_text, read_json, read_jsonl, r
 
 logger = logging.getLogger(__name__)
 
-#: The Hub's data set, our assumption (docs/papers.md): name, revision, and where the post and the summary stand.
+#: The Hub's data set, our assumption (docs/papers.md): name, revision, and the columns of post and summary.
 HUB, REVISION, POST, SUMMARY = "trl-lib/tldr", "main", "prompt", "completion"
 TRAIN_ROWS, TEST_ROWS = 2560, 256
 INSTRUCTION = "Summarize the following Reddit post in one or two sentences. Reply with the summary only."
@@ -38,14 +38,14 @@ def load(source: str | None, name: str, revision: str) -> Iterable[Any]:
     """The rows of a file, or of the Hub's data set.
 
     Raises:
-        BadSource: if that fails; a fault within a file shows when the row is read.
+        BadSource: if the source cannot be opened; a fault inside a file is raised when its row is read.
     """
     if source is None:
         try:
             return load_dataset(name, revision=revision, split="train")
         except (OSError, ConnectionError, ValueError, DatasetsError) as error:
             where = _where(source, name, revision)
-            raise BadSource(f"{where} could not be read ({error}); without a network, give --source a file") from error
+            raise BadSource(f"{where} could not be read ({error}); without a network, use --source FILE") from error
     path = Path(source)
     if not path.is_file():
         raise BadSource(f"{source}: there is no such file")
@@ -63,16 +63,16 @@ def _where(source: str | None, name: str, revision: str) -> str:
 
 
 def read(rows: Iterable[Any], post: str, summary: str, where: str) -> Iterator[tuple[str, str, str]]:
-    """Id, post and summary of each row; rows without a text (null or white space) and repeated posts are left out.
+    """Id, post and summary of each row; skips repeated posts and rows with an empty text (null or white space).
 
     Args:
-        rows (Iterable[Any]): one object a row.
+        rows (Iterable[Any]): one object per row.
         post (str): the post's column.
         summary (str): the summary's column.
-        where (str): the source, for what is said of a fault.
+        where (str): the source, for error messages.
 
     Raises:
-        BadSource: at the first row that lacks a column, or has something else than a text in it.
+        BadSource: at the first row that lacks a column, or in which a column is not text.
     """
     seen = set()
     for number, row in enumerate(rows):
@@ -98,10 +98,10 @@ def _text(row: dict[str, Any], column: str, where: str) -> str:
 
 
 def _read_ids(path: Path) -> dict[str, list[str]]:
-    """The rows that an ``ids.json`` names.
+    """The rows listed in an ``ids.json``.
 
     Raises:
-        BadSource: if it is no such file, or names a row twice.
+        BadSource: if the file is not valid, or lists a row twice.
     """
     try:
         ids = json.loads(path.read_bytes())
@@ -113,12 +113,12 @@ def _read_ids(path: Path) -> dict[str, list[str]]:
             raise BadSource(f"--ids {path}: expected a list of ids under {split!r}, as data_prep.tldr writes it")
     both = [*ids["train"], *ids["test"]]
     if twice := next((name for name in both if both.count(name) > 1), None):
-        raise BadSource(f"--ids {path} names {twice} twice; training and evaluation rows must be disjoint")
+        raise BadSource(f"--ids {path} lists {twice} twice; training and evaluation rows must be disjoint")
     return ids
 
 
 def prompt(post: str) -> list[dict[str, str]]:
-    """What the model is asked."""
+    """The prompt for the model."""
     return [{"role": "user", "content": f"{INSTRUCTION}\n\n{post}"}]
 
 
@@ -152,18 +152,18 @@ def prepare(
     seed: int = 0,
     ids: Path | None = None,
 ) -> dict[str, Any]:
-    """Do the whole job.
+    """Read, check, draw and write the rows.
 
     Args:
         out (Path): folder for ``train.parquet``, ``test.parquet``, ``ids.json`` and ``report.json``.
-        source (str | None): a local file; None takes the Hub's.
-        tokenizer (str): that of the model, by which prompts are measured.
+        source (str | None): a local file; None uses the Hub's data set.
+        tokenizer (str): the model's tokenizer, to measure the prompts.
         hub (tuple[str, str]): name and revision of the Hub's data set.
-        columns (tuple[str, str]): of the post and of the summary.
-        sizes (tuple[int, int]): training and evaluation rows.
+        columns (tuple[str, str]): columns of the post and of the summary.
+        sizes (tuple[int, int]): number of training and evaluation rows.
         max_prompt_tokens (int): longer prompts are left out.
-        seed (int): of the draw.
-        ids (Path | None): an ``ids.json``, to take just these rows.
+        seed (int): seed of the draw.
+        ids (Path | None): an ``ids.json``, to use exactly these rows.
 
     Returns:
         dict[str, Any]: the report.
@@ -175,7 +175,7 @@ def prepare(
 
     wanted = _read_ids(ids) if ids else None
     if min(sizes) < 1:
-        raise BadSource(f"{sizes[0]} training and {sizes[1]} evaluation rows are wanted; expected at least 1 of each")
+        raise BadSource(f"{sizes[0]} training and {sizes[1]} evaluation rows requested; expected at least 1 of each")
     try:
         encoder = AutoTokenizer.from_pretrained(tokenizer)
         encoder.get_chat_template()
@@ -183,7 +183,7 @@ def prepare(
         raise BadSource(f"--tokenizer {tokenizer} cannot be used: {error}") from error
     rows_read = read(load(source, *hub), *columns, _where(source, *hub))
     posts = {name: (post, summary) for name, post, summary in rows_read}
-    names = [*wanted["train"], *wanted["test"]] if wanted else sorted(posts)  # sorted: the source's order plays no part
+    names = [*wanted["train"], *wanted["test"]] if wanted else sorted(posts)  # sorted: independent of the source
     absent = [name for name in names if name not in posts]
     if absent:
         raise BadSource(f"{len(absent)} of the rows in {ids} are not in the source; the first is {absent[0]}")
@@ -202,7 +202,7 @@ def prepare(
     if wanted:
         sizes = (len(wanted["train"]), len(wanted["test"]))
     if len(drawn) < sum(sizes):
-        raise BadSource(f"{len(drawn)} posts of at most {max_prompt_tokens} tokens; {sum(sizes)} are wanted")
+        raise BadSource(f"{len(drawn)} posts of at most {max_prompt_tokens} tokens; {sum(sizes)} are needed")
     splits = {"train": drawn[: sizes[0]], "test": drawn[sizes[0] :]}
     out.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {
@@ -241,12 +241,12 @@ def main() -> None:
     parser.add_argument("--revision", default=REVISION, help=f"its revision ({REVISION})")
     parser.add_argument("--post-column", default=POST, help=f"({POST})")
     parser.add_argument("--summary-column", default=SUMMARY, help=f"({SUMMARY})")
-    parser.add_argument("--tokenizer", default="Qwen/Qwen2.5-1.5B-Instruct", help="of the model that is trained")
+    parser.add_argument("--tokenizer", default="Qwen/Qwen2.5-1.5B-Instruct", help="of the trained model")
     parser.add_argument("--train-rows", type=int, default=TRAIN_ROWS)
     parser.add_argument("--test-rows", type=int, default=TEST_ROWS)
     parser.add_argument("--max-prompt-tokens", type=int, default=2048)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--ids", type=Path, help="an ids.json: take just these rows")
+    parser.add_argument("--ids", type=Path, help="an ids.json: use exactly these rows")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)

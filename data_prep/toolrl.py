@@ -4,10 +4,10 @@
     python -m data_prep.toolrl --source train.parquet --out data/toolrl
 
 ``--source`` is a path or a URL: the raw file, a JSON array of ``instruction``, ``input`` and ``output``, or a parquet
-that has verl's schema already. A raw file is shuffled with numpy's seed 31415 and its last 2 % become
-``test.parquet``, as in ToolRL's own script; a parquet keeps its rows and its name. Every row is checked: a bad one
-stops the job, naming row and fault, or goes to ``rejects.jsonl`` with ``--skip-bad``. ``report.json`` holds counts
-and checksums.
+that already has verl's schema. A raw file is shuffled with numpy's seed 31415 and its last 2 % become
+``test.parquet``, as in ToolRL's own script; a parquet keeps its rows and its name. Every row is checked: a bad row
+stops the job with an error that names row and fault, or is written to ``rejects.jsonl`` with ``--skip-bad``.
+``report.json`` holds counts and checksums.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 SPLIT_SEED = 31415
 HELD_OUT = 0.02
-WORK = ".work"  # folder for rows on their way
+WORK = ".work"  # folder for temporary files
 
 TEXT = Value("string")
 RAW_FEATURES = Features({"instruction": TEXT, "input": TEXT, "output": TEXT})
@@ -59,7 +59,7 @@ def make_row(instruction: str, question: str, output: str, index: int, split: st
     return {
         "data_source": "rlla",
         "prompt": [{"role": "system", "content": instruction}, {"role": "user", "content": question}],
-        "ability": "math",  # as in the original, whatever the task
+        "ability": "math",  # as in the original, even though the task is not math
         "reward_model": {"ground_truth": output, "style": "rule"},
         "extra_info": {
             "index": index,
@@ -73,14 +73,14 @@ def make_row(instruction: str, question: str, output: str, index: int, split: st
 
 @dataclass
 class Report:
-    """What was read and written.
+    """Counts and checksums of what was read and written.
 
     Attributes:
-        rows (Counter): by split, and ``rejected``.
-        answers (Counter): kinds of answer: ``tool_call``, ``response``, ``both``.
-        calls (Counter): number of tool calls in an answer.
+        rows (Counter): number of rows by split, and of ``rejected`` ones.
+        answers (Counter): number of answers by kind: ``tool_call``, ``response``, ``both``.
+        calls (Counter): number of answers by their number of tool calls.
         checksums (dict[str, str]): SHA-256 of the source and of each file written.
-        prompt_tokens (dict[str, Any]): lengths with the given tokenizer.
+        prompt_tokens (dict[str, Any]): prompt lengths with the given tokenizer.
     """
 
     rows: Counter = field(default_factory=Counter)
@@ -90,14 +90,14 @@ class Report:
     prompt_tokens: dict[str, Any] = field(default_factory=dict)
 
     def count_answer(self, output: str) -> None:
-        """Add one reference answer."""
+        """Count one reference answer."""
         has_call, has_response = "<tool_call>" in output, "<response>" in output
         kind = "both" if has_call and has_response else "tool_call" if has_call else "response"
         self.answers[kind] += 1
         self.calls[len(parse_tool_calls(output)) if has_call else 0] += 1
 
     def write(self, path: Path) -> None:
-        """Write JSON, the counts in order."""
+        """Write the report as JSON, with sorted counts."""
         content = {
             "rows": dict(self.rows),
             "answers": dict(sorted(self.answers.items())),
@@ -112,7 +112,7 @@ def check_output(output: Any) -> None:
     """Check a reference answer.
 
     Raises:
-        BadSource: if the reward function could not score by it.
+        BadSource: if the reward function could not use it.
     """
     if fault := fault_of_text(output):
         raise BadSource(f"output {fault}")
@@ -169,16 +169,16 @@ def check_row(row: dict[str, Any]) -> None:
 def _check_cell(name: str, value: Any) -> None:
     if name == "extra_info.index":
         if type(value) is not int or not 0 <= value < 1 << 63:
-            raise BadSource(f"{name} is {value!r}; expected a whole number from 0")
+            raise BadSource(f"{name} is {value!r}; expected an integer that is at least 0")
     elif not (name.startswith("extra_info.") and value == "") and (fault := fault_of_text(value)):
         raise BadSource(f"{name} {fault}")
 
 
 def split_order(rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which raw rows train and which are held out, in ToolRL's order.
+    """Split the raw rows into training and held-out rows, in ToolRL's order.
 
     Args:
-        rows (int): how many there are.
+        rows (int): number of raw rows.
 
     Returns:
         tuple[np.ndarray, np.ndarray]: indices of the training rows and of the held-out rows.
@@ -195,7 +195,7 @@ def sha256(path: Path) -> str:
 
 
 class _Checked:
-    """Iterates over the good rows; writes the bad ones down, or stops at the first."""
+    """Iterates over the good rows; records the bad ones, or stops at the first."""
 
     def __init__(self, path: Path, rows: Iterator[Any], check: Any, report: Report, rejects: Path | None):
         self.path, self.rows, self.check, self.report, self.rejects = path, rows, check, report, rejects
@@ -220,21 +220,21 @@ class _Checked:
 def prepare(
     source: str, out: Path, *, skip_bad: bool = False, tokenizer: str | None = None, max_prompt_tokens: int = 2048
 ) -> Report:
-    """Do the whole job.
+    """Read, check, split and write the rows.
 
     Args:
         source (str): path or URL of the raw file (.json) or of a parquet.
         out (Path): folder for the parquet files and the report.
         skip_bad (bool): write bad rows to ``rejects.jsonl`` instead of stopping.
-        tokenizer (str | None): a Hugging Face tokenizer to measure the prompts with.
-        max_prompt_tokens (int): the limit to compare them with.
+        tokenizer (str | None): a Hugging Face tokenizer, to measure the prompts.
+        max_prompt_tokens (int): the limit that they are compared with.
 
     Returns:
         Report: also written to ``report.json``.
 
     Raises:
-        BadSource: at the first bad row, unless they are skipped; if the file cannot be read to its end.
-        DownloadFailed: if the source cannot be fetched.
+        BadSource: at the first bad row, unless bad rows are skipped; or if the file cannot be read to its end.
+        DownloadFailed: if the source cannot be downloaded.
     """
     out.mkdir(parents=True, exist_ok=True)
     path = fetch(source, out / "download")
@@ -254,7 +254,7 @@ def prepare(
         )
         splits = _split_raw(raw)
     else:
-        raise BadSource(f"{path}: expected a .json or a .parquet, not {path.suffix or 'a file without an ending'}")
+        raise BadSource(f"{path}: expected a .json or a .parquet, not {path.suffix or 'a file without a suffix'}")
     for name, split in splits.items():
         if len(split) == 0:
             raise BadSource(f"{path} leaves no row for {name}.parquet")
@@ -278,7 +278,7 @@ def _warn_of_other_columns(path: Path) -> None:
 
 
 def _other_fields(fields: Iterable[pa.Field], features: Any, prefix: str = "") -> list[str]:
-    """Names of the columns, and of the fields within them, that the features do not have."""
+    """Names of the columns, and of nested fields, that are not in the features."""
     other = []
     for column in fields:
         if column.name not in features:
@@ -294,7 +294,7 @@ def _other_fields(fields: Iterable[pa.Field], features: Any, prefix: str = "") -
 
 
 def _own(value: Any, feature: Any) -> Any:
-    """What the features have of a value."""
+    """A value reduced to the fields in the features."""
     if isinstance(feature, dict):
         return {name: _own(value[name], inner) for name, inner in feature.items()}
     if isinstance(feature, ListOf):
@@ -303,7 +303,7 @@ def _own(value: Any, feature: Any) -> Any:
 
 
 def _on_disk(rows: Iterable[Any], features: Features, path: Path) -> Dataset:
-    """Write rows to an Arrow file as they come, and map it: memory holds a batch, whatever the number of rows."""
+    """Write rows to an Arrow file as they come, and memory-map it: only one batch is in memory at a time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with ArrowWriter(path=str(path), features=features) as writer:
         for row in rows:
@@ -327,7 +327,7 @@ def _split_raw(raw: Dataset) -> dict[str, Dataset]:
 
 
 def measure_prompts(splits: dict[str, Dataset], tokenizer: str, limit: int) -> dict[str, Any]:
-    """Prompt lengths in tokens, chat template included, and how many are above the limit."""
+    """Prompt lengths in tokens, including the chat template, and how many are above the limit."""
     from transformers import AutoTokenizer
 
     try:
@@ -359,7 +359,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--skip-bad", action="store_true", help="write bad rows to rejects.jsonl instead of stopping")
     parser.add_argument("--tokenizer", help="a Hugging Face tokenizer, to report the prompts' lengths")
-    parser.add_argument("--max-prompt-tokens", type=int, default=2048, help="the limit to compare them with (2048)")
+    parser.add_argument("--max-prompt-tokens", type=int, default=2048, help="the limit for these lengths (2048)")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     disable_progress_bar()

@@ -1,4 +1,4 @@
-"""Made-up posts with summaries, in the Hub's form: a column ``prompt`` and a column ``completion``.
+"""Made-up posts with summaries, in the Hub's format: a column ``prompt`` and a column ``completion``.
 
 python -m data_prep.toy_tldr --out runs/rehearsal/tldr/posts.jsonl
 """
@@ -17,7 +17,7 @@ FEELINGS = ("happy", "angry", "sad", "calm", "tired", "proud")
 
 
 def make_posts(number: int, seed: int = 0) -> list[dict[str, str]]:
-    """Posts, no two alike as long as there are enough combinations (1,296)."""
+    """Different posts; there are 1,296 combinations."""
     chance = random.Random(seed)
     seen: set[tuple[str, ...]] = set()
     posts: list[dict[str, str]] = []
@@ -32,7 +32,7 @@ def make_posts(number: int, seed: int = 0) -> list[dict[str, str]]:
 
 
 def write_posts(path: Path, number: int, seed: int = 0) -> None:
-    """Write them, one JSON object a line."""
+    """Write posts, one JSON object per line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(post) + "\n" for post in make_posts(number, seed)))
 

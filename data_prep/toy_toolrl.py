@@ -4,8 +4,8 @@
     python -m data_prep.toy_toolrl --raw runs/rehearsal/toolrl/raw.json   # for data_prep.toolrl
 
 Rows have the schema of ToolRL's RL split in verl: ``data_source`` (rlla), ``prompt`` (system and user turn),
-``ability``, ``reward_model.ground_truth`` and ``extra_info``. The tools, the words and the questions are made up and
-few, so that a model of under a million parameters can learn them.
+``ability``, ``reward_model.ground_truth`` and ``extra_info``. There are only a few made-up tools, words and questions,
+so that a model with fewer than a million parameters can learn them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from datasets import Dataset
 
 from data_prep.toolrl import make_row
 
-#: Tool name -> its description, its parameter, the parameter's values, and ways to ask for it.
+#: Tool name -> description, parameter, values of the parameter, and ways to ask for it.
 TOOLS: dict[str, tuple[str, str, tuple[str, ...], tuple[str, ...]]] = {
     "get_weather": (
         "Weather of a city.",
@@ -63,12 +63,12 @@ def response_turn() -> str:
 
 
 def make_rows(number: int, split: str, seed: int, start: int = 0) -> list[dict[str, Any]]:
-    """Make rows: seven of eight ask for a tool, the eighth is a greeting.
+    """Make rows: of every eight, seven ask for a tool and the last is a greeting.
 
     Args:
-        number (int): how many.
+        number (int): number of rows.
         split (str): written into ``extra_info``.
-        seed (int): of the choice of tools, values and wording.
+        seed (int): seed for the choice of tools, values and wording.
         start (int): index of the first row.
 
     Returns:
@@ -100,7 +100,7 @@ def write_splits(folder: Path, train_rows: int = 512, test_rows: int = 64, seed:
 
 
 def write_raw(path: Path, rows: int, seed: int = 0) -> None:
-    """Write rows as ToolRL's raw file has them: a JSON array of ``instruction``, ``input`` and ``output``."""
+    """Write rows in the format of ToolRL's raw file: a JSON array of ``instruction``, ``input`` and ``output``."""
     keys = ("instruction", "input", "output")
     raw = [{key: row["extra_info"][key] for key in keys} for row in make_rows(rows, "raw", seed)]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--out", type=Path, help="folder for train.parquet and test.parquet")
-    where.add_argument("--raw", type=Path, help="a JSON file for --train-rows rows in the original's raw form")
+    where.add_argument("--raw", type=Path, help="a JSON file for --train-rows rows in ToolRL's raw format")
     parser.add_argument("--train-rows", type=int, default=512)
     parser.add_argument("--test-rows", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)

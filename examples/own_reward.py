@@ -1,6 +1,6 @@
 r"""A reward function of your own: two objectives in one file, without a change in the package.
 
-    python -m saw train experiment=quickstart saw.method=saw_gdpo '~objectives' \
+    bash scripts/run.sh saw train experiment=quickstart saw.method=saw_gdpo '~objectives' \
         reward.custom_reward_function.path=examples/own_reward.py \
         '+saw.objectives={right_tool: {minimum: 0, maximum: 1}, brevity: {minimum: 0, maximum: 1, priority: 0.5}}' \
         +reward.custom_reward_function.reward_kwargs.max_words=40

@@ -1,7 +1,7 @@
 r"""A weighting and a measure of your own: a function each, and one line that registers it.
 
     PYTHONPATH=$PWD/examples VERL_USE_EXTERNAL_MODULES=own_weighting \
-        python -m saw train experiment=quickstart saw.method=lagging_gdpo
+        bash scripts/run.sh saw train experiment=quickstart saw.method=lagging_gdpo
 
 The measure is for SAW's own weighting: ``saw.method=saw_gdpo saw.options.informativeness=headroom``. Every process of
 the training imports the module, so with several nodes it has to be installed, or on ``PYTHONPATH``, on each of them.

@@ -1,7 +1,7 @@
 """The command ``saw``: one name for everything that can be started.
 
-Each command hands its arguments to a module, which has options and a ``--help`` of its own, and becomes that process:
-whoever stops ``saw train`` stops the training.
+Each command passes its arguments to a module, which has its own options and ``--help``, and becomes that process:
+stopping ``saw train`` stops the training.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import typer
 
-#: Where recipes, data and benchmarks are, which are no part of an installed package.
+#: Where recipes, data and benchmarks are, which an installed package does not include.
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 #: The options that show a command's help, where they come first.
@@ -23,11 +23,11 @@ HELP = ("--help", "-h")
 
 @dataclass(frozen=True)
 class Command:
-    """What is started.
+    """A command of ``saw``.
 
     Attributes:
         help (str): one line.
-        example (str): arguments that work.
+        example (str): working arguments.
         module (str): the module that runs; empty if the command has parts.
         choices (tuple): the parts, as pairs of the first argument and the module.
     """
@@ -70,7 +70,7 @@ COMMANDS = {
         choices=(("table1", "recipes.toolrl.reproduce"), ("table2", "recipes.tldr.reproduce")),
     ),
     "study": Command(
-        "The study that fits on two cores.",
+        "The study on two cores.",
         "tabular --seeds 300",
         choices=(("tabular", "recipes.study.tabular_study"), ("lm", "recipes.study.language_model")),
     ),
@@ -80,7 +80,7 @@ COMMANDS = {
         choices=tuple((name, f"benchmarks.{name}") for name in ("advantage", "rewards", "judge", "step", "start")),
     ),
     "memory": Command(
-        "What a training needs of each GPU's memory, estimated on paper.",
+        "Estimate the GPU memory of a training.",
         "--model 1.5b --gpus 4 --gpu-memory 80",
         "saw.memory",
     ),
@@ -92,7 +92,7 @@ COMMANDS = {
 }
 
 app = typer.Typer(
-    help="Several rewards, weighed while training: SAW as a plug-in for verl.",
+    help="Several rewards, weighted dynamically in training: SAW as a plug-in for verl.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -104,7 +104,7 @@ def start(name: str, arguments: list[str]) -> None:
     """Become the process of a command.
 
     Raises:
-        typer.BadParameter: if the first argument is none of the command's parts.
+        typer.BadParameter: if the first argument is not one of the command's parts.
         typer.Exit: if the command needs the repository, and this is an installed package without it, or the current
             folder has another package of that name.
     """
@@ -113,7 +113,7 @@ def start(name: str, arguments: list[str]) -> None:
     if arguments and arguments[0] in HELP:
         typer.echo(f"{command.help}\n\n    saw {name} {command.example}\n")
         if parts:
-            typer.echo(f"The first argument is one of {', '.join(parts)}; each has a --help of its own.")
+            typer.echo(f"The first argument is one of {', '.join(parts)}; each has its own --help.")
             return
         if name == "train":
             typer.echo("Overrides are Hydra's: KEY=VALUE. saw train --hydra-help lists its options.")
@@ -125,11 +125,11 @@ def start(name: str, arguments: list[str]) -> None:
         module, rest = parts[given], arguments[1:]
     environment = dict(os.environ)
     package = module.partition(".")[0]
-    if (CHECKOUT / "pyproject.toml").is_file():  # recipes, data and benchmarks are part of no package
+    if (CHECKOUT / "pyproject.toml").is_file():  # recipes, data and benchmarks are not in the package
         _refuse_hidden(package)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [environment.get("PYTHONPATH"), str(CHECKOUT)]))
     elif not importlib.util.find_spec(package):
-        typer.echo(f"saw {name} needs the repository, and only the package is installed: clone it", err=True)
+        typer.echo(f"saw {name} needs the repository, but only the package is installed: clone it", err=True)
         raise typer.Exit(2)
     sys.stdout.flush()
     os.execve(sys.executable, [sys.executable, "-m", module, *rest], environment)

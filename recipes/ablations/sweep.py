@@ -1,10 +1,10 @@
-"""Train an experiment with several methods and seeds, one after the other, and put their curves beside each other.
+"""Train an experiment with several methods and seeds, one after another, and draw their curves together.
 
     bash scripts/sweep.sh --experiment quickstart --method saw_gdpo --method gdpo --seeds 1,2,3 [KEY=VALUE ...]
 
-What is finished is skipped, what is not goes on from its checkpoint (the quickstart saves none, unless
-trainer.save_freq says so). KEY=VALUE are Hydra overrides of all trainings; ``--method`` may carry its own, with commas:
-``--method saw_gdpo,saw.options.ema=0.5``. The quickstart's data and model are made if they are not there.
+Finished trainings are skipped, others resume from their checkpoint (the quickstart saves none unless trainer.save_freq
+is set). KEY=VALUE are Hydra overrides of all trainings; ``--method`` may have its own, separated by commas:
+``--method saw_gdpo,saw.options.ema=0.5``. The quickstart's data and model are made if they do not exist.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from recipes.common.toys import curves, toy_model, toy_rows
 from saw.method.registry import METHODS
 from saw.runs.compose import CONFIGS, checked_override, parse_override
 
-#: Experiment -> where its toy model lies in the folder of all runs, and how it is made. The study's starts with nearly
-#: all formats spoilt and knows enough to answer right now and then: format has the longer way to go.
+#: Experiment -> its toy model's path in the folder of all runs, and how it is made. The study's model starts with
+#: almost no correct format but is right now and then, so format has more to learn.
 TOY_MODELS = {
     "quickstart": ("quickstart/model",),
     "study": ("study_toys/model", "--steps", "1200", "--spoilt-format", "0.85", "--wrong-value", "0.4"),
@@ -34,7 +34,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,  # the script looks for --dry-run before it sets up
+        allow_abbrev=False,  # the script looks for the full --dry-run before set-up
     )
     parser.add_argument("--experiment", default="quickstart", help="in configs/experiment (quickstart)")
     parser.add_argument(
@@ -45,7 +45,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help=f"may be repeated; names: {', '.join(METHODS)}",
     )
     parser.add_argument("--seeds", type=seed_list, default=[1], metavar="1,2,3", help="one training each (1)")
-    parser.add_argument("--hours", type=float, default=72, help="after which a training is stopped (72)")
+    parser.add_argument("--hours", type=float, default=72, help="time limit for a training (72)")
     parser.add_argument("--out", type=Path, help="folder for everything ($SAW_RUNS/sweep/EXPERIMENT)")
     parser.add_argument("--dry-run", action="store_true", help="print every command")
     parser.add_argument(
@@ -69,7 +69,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def split(method: str) -> list[str]:
-    """A method and its overrides, which begin at the commas before a ``KEY=``: none within ``static_weights=[1,3]``."""
+    """A method and its overrides, split at commas before a ``KEY=``, so not within ``static_weights=[1,3]``."""
     name, *rest = method.split(",", 1)
     return [name, *(override for text in rest for override in re.split(r",(?=[^,=]+=)", text))]
 
@@ -80,7 +80,7 @@ def label(method: str) -> str:
 
 
 def plan(arguments: argparse.Namespace) -> dict[str, list[Stage]]:
-    """One training for each method and seed, by the name of its folder; the seeds of a method follow each other."""
+    """One training for each method and seed, by the name of its folder; the seeds of a method run one after another."""
     chains = {}
     for seed in arguments.seeds:
         for method in dict.fromkeys(arguments.method):
@@ -102,7 +102,7 @@ def plan(arguments: argparse.Namespace) -> dict[str, list[Stage]]:
 
 
 def toys(experiment: str) -> list[Stage]:
-    """What makes an experiment's toy data and model, where it needs them and they are not there."""
+    """The stages that make an experiment's toy data and model, if it needs them and they do not exist."""
     if experiment not in TOY_MODELS:
         return []
     runs = Path(os.environ.get("SAW_RUNS", "runs")).resolve()
@@ -111,7 +111,7 @@ def toys(experiment: str) -> list[Stage]:
 
 
 def report(arguments: argparse.Namespace, chains: dict[str, list[Stage]]) -> None:
-    """Table and curves of the trainings that are finished."""
+    """Table and curves of the finished trainings."""
     finished = {name: stage for name, (stage,) in chains.items() if stage.is_done()}
     if not finished:
         return

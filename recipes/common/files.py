@@ -1,4 +1,4 @@
-"""What a folder's results are made with, written down, so that no later call mixes in others."""
+"""Records the settings of a folder's results, so that a later call with other settings is refused."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from saw.records.files import write_whole
 
 
 def claim(folder: Path, settings: Mapping[str, Any], free: tuple[str, ...] = ()) -> None:
-    """Write down in ``settings.json`` what a folder's results are made with.
+    """Record the settings of a folder's results in ``settings.json``.
 
     Args:
-        folder (Path): of the results; made if it is absent.
-        settings (Mapping): everything that the results depend on, as JSON has it.
+        folder (Path): of the results; created if needed.
+        settings (Mapping): everything that the results depend on, as JSON values.
         free (tuple[str, ...]): settings that may differ from those of an earlier call.
 
     Raises:

@@ -30,7 +30,7 @@ def last_checkpoint(folder: Path) -> Path:
 
 
 def merge(checkpoints: Path, out: Path) -> None:
-    """Merge, and give the folder its name once it is whole."""
+    """Merge into a temporary folder, renamed once it is complete."""
     unfinished = out.with_name(out.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp"]

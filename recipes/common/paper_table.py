@@ -1,4 +1,4 @@
-"""What the tables of the paper share: results over seeds and repeated evaluations, and how a table is made of them."""
+"""Shared by the paper's tables: results over seeds and repeated evaluations, and making a table from them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from saw.runs.compose import CONFIGS
 
 NOT_RUN = "not run"
 PAPER = Path(__file__).resolve().parents[2] / "results" / "paper.yaml"
-#: Heading of the column that says why a measured cell is not set against the paper's.
+#: Heading of the column with the reasons why a measured cell is not compared with the paper's.
 NOT_COMPARED = "not compared, for its"
 #: ``evaluation.json`` of each seed.
 Evaluations = dict[int, dict[str, Any]]
@@ -36,12 +36,12 @@ class Measurement:
 
     @property
     def mean(self) -> float:
-        """Mean over the seeds, of the means over their evaluations."""
+        """Mean over the seeds of the means over their evaluations."""
         return statistics.fmean(statistics.fmean(runs) for runs in self.values)
 
     @property
     def sd_seeds(self) -> float | None:
-        """Sample standard deviation over the seeds; None where there is one."""
+        """Sample standard deviation over the seeds; None for one seed."""
         return statistics.stdev(statistics.fmean(runs) for runs in self.values) if len(self.values) > 1 else None
 
     @property
@@ -57,7 +57,7 @@ class Measurement:
 
 
 def departures(cell: Mapping[str, Any], evaluation: Mapping[str, Any], paper: Mapping[str, Any]) -> list[str]:
-    """What one training or its evaluation does otherwise than the paper: then a difference would say nothing.
+    """How a training or its evaluation departs from the paper; any departure makes a comparison meaningless.
 
     Args:
         cell (Mapping[str, Any]): ``cell.json`` of the training.
@@ -75,7 +75,7 @@ def departures(cell: Mapping[str, Any], evaluation: Mapping[str, Any], paper: Ma
 
 
 def paper_notes(paper: Mapping[str, Any]) -> list[str]:
-    """What stands below a table of the paper's numbers.
+    """The notes below a table with the paper's numbers.
 
     Args:
         paper (Mapping[str, Any]): the table's part of ``results/paper.yaml``.
@@ -108,18 +108,18 @@ class PaperTable:
     Attributes:
         name (str): of its files, and of its part of ``results/paper.yaml``.
         title (str): above it.
-        note (str): what its numbers are.
+        note (str): explains its numbers.
         cell (type): of a row's key, a named tuple whose fields are keys of ``cell.json`` and whose last is the reading.
         keys (Mapping[str, Sequence[str]]): heading of each field -> its values, in order. A row that was not run is
-            there in the reading ``controlled``.
+            listed with the reading ``controlled``.
         evaluation (str): path of the evaluation in a training's folder.
         columns (Mapping[str, str]): number of an evaluation -> heading.
         reported (Mapping[str, str]): number of the paper -> heading.
-        compared (tuple[str, str]): the column and the paper's number that are set against each other.
-        numbers (Callable): the columns of each run of an evaluation.
-        remarks (Callable): what a reader must be told of a training, by its name, ``cell.json`` and evaluation.
-        left_out (Callable): why an evaluation is not in the table; empty if it is.
-        source (Callable): what stands before the commit in the line that says where an evaluation comes from.
+        compared (tuple[str, str]): the column and the paper's number to compare it with.
+        numbers (Callable): gives the columns of each run of an evaluation.
+        remarks (Callable): gives remarks on a training, from its name, ``cell.json`` and evaluation.
+        left_out (Callable): gives the reason why an evaluation is not in the table; empty if it is.
+        source (Callable): gives the text before the commit in the line with an evaluation's provenance.
     """
 
     name: str
@@ -138,11 +138,11 @@ class PaperTable:
 
     @property
     def paper(self) -> dict[str, Any]:
-        """What the paper reports."""
+        """The paper's numbers."""
         return yaml.safe_load(PAPER.read_text())[self.name]
 
     def read(self, runs: Path) -> tuple[dict[Any, Evaluations], list[str]]:
-        """Evaluations by row and seed, and what a reader must be told of them."""
+        """Evaluations by row and seed, and remarks on them."""
         found: dict[Any, Evaluations] = {}
         remarks = []
         paper = self.paper
@@ -153,7 +153,7 @@ class PaperTable:
             cell, content = json.loads(path.read_text()), json.loads(evaluation.read_text())
             why = self.left_out(content)
             if "reading" not in cell:
-                why = "its cell.json does not say which reading it was trained in"
+                why = "its cell.json does not name the reading it was trained with"
             if why:
                 remarks.append(f"**{name} left out: {why}.**")
                 continue
@@ -169,7 +169,7 @@ class PaperTable:
         """The table as Markdown with its notes, as rows for CSV, and as LaTeX.
 
         Args:
-            runs (Path): the folder that the reproduction wrote.
+            runs (Path): the reproduction's output folder.
         """
         found, remarks = self.read(runs)
         paper = self.paper
@@ -227,14 +227,14 @@ class PaperTable:
     def main(self, description: str | None) -> None:
         """Command line."""
         parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-        parser.add_argument("--runs", type=Path, required=True, help="the folder that the reproduction wrote")
-        parser.add_argument("--out", type=Path, help="folder for the tables; that of --runs if absent")
+        parser.add_argument("--runs", type=Path, required=True, help="the reproduction's output folder")
+        parser.add_argument("--out", type=Path, help="folder for the tables (that of --runs)")
         arguments = parser.parse_args()
         self.write(arguments.runs, arguments.out or arguments.runs)
 
 
 def _reported(values: Mapping[str, Any], cell: Any) -> float | None:
-    """The paper's number of a row, which is found by its model, where there are several, and its method."""
+    """The paper's number for a row, looked up by its model, if there are several, and its method."""
     *models, method, _ = cell
     for model in models:
         values = values[model]

@@ -1,4 +1,4 @@
-"""What the scripts that reproduce a table have in common: options, checks, and the stages of one training."""
+"""Shared by the scripts that reproduce a table: options, checks, and the stages of one training."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from saw.records.files import write_whole
 from saw.runs.compose import checked_override, parse_override
 
 METHODS = ("grpo", "gradient_grpo", "saw_grpo", "gdpo", "gradient_gdpo", "saw_gdpo")
-#: Reading of the sources (configs/reading) -> GPUs of a node in it.
+#: Reading of the sources (configs/reading) -> its GPUs per node.
 READINGS = {"controlled": 4, "as_released": 8}
 #: Parameters of the models, for the disk space of a checkpoint.
 PARAMETERS = {"1.5b": 1.54e9, "3b": 3.09e9}
-#: What a stage makes, by the doctor's names: before it has run, this may be missing.
+#: Stage -> the doctor's lines that may be missing until it has run.
 MADE_BY = {
     "data": ("training data", "validation data"),
     "toy_model": ("model", "tokenizer", "disk"),
 }
-#: Overrides that say which row of a table a training is -> the option that says it.
+#: Overrides that would change a training's row in the table -> the option to use instead.
 TOLD_APART_BY = {
     "reading": "--reading",
     "saw.method": "--method",
@@ -47,18 +47,16 @@ def parser(description: str | None, name: str) -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,  # the script looks for --dry-run before it sets up
+        allow_abbrev=False,  # the script looks for the full --dry-run before set-up
     )
     options.set_defaults(table=name)
     options.add_argument("--method", action="append", choices=METHODS, help="may be repeated; all if absent")
     options.add_argument("--seeds", type=seed_list, default=[1], metavar="1,2,3", help="one training each (1)")
     options.add_argument("--reading", choices=READINGS, default="controlled", help="in configs/reading (controlled)")
-    options.add_argument("--evaluations", type=int, help="of each checkpoint (4; in a rehearsal 2)")
-    options.add_argument("--gpus", type=int, help="of a node (the reading's: 4, as released 8)")
+    options.add_argument("--evaluations", type=int, help="per checkpoint (4; in a rehearsal 2)")
+    options.add_argument("--gpus", type=int, help="per node (the reading's: 4, as released 8)")
     options.add_argument("--nodes", type=int, default=1, help="nodes of the Ray cluster at RAY_ADDRESS (1)")
-    options.add_argument(
-        "--hours", type=float, default=72, help="after which a training or an evaluation is stopped (72)"
-    )
+    options.add_argument("--hours", type=float, default=72, help="time limit for a training or an evaluation (72)")
     options.add_argument("--out", type=Path, help=f"folder for everything ($SAW_RUNS/{name})")
     options.add_argument("--dry-run", action="store_true", help="print every command and check what it needs")
     options.add_argument("--rehearse", action="store_true", help="toy model and data, on a CPU; one row unless named")
@@ -74,7 +72,7 @@ def parse(options: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpa
     for override in arguments.overrides:
         key = parse_override(override).key_or_group
         if key in TOLD_APART_BY:
-            options.error(f"{override!r} would put a training into another row's place; use {TOLD_APART_BY[key]}")
+            options.error(f"{override!r} would move a training to another row of the table; use {TOLD_APART_BY[key]}")
     for name in ("evaluations", "gpus", "nodes"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             options.error(f"--{name} is {getattr(arguments, name)}; expected at least 1")
@@ -91,12 +89,12 @@ def seed_list(text: str) -> list[int]:
     """Read ``1,2,3``.
 
     Raises:
-        argparse.ArgumentTypeError: if that is not what it is.
+        argparse.ArgumentTypeError: if it has another form.
     """
     try:
         seeds = [int(part) for part in text.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers with commas between, as in 1,2,3") from None
+        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers separated by commas, as in 1,2,3") from None
     return list(dict.fromkeys(seeds))
 
 
@@ -108,12 +106,12 @@ def training(
     overrides: Sequence[str],
     environment: Mapping[str, str] | None = None,
 ) -> list[Stage]:
-    """Training and merging.
+    """The stages of training and merging.
 
     Args:
         arguments (argparse.Namespace): the common options.
         folder (Path): of the training; the data is beside it.
-        experiment (Sequence[str]): the overrides that say which, such as ``experiment=tldr`` and ``saw.method=grpo``.
+        experiment (Sequence[str]): the overrides that select it, such as ``experiment=tldr`` and ``saw.method=grpo``.
         seed (int): of the training.
         overrides (Sequence[str]): further ones.
         environment (Mapping[str, str] | None): further variables.
@@ -139,7 +137,7 @@ def training(
 
 
 def check_machine(arguments: argparse.Namespace, folders: Iterable[tuple[str, str]]) -> list[str]:
-    """What is missing of GPUs and disk space, and what there is of them, printed.
+    """Print the available GPUs and disk space, and return what is missing.
 
     Args:
         arguments (argparse.Namespace): the common options.
@@ -157,20 +155,20 @@ def check_machine(arguments: argparse.Namespace, folders: Iterable[tuple[str, st
 
 def _check_gpus(arguments: argparse.Namespace) -> list[str]:
     if os.environ.get("SAW_PLATFORM", "").strip().lower() == "cpu":
-        return ["SAW_PLATFORM is cpu, and a table trains on GPUs: add --rehearse, or unset SAW_PLATFORM"]
+        return ["SAW_PLATFORM is cpu, but a table trains on GPUs: add --rehearse, or unset SAW_PLATFORM"]
     wanted = arguments.gpus * arguments.nodes
     if (address := cluster_address()) is not None:
         where, there = f"the Ray cluster {address}", gpus_of_the_cluster()
     elif arguments.nodes > 1:
-        return [f"--nodes {arguments.nodes}: RAY_ADDRESS must name a Ray cluster that runs already (recipes/toolrl)"]
+        return [f"--nodes {arguments.nodes}: RAY_ADDRESS must name a running Ray cluster (recipes/toolrl)"]
     else:
         where, there = "this machine", gpus_of_a_node()
-    print(f"GPUs: {wanted} wanted, {there} on {where}")
-    return [f"GPUs: {arguments.nodes} nodes x {arguments.gpus} wanted, {there} on {where}"] if there < wanted else []
+    print(f"GPUs: {wanted} needed, {there} on {where}")
+    return [f"GPUs: {arguments.nodes} nodes x {arguments.gpus} needed, {there} on {where}"] if there < wanted else []
 
 
 def _write_cell(arguments: argparse.Namespace, cell: Any, seed: int) -> None:
-    """Say in a training's folder which row of the table it belongs to."""
+    """Record in a training's folder which row of the table it belongs to."""
     folder = arguments.out / cell.folder(seed)
     folder.mkdir(parents=True, exist_ok=True)
     rehearsal = {"size_override": "toy" if arguments.rehearse else None, "overrides": list(arguments.overrides)}
@@ -178,7 +176,7 @@ def _write_cell(arguments: argparse.Namespace, cell: Any, seed: int) -> None:
 
 
 def stop_if_missing(arguments: argparse.Namespace, missing: Sequence[str]) -> None:
-    """Say what is missing, and end if something is, unless it is a dry run."""
+    """Print what is missing, and exit if anything is, except in a dry run."""
     for fault in missing:
         print(f"missing: {fault}", file=sys.stderr)
     if missing and not arguments.dry_run:
@@ -188,7 +186,7 @@ def stop_if_missing(arguments: argparse.Namespace, missing: Sequence[str]) -> No
 def diagnose(arguments: argparse.Namespace, plan: tuple[Sequence[Stage], Mapping[str, Sequence[Stage]]]) -> bool:
     """Show the doctor's table for the first training of a plan.
 
-    In a process of its own: what that imports and sets stays there.
+    Runs in a separate process, so that its imports and variables do not affect this one.
 
     Returns:
         bool: whether the training can start.
@@ -196,7 +194,7 @@ def diagnose(arguments: argparse.Namespace, plan: tuple[Sequence[Stage], Mapping
     shared, chains = plan
     train = next(stage for stages in chains.values() for stage in stages if stage.trains)
     made = [thing for stage in shared if not stage.is_done() for thing in MADE_BY.get(stage.name, ())]
-    made += ["judge's answer"] if arguments.rehearse else []  # a rehearsal starts a judge of its own
+    made += ["judge's answer"] if arguments.rehearse else []  # a rehearsal starts its own judge
     later = [f"--later={thing}" for thing in made]
     print(f"doctor, for {train.folder.name}:", flush=True)
     command = [sys.executable, "-m", "saw.doctor", *later, *train.command[2:]]
@@ -210,14 +208,14 @@ def run_or_show(
     cells: Iterable[tuple[Any, int]],
     write_table: Callable[[Path, Path], None],
 ) -> None:
-    """Show the plan, or carry it out and print the table.
+    """Show the plan, or run it and print the table.
 
     Args:
         arguments (argparse.Namespace): the common options.
-        missing (Sequence[str]): what a dry run is to end with.
+        missing (Sequence[str]): what is missing, printed at the end of a dry run.
         plan (tuple): the shared stages, and the stages of each training by the name of its folder.
         cells (Iterable[tuple[Any, int]]): row of the table and seed of each training.
-        write_table (Callable): makes the table from a folder of trainings, in a folder.
+        write_table (Callable): writes the table of a folder of trainings into a folder.
     """
     if arguments.dry_run:
         too_much = [] if arguments.rehearse else _check_memory(arguments, plan[1])
@@ -233,17 +231,15 @@ def run_or_show(
 
 
 def _check_memory(arguments: argparse.Namespace, chains: Mapping[str, Sequence[Stage]]) -> list[str]:
-    from saw import memory  # torch, which only a dry run needs here
+    from saw import memory  # imports torch, which only a dry run needs
 
     trainings = [stage.command[2:] for stages in chains.values() for stage in stages if stage.trains]
     return memory.check(trainings, arguments.gpus * arguments.nodes)
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Call a script's main; an interrupt says that nothing is lost."""
+    """Call a script's main; on an interrupt, print how to resume."""
     try:
         main()
     except KeyboardInterrupt:
-        raise SystemExit(
-            "\ninterrupted; everything that was started has been stopped; the same command goes on"
-        ) from None
+        raise SystemExit("\ninterrupted; all processes have been stopped; rerun the same command to resume") from None

@@ -1,8 +1,8 @@
-"""How an evaluation draws its replies: every parameter is sent with every request.
+"""Sampling parameters of an evaluation; all of them are sent with every request.
 
-A server fills in what a request leaves out, vLLM by default with what the model's ``generation_config.json`` says
-(Qwen2.5-1.5B-Instruct: repetition penalty 1.1, top-p 0.8, top-k 20). Only the standard library is imported: BFCL's
-environment uses this module too.
+A server fills in missing parameters, vLLM by default from the model's ``generation_config.json``
+(Qwen2.5-1.5B-Instruct: repetition penalty 1.1, top-p 0.8, top-k 20). Only the standard library is imported, because
+BFCL's environment uses this module too.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Sampling parameters of a reply; but for the first two, the defaults change nothing.
+    """Sampling parameters of a reply; except for the first two, the defaults have no effect.
 
     Attributes:
-        temperature (float): 0 takes the likeliest token.
-        max_tokens (int): most tokens of a reply.
-        top_p (float): share of the probability that is drawn from, in (0, 1].
-        top_k (int): number of tokens that are drawn from; -1 for all.
-        min_p (float): least probability of a token, as a share of the likeliest one's.
+        temperature (float): 0 takes the most likely token.
+        max_tokens (int): maximum number of tokens of a reply.
+        top_p (float): share of the probability mass to sample from, in (0, 1].
+        top_k (int): number of tokens to sample from; -1 for all.
+        min_p (float): minimum probability of a token, relative to the most likely one's.
         repetition_penalty (float): 1 for none.
         presence_penalty (float): 0 for none.
         frequency_penalty (float): 0 for none.
@@ -67,7 +67,7 @@ class Sampling:
         """Keyword arguments of the OpenAI client's ``chat.completions.create``.
 
         Args:
-            seed (int): of the drawing; the runs of an evaluation have different ones.
+            seed (int): of the sampling; the runs of an evaluation have different ones.
         """
         parameters = asdict(self)
         beyond_openai = {name: parameters.pop(name) for name in ("top_k", "min_p", "repetition_penalty")}
@@ -81,7 +81,7 @@ def add_options(parser: argparse.ArgumentParser, *, temperature: float, max_toke
         parser (argparse.ArgumentParser): the command line.
         temperature (float): default.
         max_tokens (int): default.
-        why (str): where these two come from.
+        why (str): source of these two defaults.
     """
     parser.add_argument("--temperature", type=float, default=temperature, help=f"of the replies ({temperature}, {why})")
     parser.add_argument("--max-tokens", type=int, default=max_tokens, help=f"of a reply ({max_tokens}, {why})")

@@ -1,4 +1,4 @@
-"""A vLLM server of a checkpoint, for as long as an evaluation needs it."""
+"""Serves a checkpoint with vLLM during an evaluation."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import requests
 
 from saw.runs.process_tree import Job, JobFailed
 
-#: Name of the checkpoint at the server.
+#: Name of the checkpoint on the server.
 SERVED = "checkpoint"
-#: Seconds for the server to load the model.
+#: Time limit in seconds for the server to load the model.
 SERVER_LIMIT = 1800
 
 
 @contextmanager
 def server(model: str, folder: Path, gpus: int, arguments: Sequence[str] = ()) -> Iterator[str]:
-    """Serve a model with vLLM while the block runs, one copy a GPU.
+    """Serve a model with vLLM while the block runs, one copy per GPU.
 
     Args:
         model (str): a Hugging Face folder or name.
@@ -33,7 +33,7 @@ def server(model: str, folder: Path, gpus: int, arguments: Sequence[str] = ()) -
         str: the address, ``http://127.0.0.1:PORT/v1``.
 
     Raises:
-        JobFailed: if the server ends, or is not there in time.
+        JobFailed: if the server exits, or is not ready in time.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -54,11 +54,10 @@ def server(model: str, folder: Path, gpus: int, arguments: Sequence[str] = ()) -
 
 
 def serve_arguments(model: str, port: int, gpus: int, arguments: Sequence[str]) -> list[str]:
-    """What follows ``vllm``; the caller's own options come last and overrule the others.
+    """The arguments after ``vllm``; the caller's options come last and override the others.
 
-    By default vLLM takes sampling parameters that a request leaves out from the model's ``generation_config.json``,
-    which is the model's own choice and differs between checkpoints and base models. Its tokens that end a reply count
-    in any case.
+    By default vLLM takes missing sampling parameters from the model's ``generation_config.json``, which differs between
+    checkpoints and base models; here it is ignored. Its end-of-reply tokens always apply.
     """
     command = ["serve", model, "--served-model-name", SERVED, "--host", "127.0.0.1", "--port", str(port)]
     command += ["--generation-config", "vllm"]
@@ -66,7 +65,7 @@ def serve_arguments(model: str, port: int, gpus: int, arguments: Sequence[str]) 
         command += ["--data-parallel-size", str(gpus)]
     if gpus == 0:
         command += ["--dtype", "float32", "--enforce-eager"]
-        # A request with a seed whose prompt is split ends vLLM 0.28.0 on a CPU: "CPU Generator does not use offset".
+        # vLLM 0.28.0 on a CPU crashes when a seeded request's prompt is split: "CPU Generator does not use offset".
         command += ["--no-enable-chunked-prefill"]
         command += ["--gpu-memory-utilization", "0.3", "--kv-cache-memory-bytes", str(2**30)]  # of the machine's memory
     return [*command, *arguments]

@@ -1,7 +1,7 @@
 """Stages of a reproduction: commands that are skipped once they are done, resumed if not, and shown before they run.
 
-What a table's recipe says is which commands; that a killed run loses nothing, that nothing is done twice, and that a
-finished stage is never taken for another's, is said here once.
+A recipe lists commands. This module runs them so that finished stages are skipped, killed ones resume, and a stage is
+never confused with one of another command.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Stage:
 
     Attributes:
         name (str): of its log and its marks.
-        folder (Path): for these; the stages of a folder follow each other.
+        folder (Path): for these; the stages of a folder run one after another.
         command (tuple[str, ...]): Python's arguments, ``-m module ...``.
-        hours (float): after which it is stopped.
+        hours (float): time limit.
         environment (Mapping[str, str]): added to this process's.
-        trains (bool): it logs metrics, which are shown as they come.
+        trains (bool): it logs metrics, which are shown as they arrive.
     """
 
     name: str
@@ -58,15 +58,15 @@ class Stage:
         return self.folder / f"{self.name}.started.json"
 
     def line(self) -> str:
-        """What a shell would be given, in which this Python's environment may not be active."""
+        """The command for a shell in which this Python's environment may not be active."""
         variables = [f"{key}={shlex.quote(value)}" for key, value in self.environment.items()]
         return " ".join([*variables, environment.python(), shlex.join(self.command)])
 
     def is_done(self) -> bool:
-        """Whether it has been finished.
+        """Whether it is finished.
 
         Raises:
-            SystemExit: if it was begun or finished with another command: what stands is not what is asked for.
+            SystemExit: if it was begun or finished with another command.
         """
         for mark in (self._mark, self._started):
             if mark.exists() and (stands := json.loads(mark.read_text())["command"]) != list(self.command):
@@ -79,25 +79,25 @@ class Stage:
         return self._mark.exists()
 
     def outcome(self) -> dict[str, Any]:
-        """What a finished stage took: ``seconds``, and ``peak_bytes`` of memory, all its processes together."""
+        """The cost of a finished stage: ``seconds``, and ``peak_bytes`` of memory over all its processes."""
         return json.loads(self._mark.read_text())
 
     def forget(self) -> None:
-        """Take it for one that was never begun."""
+        """Remove its marks, as if it had never begun."""
         for mark in (self._mark, self._started):
             mark.unlink(missing_ok=True)
 
     @property
     def job(self) -> TrainingJob:
-        """The process tree that does it."""
+        """The job that runs it."""
         command = [sys.executable, *self.command]
         return TrainingJob(command, self.folder, self.hours * HOUR, self.environment, self.name, resume=True)
 
     def run(self, label: str = "") -> None:
-        """Do it; ``label`` goes before each step's line.
+        """Run it; ``label`` is printed before each step's line.
 
         Raises:
-            JobFailed: if it fails or takes too long.
+            JobFailed: if it fails or hits its time limit.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self._started, json.dumps({"command": self.command}) + "\n")
@@ -109,7 +109,7 @@ class Stage:
 
                 def on_step(step: int, metrics: dict[str, Any]) -> None:
                     info = self.folder / "run.json"
-                    if bar.total is None and info.exists():  # from here on the bar knows the time left
+                    if bar.total is None and info.exists():  # now the bar can estimate the time left
                         bar.total = json.loads(info.read_text())["total_steps"]
                         bar.set_postfix_str("")
                         bar.update(step - 1 - bar.n)
@@ -127,7 +127,7 @@ class Stage:
         )
 
     def stop(self) -> None:
-        """Stop it, if it runs in another thread of this process: it fails there."""
+        """Stop it if another thread of this process runs it; it fails there."""
         stop_job_in(self.folder)
 
 
@@ -137,13 +137,13 @@ def run_all(
     last: Callable[[], None],
     parallel: int = 1,
 ) -> None:
-    """Run the shared stages, then each chain, as many at a time as ``parallel`` says, then ``last``.
+    """Run the shared stages, then the chains, ``parallel`` at a time, then ``last``.
 
-    A chain that fails ends there, and the others go on: a night of trainings is not lost to one.
+    A chain that fails ends, and the others continue, so that one failure does not cost a night of trainings.
 
     Raises:
-        SystemExit: naming what failed, at the end.
-        KeyboardInterrupt: passed on, after everything that was started has been stopped.
+        SystemExit: at the end, naming what failed.
+        KeyboardInterrupt: re-raised after all processes have been stopped.
     """
     check_marks(shared, chains)
     try:
@@ -172,7 +172,7 @@ def run_all(
         except BaseException:
             stopping.set()
             pool.shutdown(wait=False, cancel_futures=True)
-            while not all(chain.done() for chain in running):  # again and again: one may be about to start
+            while not all(chain.done() for chain in running):  # repeatedly: one may be about to start
                 for stages in chains.values():
                     for stage in stages:
                         stage.stop()
@@ -181,12 +181,12 @@ def run_all(
     last()
     if failures:
         raise SystemExit(
-            f"{len(failures)} of {len(chains)} failed: {', '.join(failures)}; the same command goes on there"
+            f"{len(failures)} of {len(chains)} failed: {', '.join(failures)}; rerun the same command to resume"
         )
 
 
 def check_marks(shared: Sequence[Stage], chains: Mapping[str, Sequence[Stage]]) -> None:
-    """Find a stage that was begun or finished with another command, before anything runs.
+    """Check, before anything runs, that no stage was begun or finished with another command.
 
     Raises:
         SystemExit: if there is one.
@@ -199,7 +199,7 @@ def check_marks(shared: Sequence[Stage], chains: Mapping[str, Sequence[Stage]]) 
 def _run(stage: Stage, label: str = "") -> None:
     print(f"==> {os.path.relpath(stage.folder)}: {stage.name}", flush=True)
     if stage.is_done():
-        print(f"    {label}stands from before", flush=True)
+        print(f"    {label}already done, skipped", flush=True)
         return
     print(f"    {stage.line()}", flush=True)
     started = time.monotonic()
@@ -208,7 +208,7 @@ def _run(stage: Stage, label: str = "") -> None:
 
 
 def show(shared: Sequence[Stage], chains: Mapping[str, Sequence[Stage]]) -> None:
-    """Print every command that would run, the finished ones as such."""
+    """Print every command that would run, and mark the finished ones."""
     for stages in (shared, *chains.values()):
         for stage in stages:
             print(f"# {stage.folder.name}: {stage.name}{' (done)' if stage.is_done() else ''}\n{stage.line()}")

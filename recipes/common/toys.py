@@ -1,4 +1,4 @@
-"""What the quickstart and the sweep share: toy data, a toy model, and the curves of several trainings."""
+"""Shared by the quickstart and the sweep: toy data, a toy model, and the curves of several trainings."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from saw.report.history import LOG
 
 
 def toy_rows(folder: Path) -> list[Stage]:
-    """What makes the toy rows, where they are not there."""
+    """The stage that makes the toy rows, if they do not exist."""
     if (folder / "test.parquet").exists():
         return []
     return [Stage("toy_rows", folder.parent, ("-m", "data_prep.toy_toolrl", "--out", str(folder)))]
 
 
 def toy_model(folder: Path, *options: str) -> list[Stage]:
-    """What makes a toy model, where it is not there."""
+    """The stage that makes a toy model, if it does not exist."""
     if (folder / "model.safetensors").exists():
         return []
     command = ("-m", "recipes.quickstart.toy_model", "--out", str(folder), *options)

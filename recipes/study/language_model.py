@@ -3,8 +3,8 @@
     bash scripts/study.sh lm [--seeds 1,2,3,4,5] [--method grpo ...] [--out results/study/lm]
     python -m recipes.study.language_model --report-only
 
-Trains what is not trained yet (runs/study; a killed training begins anew, a finished one stands), then writes
-steps.csv, which holds what the tables and figures are made from, and makes them.
+Trains what is missing (runs/study; a killed training restarts, a finished one is skipped), then writes steps.csv, from
+which it makes the tables and figures.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from saw.report import figures, summary, tables
 from saw.report.history import History, LoggedRun, read_run
 from saw.report.seed_statistics import bootstrap_mean, steps_to
 
-#: Row of the tables -> method and overrides. The mirror ascent of the gradient rows has the released code's rate,
-#: with which its weights hardly move here, or ten times that; with the toy model's rate they run to 0 and 1.
+#: Row of the tables -> method and overrides. The mirror ascent of the gradient rows has the released code's rate, with
+#: which its weights hardly change here, or ten times that; with the toy model's rate they go to 0 and 1.
 METHODS = {
     **{name: name for name in ("grpo", "saw_grpo", "gdpo", "saw_gdpo", "random_grpo", "random_gdpo")},
     **{
@@ -38,25 +38,25 @@ METHODS = {
         for name in ("gradient_grpo", "gradient_gdpo")
     },
 }
-#: Trained unless others are asked for: under half an hour a seed.
+#: Trained by default: under half an hour per seed.
 DEFAULT_METHODS = tuple(label for label in METHODS if "," not in label)
 OBJECTIVES = {"format": (0.0, 1.0), "correctness": (-3.0, 3.0)}
-#: What is kept of every step.
+#: Metrics kept of every step.
 KEPT = (
     *(f"saw/{name}/{what}" for name in OBJECTIVES for what in ("mean", "cv", "weight", "zero_spread")),
     *(f"timing_s/{part}" for part in ("gen", "old_log_prob", "adv", "update_actor", "update_weights", "step")),
     *("actor/entropy", "response_length/mean"),
 )
 THRESHOLDS = {"format": 0.9, "correctness": 1.5}
-#: Steps ahead over which an objective's gain is taken, and the steps that each end of it is averaged over.
+#: Steps ahead over which an objective's gain is measured, and the number of steps averaged at each end.
 AHEAD, SMOOTH = 10, 5
 
 
 def write_steps(runs: Sequence[LoggedRun], path: Path) -> int:
     """All runs' steps as one CSV, each up to the last step of the shortest run, which it returns.
 
-    Final values are compared, so they have to be of the same step: the learning rate is constant, hence the first steps
-    of a longer training are a shorter one.
+    Final values are compared, so they must be of the same step. The learning rate is constant, so the first steps of a
+    longer training equal a shorter one.
     """
     last = min(run.history.steps[-1] for run in runs)
     frames = []
@@ -93,7 +93,7 @@ def _row_of(run: LoggedRun) -> str:
 
 
 def learned_at(groups: dict[str, list[LoggedRun]]) -> summary.Table:
-    """When each objective has made 90 % of the way from its first five steps to its plateau."""
+    """When each objective has covered 90 % of the way from its first five steps to its plateau."""
     rows = []
     for label, runs in groups.items():
         cells = []
@@ -188,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--parallel", type=int, default=2, choices=range(1, 9), help="trainings at a time (2, for two cores)"
     )
     parser.add_argument("--out", type=Path, default=Path("results/study/lm"), help="for CSV, tables and figures")
-    parser.add_argument("--add", action="store_true", help="keep the trainings that steps.csv holds, train the others")
+    parser.add_argument("--add", action="store_true", help="keep the trainings in steps.csv, train the others")
     parser.add_argument("--report-only", action="store_true", help="train nothing, report what is finished")
     parser.add_argument("--train-only", action="store_true", help="train, report nothing")
     arguments = parser.parse_args(argv)

@@ -1,9 +1,9 @@
-"""The questions that the tabular world can answer: speeds, falsifier, misleading cases, batch size, KL, CV as a signal.
+"""Questions that the tabular world can answer: speeds, falsifier, misleading cases, batch size, KL, CV as a signal.
 
     bash scripts/study.sh tabular [--seeds 300] [--only speeds] [--out results/study/tabular]
 
-Every part writes a table (Markdown, CSV) and some a picture. Steps to a threshold are those after which the policy is
-right with probability 0.9, exactly, from its logits; a seed that never is counts with one step more than there were.
+Every part writes a table (Markdown, CSV), some also a picture. Steps to a threshold are those after which the policy is
+right with probability 0.9, computed exactly from its logits; a seed that never is counts as one step more than the run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from saw.report.seed_statistics import Interval, bootstrap_mean, equivalence
 from saw.report.tables import markdown, write_csv
 
 THRESHOLD = 0.9
-#: Two objectives that are learned at different speeds, and keep noise when they are.
+#: Two objectives that are learned at different speeds, and stay noisy once learned.
 BASE = World((Objective("early", options=2, noise=0.6), Objective("late", options=20, noise=0.6)), steps=250)
 
 
@@ -37,7 +37,7 @@ class Part:
     Attributes:
         rows (list[dict]): for the CSV.
         table (str): Markdown.
-        text (str): what was asked and what the numbers mean, in words.
+        text (str): explains the question and the numbers.
     """
 
     rows: list[dict]
@@ -76,7 +76,7 @@ RULES: dict[str, Rule] = {
 
 
 def speeds(seeds: int, out: Path) -> Part:
-    """Steps to each objective's threshold, by method; against equal weights of the same family, seed by seed."""
+    """Steps to each objective's threshold by method, compared with equal weights of the same family, seed by seed."""
     found = {name: learn(BASE, rule, seeds) for name, rule in RULES.items()}
     rows, lines = [], []
     for name, trajectories in found.items():
@@ -137,7 +137,7 @@ def _line(axis, values: Tensor, label: str, colour: str) -> None:
 
 # ---------------------------------------------------------------- 2. falsifier
 
-#: Largest difference in steps that would not matter, as a share of what equal weights take. Set before the runs.
+#: Largest difference in steps that would not matter, relative to equal weights. Set before the runs.
 MARGIN = 0.02
 
 
@@ -220,7 +220,7 @@ PROMPTS = (2, 4, 8, 16, 32, 64, 128)
 
 
 def exact_weights(world: World, right: Tensor) -> Tensor:
-    """SAW's weights of an endless batch, from the policy's probabilities: shape as ``right``, ``(..., K)``."""
+    """SAW's weights for an infinite batch, from the policy's probabilities: shape as ``right``, ``(..., K)``."""
     cv = []
     for k, objective in enumerate(world.objectives):
         p, noise = right[..., k], objective.noise
@@ -232,7 +232,7 @@ def exact_weights(world: World, right: Tensor) -> Tensor:
 
 
 def batch_size(seeds: int, out: Path) -> Part:
-    """Error of the weights, and the outcome, against the number of samples; with and without steadying."""
+    """Error of the weights, and the outcome, against the number of samples; with and without smoothing."""
     rules = {
         "gdpo": Rule("gdpo"),
         "saw_gdpo": Rule("saw_gdpo"),
@@ -241,7 +241,7 @@ def batch_size(seeds: int, out: Path) -> Part:
     }
     rows, lines = [], []
     for prompts in PROMPTS:
-        # The sum of the steps' sizes stays: with fewer samples the gradient is noisier, not smaller.
+        # The step size stays the same: with fewer samples the gradient is noisier, not smaller.
         world = replace(BASE, prompts=prompts)
         for name, rule in rules.items():
             found = learn(world, rule, seeds)
@@ -267,7 +267,7 @@ def batch_size(seeds: int, out: Path) -> Part:
             axes[0][1].plot(samples, [row["late_steps"] for row in own], **style)
         for axis, label in zip(axes[0], ("error of the weights (root mean square)", "late: steps to 0.9"), strict=True):
             axis.set_xscale("log", base=2)
-            axis.set_xlabel("samples a step")
+            axis.set_xlabel("samples per step")
             axis.set_ylabel(label)
             axis.grid(alpha=0.25)
         axes[0][1].legend(frameon=False, fontsize=8)
@@ -281,12 +281,12 @@ def batch_size(seeds: int, out: Path) -> Part:
 
 
 def released_rule(method: str, feels_penalty: bool) -> Rule:
-    """A method with the released code's constants: the penalty is taken off the rewards' sum, not their mean."""
+    """A method with the released code's constants: the penalty is subtracted from the rewards' sum, not their mean."""
     return Rule(method, {"profile": "released"}, feels_penalty)
 
 
 def kl(seeds: int, out: Path) -> Part:
-    """Plain GRPO and SAW-GRPO, each with and without the penalty: what the released comparison mixes."""
+    """Plain GRPO and SAW-GRPO, each with and without the penalty: the released comparison mixes the two effects."""
     rows, lines = [], []
     for penalty in (0.05, 0.2):
         world = replace(BASE, penalty=penalty)
@@ -352,7 +352,7 @@ def signal(seeds: int, out: Path) -> Part:
 
 
 def _spearman(first: Tensor, second: Tensor) -> np.ndarray:
-    """One correlation a row."""
+    """One correlation per row."""
     return np.array([stats.spearmanr(a, b).statistic for a, b in zip(first.numpy(), second.numpy(), strict=True)])
 
 
@@ -377,7 +377,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"--seeds is {arguments.seeds}; expected at least 2, for an interval")
     arguments.out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    # asked before the first part is written: its files would make the checkout a dirty one
+    # read before the first part is written: its files would make the checkout dirty
     source = f"seeds 0 to {arguments.seeds - 1} of stream 0; commit {commit()}; {machine('cpu')}; {versions('torch')}"
     for name in arguments.only or PARTS:
         title, study = PARTS[name]

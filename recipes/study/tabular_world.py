@@ -1,9 +1,9 @@
 r"""A world small enough to run thousands of seeds at once: objectives that are learned at different speeds.
 
 The policy makes one choice for each objective: it has logits :math:`\theta_k` over ``options`` choices, of which the
-first is right. All rewards of a sample are combined by the method, so that the objectives meet where they meet in a
-language model: in the advantage. Nothing else couples them, and what the policy would earn is known exactly from its
-logits. One step draws ``prompts`` groups of ``rollouts`` samples and takes one step of gradient ascent,
+first is right. The method combines all rewards of a sample, so the objectives interact as in a language model: through
+the advantage. Nothing else couples them, and the policy's expected reward follows exactly from its logits. One step
+draws ``prompts`` groups of ``rollouts`` samples and takes one step of gradient ascent,
 
 .. math:: \theta_k \leftarrow \theta_k + \eta \frac1N \sum_j A_j \nabla \log \pi_k(a_{jk}).
 
@@ -31,16 +31,16 @@ from saw.method.statistics import objective_statistics
 class Objective:
     """One reward of the world.
 
-    A sample earns ``offset`` and, where its choice is right, ``1 - noise * U`` with U even in [0, 1]: noise that is
-    left over when the objective is learned. With ``luck``, the choice does not matter: 1 with that probability.
+    A sample earns ``offset`` and, if its choice is right, ``1 - noise * U`` with U uniform in [0, 1]: this noise
+    remains once the objective is learned. With ``luck``, the choice does not matter: 1 with that probability.
 
     Attributes:
         name (str): of the objective.
-        options (int): choices; the untrained policy is right with probability 1/options, but for ``start``.
+        options (int): choices; the untrained policy is right with probability 1/options, unless ``start`` is set.
         start (float | None): the untrained policy's probability of being right; None is 1/options.
         noise (float): in [0, 1].
-        offset (float): added to every reward; the minimum that the method is told stays 0.
-        luck (float | None): probability of a reward that nothing can be done about.
+        offset (float): added to every reward; the method's minimum stays 0.
+        luck (float | None): probability of a reward that does not depend on the policy.
     """
 
     name: str
@@ -71,11 +71,11 @@ class World:
 
     Attributes:
         objectives (tuple[Objective, ...]): K of them.
-        prompts (int): groups of a step.
-        rollouts (int): samples of a group.
-        steps (int): how many.
-        lr (float): of the gradient ascent.
-        penalty (float): weight of a KL penalty that is taken off the combined reward, against the untrained policy.
+        prompts (int): groups per step.
+        rollouts (int): samples per group.
+        steps (int): number of steps.
+        lr (float): learning rate of the gradient ascent.
+        penalty (float): weight of a KL penalty against the untrained policy, subtracted from the combined reward.
     """
 
     objectives: tuple[Objective, ...]
@@ -88,12 +88,12 @@ class World:
 
 @dataclass(frozen=True)
 class Rule:
-    """How the objectives are weighed.
+    """How the objectives are weighted.
 
     Attributes:
         method (str): a name in :data:`saw.METHODS`.
         options (Mapping[str, Any]): fields of :class:`saw.Options`.
-        feels_penalty (bool): whether the world's KL penalty reaches the rewards of this method.
+        feels_penalty (bool): whether the world's KL penalty applies to this method.
     """
 
     method: str
@@ -103,7 +103,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Trajectories:
-    """What happened, a row a seed.
+    """The course of the training, one row per seed.
 
     Attributes:
         right (Tensor): shape ``(S, T + 1, K)``, the policy's exact probability of being right, before each step and
@@ -131,7 +131,7 @@ def advantages(world: World, rule: Rule) -> Callable[..., tuple[Tensor, ...]]:
     Returns:
         Callable: ``(rewards (S, N, K), penalty (S, N), given (S, K), previous (S, K), first)`` to advantages
         ``(S, N)``, weights, CVs and shares of groups with spread ``(S, K)``. ``given`` are the weights of the random
-        control, which the other methods do not look at.
+        control; other methods ignore them.
     """
     method, options = get_method(rule.method), Options.of(rule.options)
     number = world.prompts * world.rollouts
@@ -171,13 +171,13 @@ def advantages(world: World, rule: Rule) -> Callable[..., tuple[Tensor, ...]]:
 
 @torch.no_grad()
 def learn(world: World, rule: Rule, seeds: int, first_seed: int = 0) -> Trajectories:
-    """Train one policy a seed, all at once.
+    """Train one policy per seed, all at once.
 
     Args:
         world (World): the task.
-        rule (Rule): how it is weighed.
-        seeds (int): S, how many policies.
-        first_seed (int): other seeds draw other samples; the same one draws the same for every rule.
+        rule (Rule): how its objectives are weighted.
+        seeds (int): S, the number of policies.
+        first_seed (int): different seeds draw different samples; the same seed draws the same for every rule.
     """
     chance = torch.Generator().manual_seed(first_seed)
     control = torch.Generator().manual_seed(first_seed + 10_000)
@@ -196,7 +196,7 @@ def learn(world: World, rule: Rule, seeds: int, first_seed: int = 0) -> Trajecto
         )
         drift = sum((log_probs[k] - reference[k]).gather(1, choices[k]) for k in range(size))
         exponential = -torch.rand(seeds, size, generator=control, dtype=torch.float64).log()
-        given = exponential / exponential.sum(dim=1, keepdim=True)  # even on the simplex
+        given = exponential / exponential.sum(dim=1, keepdim=True)  # uniform on the simplex
         advantage, used, cv, spread = method(rewards, world.penalty * drift, given, previous, step == 0)
         for k, values in enumerate(log_probs):
             gain = torch.zeros_like(values).scatter_add_(1, choices[k], advantage)
@@ -214,6 +214,6 @@ def _right(logits: Sequence[Tensor]) -> Tensor:
 
 
 def _choose(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """Draw from ``(S, M)`` probabilities with ``(S, N)`` even numbers: ``(S, N)`` choices."""
+    """Draw from ``(S, M)`` probabilities with ``(S, N)`` uniform numbers: ``(S, N)`` choices."""
     edges = probabilities.cumsum(dim=-1)
     return torch.searchsorted(edges, uniform.contiguous()).clamp(max=probabilities.shape[-1] - 1)

@@ -1,11 +1,11 @@
-"""Evaluate a checkpoint on held-out posts: write summaries, have them judged, several times.
+"""Evaluate a checkpoint on held-out posts: generate summaries and have them judged, several times.
 
     python -m recipes.tldr.evaluate --model FOLDER/hf --data runs/tldr/data/test.parquet --out FOLDER/judged
 
-The judge and its rubric are those of the training (``--judge gemini``); ``--second-judge openai`` names another one
-beside it, and how far the two agree is reported: a model that was trained on a judge has learned that judge's taste.
-Judges are the files of ``configs/judge``; KEY=VALUE overrides hold for the first. Summaries are written once, and
-verdicts are kept in the judge's cache: a run that was killed goes on, and pays for nothing twice.
+The judge and its rubric are those of the training (``--judge gemini``). ``--second-judge openai`` adds another, and
+reports how far the two agree, because a model trained on a judge has learned that judge's taste. Judges are the files
+of ``configs/judge``; KEY=VALUE overrides apply to the first. Summaries are generated once, and verdicts are kept in the
+judge's cache: a killed run resumes, and pays for nothing twice.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from saw.runs.compose import checked_override, compose
 from saw.runs.process_tree import JobFailed
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
-#: Share of the summaries that may lack a verdict; an evaluation with more is none.
+#: Share of the summaries that may lack a verdict; above it the evaluation fails.
 MAX_MISSING = 0.05
 
 
@@ -56,7 +56,7 @@ def judge_options(name: str, overrides: Sequence[str], faults: Path) -> JudgeOpt
     options = JudgeOptions.of(OmegaConf.to_container(section, resolve=True))  # type: ignore[arg-type]
     if options.base_url is None:
         raise JudgeError(
-            f"--judge {name}: it is served by verl while it trains; serve it with vLLM and use judge=server"
+            f"--judge {name}: verl serves it only during training; serve it with vLLM and use judge=server"
         )
     prompt.check(options.prompt_path)
     return options
@@ -106,9 +106,9 @@ def _has(verdict: Verdict, objective: str) -> bool:
 
 
 def describe(verdicts: list[Verdict], objectives: Sequence[str]) -> dict[str, Any]:
-    """Mean scores of the summaries that have a verdict, and what they cost.
+    """Mean scores of the summaries that have a verdict, and their cost.
 
-    ``without_cost`` is the number of summaries whose cost is not known, or not all of it: it is not in ``dollars``.
+    ``without_cost`` is the number of summaries whose cost is not fully known; the unknown part is not in ``dollars``.
     """
     present = [verdict.scores for verdict in verdicts if all(_has(verdict, name) for name in objectives)]
     means = {name: statistics.fmean(scores[name] for scores in present) for name in objectives} if present else {}
@@ -127,8 +127,8 @@ def agreement(first: list[Verdict], second: list[Verdict], objectives: Sequence[
 
     Returns:
         dict[str, dict[str, float]]: for each objective the number of pairs ``n``, the share of equal scores, of scores
-        that are at most one apart, Spearman's rank correlation (NaN where a judge gives one score only), and the mean
-        of the second less the first.
+        that are at most one apart, Spearman's rank correlation (NaN if a judge gives only one score), and the mean
+        of second minus first.
     """
     result = {}
     for name in objectives:
@@ -165,7 +165,7 @@ def texts(rows: list[dict[str, Any]], summaries: list[str]) -> dict[str, float]:
 
 
 def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Do what is not done yet, and write ``evaluation.json``."""
+    """Do what is missing, and write ``evaluation.json``."""
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     rows = pq.read_table(arguments.data).to_pylist()[: arguments.limit]
@@ -175,7 +175,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         options[name] = judge_options(name, (), out / f"faults_{name}.jsonl")
     objectives = options[arguments.judge].objectives
     for judge in options.values():
-        Judge(judge)  # a key that is absent is found before the model is loaded
+        Judge(judge)  # fails on a missing key before the model is loaded
 
     written = [out / f"run{number}.jsonl" for number in range(1, arguments.runs + 1)]
     summarising = {
@@ -185,7 +185,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         "seeds": "the run's number less 1",
     }
     if not (out / "settings.json").exists() and any(path.exists() for path in written):
-        raise SystemExit(f"{out} holds summaries, and no settings.json says how they were written; remove it")
+        raise SystemExit(f"{out} holds summaries, but no settings.json with their settings; remove it")
     claim(out, summarising)
     left = [path for path in written if not path.exists()]
     if left:
@@ -202,7 +202,9 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     for variant, path in enumerate(written):
         lines = read_lines(path)
         if [line["id"] for line in lines] != [row["extra_info"]["id"] for row in rows]:
-            raise SystemExit(f"{path} has {len(lines)} summaries of other posts than {arguments.data}; remove {out}")
+            raise SystemExit(
+                f"{path} has {len(lines)} summaries, but not of the posts of {arguments.data}; remove {out}"
+            )
         summaries = [line["summary"] for line in lines]
         verdicts = {
             name: asyncio.run(judge_all(Judge(judge), rows, summaries, variant)) for name, judge in options.items()
@@ -248,12 +250,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="held-out rows, a parquet of data_prep.tldr")
     parser.add_argument("--out", type=Path, required=True, help="folder for summaries and scores")
     parser.add_argument("--judge", default="gemini", help="a file of configs/judge (gemini)")
-    parser.add_argument("--second-judge", help="another one, to see how far the two agree")
+    parser.add_argument("--second-judge", help="another judge, to measure how far the two agree")
     parser.add_argument("--runs", type=int, default=4, help="times that every post is summarised and judged (4)")
     sampling.add_options(parser, temperature=1.0, max_tokens=512, why="as in training")
     parser.add_argument("--limit", type=int, help="only the first rows; for rehearsals")
     parser.add_argument("--threads", type=int, default=64, help="requests in flight to the checkpoint's server (64)")
-    parser.add_argument("--gpus", type=int, default=1, help="copies of the model, a GPU each; 0: on the CPU")
+    parser.add_argument("--gpus", type=int, default=1, help="copies of the model, one per GPU; 0: on the CPU")
     parser.add_argument("--vllm", nargs="*", default=[], help="options for `vllm serve`")
     parser.add_argument(
         "--overrides", nargs="*", type=checked_override, default=[], metavar="KEY=VALUE", help="of the judge"
@@ -263,7 +265,7 @@ def main() -> None:
     try:
         result = evaluate(arguments)
     except (JobFailed, JudgeError) as failure:
-        raise SystemExit(f"the evaluation failed, and goes on if it is called again: {failure}") from None
+        raise SystemExit(f"the evaluation failed; rerun the same command to resume: {failure}") from None
     for number, run in enumerate(result["runs"], start=1):
         print(f"run {number}: " + "  ".join(f"{key} {value:.3f}" for key, value in run[arguments.judge].items()))
     print(f"{arguments.out / 'evaluation.json'}")

@@ -6,8 +6,8 @@
     bash scripts/reproduce_table2.sh --rehearse      the same on a CPU with a toy model and a stand-in judge
 
 Data, then for each method and seed training, merging to a Hugging Face folder and four evaluations, then the table.
-What is finished is skipped, what is not goes on where it stopped, and no verdict is paid for twice. KEY=VALUE are Hydra
-overrides of the trainings.
+Finished stages are skipped, others resume, and no verdict is paid for twice. KEY=VALUE are Hydra overrides of the
+trainings.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from saw.rewards.judge import JudgeOptions
 from saw.rewards.judge.options import JudgeError
 from saw.runs.compose import CONFIGS, compose
 
-#: For the estimate of the cost: tokens of a question beside the post (rubric and two summaries), of a reply, and of a
-#: post before the data is there.
+#: For the cost estimate: tokens of a question besides the post (rubric and two summaries), of a reply, and of a post if
+#: the data does not exist yet.
 RUBRIC_TOKENS, REPLY_TOKENS, POST_TOKENS = 400, 30, 400
 
 
@@ -40,7 +40,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = reproduce.parser(__doc__, "tldr")
     parser.add_argument("--source", help="a local file of posts and summaries; the Hub's data set if absent")
     parser.add_argument("--judge", default="gemini", help="a file of configs/judge (gemini)")
-    parser.add_argument("--second-judge", help="another one for the evaluation, to see how far the two agree")
+    parser.add_argument("--second-judge", help="another judge for the evaluation, to measure how far the two agree")
     arguments = reproduce.parse(parser, argv)
     if arguments.rehearse:
         if arguments.source or arguments.second_judge or arguments.judge != "gemini":
@@ -48,13 +48,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         arguments.judge = "server"
     for name in filter(None, (arguments.judge, arguments.second_judge)):
         allowed = sorted({path.stem for path in (CONFIGS / "judge").glob("*.yaml")} - {"base", "verl"})
-        if name not in allowed:  # the evaluation asks the judge when verl runs no more
+        if name not in allowed:  # the evaluation asks the judge after verl has stopped
             parser.error(f"judge {name!r} cannot be used here; expected one of {', '.join(allowed)}")
     return arguments
 
 
 def cells(arguments: argparse.Namespace) -> Iterator[tuple[Cell, int]]:
-    """The rows of the table that are asked for, with each seed."""
+    """The selected rows of the table, with each seed."""
     for method in arguments.method:
         for seed in arguments.seeds:
             yield Cell(method, arguments.reading), seed
@@ -65,7 +65,7 @@ def plan(arguments: argparse.Namespace, environment: dict[str, str]) -> tuple[li
 
     Args:
         arguments (argparse.Namespace): the command line.
-        environment (dict[str, str]): where the judge is, in a rehearsal.
+        environment (dict[str, str]): the judge's address, in a rehearsal.
     """
     out: Path = arguments.out
     data = out / "data"
@@ -98,7 +98,7 @@ def plan(arguments: argparse.Namespace, environment: dict[str, str]) -> tuple[li
 
 
 def evaluation(arguments: argparse.Namespace, folder: Path, environment: dict[str, str]) -> Stage:
-    """Summaries of the held-out posts, judged, several times."""
+    """The stage of the repeated evaluation: summaries of the held-out posts, judged."""
     data, second = folder.parent / "data" / "test.parquet", arguments.second_judge
     cache = f"{JUDGE}.cache={folder.parent / 'verdicts.sqlite'}"
     command = (
@@ -124,15 +124,15 @@ def check(arguments: argparse.Namespace) -> list[str]:
             options = judge_options(name, (), arguments.out / "faults.jsonl")
             if name == arguments.judge:
                 print(cost(arguments, options))
-            if name != arguments.judge or not arguments.dry_run:  # a dry run ends with the doctor, who names the key
+            if name != arguments.judge or not arguments.dry_run:  # a dry run ends with the doctor, which names the key
                 options.api_key()
-        except (JudgeError, OmegaConfBaseException) as fault:  # the latter for a variable that is not set
+        except (JudgeError, OmegaConfBaseException) as fault:  # the latter if a variable is not set
             missing.append(f"judge {name}: {fault}")
     return missing
 
 
 def cost(arguments: argparse.Namespace, options: JudgeOptions) -> str:
-    """What the judge would cost, in words: an estimate from the numbers of samples and the prices of the options."""
+    """A text with the judge's estimated cost, from the number of samples and the configured prices."""
     config = compose("experiment=tldr", *arguments.overrides)
     report = arguments.out / "data" / "report.json"
     data = json.loads(report.read_text()) if report.exists() else {}
@@ -146,7 +146,7 @@ def cost(arguments: argparse.Namespace, options: JudgeOptions) -> str:
     dollars = (tokens[0] * options.input_price + tokens[1] * options.output_price) / 1e6
     trainings = len(list(cells(arguments)))
     return (
-        f"judge {options.model}: about {requests:,} requests a training, {tokens[0] / 1e6:.0f} million tokens in and "
+        f"judge {options.model}: per training about {requests:,} requests, {tokens[0] / 1e6:.0f} million tokens in and "
         f"{tokens[1] / 1e6:.1f} out, ${dollars:.0f} at the prices of configs/judge; {trainings} trainings: "
         f"${dollars * trainings:.0f} (repeated questions cost nothing)"
     )
@@ -160,7 +160,7 @@ def main() -> None:
     with ExitStack() as stack:
         environment = {}
         if arguments.rehearse and arguments.dry_run:
-            environment = {"JUDGE_URL": "http://stand-in.invalid/v1"}  # has its address once it runs
+            environment = {"JUDGE_URL": "http://stand-in.invalid/v1"}  # replaced by its address once it runs
         elif arguments.rehearse:
             stand_in = StandIn(latency=0.02, faults=dict.fromkeys(FAULTS, 0.1 / len(FAULTS)))
             environment = {"JUDGE_URL": stack.enter_context(serving(stand_in))}

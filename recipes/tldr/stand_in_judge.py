@@ -2,8 +2,8 @@
 
     python -m recipes.tldr.stand_in_judge --port 8901 [--latency 0.05] [--faults 0.3]
 
-For rehearsals, tests and the benchmark: it costs nothing and wants no key. Quality is the share of the reference's
-words that the summary has; conciseness falls with words beyond the reference's. No one should train a real model on it.
+For rehearsals, tests and the benchmark: it costs nothing and needs no key. Quality is the share of the reference's
+words that the summary has; conciseness falls with words beyond the reference's. Do not train a real model on it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 
 from aiohttp import web
 
-#: What can go wrong, each of which a real judge has been seen to do.
+#: What can go wrong; each was seen with a real judge.
 FAULTS = (
     *("429", "429_retry_after", "500", "reset"),
     *("never_ends", "slow_drip", "truncated", "not_json", "wrong_type", "out_of_range"),
@@ -45,8 +45,8 @@ class StandIn:
     """The server's state.
 
     Args:
-        latency (float): seconds of an answer.
-        faults (Mapping[str, float]): how often what goes wrong, see :data:`FAULTS`.
+        latency (float): seconds per answer.
+        faults (Mapping[str, float]): fault of :data:`FAULTS` -> how often it occurs.
         seed (int): of the faults.
     """
 
@@ -97,7 +97,7 @@ class StandIn:
             case "slow_drip":
                 response = web.StreamResponse(headers={"Content-Type": "application/json"})
                 await response.prepare(request)
-                with suppress(ConnectionError):  # the client has had enough
+                with suppress(ConnectionError):  # the client has closed the connection
                     while True:
                         await response.write(b" ")
                         await asyncio.sleep(0.05)
@@ -116,7 +116,7 @@ class StandIn:
         return web.json_response({"id": "0", "object": "chat.completion", "choices": [choice], "usage": usage})
 
     async def stats(self, request: web.Request) -> web.Response:
-        """What has been answered, by kind, and the most requests that were here at a time."""
+        """The number of answers by kind, and the peak number of concurrent requests."""
         return web.json_response({"counts": self.counts, "most_in_flight": self.most_in_flight})
 
     def application(self) -> web.Application:
@@ -162,10 +162,8 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--latency", type=float, default=0.05, help="seconds of an answer")
-    parser.add_argument(
-        "--faults", type=float, default=0.0, help="share of requests that go wrong, of every kind alike"
-    )
+    parser.add_argument("--latency", type=float, default=0.05, help="seconds per answer")
+    parser.add_argument("--faults", type=float, default=0.0, help="share of requests that go wrong, all kinds equally")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     faults = dict.fromkeys(FAULTS, arguments.faults / len(FAULTS))
@@ -173,7 +171,7 @@ def main() -> None:
         StandIn(arguments.latency, faults, arguments.seed).application(),
         host="127.0.0.1",
         port=arguments.port,
-        handler_cancellation=True,  # a client that has given up is no request in flight
+        handler_cancellation=True,  # a request whose client has gone is not in flight
         print=lambda *_: None,
     )
 

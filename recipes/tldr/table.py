@@ -1,4 +1,4 @@
-"""Table 2 from the evaluations that are there: Markdown, CSV and LaTeX, ours beside the paper's.
+"""Table 2 from the existing evaluations: Markdown, CSV and LaTeX, ours beside the paper's.
 
 python -m recipes.tldr.table --runs runs/tldr
 """
@@ -35,7 +35,7 @@ def numbers(evaluation: Mapping[str, Any]) -> list[dict[str, float]]:
 
 
 def remarks(name: str, cell: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Iterator[str]:
-    """What a reader must be told of one training."""
+    """Remarks on one training."""
     settings = evaluation["settings"]
     if cell["size_override"] is not None:
         yield f"**{name} is a rehearsal with a toy model and a stand-in judge: its numbers mean nothing.**"
@@ -56,7 +56,7 @@ def _agreement(run: Mapping[str, Any]) -> str:
 
 
 def judges(evaluation: Mapping[str, Any]) -> str:
-    """Who judged, for the line that says where a number comes from."""
+    """The judges, for the line with a number's provenance."""
     found = [f"{name} ({judge['model']})" for name, judge in evaluation["settings"]["judge"].items()]
     return f"judged by {', '.join(found)}; "
 

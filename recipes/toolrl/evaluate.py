@@ -2,11 +2,11 @@
 
     python -m recipes.toolrl.evaluate --model runs/toolrl/CELL/hf --out runs/toolrl/CELL/bfcl
 
-Needs ``bash scripts/setup.sh --bfcl``. What is answered is not asked again: a run that was killed goes on where it
-stopped. ``evaluation.json`` holds, for each run, right answers a category, BFCL's own overall accuracy, how many
-replies have the format that the model was trained to, and how many items the server refused (HTTP 400, mostly as too
-long for the model): BFCL counts these as wrong answers. If the server refuses more than ``--max-refused`` of a run's
-items with their first request, or all of a category, the evaluation stops with the server's message.
+Needs ``bash scripts/setup.sh --bfcl``. Answered items are not asked again: a killed run resumes where it stopped.
+``evaluation.json`` holds, for each run, the correct answers per category, BFCL's overall accuracy, how many replies
+have the trained format, and how many items the server refused (HTTP 400, mostly because they are too long for the
+model), which BFCL counts as wrong answers. If the server refuses more than ``--max-refused`` of a run's items with
+their first request, or all of a category, the evaluation stops with the server's message.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from saw.records.provenance import commit, machine, versions
 from saw.rewards.toolrl import format_reward
 from saw.runs.process_tree import Job, JobFailed
 
-#: Seconds for one run's questions, multi-turn ones take hours; for its scores.
+#: Time limits in seconds for one run's questions (multi-turn ones take hours) and for scoring them.
 ASKING_LIMIT, SCORING_LIMIT = 12 * 3600, 3600
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -69,13 +69,13 @@ def format_counts(folder: Path) -> dict[str, int]:
 
 
 def is_format_correct(reply: str) -> bool:
-    """Whether a reply has the form that the training's format reward asks of the parts that are in it."""
+    """Whether a reply has the format that the training's format reward requires for the parts that it has."""
     has_part = "<tool_call>" in reply or "<response>" in reply
     return has_part and format_reward(reply.strip(), reply) == 1.0
 
 
 def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Do what is not done yet, and write ``evaluation.json``."""
+    """Do what is missing, and write ``evaluation.json``."""
     out: Path = arguments.out
     settings = {
         "model": str(arguments.model),
@@ -144,24 +144,24 @@ def main() -> None:
     parser.add_argument(
         "--multi-turn-sentence",
         action="store_true",
-        help="in items of several turns, add ToolRL's sentence for these to the user's words; its released handler "
-        "adds the one for a single turn there too, since the stock package does not tell it of which kind an item is",
+        help="in multi-turn items, add ToolRL's sentence for several turns to the user's words; its released handler "
+        "adds the single-turn sentence there too, because the stock package does not tell it the kind of an item",
     )
     parser.add_argument(
         "--max-refused",
         type=float,
         default=0.1,
         help="share of a run's items that the server may refuse with the first request (0.1); above it, or if it "
-        "refuses all items of a category, the evaluation stops; 1 lets everything pass but a run without any reply",
+        "refuses all items of a category, the evaluation stops; 1 accepts everything except a run without any reply",
     )
     parser.add_argument("--categories", nargs="+", default=list(CATEGORIES), choices=CATEGORIES, metavar="CATEGORY")
     parser.add_argument("--limit", type=int, help="only the first items of each category; for rehearsals")
     parser.add_argument("--threads", type=int, default=100, help="requests in flight (100)")
-    parser.add_argument("--gpus", type=int, default=1, help="copies of the model, a GPU each; 0: on the CPU")
+    parser.add_argument("--gpus", type=int, default=1, help="copies of the model, one per GPU; 0: on the CPU")
     parser.add_argument(
         "--server",
-        help="a server that runs already, http://HOST:PORT/v1; it has to know vLLM's top_k, min_p and "
-        "repetition_penalty beside OpenAI's parameters",
+        help="a running server, http://HOST:PORT/v1; it must support vLLM's top_k, min_p and repetition_penalty "
+        "besides OpenAI's parameters",
     )
     parser.add_argument("--served-model", default=SERVED, help="the model's name there")
     parser.add_argument("--vllm", nargs=argparse.REMAINDER, default=[], help="last: options for `vllm serve`")
@@ -175,7 +175,7 @@ def main() -> None:
     try:
         result = evaluate(arguments)
     except JobFailed as failure:
-        raise SystemExit(f"the evaluation failed, and goes on if it is called again: {failure}") from None
+        raise SystemExit(f"the evaluation failed; rerun the same command to resume: {failure}") from None
     if set(arguments.categories) == set(CATEGORIES):
         for number, run in enumerate(result["runs"], start=1):
             parts = "  ".join(f"{name} {value:.2f}" for name, value in scores(run["categories"]).items())

@@ -5,8 +5,8 @@
     bash scripts/reproduce_table1.sh --rehearse                          the same on a CPU with a toy model
 
 Data, then for each model, method and seed training, merging to a Hugging Face folder and four evaluations with BFCL v4,
-then the table. What is finished is skipped, what is not goes on where it stopped: the same command again is all that a
-killed one needs. KEY=VALUE are Hydra overrides of the trainings.
+then the table. Finished stages are skipped and others resume, so rerun the same command after a kill. KEY=VALUE are
+Hydra overrides of the trainings.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = reproduce.parser(__doc__, "toolrl")
     parser.add_argument("--source", help="path or URL of ToolRL's raw file (rlla_rl.json) or of its parquet")
-    parser.add_argument("--skip-bad", action="store_true", help="leave rows out that the reward could not score")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out rows that the reward could not score")
     parser.add_argument("--model", action="append", choices=SIZES, help="may be repeated; both if absent")
     arguments = reproduce.parse(parser, argv)
     if arguments.rehearse and (arguments.source or arguments.skip_bad):
@@ -35,7 +35,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def cells(arguments: argparse.Namespace) -> Iterator[tuple[Cell, int]]:
-    """The rows of the table that are asked for, with each seed."""
+    """The selected rows of the table, with each seed."""
     for size in arguments.model:
         for method in arguments.method:
             for seed in arguments.seeds:
@@ -66,7 +66,7 @@ def plan(arguments: argparse.Namespace) -> tuple[list[Stage], dict[str, list[Sta
 
 
 def evaluation(arguments: argparse.Namespace, folder: Path) -> Stage:
-    """BFCL, several times."""
+    """The stage of the repeated BFCL evaluation."""
     command = (
         *("-m", "recipes.toolrl.evaluate", "--model", str(folder / "hf"), "--out", str(folder / "bfcl")),
         *("--runs", str(arguments.evaluations), "--gpus", str(0 if arguments.rehearse else arguments.gpus)),
@@ -88,7 +88,7 @@ def check(arguments: argparse.Namespace) -> list[str]:
         print(f"BFCL: {bfcl_python().parents[1]}")
     except SystemExit as fault:
         if arguments.dry_run:
-            print(f"BFCL: not yet, scripts/reproduce_table1.sh makes it unless it is a dry run ({fault})")
+            print(f"BFCL: not yet; scripts/reproduce_table1.sh makes it, except in a dry run ({fault})")
         else:
             missing.append(str(fault))
     return missing

@@ -1,6 +1,6 @@
-"""BFCL v4's scores, from the numbers of right answers of each category.
+"""BFCL v4's scores, from the number of correct answers in each category.
 
-The sources do not say what the paper's Overall is, so three means stand side by side, each under its name.
+The sources do not define the paper's Overall, so three means are given, each under its own name.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def scores(categories: Mapping[str, Mapping[str, int]]) -> dict[str, float]:
         categories (Mapping[str, Mapping[str, int]]): ``correct`` and ``total`` of each of :data:`CATEGORIES`.
 
     Returns:
-        dict[str, float]: ``non_live``, the unweighted mean of simple (itself that of three languages), multiple,
-        parallel and parallel_multiple; ``live``, weighted by the items; ``multi_turn``, unweighted: each as BFCL has
-        it. And ``mean_of_parts`` and ``mean_by_items``, the latter weighted by the parts' numbers of items.
+        dict[str, float]: as BFCL computes them, ``non_live``, the unweighted mean of simple (itself the mean of three
+        languages), multiple, parallel and parallel_multiple; ``live``, weighted by items; ``multi_turn``, unweighted.
+        Also ``mean_of_parts`` and ``mean_by_items``, the latter weighted by the parts' numbers of items.
 
     Raises:
         KeyError: if a category is absent.

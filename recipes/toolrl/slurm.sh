@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Table 1 on two nodes of eight GPUs: a Ray cluster on Slurm's nodes, in which the reproduction then trains.
-# An example: not run here, where there is no Slurm (tests/unit/repository/test_slurm.py runs it with stand-ins). What the nodes
-# must share, and which variables reach them: docs/clusters.md.
+# Table 1 on two nodes of eight GPUs: starts a Ray cluster on Slurm's nodes and trains on it.
+# An example that was not run, because there is no Slurm here (tests/unit/repository/test_slurm.py runs it with stand-ins).
+# What the nodes must share, and which variables reach them: docs/clusters.md.
 #
 #   sbatch recipes/toolrl/slurm.sh --source /data/rlla_rl.json --model 3b --seeds 1,2,3
 #
 # Environment:
-#   SAW_HEAD_ADDRESS  by which the nodes reach the first one   (what they resolve its name to)
-#   SAW_JOIN_LIMIT    seconds in which all nodes must be there (300)
+#   SAW_HEAD_ADDRESS  address of the first node for the others (what they resolve its name to)
+#   SAW_JOIN_LIMIT    seconds within which all nodes must join (300)
 #
 #SBATCH --job-name=saw-table1
 #SBATCH --nodes=2
@@ -17,7 +17,7 @@
 #SBATCH --mem=0
 #SBATCH --time=72:00:00
 #SBATCH --requeue
-# --requeue: a job that is stopped starts again, and goes on from its last checkpoints.
+# --requeue: a stopped job is restarted, and resumes from its last checkpoints.
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?run this with sbatch, from the repository}"
 gpus=8
@@ -32,7 +32,7 @@ on=(srun --overlap --nodes=1 --ntasks=1 -w)  # no function: in the background, $
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes[0]}
 
-# An address of the head's that the others reach: on the head itself its name may mean 127.0.1.1.
+# An address of the head that the others can reach: on the head itself its name may resolve to 127.0.1.1.
 find_address() {
   local own known address
   own=$("${on[@]}" "$head" hostname --all-ip-addresses)  # without loopback

@@ -1,4 +1,4 @@
-"""Table 1 from the evaluations that are there: Markdown, CSV and LaTeX, ours beside the paper's.
+"""Table 1 from the existing evaluations: Markdown, CSV and LaTeX, ours beside the paper's.
 
 python -m recipes.toolrl.table --runs runs/toolrl
 """
@@ -49,7 +49,7 @@ def left_out(evaluation: Mapping[str, Any]) -> str:
 
 
 def remarks(name: str, cell: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Iterator[str]:
-    """What a reader must be told of one training."""
+    """Remarks on one training."""
     if cell["size_override"] is not None:
         yield f"**{name} is a rehearsal with a toy model: its numbers mean nothing.**"
     if (limit := evaluation["settings"]["limit"]) is not None:

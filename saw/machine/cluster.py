@@ -215,7 +215,7 @@ def check(config: DictConfig, there: Available) -> None:
     if need.cpus > there.cpus:
         parts = ", ".join(f"{count:g} for {part}" for part, count in need.parts.items())
         raise ValueError(
-            f"Ray needs {need.cpus:g} CPUs ({parts}), and {there.where} has {there.cpus:g}: it would wait for ever. "
+            f"Ray needs {need.cpus:g} CPUs ({parts}), and {there.where} has {there.cpus:g}: it would wait forever. "
             f"{remedy}"
         )
     _check_places(config, there, remedy)

@@ -72,7 +72,7 @@ def set_up(wanted: str) -> str:
     """How to get the packages of a set, from an environment that ``scripts/setup.sh`` made."""
     command = f"bash scripts/setup.sh --set {wanted}"
     if made_for() != wanted:
-        return f"{command} makes the environment of the set {wanted}: use that one"
+        return f"{command} makes the environment of the set {wanted}; then put SAW_SET={wanted} before the command"
     named = f"SAW_VENV={shlex.quote(sys.prefix)} " if os.environ.get("SAW_VENV") else ""
     return f"{named}{command}; if that changes nothing, remove {sys.prefix} first"
 

@@ -11,7 +11,7 @@ from saw.method.options import Options
 from saw.method.registry import get_method
 
 DTYPE_BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2, "auto": 2}
-#: Key of each limit on a micro-batch's tokens, and the one that stands for it where batches are not dynamic.
+#: Key of each limit on a micro-batch's tokens, and the key that replaces it if batches are not dynamic.
 TOKEN_KEYS = {
     "update": ("actor.ppo_max_token_len_per_gpu", "actor.ppo_micro_batch_size_per_gpu"),
     "log_probs": ("rollout.log_prob_max_token_len_per_gpu", "rollout.log_prob_micro_batch_size_per_gpu"),

@@ -76,7 +76,7 @@ def _choose(config: DictConfig) -> None:
     """Choose what the configuration leaves open, and record the choices in it, and so in ``run.json``."""
     from saw.verl import attention
 
-    chosen = {"platform": os.environ.get(REASON, "by whoever called saw.runs.train.main")}
+    chosen = {"platform": os.environ.get(REASON, "by the caller of saw.runs.train.main")}
     choice = attention.choose(config)
     if choice is not None:
         attention.apply(config, choice)

@@ -30,7 +30,7 @@ from saw.verl.reward_values import reward_value
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks of verl's replay buffer.
+#: Seconds between two polls of verl's replay buffer.
 POLL_INTERVAL = 2.0
 
 
@@ -52,7 +52,7 @@ def check_config(config: DictConfig) -> Settings | None:
         asynchronous = " or ".join(name for name in MODES if name != NAME)
         raise ConfigError(
             f"trainer.v1.trainer_mode is {mode!r} and algorithm.adv_estimator {estimator!r}; "
-            f"set both to {NAME!r}, or neither: the trainer hands the estimator the rewards of each objective. An "
+            f"set both to {NAME!r}, or neither: the trainer passes each objective's rewards to the estimator. An "
             f"asynchronous trainer_mode is {asynchronous}"
         )
     if mode not in MODES:
@@ -191,23 +191,23 @@ def _gradient_faults(config: DictConfig) -> list[str]:
 
 
 def _mode_faults(config: DictConfig, settings: Settings) -> list[str]:
-    """What an asynchronous trainer cannot do, and what verl would assert of it after Ray has started."""
+    """Settings that an asynchronous trainer does not support, or that verl would refuse after Ray has started."""
     name = config.trainer.v1.trainer_mode
     mode = MODES[name]
     wrong = []
     if settings.needs_gradients and mode != "sync":
         wrong.append(
-            f"trainer.v1.trainer_mode is {name!r}, and saw.method {settings.method!r} (saw.options.informativeness "
+            f"trainer.v1.trainer_mode is {name!r}, but saw.method {settings.method!r} (saw.options.informativeness "
             f"{settings.options.informativeness!r}) compares policy gradients on the samples of another policy, which "
-            f"would have to be importance-weighted: set trainer_mode to {NAME!r}, or take another method"
+            f"would need importance weights: set trainer_mode to {NAME!r}, or use another method"
         )
     mini_batches = config.trainer.v1[mode].get("parameter_sync_step", 1)
     if mode == "separate_async":
         wrong += _separate_faults(config, settings, mini_batches)
     elif mini_batches != 1:
         wrong.append(
-            f"trainer.v1.{mode}.parameter_sync_step is {mini_batches}, and the rollout sleeps from a step's first "
-            "mini-batch to its end, so that the next would be waited for for ever: leave it out"
+            f"trainer.v1.{mode}.parameter_sync_step is {mini_batches}, but the rollout sleeps from a step's first "
+            "mini-batch to its end, so the trainer would wait forever for the next: leave it out"
         )
     return wrong
 
@@ -222,35 +222,57 @@ def _separate_faults(config: DictConfig, settings: Settings, mini_batches: int) 
             f"trainer.v1.separate_async.parameter_sync_step {mini_batches} x "
             f"actor_rollout_ref.actor.ppo_mini_batch_size {parts.actor.ppo_mini_batch_size}"
         )
+    wrong += _mini_batch_faults(config)
     for key in ("nnodes", "n_gpus_per_node"):
         if parts.rollout[key] < 1:
             wrong.append(
                 f"actor_rollout_ref.rollout.{key} is {parts.rollout[key]}; expected at least 1: the rollout has "
-                "GPUs of its own"
+                "its own GPUs"
             )
     engine, needed = parts.rollout.checkpoint_engine.backend, weight_engine()
     if engine == "naive" or needed not in (None, engine):
         wrong.append(
-            f"actor_rollout_ref.rollout.checkpoint_engine.backend is {engine!r}, by which no weights reach a rollout "
-            f"apart from the trainer here; set it to {needed or 'nccl, or another of verl'}"
+            f"actor_rollout_ref.rollout.checkpoint_engine.backend is {engine!r}, with which no weights reach a "
+            f"separate rollout here; set it to {needed or 'nccl, or another of verl'}"
         )
     if not parts.get("hybrid_engine", True):
         wrong.append(
-            "actor_rollout_ref.hybrid_engine is False, with which verl 0.9.1 fails when it has started everything (it "
-            "hands flush to a logger, a TypeError): set it to True"
+            "actor_rollout_ref.hybrid_engine is False, with which verl 0.9.1 fails after starting everything (it "
+            "passes flush to a logger, a TypeError): set it to True"
         )
     switch = section.hybrid_rollout
     if switch.enable_switch and switch.adaptive_switch_threshold and settings.poll_interval != POLL_INTERVAL:
         wrong.append(
             f"saw.poll_interval is {settings.poll_interval:g}, and trainer.v1.separate_async.hybrid_rollout."
-            "adaptive_switch_threshold True: verl calls a step idle that waited longer than this interval, and would "
-            f"adapt its threshold to other waits; set saw.poll_interval to {POLL_INTERVAL:g}, verl's own"
+            "adaptive_switch_threshold is True: verl treats a step that waited longer than this interval as idle, and "
+            f"would adapt its threshold to other waits; set saw.poll_interval to {POLL_INTERVAL:g}, verl's own"
         )
     return wrong
 
 
+def _mini_batch_faults(config: DictConfig) -> list[str]:
+    """Micro-batches that do not fit into a mini-batch, which here is all that the workers get at a time."""
+    parts = config.actor_rollout_ref
+    samples = parts.actor.ppo_mini_batch_size * parts.rollout.n
+    sizes = {
+        "actor.ppo_micro_batch_size_per_gpu": parts.actor.use_dynamic_bsz,
+        "rollout.log_prob_micro_batch_size_per_gpu": parts.rollout.log_prob_use_dynamic_bsz,
+    }
+    if need_reference_policy(config):
+        sizes["ref.log_prob_micro_batch_size_per_gpu"] = parts.ref.log_prob_use_dynamic_bsz
+    wrong = []
+    for key, dynamic in sizes.items():
+        size = OmegaConf.select(parts, key)
+        if size and not dynamic and samples % size:
+            wrong.append(
+                f"actor_rollout_ref.{key} is {size}; expected a divisor of the {samples} samples of a mini-batch "
+                f"(actor.ppo_mini_batch_size {parts.actor.ppo_mini_batch_size} x rollout.n {parts.rollout.n})"
+            )
+    return wrong
+
+
 def weight_engine() -> str | None:
-    """The one checkpoint engine that works on this platform; None where verl has several."""
+    """The only checkpoint engine that works on this platform; None if verl has several."""
     return "cpu" if get_platform().device_name == "cpu" else None
 
 

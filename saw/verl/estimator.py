@@ -24,7 +24,7 @@ from saw.verl.transfer_queue import of_all_rows
 
 @dataclass
 class StepRewards:
-    """The rewards of one step, row for row as in verl's batch; where a step has mini-batches, of one of them.
+    """The rewards of one step, or of one of its mini-batches, with the same rows as verl's batch.
 
     Attributes:
         settings (Settings): method, objectives, options.
@@ -36,9 +36,9 @@ class StepRewards:
         scored_of_row (Tensor): shape ``(R,)``, int64, for each row its index in ``scored``; -1 for padding.
         lost (int): requested samples that left no row.
         scores (Tensor | None): shape ``(R,)``, the scalar rewards before a KL penalty; None if there is none.
-        gram (Tensor | None): shape ``(K, K)``, of the objectives' policy gradients, where the method compares them.
-        prompts (Sequence[str]): of the rows that count, as all of the following.
-        submitted (Sequence[int]): verl's global step at which each sample's prompt was given to the rollout.
+        gram (Tensor | None): shape ``(K, K)``, of the objectives' policy gradients, if the method compares them.
+        prompts (Sequence[str]): of the rows used, like all of the following.
+        submitted (Sequence[int]): verl's global step at which each sample's prompt was submitted to the rollout.
         infos (Sequence[Mapping]): what the reward function returned.
         scalars (Tensor | None): verl's scalar rewards, shape ``(N,)``.
         advantage (Advantage | None): the result, once the estimator has run.

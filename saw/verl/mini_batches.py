@@ -1,7 +1,7 @@
-"""A step of several mini-batches: verl's ``separate_async`` samples, weighs and updates in turn, and logs once.
+"""A step of several mini-batches: verl's ``separate_async`` samples, weights and updates each in turn, and logs once.
 
 verl 0.9.1 merges the metrics of mini-batches by parts of their names, so that those of an objective called ``summary``
-would be summed. Here the rewards of the step are put together, and its metrics computed from them.
+would be summed. Here the rewards of the step are combined, and its metrics are computed from them.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from saw.verl.estimator import StepRewards
 
 
 def together(mini_batches: Sequence[StepRewards]) -> Advantage:
-    """What the mini-batches of a step come to.
+    """Combine the mini-batches of a step.
 
     Args:
         mini_batches (Sequence[StepRewards]): with their advantages.
 
     Returns:
-        Advantage: its statistics are of all samples. The weights and the CV, which each mini-batch has of its own, are
-        means over the mini-batches by their numbers of samples.
+        Advantage: its statistics are of all samples. Its weights and CV are means over the mini-batches, weighted by
+        their numbers of samples.
     """
     advantages = [part.advantage for part in mini_batches if part.advantage is not None]
     if len(advantages) == 1:
@@ -55,7 +55,7 @@ def scalars_of(mini_batches: Sequence[StepRewards]) -> Tensor:
 
 
 def _mean(rows: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
-    """Mean of rows of shape ``(K,)``, weighted, over those that have a value; NaN where none has."""
+    """Weighted mean of rows of shape ``(K,)``, over those that have a value; NaN if none has."""
     values = torch.stack(list(rows))
     present = ~values.isnan()
     shares = torch.tensor(sizes, dtype=values.dtype)[:, None] * present

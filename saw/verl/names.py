@@ -2,7 +2,7 @@
 
 #: Name of the trainer, the estimator, the reward manager, and the section of the configuration.
 NAME = "saw"
-#: SAW's trainers, as ``trainer.v1.trainer_mode`` names them, and verl's trainer under each.
+#: SAW's trainers, by their ``trainer.v1.trainer_mode`` -> the mode of the underlying trainer of verl.
 MODES = {NAME: "sync", f"{NAME}_colocate_async": "colocate_async", f"{NAME}_separate_async": "separate_async"}
 #: The variable that is 1 in all processes of a training that uses SAW; the check of its configuration sets it.
 ACTIVE = "SAW_ACTIVE"

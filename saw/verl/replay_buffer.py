@@ -1,4 +1,4 @@
-"""verl's replay buffers, with a group filter that looks at every objective."""
+"""verl's replay buffers, with a group filter that considers every objective."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ class MultiRewardReplayBuffer(ReplayBuffer):
 class MultiRewardReplayBufferAsync(MultiRewardReplayBuffer, ReplayBufferAsync):
     """verl's asynchronous buffer with the same filter; a failed group counts as it does in the synchronous one.
 
-    verl's own throws a group away of which one sample was lost, and draws another. Here its samples are trained on and
-    those that were lost counted: else nobody would know of them, and where every rollout fails, nothing would ever end.
+    verl's own drops a group that lost a sample, and draws another. Here its other samples are trained on, and the lost
+    ones are counted: otherwise they would go unnoticed, and a training in which every rollout fails would never end.
     """
 
     def _terminal_eviction_reasons(
@@ -94,14 +94,14 @@ class MultiRewardReplayBufferAsync(MultiRewardReplayBuffer, ReplayBufferAsync):
         return stale | self._too_old(failed, global_steps, partition_id), filtered, set(), counts
 
     def _too_old(self, uids: set[str], global_steps: int, partition_id: str) -> set[str]:
-        """Those that verl would have dropped for their age, had they not failed."""
+        """Those that verl would have dropped for their age if they had not failed."""
         if self.max_off_policy_threshold is None or self.max_off_policy_strategy != "drop":
             return set()
         submitted = self.prompt_global_steps[partition_id]
         return {uid for uid in uids if global_steps - submitted[uid] + 1 > self.max_off_policy_threshold}
 
 
-#: Which one takes verl's place.
+#: verl's buffer -> the one that replaces it.
 BUFFERS: dict[type[ReplayBuffer], type[MultiRewardReplayBuffer]] = {
     ReplayBuffer: MultiRewardReplayBuffer,
     ReplayBufferAsync: MultiRewardReplayBufferAsync,

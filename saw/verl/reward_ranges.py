@@ -99,7 +99,7 @@ class RewardRanges:
         return ranges
 
     def over(self, steps: Iterable[int]) -> list[tuple[float, float]]:
-        """Smallest and largest possible value of each objective at any of several training steps, see :meth:`at`."""
+        """Smallest and largest possible value of each objective over several training steps, see :meth:`at`."""
         pairs = zip(*(self.at(step) for step in sorted(set(steps))), strict=True)
         return [(min(low for low, _ in each), max(high for _, high in each)) for each in pairs]
 

@@ -54,7 +54,7 @@ def training_metrics(advantage: Advantage, names: Sequence[str]) -> dict[str, fl
 
 
 def step_metrics(mini_batches: Sequence[StepRewards], names: Sequence[str]) -> dict[str, float]:
-    """All metrics of a step from its mini-batches, mostly one: rewards, weights, samples that are lost, the judge."""
+    """All metrics of a step from its mini-batches (usually one): rewards, weights, lost samples, the judge."""
     infos = [info for part in mini_batches for info in part.infos]
     return {
         **training_metrics(together(mini_batches), names),

@@ -1,6 +1,6 @@
-"""SAW's trainers: verl's own, each with one mixin, which knows the rewards of each objective.
+"""SAW's trainers: verl's own, each with one mixin that handles the rewards of each objective.
 
-``saw`` is verl's synchronous trainer; docs/async.md has the asynchronous ones, and what differs there.
+``saw`` is verl's synchronous trainer; docs/async.md describes the asynchronous ones.
 """
 
 from __future__ import annotations
@@ -66,12 +66,12 @@ class BadReward(RuntimeError):
 
 
 class MultiRewardTrainer(PPOTrainer):
-    """Takes each objective's rewards out of TransferQueue, hands them to the estimator, and logs them.
+    """Reads each objective's rewards from TransferQueue, passes them to the estimator, and logs them.
 
     A mixin, to the left of one of verl's trainers.
 
     Attributes:
-        mode (str): verl's name of that trainer.
+        mode (str): verl's name for that trainer.
     """
 
     mode: str
@@ -86,7 +86,7 @@ class MultiRewardTrainer(PPOTrainer):
         self._ranges = RewardRanges.of(config, settings)
         self._reported: set[str] = set()
         self._dataloader_before: dict | None = None
-        self._rollouts: dict[str, int] = {}  # prompt in flight -> how many samples were asked for, where they vary
+        self._rollouts: dict[str, int] = {}  # prompt in flight -> samples requested, if that varies
         self._mini_batches: list[StepRewards] = []  # of this step
         self._val_texts: tuple[list[str], list[str]] = ([], [])
         self.state = State()
@@ -97,7 +97,7 @@ class MultiRewardTrainer(PPOTrainer):
                     "steps while that falls, and never between runs",
                     objective.name,
                 )
-        # verl asks by the name whether a trainer is synchronous, and for its section of trainer.v1
+        # verl uses the name to tell whether a trainer is synchronous, and to find its section of trainer.v1
         OmegaConf.update(config, "trainer.v1.trainer_mode", self.mode)
         super().__init__(config)
 
@@ -121,7 +121,7 @@ class MultiRewardTrainer(PPOTrainer):
         super().on_init_end()
         ranges = dict(zip(self.settings.names, self._ranges.at(1), strict=True))
         config = self.config.copy()
-        config.trainer.v1.trainer_mode = {mode: name for name, mode in MODES.items()}[self.mode]  # as it was set
+        config.trainer.v1.trainer_mode = {mode: name for name, mode in MODES.items()}[self.mode]  # as set by the user
         run_info.write(config, ranges, self.total_training_steps)
 
     def fit(self, agent_loop_manager: AgentLoopManager):
@@ -141,7 +141,7 @@ class MultiRewardTrainer(PPOTrainer):
             self._dataloader_before = self.train_dataloader.state_dict()
 
     def _forget_prompts_that_are_gone(self) -> None:
-        """Trained on, or dropped by the replay buffer."""
+        """Those that were trained on, or dropped by the replay buffer."""
         if self._rollouts:
             queued = (tq.kv_list("train") or {}).get("train", {})
             self._rollouts = {prompt: number for prompt, number in self._rollouts.items() if prompt in queued}
@@ -150,8 +150,8 @@ class MultiRewardTrainer(PPOTrainer):
         """Do one step.
 
         Raises:
-            TooManyMissing: if more rewards are missing than may be, or all are. A synchronous training then has a
-                checkpoint of the step before, see :meth:`_save_step_before`.
+            TooManyMissing: if too many or all rewards are missing. A synchronous training then has a checkpoint of the
+                previous step, see :meth:`_save_step_before`.
             BadReward: likewise, for a reward that can't be used.
             AgentLoopDied: likewise, if a process that generates samples has died.
         """
@@ -170,7 +170,7 @@ class MultiRewardTrainer(PPOTrainer):
                 kept = "The same command resumes from the last checkpoint."
             kind = TooManyMissing if isinstance(error, AllLost) else AgentLoopDied
             raise kind(f"step {self.global_steps}: {error}. {kept}") from error
-        # over verl's, which merges the metrics of mini-batches by parts of their names
+        # overwrites verl's, which merges the metrics of mini-batches by parts of their names
         metrics.update(objective_metrics.step_metrics(self._mini_batches, self.settings.names))
         self.state.weights = together(self._mini_batches).weights.tolist()
         return batch
@@ -186,7 +186,7 @@ class MultiRewardTrainer(PPOTrainer):
         return submitted
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        # The rewards are there already, and this is the first of the step's costly parts.
+        # Rewards are available by now: check them before the expensive part of the step.
         try:
             self._step = rewards = self._rewards(batch)
             for step, rows in _by_step(rewards):
@@ -251,18 +251,18 @@ class MultiRewardTrainer(PPOTrainer):
         )
 
     def _save_step_before(self) -> str:
-        """Save a checkpoint from which this step is done again; say what there is.
+        """Save a checkpoint of the previous step, and return a message on how to resume; resuming repeats this step.
 
-        An asynchronous training has taken prompts of this step from the queue, and with mini-batches changed the
-        weights. Its last checkpoint is whole: it has the queue in it.
+        An asynchronous training saves none: it has already taken prompts of this step from the queue and, with
+        mini-batches, changed the weights. Its last checkpoint is consistent, because it includes the queue.
         """
         step = self.global_steps - 1
         folder = Path(self.config.trainer.default_local_dir) / f"global_step_{step}"
         if step == 0:
-            return "No step has been done before it."
+            return "This was the first step, so there is no earlier checkpoint."
         if self.mode != "sync":
             last = find_latest_ckpt_path(str(Path(self.config.trainer.default_local_dir).absolute()))
-            return f"The training goes on from {last or 'its start, as it has no checkpoint,'} with the same command."
+            return f"The same command resumes from {last or 'the start: there is no checkpoint'}."
         if not folder.exists() and self._dataloader_before is not None:
             self.global_steps = step
             try:
@@ -278,7 +278,7 @@ class MultiRewardTrainer(PPOTrainer):
     def _save_checkpoint(self):
         if self.mode != "sync":
             self.state.rollouts = self._rollouts
-        # before verl's part, which ends with the mark that the checkpoint is complete
+        # before verl's part, which ends by marking the checkpoint as complete
         self.state.write(Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}")
         super()._save_checkpoint()
 
@@ -307,7 +307,7 @@ class MultiRewardTrainer(PPOTrainer):
         if not self._rollouts and len(set(prompts)) == len(prompts):
             check_group_size(self.config, self.settings)
         lost = lost_samples(prompts, self._expected_samples(prompts))
-        # a prompt's rewards follow the schedule of the step at which it was submitted, which tags say
+        # a prompt's rewards follow the schedule of the step at which it was submitted; the tags have it
         submitted = [batch.tags[row].get("global_steps", self.global_steps) for row in scored.tolist()]
         return StepRewards(
             settings=self.settings,
@@ -409,12 +409,12 @@ class SAWTrainer(MultiRewardTrainer, PPOTrainerSync):
 
 
 class SAWColocateAsyncTrainer(MultiRewardTrainer, PPOTrainerColocateAsync):
-    """``saw_colocate_async``: on the same GPUs, where a rollout that a step has interrupted goes on after it."""
+    """``saw_colocate_async``: on the same GPUs; a rollout that a step interrupts continues after it."""
 
     mode = "colocate_async"
 
 
 class SAWSeparateAsyncTrainer(MultiRewardTrainer, PPOTrainerSeparateAsync):
-    """``saw_separate_async``: rollout on GPUs of its own, beside a training of several mini-batches a step."""
+    """``saw_separate_async``: rollout on separate GPUs, beside a training with several mini-batches per step."""
 
     mode = "separate_async"

@@ -22,9 +22,9 @@ class State:
         weights (list[float] | None): the weights of the last step.
         minima (dict[str, float]): the lowest reward so far of each objective whose minimum is ``running``.
         grams (list[list[list[float]]]): inner products of the objectives' gradients, ``(K, K)`` each, of the steps
-            since the weights of a gradient method last moved.
-        rollouts (dict[str, int]): how many samples were asked for of each prompt that an asynchronous training has in
-            flight, where that differs between prompts.
+            since a gradient method last updated its weights.
+        rollouts (dict[str, int]): the number of samples requested per prompt in flight of an asynchronous training, if
+            that differs between prompts.
     """
 
     weights: list[float] | None = None

@@ -1,4 +1,4 @@
-"""One rank of verl's actor under several attentions, started by ``torch.distributed.run``: saves what it finds.
+"""One rank of verl's actor under several attentions, started by ``torch.distributed.run``: saves its results.
 
 python attention_by_case.py MODELS_FOLDER ROWS_FILE CASES_FILE RESULTS_FOLDER
 """
@@ -47,7 +47,7 @@ def worker_of(models: str, case: dict[str, Any]) -> TrainingWorker:
 
 
 def loss_of(model_output: dict[str, Tensor], data: TensorDict, dp_group: object = None) -> tuple[Tensor, dict]:
-    """A policy gradient and an entropy bonus, over the responses."""
+    """A policy-gradient loss and an entropy bonus, over the responses."""
     log_probs = no_padding_2_padding(model_output["log_probs"], data)
     entropy = no_padding_2_padding(model_output["entropy"], data)
     mask = data.select("response_mask").to_padded_tensor()["response_mask"]
@@ -56,7 +56,7 @@ def loss_of(model_output: dict[str, Tensor], data: TensorDict, dp_group: object 
 
 
 def full_gradients(worker: TrainingWorker, data: TensorDict) -> dict[str, Tensor]:
-    """Gradients of one training step, before the optimiser's."""
+    """Gradients of one training step, before the optimiser step."""
     config = worker.engine_config
     tu.assign_non_tensor(
         data,
@@ -80,7 +80,7 @@ def by_itself(row: dict) -> TensorDict:
 
 
 def run_together(rows: list[dict]) -> TensorDict:
-    """A batch whose positions go on from row to row, as if all were one."""
+    """A batch whose positions continue from row to row, as if all rows were one."""
     data = batch_of(rows)
     ids = data["input_ids"]
     positions = torch.arange(ids.values().shape[0])
@@ -96,12 +96,12 @@ def gram(worker: TrainingWorker, rows: list[dict], layers: tuple[int, ...]) -> T
 
 
 def rows_of(nested: Tensor) -> list[Tensor]:
-    """What was predicted for each row's own tokens: the last entry is about the next row's first."""
+    """The predictions for each row's own tokens: the last entry predicts the next row's first token."""
     return [row[:-1].float() for row in nested.unbind()]
 
 
 def find(worker: TrainingWorker, rows: list[dict]) -> dict[str, Any]:
-    """What the worker says of this rank's rows."""
+    """The worker's results for this rank's rows."""
     together = worker.infer_batch(batch_of(rows))
     return {
         "dtype": str(together["log_probs"].dtype),
@@ -116,7 +116,7 @@ def find(worker: TrainingWorker, rows: list[dict]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Go through the cases; what is expected to fail comes last."""
+    """Run the cases; those expected to fail come last."""
     models, rows_file, cases_file, results = sys.argv[1:]
     rows, cases = json.loads(Path(rows_file).read_text()), json.loads(Path(cases_file).read_text())
     found = []

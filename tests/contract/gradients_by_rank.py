@@ -1,8 +1,8 @@
-"""One rank of verl's actor, started by ``torch.distributed.run``: writes what it finds as JSON.
+"""One rank of verl's actor, started by ``torch.distributed.run``: writes its results as JSON.
 
 python gradients_by_rank.py MODEL_FOLDER ROWS_FILE CASES_FILE RESULTS_FOLDER
 
-On a CPU, unless VERL_PLATFORM says otherwise. vLLM is not needed.
+On a CPU, unless VERL_PLATFORM is set. vLLM is not needed.
 """
 
 import json
@@ -43,7 +43,7 @@ def worker_of(
 
 
 def find(worker: TrainingWorker, rows: list[dict], layers: list[int], reduction: str) -> dict:
-    """What the worker says of this rank's rows."""
+    """The worker's results for this rank's rows."""
     mine = batch_of(rows[worker.rank :: worker.world_size])
     tu.assign_non_tensor(mine, **{gradients.LAYERS: tuple(layers)})
     plain = worker.infer_batch(mine.copy())
@@ -57,7 +57,7 @@ def find(worker: TrainingWorker, rows: list[dict], layers: list[int], reduction:
 
 
 def main() -> None:
-    """Go through the cases."""
+    """Run the cases."""
     model, rows_file, cases_file, results = sys.argv[1:]
     rows, cases = json.loads(Path(rows_file).read_text()), json.loads(Path(cases_file).read_text())
     for case in cases:

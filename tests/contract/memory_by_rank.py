@@ -18,7 +18,7 @@ ROW = {"prompt": [5, 6, 7], "response": [8, 9, 10, 11], "advantages": [1.0, -1.0
 
 
 def worker_of(path: str, model_dtype: str) -> TrainingWorker:
-    """verl's worker with the mixed precision of a GPU: its own default."""
+    """verl's worker with its default mixed precision, that of a GPU."""
     model = {
         "use_remove_padding": False,
         "enable_gradient_checkpointing": True,
@@ -34,7 +34,7 @@ def held(tensors) -> int:
 
 
 def backward(worker: TrainingWorker, synchronise: bool) -> None:
-    """One micro-batch; without synchronising, as verl does before the last one where it defers that."""
+    """One micro-batch; without synchronising, as verl does before the last one if it defers the reduction."""
     data = batch_of([ROW])
     tu.assign_non_tensor(data, use_remove_padding=False, use_dynamic_bsz=False, micro_batch_size_per_gpu=1)
     module = worker.engine.module
@@ -56,7 +56,7 @@ def fully_shard_state(module):
 
 
 def count(worker: TrainingWorker) -> dict[str, int]:
-    """Weights, their gradients, and what Adam keeps after a step."""
+    """Bytes of weights, gradients, and Adam's state after a step."""
     parameters = list(worker.engine.module.parameters())
     found = {"weights": held(parameters), "gradients": held([p.grad for p in parameters])}
     worker.engine.optimizer_step()
@@ -65,7 +65,7 @@ def count(worker: TrainingWorker) -> dict[str, int]:
 
 
 def main() -> None:
-    """Go through the cases."""
+    """Run the cases."""
     model, cases_file, results = sys.argv[1:]
     cases = json.loads(Path(cases_file).read_text())
     for case in cases:

@@ -1,4 +1,4 @@
-"""The seams of verl 0.9.1's asynchronous trainers: a test fails when upstream moves one, or mends what is refused."""
+"""What SAW relies on in verl 0.9.1's asynchronous trainers: fails when upstream changes it, or fixes what we refuse."""
 
 import asyncio
 import inspect
@@ -6,8 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from verl.checkpoint_engine import CheckpointEngineRegistry
 from verl.checkpoint_engine import base as engines
+from verl.experimental.separation.engine_workers import DetachActorWorker
 from verl.trainer.ppo.v1 import replay_buffer, trainer_base, trainer_separate_async
 from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.utils import MetricsAggregator
@@ -32,7 +36,7 @@ KINDS = {
 
 @pytest.mark.parametrize("settings", [SYNC, COLOCATE, SEPARATE])
 def test_verl_finds_what_it_looks_up_by_the_mode_s_name(settings, monkeypatch):
-    """A name of our own there would be another section, one mini-batch a step, the wrong buffer, an empty queue."""
+    """With our own name there, verl would use another section, one mini-batch per step, the wrong buffer, no queue."""
     config = quickstart(settings)
     name = config.trainer.v1.trainer_mode
     mode = MODES[name]
@@ -58,7 +62,7 @@ def test_verl_finds_what_it_looks_up_by_the_mode_s_name(settings, monkeypatch):
 
 
 def test_the_workers_of_an_asynchronous_trainer_stay_verl_s():
-    """The trainer puts the worker that saves and restores its model there; another one would not have that."""
+    """The trainer uses a worker that saves and restores its model; any other worker could not."""
     config = quickstart(SEPARATE)
     trainer = SAWSeparateAsyncTrainer(config)
     trainer._init_resource_pool_mgr()
@@ -68,7 +72,7 @@ def test_the_workers_of_an_asynchronous_trainer_stay_verl_s():
 
 
 def test_verl_merges_metrics_by_parts_of_their_names():
-    """Why a step's metrics are put over verl's; see :mod:`saw.verl.mini_batches`."""
+    """Why a step's metrics overwrite verl's; see :mod:`saw.verl.mini_batches`."""
     merge = MetricsAggregator()
     for _ in range(2):
         merge.add_step_metrics({"saw/summary/weight": 0.75, "saw/minimal/mean": 1.0}, sample_count=4)
@@ -90,7 +94,7 @@ def test_what_verl_s_asynchronous_buffer_throws_away():
 
 
 def test_a_request_that_a_server_refuses_is_no_failure():
-    """A rollout taken out of service hands its requests back; else their groups would count as lost."""
+    """A rollout taken out of service returns its requests; otherwise their groups would count as lost."""
     source = inspect.getsource(vLLMHttpServer)
     assert 'stop_reason="aborted"' in source[source.index("if self._rejecting:") :][:400]
 
@@ -110,7 +114,7 @@ def test_verl_asserts_of_a_separate_rollout_what_is_checked_before_ray():
 
 
 def test_without_hybrid_replicas_verl_fails():
-    """When this fails, verl is mended, and actor_rollout_ref.hybrid_engine=False can be allowed."""
+    """When this fails, verl has fixed it, and actor_rollout_ref.hybrid_engine=False can be allowed."""
     source = inspect.getsource(PPOTrainerSeparateAsync._setup)
     assert "flush=True" in source
     with pytest.raises(TypeError, match="flush"):
@@ -132,8 +136,35 @@ def test_a_rollout_apart_holds_two_cpus_for_each_gpu():
 # ---------------------------------------------------------------- weights on a CPU
 
 
+@pytest.fixture
+def one_rank():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.cpu_platform
+def test_the_weights_of_a_step_s_beginning_stay_what_they_were(one_rank):
+    """Kind: a copy to the CPU of what is there already is none, and the old policy is the one that has moved on."""
+    model = torch.nn.Linear(2, 2)
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    before = model.weight.full_tensor().clone()
+    worker = DetachActorWorker.__new__(DetachActorWorker)
+    worker._strategy_handlers, worker.config = None, OmegaConf.create({"actor": {"strategy": "fsdp2"}})
+    worker.actor = SimpleNamespace(engine=SimpleNamespace(module=model))
+    worker.save_model_to_cpu(0)
+    with torch.no_grad():
+        model.weight.add_(1.0)
+    worker.save_model_to_cpu(1)
+    worker.restore_model_from_cpu(0)
+    assert torch.equal(model.weight.full_tensor(), before)
+    worker.restore_model_from_cpu(1)
+    assert torch.equal(model.weight.full_tensor(), before + 1.0)
+
+
+@pytest.mark.cpu_platform
 def test_weights_reach_a_rollout_apart_from_the_trainer(monkeypatch):
-    """As verl's manager calls the engine: prepare, topology, group, send and receive, finalize; every step anew."""
+    """As verl's manager calls the engine in every step: prepare, topology, group, send and receive, finalize."""
     monkeypatch.setattr(cpu_weights.ray.util, "get_node_ip_address", lambda: "127.0.0.1")
     new = CheckpointEngineRegistry.new
     trainer, rollout = new("cpu", bucket_size=1, is_master=True), new("cpu", bucket_size=1)
@@ -153,7 +184,7 @@ def test_weights_reach_a_rollout_apart_from_the_trainer(monkeypatch):
         assert all(torch.equal(received[name], weight) for name, weight in sent.items())
         rollout.finalize()
         trainer.finalize()
-        assert not trainer._connected.check([cpu_weights.KEY])  # the next ones can't be taken for these
+        assert not trainer._connected.check([cpu_weights.KEY])  # so the next weights can't be confused with these
 
 
 def test_verl_s_manager_calls_what_the_engine_has():

@@ -1,4 +1,4 @@
-"""What saw/verl/attention.py builds on: sdpa on packed rows, and verl's fused kernels, against plain autograd.
+"""What saw/verl/attention.py relies on: sdpa on packed rows, and verl's fused kernels, against plain autograd.
 
 Everything runs on a CPU, in verl's own worker, on two ranks.
 """
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 TEMPERATURE = 0.7
 RANKS = 2
-#: Lengths of 3 to 9 tokens, one of one response token, one of one prompt token; four rows a rank.
+#: Lengths of 3 to 9 tokens, one with one response token, one with one prompt token; four rows per rank.
 ROWS = [
     {"prompt": [5, 6, 7], "response": [8, 9, 10, 11], "advantages": [1.0, -0.5, 0.25]},
     {"prompt": [5, 6], "response": [12, 13], "advantages": [-1.0, 0.5, 0.25]},
@@ -60,7 +60,7 @@ FLOAT32 = [name for name, case in CASES.items() if case.get("precision") != "bf1
 
 
 def tiny(kind: type[PretrainedConfig], **more: Any) -> PretrainedConfig:
-    sizes = {"vocab_size": 61, "hidden_size": 20, "intermediate_size": 27, "num_hidden_layers": 3}  # no shard is even
+    sizes = {"vocab_size": 61, "hidden_size": 20, "intermediate_size": 27, "num_hidden_layers": 3}  # uneven shards
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 10, "max_position_embeddings": 64}
     return kind(**sizes, **heads, **{"tie_word_embeddings": True, "initializer_range": 0.3, **more})
 
@@ -84,7 +84,7 @@ def models(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory, models) -> dict[str, list[dict]]:
-    """Name of a case -> what each rank found."""
+    """Name of a case -> each rank's results."""
     folder = tmp_path_factory.mktemp("found")
     for name, content in (("rows", ROWS), ("cases", [{**PLAIN, **case} for case in CASES.values()])):
         (folder / f"{name}.json").write_text(json.dumps(content))
@@ -101,7 +101,7 @@ def found(tmp_path_factory, models) -> dict[str, list[dict]]:
 
 
 def in_order(ranks: list[dict], key: str) -> list[Tensor]:
-    """A field of all rows, as the ranks took turns to take them."""
+    """A field of all rows, in the original order: the ranks took them in turn."""
     return [ranks[place % RANKS][key][place // RANKS] for place in range(len(ROWS))]
 
 
@@ -129,7 +129,7 @@ def test_log_probabilities_and_gradients_are_those_of_each_row_by_itself(found, 
     log_probs, gradients = by_autograd(models / (CASES[name].get("model", "qwen2")))
     for ours, alone, expected in zip(in_order(ranks, "log_probs"), in_order(ranks, "alone"), log_probs, strict=True):
         torch.testing.assert_close(ours.double(), expected, atol=2e-5, rtol=0)
-        torch.testing.assert_close(ours, alone, atol=1e-5, rtol=0)  # whatever rows are beside it
+        torch.testing.assert_close(ours, alone, atol=1e-5, rtol=0)  # whatever rows are packed with it
     for rank in ranks:
         assert rank["gradients"].keys() == gradients.keys()
         for parameter, expected in gradients.items():
@@ -148,14 +148,14 @@ def test_objectives_gradients_and_entropies_do_not_depend_on_the_case(found, nam
 
 @pytest.mark.parametrize("name", ["packed", "packed, eager", "packed, fused"])
 def test_it_is_the_positions_that_keep_packed_rows_apart(found, name):
-    """The test above can fail: positions that go on from row to row make them one."""
+    """The test above can fail: with positions that continue from row to row, the rows become one."""
     first, *others = zip(in_order(found[name], "run_together"), in_order(found[name], "log_probs"), strict=True)
     assert torch.allclose(*first, atol=1e-5)  # there is nothing before it
     assert sum(not torch.allclose(mixed, own, atol=1e-2) for mixed, own in others) >= len(ROWS) - RANKS - 1
 
 
 def test_without_flash_attn_16_bit_logits_give_16_bit_log_probabilities_and_fused_kernels_32(found):
-    """Why fused kernels are chosen along with sdpa: a probability ratio of two rounded numbers is off by percents."""
+    """Why fused kernels are chosen with sdpa: the probability ratio of two rounded numbers is off by percents."""
     assert {rank["dtype"] for rank in found["packed, bf16"]} == {"torch.bfloat16"}
     assert {rank["dtype"] for rank in found["packed, fused, bf16"]} == {"torch.float32"}
 

@@ -1,4 +1,4 @@
-"""What saw/verl/patches/cpu.py and saw/verl/patches/vllm_cpu.py bend, and that it still needs bending."""
+"""What saw/verl/patches/cpu.py and saw/verl/patches/vllm_cpu.py patch, and that the patches are still needed."""
 
 import inspect
 import os
@@ -14,7 +14,7 @@ from verl.workers.engine.fsdp import transformer_impl
 from recipes.common.serve import serve_arguments
 from tests.conftest import PLATFORM
 
-if PLATFORM != "cpu":  # importing the seams bends verl in this process
+if PLATFORM != "cpu":  # importing the patches changes verl in this process
     pytest.skip("about verl on a CPU, and the tests run on a GPU here", allow_module_level=True)
 
 from saw.verl.patches import cpu, vllm_cpu
@@ -68,7 +68,7 @@ def test_vllm_keeps_linear_weights_on_a_cpu_only(monkeypatch, platform):
 
     stock = utils.dispatch_cpu_unquantized_gemm
     assert list(inspect.signature(stock).parameters) == ["layer", "remove_weight"]
-    # Imported where it is called, so that replacing it in its module is enough.
+    # verl imports it where it is called, so replacing it in its module is enough.
     assert "import dispatch_cpu_unquantized_gemm" in inspect.getsource(linear.UnquantizedLinearMethod)
     monkeypatch.setattr(utils, "dispatch_cpu_unquantized_gemm", stock)
     monkeypatch.setenv("VERL_PLATFORM", platform)
@@ -85,13 +85,13 @@ def test_vllm_keeps_linear_weights_on_a_cpu_only(monkeypatch, platform):
 
 
 def test_threads_without_work_sleep():
-    """What libgomp (torch's) and libiomp (vLLM's) look at when they are loaded; Ray's processes inherit it."""
+    """The variable that libgomp (torch's) and libiomp (vLLM's) read when loaded; Ray's processes inherit it."""
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
     assert os.environ["KMP_BLOCKTIME"] == "0"
 
 
 def test_a_seed_for_a_split_prompt_would_end_vllm():
-    """Why recipes.common.serve splits no prompts on a CPU: vLLM moves a generator's offset, which a CPU's has not."""
+    """Why recipes.common.serve splits no prompts on a CPU: vLLM moves a generator's offset, and CPU ones have none."""
     from vllm.v1.worker import gpu_model_runner
 
     assert "gen.set_offset(gen.get_offset() - 4)" in inspect.getsource(gpu_model_runner)

@@ -26,7 +26,7 @@ ROWS = [
 
 
 def tiny_model(path: Path, hidden_size: int = 20) -> Path:
-    """A model with random weights; by default of odd sizes, so that no shard of two is even."""
+    """A model with random weights; by default of odd sizes, so that two shards are uneven."""
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=61,
@@ -53,7 +53,7 @@ def tokens_of(rows: list[dict]) -> int:
 
 
 def divisors(case: dict, ranks: int) -> list[int]:
-    """What each row's loss is divided by: all tokens, or those of its micro-batch times the ranks that average."""
+    """The divisor of each row's loss: all tokens, or its micro-batch's times the ranks that are averaged over."""
     if case["reduction"] == "mean":
         return [tokens_of(ROWS)] * len(ROWS)
     found = [0] * len(ROWS)
@@ -87,7 +87,7 @@ def by_autograd(path: Path, case: dict, ranks: int) -> torch.Tensor:
 
 
 NAMES = ("layers", "micro_batch", "checkpointing", "reduction", "clip")
-#: Clips of 6 and 10 lie between the norms, so that some gradients reach them and some do not; 1 is below all.
+#: Clips of 6 and 10 lie between the norms, so that only some gradients are clipped; 1 is below all norms.
 CASES = [
     dict(zip(NAMES, case, strict=True))
     for case in (
@@ -103,7 +103,7 @@ CASES = [
 
 
 def found_by_ranks(folder: Path, model: Path, cases: list[dict], ranks: int, **environment: str) -> list[list[dict]]:
-    """For each rank the cases, with what its worker found; the environment says on which device."""
+    """For each rank, the cases with its worker's results; the environment sets the device."""
     for name, content in (("rows", ROWS), ("cases", cases)):
         (folder / f"{name}.json").write_text(json.dumps(content))
     script = ROOT / "tests" / "contract" / "gradients_by_rank.py"
@@ -118,11 +118,11 @@ def found_by_ranks(folder: Path, model: Path, cases: list[dict], ranks: int, **e
 
 
 def check_gram(case: dict, expected: torch.Tensor, tolerance: float = 1e-5) -> None:
-    """The matrix is the expected one, each entry up to a share of its gradients' norms."""
+    """The matrix is as expected; each entry's tolerance is relative to its gradients' norms."""
     gram = clip_norms(torch.tensor(case["found"]["gram"], dtype=torch.float64), case["clip"])
     norms = expected.diagonal().sqrt()
     assert ((gram - expected).abs() <= tolerance * norms[:, None] * norms).all(), (case, gram, expected)
-    assert case["found"]["left"] == []  # nothing for the update to stumble over
+    assert case["found"]["left"] == []  # nothing is left that could disturb the update
 
 
 @pytest.mark.slow

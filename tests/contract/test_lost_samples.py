@@ -1,4 +1,4 @@
-"""What verl does with a sample that fails, and where the plug-in looks to count it."""
+"""What verl does with a sample that fails, and where the plug-in counts it."""
 
 import inspect
 
@@ -39,7 +39,7 @@ def test_the_buffer_looks_at_who_generates_while_it_waits_and_verl_does_not():
 
 
 def test_verl_s_mean_score_counts_a_sample_without_rewards_as_0():
-    """saw/verl/step_metrics.py writes over these three."""
+    """saw/verl/step_metrics.py overwrites these three."""
     source = inspect.getsource(metric_utils.compute_data_metrics)
     for what in ("mean", "max", "min"):
         assert f'"critic/score/{what}": score_{what}' in source

@@ -1,4 +1,4 @@
-"""The estimate of memory against what verl, transformers, torch and vLLM really allocate, on the CPU."""
+"""The memory estimate against what verl, transformers, torch and vLLM really allocate, on the CPU."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.conftest import ROOT
 
 
 def peak(run) -> int:
-    """Most bytes that are allocated at once while it runs."""
+    """Peak of allocated bytes while it runs."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         run()
     events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -36,7 +36,7 @@ def peak(run) -> int:
 
 
 def saved(run, given) -> int:
-    """Bytes of the storages that autograd keeps for the backward pass, without those of the given tensors."""
+    """Bytes of the storages that autograd keeps for the backward pass, except those of the given tensors."""
     storages = {}
 
     def pack(tensor):
@@ -63,7 +63,7 @@ def config_of(**sizes) -> Qwen2Config:
 
 
 def test_a_layer_keeps_what_the_estimate_says(settings):
-    """To half a percent, for layers of different proportions: each coefficient is told from the others."""
+    """To half a percent, for layers of different proportions, so that each coefficient is tested separately."""
     tokens = 512
     for hidden, intermediate, heads, kv_heads in ((64, 256, 4, 2), (64, 512, 4, 2), (128, 256, 4, 2), (64, 256, 4, 1)):
         config = config_of(
@@ -89,7 +89,7 @@ def test_a_layer_keeps_what_the_estimate_says(settings):
 
 @pytest.mark.slow
 def test_a_checkpointed_model_peaks_below_the_estimate_and_near_it(settings):
-    """Forward and backward pass of layers and final norm, without the loss: 15 % above what is measured, at most."""
+    """Forward and backward pass of layers and final norm, without the loss: at most 15 % above the measurement."""
     tokens = 1024
     config = config_of(
         hidden_size=64, intermediate_size=384, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=6
@@ -117,7 +117,7 @@ TOKENS, VOCABULARY = 128, 8192
 
 
 class FlashCrossEntropy(torch.autograd.Function):
-    """flash-attn's cross entropy as far as memory goes: it keeps the logits, and its gradient may overwrite them."""
+    """Has the memory use of flash-attn's cross entropy: it keeps the logits, and its gradient may overwrite them."""
 
     @staticmethod
     def forward(ctx, logits, labels, in_place):
@@ -154,7 +154,7 @@ def compiling(monkeypatch):
 
 
 def entropy_of(kind: str):
-    """How verl's engine computes it under the setting."""
+    """verl's function for the entropy with this setting."""
     return {
         "none": None,
         "plain": torch_functional.entropy_from_logits,
@@ -168,7 +168,7 @@ def entropy_of(kind: str):
 def test_copies_of_the_logits(entropy, flash_attn, autocast_of_cuda, compiling):
     """Measured with verl's own functions; the table is at most one copy above.
 
-    flash-attn has a stand-in here, and compiled code is the CPU's: a GPU's may need less.
+    flash-attn is replaced by a stand-in, and compiled code is the CPU's: a GPU's may need less.
     """
     compute = entropy_of(entropy)
     weight = torch.randn(VOCABULARY, 4, dtype=torch.bfloat16, requires_grad=True)
@@ -262,7 +262,7 @@ def test_verl_holds_the_weights_gradients_and_moments_of_the_estimate(tmp_path, 
 
 
 def test_verl_keeps_the_root_gathered_and_wraps_each_layer():
-    """What ``gathered`` counts: layers come and go, everything else is one group."""
+    """What ``gathered`` counts: each layer is gathered and freed, everything else is one group."""
     from verl.utils.fsdp_utils import _select_fsdp2_wrap_targets
 
     model = Qwen2ForCausalLM(

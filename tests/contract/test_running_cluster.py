@@ -1,6 +1,6 @@
-"""A start on a Ray cluster that runs already, up to verl's task runner: what reaches it, and what is in no log.
+"""A start on a running Ray cluster, up to verl's task runner: what reaches it, and what must be in no log.
 
-The cluster is one node, started in another folder and environment. Contract: verl 0.9.1 hands ``runtime_env`` to
+The cluster is one node, started in another folder and environment. Contract: verl 0.9.1 passes ``runtime_env`` to
 ``ray.init``; Ray 2.60 runs ``worker_process_setup_hook`` in every worker, and logs no function.
 """
 
@@ -19,7 +19,7 @@ import pytest
 from saw.runs.process_tree import Job
 from tests.conftest import ROOT
 
-#: Values, by variable; each must reach the workers, and those of the second table may be in no log.
+#: Variable -> value; each must reach the workers, and those of the second table must be in no log.
 LOGGED = {"VERL_MARK": "mark-of-verl", "VLLM_MARK": "mark-of-vllm", "NCCL_MARK": "mark-of-nccl"}
 KEYS = {
     "GEMINI_API_KEY": "sk-judge-0123456789",
@@ -66,7 +66,7 @@ def free_port() -> str:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Of this process, without what the test is about."""
+    """This process's environment, without the variables under test."""
     without = ("RAY_", "SAW_", *LOGGED, *KEYS)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(without)}
     return {**kept, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64, **more}
@@ -75,7 +75,7 @@ def environment(**more: str) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def cluster(monkeypatch_module):
     """Address and session folder of a Ray cluster of one node."""
-    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # Ray's sockets want a short path
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # Ray's sockets need a short path
     address = f"127.0.0.1:{free_port()}"
     command = [
         *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--include-dashboard=false"),
@@ -141,7 +141,7 @@ def test_a_running_cluster_gets_paths_and_variables_and_logs_no_key(cluster, tmp
     assert config["actor_rollout_ref"]["model"]["path"] == str(here / "model")
     judge = config["reward"]["custom_reward_function"]["reward_kwargs"]["judge"]
     assert judge["cache"] == str(here / "judge_cache" / "verdicts.sqlite")
-    assert "num_cpus=32" in started.stderr  # said to be left out
+    assert "num_cpus=32" in started.stderr  # reported as left out
 
     logs = [path.read_text(errors="replace") for path in session.rglob("*") if path.is_file() and not path.is_symlink()]
     logs += [started.stdout, started.stderr]

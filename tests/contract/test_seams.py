@@ -1,4 +1,4 @@
-"""The seams of verl 0.9.1 that the plug-in stands on: each test fails when upstream moves one."""
+"""What the plug-in relies on in verl 0.9.1: each test fails when upstream changes one of these."""
 
 import ast
 import inspect
@@ -57,7 +57,7 @@ def test_one_version_of_verl_everywhere():
 def test_another_version_is_refused_with_the_command_that_mends_it(monkeypatch):
     monkeypatch.setattr(verl, "__version__", "0.8.0")
     with pytest.raises(
-        ImportError, match=r"needs verl 0\.9\.1, and verl 0\.8\.0 is installed; run: pip install verl==0\.9\.1"
+        ImportError, match=r"needs verl 0\.9\.1, but verl 0\.8\.0 is installed; run: pip install verl==0\.9\.1"
     ):
         saw.verl.version.check_version()
 
@@ -69,7 +69,7 @@ def test_entry_points():
 
 
 def test_verls_command_takes_the_plug_in_and_the_objectives():
-    """Two overrides of verl's own configuration, and the section is that of this repository's own command."""
+    """With two overrides of verl's own configuration, the section equals that of this repository's command."""
     grpo, objectives = "actor_rollout_ref.rollout.n=4", "{format: {minimum: 0}, correctness: {minimum: -3}}"
     with initialize_config_module("verl.trainer.config", version_base=None):
         config = hydra_compose("ppo_trainer", overrides=["+plugin=saw", f"+saw.objectives={objectives}", grpo])
@@ -81,14 +81,14 @@ def test_verls_command_takes_the_plug_in_and_the_objectives():
 
 
 def test_registered_names():
-    # each is loaded on first use: what verl's registry holds is a proxy
+    # each is loaded on first use: verl's registry holds a proxy
     assert get_trainer_cls("saw").__wrapped__ is SAWTrainer
     assert get_adv_estimator_fn("saw").__wrapped__ is estimator.estimate
     assert get_reward_manager_cls("saw").__wrapped__ is MultiRewardManager
 
 
 def test_main_ppo_does_nothing_that_the_start_leaves_out():
-    """saw.runs.train does in its place: the device, one check, and the start of the v1 task runner."""
+    """saw.runs.train does the same instead: the device, one check, and the start of the v1 task runner."""
     calls = [node for node in ast.walk(ast.parse(inspect.getsource(main_ppo.main))) if isinstance(node, ast.Call)]
     names = {ast.unparse(call.func) for call in calls} - {"hydra.main", "logger.warning"}
     needs = {"need_reference_policy", "need_critic"}
@@ -169,7 +169,7 @@ def test_mode_decides_the_buffer_by_the_attribute_that_we_set():
 
 
 def test_stock_advantage_step_still_reaches_a_registered_estimator():
-    """verl calls it with these arguments, and takes two tensors."""
+    """verl calls it with these arguments, and expects two tensors."""
     seen = {}
 
     def spy(**kwargs):
@@ -189,7 +189,7 @@ def test_stock_advantage_step_still_reaches_a_registered_estimator():
 
 
 def test_stock_gdpo_still_asks_for_what_the_default_trainer_does_not_fetch():
-    """Why gdpo goes through our trainer. When this fails, upstream has mended it: say so in the README."""
+    """Why gdpo needs our trainer. When this fails, upstream has fixed it: update docs/papers.md."""
     gdpo = inspect.getsource(ray_trainer.core_algos.get_adv_estimator_fn("gdpo"))
     fetched = inspect.getsource(trainer_base.PPOTrainer._compute_advantage).split("\n\n")[0]
     assert '"prompts"' in gdpo or "'prompts'" in gdpo
@@ -282,7 +282,7 @@ def test_ours_keeps_a_group_while_any_objective_has_spread(buffer):
     filtered, counts = ours._dapo_filtered_keys("train")
     assert filtered == {"flat", "hole"}
     assert counts == {2.0: 1, 1.0: 1}
-    assert ours._dapo_filtered_keys("train")[0] == {"flat", "hole"}  # the verdict holds at the next look
+    assert ours._dapo_filtered_keys("train")[0] == {"flat", "hole"}  # the verdict is kept at the next poll
     assert ours.poll_interval == 0.1
 
 
@@ -296,7 +296,7 @@ def test_naive_reward_manager_looks_at_the_function_it_is_given():
 
 
 def test_a_step_begins_before_its_prompts_are_drawn():
-    """Where the data stands is remembered in on_step_begin, for a checkpoint from which the step is done again."""
+    """on_step_begin remembers the data loader's state, for a checkpoint that repeats the step."""
     fit = inspect.getsource(trainer_base.PPOTrainer.fit)
     assert 0 < fit.index("self.on_step_begin()") < fit.index("self.step(")
     assert "next(self.train_dataloader_it)" in inspect.getsource(trainer_base.PPOTrainer._fetch_one_gen_batch)
@@ -338,6 +338,6 @@ def test_vllm_leaves_warnings_alone(monkeypatch):
         for name in (vllm_log_level.LEVEL, vllm_log_level.NEXT):
             monkeypatch.delenv(name, raising=False)
         logging_config.configure_root_logger()
-        assert (root.level, handler.level) == (logging.ERROR, logging.ERROR), "the bend is needed no more"
+        assert (root.level, handler.level) == (logging.ERROR, logging.ERROR), "the patch is no longer needed"
     finally:
         root.setLevel(before)

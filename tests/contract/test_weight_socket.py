@@ -1,4 +1,4 @@
-"""The socket between a trainer and its vLLM: what verl 0.9.1 names it by, and that both ends take the new name."""
+"""The socket between a trainer and its vLLM: how verl 0.9.1 names it, and that both ends use the new name."""
 
 import inspect
 import os
@@ -21,7 +21,7 @@ JOB = "01000000"  # of the first job of every cluster
 
 @pytest.fixture
 def on_node(monkeypatch):
-    """Both ends as verl makes them, on a node of a cluster."""
+    """Both ends as verl creates them, on a node of a cluster."""
 
     def make(node: str, role: str | None = None) -> tuple[str, str]:
         context = SimpleNamespace(get_job_id=lambda: JOB, get_node_id=lambda: node)
@@ -52,7 +52,7 @@ def test_both_ends_have_the_same_name_and_no_other_cluster_has_it(on_node):
     trainer, vllm = on_node(first)
     assert trainer == vllm
     assert "a" * 16 in trainer
-    assert len(trainer.removeprefix("ipc://")) < 100  # a socket's name ends at 107
+    assert len(trainer.removeprefix("ipc://")) < 100  # the limit for a socket's name is 107
     assert trainer != on_node(second)[0] == on_node(second)[1]
 
 

@@ -1,6 +1,6 @@
 """verl's actor worker and its batches, for the scripts that ``torch.distributed.run`` starts.
 
-On a CPU, unless VERL_PLATFORM says otherwise. Import it before anything of verl: it sets the environment for it.
+On a CPU, unless VERL_PLATFORM is set. Import it before anything of verl, because it sets verl's environment.
 """
 
 import os
@@ -24,7 +24,7 @@ def nested(rows):
 
 
 def batch_of(rows: list[dict]) -> TensorDict:
-    """Rows as verl's trainer hands them to its workers."""
+    """Rows as verl's trainer passes them to its workers."""
     tokens = [row["prompt"] + row["response"] for row in rows]
     data = TensorDict(
         {

@@ -1,6 +1,6 @@
 """Right and broken answers to BFCL's items, made from the package's own ground truth. Runs in BFCL's environment.
 
-python tests/e2e/bfcl_answers.py right CATEGORY ...      writes below BFCL_PROJECT_ROOT what a model would have said
+python tests/e2e/bfcl_answers.py right CATEGORY ...      writes a model's replies below BFCL_PROJECT_ROOT
 """
 
 import ast
@@ -19,7 +19,7 @@ from recipes.toolrl.bfcl.handler import NAME
 
 
 def reply(calls: list[dict]) -> str:
-    """A turn in the format that the models are trained to."""
+    """A turn in the trained format."""
     lines = "\n".join(json.dumps(call) for call in calls)
     return f"<think> I call. </think>\n<tool_call>\n{lines}\n</tool_call>"
 
@@ -82,7 +82,7 @@ def single_turn(category: str, functions: list[dict], truth: list[dict]) -> str:
                 continue
             value = plain(pick(values))
             if key not in properties:
-                continue  # an optional one that the truth allows and the tool lacks
+                continue  # an optional parameter that the truth allows but the tool lacks
             kind, nested = properties[key]["type"], properties[key].get("items", {}).get("type")
             if category == "simple_java":
                 value = java(value, kind, nested)
@@ -110,7 +110,7 @@ def multi_turn(functions: list[dict], truth: list[list[str]]) -> list[list[str]]
 
 
 def broken(answer):
-    """The same with names that no tool has."""
+    """The same answer with names that no tool has."""
     if isinstance(answer, list):
         return [broken(item) for item in answer]
     return answer.replace('{"name": "', '{"name": "no_')
@@ -118,7 +118,7 @@ def broken(answer):
 
 def answers(category: str) -> Iterator[tuple[str, Any]]:
     """Id and right answer of every item."""
-    # with the declared types, not with what the hint for the model makes of them
+    # with the declared types, not as converted for the model's hint
     entries = load_dataset_entry(category, include_language_specific_hint=False)
     for entry, truth in zip(entries, load_ground_truth_entry(category), strict=True):
         functions = entry["function"] + [f for held in entry.get("missed_function", {}).values() for f in held]
@@ -129,7 +129,7 @@ def answers(category: str) -> Iterator[tuple[str, Any]]:
 
 
 def write(kind: str, categories: list[str]) -> None:
-    """Write right or broken answers where a model's would be."""
+    """Write right or broken answers in place of a model's."""
     for category in categories:
         folder = Path(os.environ["BFCL_PROJECT_ROOT"], "result", NAME, get_directory_structure_by_category(category))
         folder.mkdir(parents=True, exist_ok=True)
@@ -143,8 +143,8 @@ def write(kind: str, categories: list[str]) -> None:
 class Oracle(BaseHTTPRequestHandler):
     """An OpenAI-compatible server that knows the answers to the first two items of each category.
 
-    It fails on items of one name, refuses an item (or all, ``*``), as vLLM refuses a prompt that is too long, and
-    another one only with ``max_tokens``, as vLLM does where the context ends before these.
+    It fails on items of one name, and refuses an item (or all, ``*``) as vLLM refuses a prompt that is too long. It
+    refuses another item only with ``max_tokens``, as vLLM does if they exceed the context.
     """
 
     items: list[
@@ -152,7 +152,7 @@ class Oracle(BaseHTTPRequestHandler):
     ]  # id, system prompt, questions, (turn, reply) in order
     failing = refused = "-"
     tight = "parallel_1"
-    #: What vLLM would take from a model's folder.
+    #: Sampling parameters that vLLM would take from a model's folder.
     parameters = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
 
     def do_POST(self) -> None:
@@ -172,7 +172,7 @@ class Oracle(BaseHTTPRequestHandler):
             return self.answer(500, {"error": "out of order"})
         if self.refused in (name, "*") or (name == self.tight and "max_tokens" in request):
             return self.answer(400, {"error": {"message": "too long", "type": "BadRequestError", "code": 400}})
-        reply = reply.replace("I call.", "I call.\u2028\x85\ud800")  # line breaks to some, and half of a character
+        reply = reply.replace("I call.", "I call.\u2028\x85\ud800")  # unusual line breaks, and a lone surrogate
         usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": reply}}
         content = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
@@ -187,7 +187,7 @@ class Oracle(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *arguments: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 def serve(port: str, failing: str, refused: str, categories: list[str]) -> None:

@@ -11,12 +11,12 @@ import pytest
 
 from saw.report import read_history
 from saw.runs.process_tree import TrainingJob
-from tests.e2e.test_pipeline import LIMIT
+from tests.e2e.test_pipeline import LIMIT, SAME_POLICY
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.full]
+pytestmark = [pytest.mark.pipeline, pytest.mark.full, pytest.mark.cpu_platform]
 PROMPTS, SAMPLES = 8, 4
-#: ``late`` moves up with the step at which a prompt was submitted, so that most of its rewards are below the range of
-#: the step that trains on them; verl would sum, or take the least of, what has these names in a step's metrics.
+#: ``late`` rises with the step at which a prompt was submitted, so that most of its rewards are below the range of the
+#: step that trains on them. verl would sum the metrics with the names of the others, or take their minimum.
 REWARD_FUNCTION = """
 from saw.rewards import returns
 
@@ -82,9 +82,11 @@ def test_an_asynchronous_training_and_its_resume(tmp_path, toy_data, warm_model,
         assert history.columns["saw/lost"][place] == 0
         assert math.isfinite(history.columns["actor/grad_norm"][place])
     assert max(history.columns["actor/grad_norm"]) > 0
+    # vLLM samples from the trainer's weights, and the last mini-batch is compared with those of the step's beginning
+    assert history.columns["training/rollout_probs_diff_max"][0] < SAME_POLICY
     stale = history.columns["training/off_policy/trajectory_staleness_worst/max"]
-    assert max(stale) >= 1  # trained on what an older policy sampled
-    # prompts of the step before; those of step 2 that were not done are submitted anew at step 3
+    assert max(stale) >= 1  # trained on samples of an older policy
+    # prompts of the previous step; those of step 2 that were unfinished are submitted again at step 3
     assert all(history.of("late", "min")[step - 1] < step for step in (2, 4))
     assert f"Restored {PROMPTS} training prompt groups" in run.log.read_text()  # the queue was in the checkpoint
     record = json.loads((tmp_path / "run.json").read_text())

@@ -1,4 +1,4 @@
-"""BFCL's own checkers on answers that are known: in BFCL's environment, without a model."""
+"""BFCL's checkers on known answers, in BFCL's environment, without a model."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from recipes.toolrl.scores import CATEGORIES, PARTS, scores
 from tests.conftest import ROOT
 
 ANSWERS = Path(__file__).with_name("bfcl_answers.py")
-#: Items of bfcl-eval 2026.3.23 that no answer can satisfy: the truth contradicts the tool's own description, or is of
-#: a type that the checker's reading of Java cannot give.
+#: Items of bfcl-eval 2026.3.23 that no answer can satisfy: the truth contradicts the tool's description, or has a type
+#: that the checker's Java parser cannot produce.
 UNANSWERABLE = {
     "simple_java": {"simple_java_36", "simple_java_65"},  # a list of values of several types
     "live_simple": {"live_simple_106-63-0", "live_simple_112-68-0"},  # no value of a required parameter is allowed
@@ -68,7 +68,7 @@ def test_right_answers_score_full_and_broken_ones_nothing(kind, tmp_path):
 
 @contextmanager
 def oracle(root: Path, failing: str, refused: str) -> Iterator[str]:
-    """A server that knows the answers, and where it is."""
+    """A server that knows the answers; yields its address."""
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -97,8 +97,8 @@ def evaluate(out: Path, address: str, *arguments: str) -> subprocess.CompletedPr
 
 
 def test_questions_are_asked_in_turns_and_failed_ones_again(tmp_path):
-    """The handler end to end: several turns, tools that run, replies with any characters, a server that fails, an item
-    that is refused, one whose reply has little room, and a result file that a kill has cut."""
+    """The handler end to end: several turns, tools that run, replies with any characters, a failing server, a refused
+    item, one with little room for a reply, and a result file cut off by a kill."""
     with oracle(tmp_path / "oracle", failing="parallel_0", refused="multiple_1") as address:
         failed = evaluate(tmp_path / "out", address)
     assert failed.returncode != 0
@@ -122,7 +122,7 @@ def test_questions_are_asked_in_turns_and_failed_ones_again(tmp_path):
     log = json.dumps(json.loads(path.read_text().splitlines()[0])["inference_log"])
     assert '"role": "tool"' in log
 
-    again = evaluate(tmp_path / "out", "http://127.0.0.1:9/v1")  # all is there: nobody is asked
+    again = evaluate(tmp_path / "out", "http://127.0.0.1:9/v1")  # all replies exist: no server is needed
     assert again.returncode == 0, again.stdout + again.stderr
     other = subprocess.run(
         [
@@ -146,7 +146,7 @@ def test_questions_are_asked_in_turns_and_failed_ones_again(tmp_path):
 
 @pytest.mark.full
 def test_a_server_that_refuses_everything_ends_the_evaluation(tmp_path):
-    """Else every item is a wrong answer, and the result 0 per cent."""
+    """Otherwise every item would count as wrong, and the result would be 0 per cent."""
     categories = ("--categories", "multiple", "live_simple")
     with oracle(tmp_path / "oracle", failing="-", refused="*") as address:
         refused = evaluate(tmp_path / "out", address, *categories)

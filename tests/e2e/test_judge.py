@@ -1,4 +1,4 @@
-"""Rewards from an LLM judge in the real pipeline: right, missing, too often missing; and where its key does not go."""
+"""Rewards from an LLM judge in the real pipeline: right, missing, too often missing; its key is written nowhere."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ def prompts(folder: Path) -> dict[int, Counter]:
 
 
 def test_a_judge_that_fails_too_often_stops_the_run_and_nothing_is_lost(tmp_path, data, writer, monkeypatch):
-    """Steps with right verdicts and some missing; then none; a checkpoint; and on, with the same data.
+    """Steps with right verdicts and some missing; then none; a checkpoint; then it resumes with the same data.
 
-    The judge wants a key, which stands in nothing that the run leaves.
+    The judge needs a key, which must be in no file of the run.
     """
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     stand_in = StandIn(latency=0.01, faults=dict.fromkeys(FAULTS, 0.2 / len(FAULTS)))
@@ -91,7 +91,7 @@ def test_a_judge_that_fails_too_often_stops_the_run_and_nothing_is_lost(tmp_path
             run.follow(fail_after_two, interval=0.05)
         checkpoints = run.folder / "checkpoints"
         stopped_at = int((checkpoints / "latest_checkpointed_iteration.txt").read_text()) + 1
-        assert stopped_at in (3, 4)  # a step may end before the judge is told
+        assert stopped_at in (3, 4)  # a step may end before the judge starts to fail
         assert f"step {stopped_at}: 100.0% of the samples" in str(failure.value)
         assert "judge_faults.jsonl" in str(failure.value)
         faults = [json.loads(line) for line in (checkpoints / "judge_faults.jsonl").read_text().splitlines()]
@@ -104,7 +104,7 @@ def test_a_judge_that_fails_too_often_stops_the_run_and_nothing_is_lost(tmp_path
     assert sum(history.columns["judge/requests"]) > 0
     assert all(seconds > 0 for seconds in history.columns["judge/seconds/max"])
     assert history.of("quality", "max")[3] <= 10
-    # four batches of eight are the whole data, each post once: the step that was stopped saw its own again
+    # four batches of eight are the whole data, each post once: the repeated step got the same posts
     seen = sum(prompts(run.folder).values(), Counter())
     assert len(seen) == 32
     assert set(seen.values()) == {4}
@@ -112,7 +112,7 @@ def test_a_judge_that_fails_too_often_stops_the_run_and_nothing_is_lost(tmp_path
     assert {sample["step"] for sample in samples} >= {0, 4}
     assert set(samples[-1]["rewards"]) == {"quality", "conciseness"}
 
-    assert stand_in.most_in_flight <= 4  # of all three reward workers together
+    assert stand_in.most_in_flight <= 4  # over all three reward workers
     assert stand_in.keys == {f"Bearer {KEY}"}
     session = Path("/tmp/ray/session_latest").resolve()
     searched = 0
@@ -155,7 +155,7 @@ def _write(path: Path, text: str) -> Path:
 @pytest.mark.full
 @pytest.mark.skipif(PLATFORM == "gpu" and torch.accelerator.device_count() < 2, reason="the judge needs a second GPU")
 def test_a_judge_that_verl_serves(tmp_path, data, writer):
-    """A second vLLM in the cluster behind verl's router; a small model, whose replies are garbage half of the time."""
+    """A second vLLM in the cluster behind verl's router; a small model whose replies are garbage half of the time."""
     judge = make_judge(tmp_path)
     run = make_run(
         tmp_path / "run",
@@ -198,4 +198,4 @@ def test_table_2_is_rehearsed_from_posts_to_table(tmp_path):
     assert "| saw_gdpo | controlled | 1 x 2 |" in table
     assert table.count("| not run |") == 5
     again = rehearse(timeout=120)
-    assert again.stdout.count("stands from before") == 6
+    assert again.stdout.count("already done, skipped") == 6

@@ -1,4 +1,4 @@
-"""A reward function that raises and a reward worker that dies, in the real pipeline: nothing is lost unseen."""
+"""A reward function that raises and a reward worker that dies, in the real pipeline: no sample is lost silently."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def ledger(folder: Path, step: int) -> list[dict]:
 
 
 def test_failed_rewards_and_lost_samples_are_counted(tmp_path, toy_data, toy_model):
-    """The reward function's own book and the metrics agree: step 0 is the validation, step 1 has all its samples."""
+    """The reward function's own counts and the metrics agree: step 0 is the validation, step 1 has all its samples."""
     run = make_run(tmp_path, toy_data, toy_model)
     run.follow(lambda step, metrics: None)
     history = read_history(run.metrics)
@@ -82,10 +82,10 @@ def test_failed_rewards_and_lost_samples_are_counted(tmp_path, toy_data, toy_mod
     lost, failed = history.columns["saw/lost"], history.columns["saw/failed"]
     assert lost[0] == 0
     assert lost[1] > 0
-    assert lost[2] > 0  # verl goes on asking the worker that is dead
+    assert lost[2] > 0  # verl keeps calling the dead worker
     for place, step in enumerate(history.steps):
         book = ledger(tmp_path, step)
-        if step != 2:  # then the dead worker took samples with it that it had written down
+        if step != 2:  # in step 2 the dead worker lost samples that it had already counted
             assert asked - lost[place] == len(book)
             assert failed[place] == sum(not line["readable"] for line in book)
             rewards = [min(line["words"], 9) - 3 for line in book if line["readable"]]
@@ -108,7 +108,7 @@ def test_failed_rewards_and_lost_samples_are_counted(tmp_path, toy_data, toy_mod
 
 @pytest.mark.full
 def test_too_many_failed_rewards_stop_the_run(tmp_path, toy_data, toy_model):
-    """The share of lost and failed samples is what saw.max_missing speaks of."""
+    """saw.max_missing limits the share of lost and failed samples."""
     run = make_run(tmp_path, toy_data, toy_model, "saw.max_missing=0.01", "trainer.val_before_train=false")
     with pytest.raises(JobFailed, match=r"have no reward '(format|correctness)'.*saw\.max_missing is 0\.01"):
         run.follow(lambda step, metrics: None)

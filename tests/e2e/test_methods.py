@@ -48,8 +48,8 @@ def test_every_method_trains(tmp_path, toy_data, warm_model):
         *(f"trainer.total_training_steps={steps}", f"trainer.default_local_dir={tmp_path / 'checkpoints'}"),
         *(f"trainer.save_freq={steps}", "trainer.test_freq=-1"),
     ]
-    command += ["actor_rollout_ref.actor.optim.lr=1e-5"]  # the policy stays what it is: every batch has spread
-    command += ["saw.method=gradient_grpo"]  # has the workers that compute gradients where a step asks for them
+    command += ["actor_rollout_ref.actor.optim.lr=1e-5"]  # the policy hardly changes: every batch has spread
+    command += ["saw.method=gradient_grpo"]  # its workers compute gradients if a step asks for them
     command += [f"reward.custom_reward_function.path={ROOT / 'benchmarks' / 'changing_method.py'}"]
     run = TrainingJob(command, tmp_path, 2 * LIMIT, {"SAW_PLAN": json.dumps(PLANS), "SAW_PLAN_STEPS": "2"})
     run.follow(lambda step, metrics: None)
@@ -59,7 +59,7 @@ def test_every_method_trains(tmp_path, toy_data, warm_model):
     weight, proposed = history.of("format", "weight"), history.of("format", "proposed_weight")
 
     def share(first: float, second: float) -> float:
-        return first / (first + second) if first + second > 1e-8 else 0.5  # so small a batch may have no spread at all
+        return first / (first + second) if first + second > 1e-8 else 0.5  # a batch this small may have no spread
 
     def rows(method: str, **options) -> list[int]:
         first = 2 * PLANS.index((method, options))

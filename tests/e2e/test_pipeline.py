@@ -1,7 +1,7 @@
 """The real pipeline, on the CPU or on one GPU: Ray, TransferQueue, FSDP2, vLLM, reward workers.
 
-It takes minutes, and every run has a time limit. A start costs most of the time, so each training shows as much as it
-can.
+It takes minutes, and every run has a time limit. Starting takes most of the time, so each training tests as much as
+possible.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from tests.conftest import PLATFORM, ROOT
 from tests.toolrl_rows import write_original
 
 pytestmark = pytest.mark.pipeline
-#: Seconds for one run of a few steps. It takes about 60; on a GPU, vLLM first compiles and records graphs.
+#: Time limit in seconds for a run of a few steps. It takes about 60; on a GPU, vLLM first compiles and records graphs.
 LIMIT = {"cpu": 420, "gpu": 900}[PLATFORM]
-#: The largest difference between the trainer's and vLLM's probability of a token. On a GPU both are in bfloat16, whose
-#: rounding alone makes 0.02 of it, measured on the CPU.
+#: The largest difference between the trainer's and vLLM's probability of a token. On a GPU both are in bfloat16, where
+#: rounding alone gives 0.02, measured on the CPU.
 SAME_POLICY = {"cpu": 1e-3, "gpu": 0.05}[PLATFORM]
 STEPS = 4
 SMALL = [
@@ -39,7 +39,7 @@ SMALL = [
     "actor_rollout_ref.actor.ppo_mini_batch_size=8",
     "trainer.test_freq=2",
 ]
-#: The CPUs that saw/machine/cluster.py counts for it; with one less Ray waits for ever.
+#: The CPUs that saw/machine/cluster.py counts for it; with one less, Ray waits forever.
 JUST_ENOUGH = "ray_kwargs.ray_init.num_cpus=5"
 #: Keeps a checkpoint and the rollouts of every step.
 KEPT = ["trainer.save_freq=1", "trainer.rollout_data_dir=${trainer.default_local_dir}/rollouts"]
@@ -52,7 +52,7 @@ def quickstart(out: Path, *arguments: str, timeout: float) -> subprocess.Complet
 
 
 def arguments_of(out: Path, data: tuple[Path, Path], model: Path) -> list[str]:
-    """A quickstart of a few small steps, whose data is there already."""
+    """A quickstart of a few small steps, with existing data."""
     (out / "data").mkdir(parents=True, exist_ok=True)
     for file in data:
         (out / "data" / file.name).symlink_to(file)
@@ -66,7 +66,7 @@ def only_run(out: Path, method: str) -> Path:
 
 
 def prompts(folder: Path) -> dict[int, Counter]:
-    """The prompts of each step, in no order: they come back as the rollouts end."""
+    """The prompts of each step, unordered: they arrive as the rollouts end."""
     return {
         int(path.stem): Counter(json.loads(line)["input"] for line in path.read_bytes().split(b"\n") if line)
         for path in (folder / "rollouts").glob("*.jsonl")
@@ -86,7 +86,7 @@ def test_the_quickstart_trains(whole):
     check_quickstart(out, ["saw_gdpo"], result)
     again = quickstart(out, *arguments, timeout=120)
     assert again.returncode == 0
-    assert again.stdout.count("stands from before") == 1
+    assert again.stdout.count("already done, skipped") == 1
 
 
 @pytest.mark.full
@@ -96,7 +96,7 @@ def test_the_quickstart_trains_both_of_its_methods(tmp_path, toy_data, warm_mode
 
 
 def check_quickstart(out: Path, methods: Sequence[str], result: subprocess.CompletedProcess) -> None:
-    """What holds for every quickstart that ran to its end."""
+    """Checks for every finished quickstart."""
     assert result.returncode == 0, result.stdout + result.stderr
     for method in methods:
         folder = only_run(out, method)
@@ -113,7 +113,7 @@ def check_quickstart(out: Path, methods: Sequence[str], result: subprocess.Compl
 
 
 def check_metrics(history: History, method: str) -> None:
-    """What holds for every step of every method."""
+    """Checks for every step of every method."""
     assert history.objectives == ("format", "correctness")
     cvs = {name: history.of(name, "cv") for name in history.objectives}
     for step in range(len(history.steps)):
@@ -161,7 +161,7 @@ def test_a_killed_run_leaves_nothing_and_resumes_with_the_data_it_would_have_see
 
 
 def _kill_after_two_steps(out: Path, arguments: list[str]) -> str:
-    """Start the quickstart, kill it without mercy once two steps are logged, and return the id of its run."""
+    """Start the quickstart, kill it with SIGKILL once two steps are logged, and return the id of its run."""
     command = [sys.executable, "-m", "recipes.quickstart.run", "--out", str(out), *arguments]
     runner = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + LIMIT
@@ -210,7 +210,7 @@ async def reward(data_source, solution_str, ground_truth, extra_info=None, **kwa
 
 
 def flatten(config: DictConfig) -> list[str]:
-    """A configuration as overrides of verl's own tree; ``++`` sets what it has and adds what it has not."""
+    """A configuration as overrides of verl's own tree; ``++`` sets existing keys and adds others."""
     overrides = []
 
     def walk(node, path):
@@ -225,7 +225,7 @@ def flatten(config: DictConfig) -> list[str]:
 
 
 def verl_on_this_platform() -> list[str]:
-    """Overrides of verl's own tree; on a GPU with an attention that needs no other package."""
+    """Overrides of verl's own tree; on a GPU with an attention that needs no extra package."""
     if PLATFORM == "cpu":
         return flatten(OmegaConf.load(CONFIGS / "platform" / "cpu.yaml"))
     return [
@@ -235,7 +235,7 @@ def verl_on_this_platform() -> list[str]:
 
 
 def test_stock_command_line_with_missing_rewards_and_group_filter(tmp_path, toy_data, warm_model):
-    """verl's own entry point and two overrides; and what would train on NaN, or never find a group to train on."""
+    """verl's own entry point and two overrides, with rewards that could make it train on NaN, or find no group."""
     (tmp_path / "rewards.py").write_text(REWARD_FUNCTION)
     saw = [
         "+plugin=saw",
@@ -269,12 +269,12 @@ def test_stock_command_line_with_missing_rewards_and_group_filter(tmp_path, toy_
     assert history.objectives == ("odd", "even", "judged")
     assert history.of("judged", "missing")[0] > 0
     assert history.of("odd", "missing")[0] == 0
-    assert "'odd' is 1, above its stated maximum 0.5 (reported once)" in run.log.read_text()  # a warning gets through
+    assert "'odd' is 1, above its stated maximum 0.5 (reported once)" in run.log.read_text()  # a warning is logged
     assert all(score == 1 for score in history.columns["critic/score/mean"])
     for metric in ("critic/advantages/max", "actor/pg_loss", "actor/grad_norm", "saw/judged/mean"):
         assert all(map(math.isfinite, history.columns[metric])), metric
     assert history.columns["actor/grad_norm"][0] > 0
-    assert history.columns["actor/kl_loss"][1] > 0  # the reference model, offloaded, is there
+    assert history.columns["actor/kl_loss"][1] > 0  # the offloaded reference model is used
     validation = json.loads(run.metrics.read_text().splitlines()[0])["data"]
     assert validation["saw-val/judged/missing"] >= 0
     assert math.isfinite(validation["saw-val/odd/mean"])

@@ -1,9 +1,9 @@
-"""One run of BFCL v4: ask a model, then score what it said. Called by recipes.toolrl.evaluate, in BFCL's environment.
+"""One run of BFCL v4: ask a model, then score its replies. Called by recipes.toolrl.evaluate, in BFCL's environment.
 
     python -m recipes.toolrl.bfcl generate --server http://127.0.0.1:8000/v1 --model NAME --categories multiple parallel
     python -m recipes.toolrl.bfcl score --categories multiple parallel
 
-Results and scores go below the folder that BFCL_PROJECT_ROOT names. Items that are answered are not asked again.
+Results and scores go below the folder that BFCL_PROJECT_ROOT names. Answered items are not asked again.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def generate(arguments: argparse.Namespace, root: Path) -> None:
     """Ask for every item that has no reply.
 
     Raises:
-        SystemExit: if requests failed for another reason than the item, if the server refused too many items, or if
-            an item has no entry; those items stay open, and a repeated command asks them again.
+        SystemExit: if requests failed for a reason other than the item, if the server refused too many items, or if an
+            item has no entry; those items stay open, and the same command asks them again.
     """
     from bfcl_eval._llm_response_generation import main
 
@@ -99,14 +99,14 @@ def score(arguments: argparse.Namespace, root: Path) -> None:
 
 
 def _ids(categories: list[str], limit: int | None) -> dict[str, list[str]]:
-    """Ids of the items of each category, or of its first ones."""
+    """Ids of the items of each category, or of its first ``limit`` items."""
     from bfcl_eval.utils import load_dataset_entry
 
     return {category: [entry["id"] for entry in load_dataset_entry(category)[:limit]] for category in categories}
 
 
 def _package_overall(path: Path) -> float:
-    """BFCL's own overall accuracy of our one model, in per cent; categories that were not run count 0 there."""
+    """BFCL's overall accuracy of our one model, in per cent; it counts categories that were not run as 0."""
     import pandas
 
     return float(str(pandas.read_csv(path)["Overall Acc"][0]).rstrip("%"))
@@ -119,7 +119,7 @@ def main() -> None:
     asking = commands.add_parser("generate")
     asking.set_defaults(do=generate)
     asking.add_argument("--server", required=True)
-    asking.add_argument("--model", required=True, help="its name at the server")
+    asking.add_argument("--model", required=True, help="its name on the server")
     sampling.add_options(asking, temperature=0.001, max_tokens=4096, why="BFCL's own")
     asking.add_argument("--seed", type=int, default=0, help="of the sampling (0)")
     asking.add_argument("--multi-turn-sentence", action="store_true", help="see recipes.toolrl.evaluate")
@@ -134,7 +134,7 @@ def main() -> None:
     if arguments.do is generate:
         arguments.sampling = sampling.from_options(parser, arguments)
     if "BFCL_PROJECT_ROOT" not in os.environ:
-        parser.error("BFCL_PROJECT_ROOT must name the folder for results and scores; else BFCL writes beside itself")
+        parser.error("BFCL_PROJECT_ROOT must name the folder for results; otherwise BFCL writes into its package")
     root = Path(os.environ["BFCL_PROJECT_ROOT"])
     root.mkdir(parents=True, exist_ok=True)
     arguments.do(arguments, root)

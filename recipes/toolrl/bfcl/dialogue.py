@@ -1,8 +1,8 @@
-"""A BFCL item as a prompt of ToolRL's form, and a model's reply as tool calls.
+"""Converts a BFCL item into a prompt in ToolRL's format, and a model's reply into tool calls.
 
-The form is that of the training rows: their system prompt with the tools listed in it (``system_prompt.txt``), and one
-user message that holds the whole dialogue. How a BFCL item is put into it, and how a reply is read, follows ToolRL's
-own handler; the three sentences below have its meaning in our words.
+The format is that of the training rows: their system prompt with the tools listed in it (``system_prompt.txt``), and
+one user message with the whole dialogue. Building the prompt and parsing the reply follow ToolRL's own handler; the
+three sentences below paraphrase its sentences.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 
 _SYSTEM_PROMPT = Path(__file__).with_name("system_prompt.txt").read_text().rstrip("\n")
 
-#: Follows the user's words. In items of several turns as well: the stock package does not tell ToolRL's handler of
-#: which kind an item is, and its sentence for several turns is never used.
+#: Follows the user's words, also in multi-turn items: the stock package does not tell ToolRL's handler the kind of an
+#: item, so its multi-turn sentence is never used.
 SINGLE_TURN = (
     "If none of the tools fits, or a required parameter is missing, tell me so in your response without any tool call, "
     "or call a tool named 'None'. Otherwise use one or more tool calls to complete the task in this turn."
 )
-#: Follows the user's words in an item of several turns if that is asked for (``--multi-turn-sentence``).
+#: Follows the user's words in a multi-turn item with ``--multi-turn-sentence``.
 MULTI_TURN = (
     "Use the tool calls that are needed to complete the task. You may call tools over several rounds, so that you can "
     "try and correct yourself: plan how to reach the goal step by step, and begin. If no tool applies, or a required "
@@ -54,7 +54,7 @@ def user_message(messages: Sequence[dict[str, str]], sentence: str = SINGLE_TURN
     Args:
         messages (Sequence[dict]): ``role`` (user, assistant, tool; system messages are left out, as in ToolRL's
             handler) and ``content`` of each; a tool's also has its ``name``.
-        sentence (str): what follows the user's words.
+        sentence (str): added after the user's words.
     """
     parts = ["**Dialogue Records History**\n"]
     for message in messages:
@@ -74,7 +74,7 @@ def user_message(messages: Sequence[dict[str, str]], sentence: str = SINGLE_TURN
 def tool_calls(reply: str) -> list[tuple[str, Any]]:
     """Name and parameters of each tool call of a reply, for the syntax checker. Never raises.
 
-    A line that is no call is skipped, and so is a call of 'None', which is how a model says that no tool fits.
+    Skips lines that are not calls, and calls of 'None', with which a model says that no tool fits.
     """
     return [
         (call["name"], call["parameters"])
@@ -86,11 +86,11 @@ def tool_calls(reply: str) -> list[tuple[str, Any]]:
 def executable_calls(reply: str) -> list[str]:
     """The tool calls of a reply as Python source, for BFCL's simulated tools.
 
-    As in ToolRL's handler, a call without parameters runs, as ``name()``, and one without a name does not parse there.
+    As in ToolRL's handler, a call without parameters runs as ``name()``, and one without a name does not parse.
 
     Raises:
-        ValueError: for a name that is no string, or parameters that are no dictionary. BFCL then runs none of the
-            reply's calls and goes on with the next turn.
+        ValueError: if the name is not a string, or the parameters are not a dictionary. BFCL then runs none of the
+            reply's calls and continues with the next turn.
     """
     sources = []
     for call in _objects(reply):
@@ -103,7 +103,7 @@ def executable_calls(reply: str) -> list[str]:
 
 
 def _objects(reply: str) -> list[dict[str, Any]]:
-    """The JSON objects, one a line, between the last ``<tool_call>`` and the next ``</tool_call>``, if there is one."""
+    """The JSON objects, one per line, between the last ``<tool_call>`` and the next ``</tool_call>``, if any."""
     _, opening, rest = reply.rpartition("<tool_call>")
     found = []
     for line in rest.partition("</tool_call>")[0].strip().split("\n") if opening else []:

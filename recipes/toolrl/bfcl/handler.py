@@ -1,8 +1,8 @@
 """BFCL's handler for our models, and its entry in BFCL's list of models.
 
-The server applies the checkpoint's own chat template, so the prompt is tokenised as in training. ``BaseHandler`` and
-not ``OSSHandler``: the latter formats and tokenises prompts itself, for which it needs transformers, and starts
-servers, which is :mod:`recipes.toolrl.evaluate`'s business here.
+The server applies the checkpoint's chat template, so the prompt is tokenised as in training. The base class is
+``BaseHandler``, not ``OSSHandler``: that one formats and tokenises prompts itself, which needs transformers, and starts
+servers, which :mod:`recipes.toolrl.evaluate` does here.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from recipes.toolrl.bfcl.dialogue import (
 )
 from recipes.toolrl.bfcl.results import RefusedAtOnce
 
-#: Our entry in BFCL's list. No underscore: its evaluation takes that for a slash.
+#: Our entry in BFCL's list. No underscore: BFCL's evaluation turns that into a slash.
 NAME = "saw"
 
 
 class ToolRLHandler(BaseHandler):
-    """Asks an OpenAI-compatible server, in the form of ToolRL's training rows."""
+    """Asks an OpenAI-compatible server, in the format of ToolRL's training rows."""
 
-    #: Set by :func:`register`; BFCL makes the handlers, of which it knows no such arguments.
+    #: Set by :func:`register`: BFCL creates the handlers and cannot pass these as arguments.
     served_model = ""
     request: dict[str, Any] = {}  # noqa: RUF012
     multi_turn_sentence = False
@@ -102,8 +102,8 @@ class ToolRLHandler(BaseHandler):
         try:
             return create(**request)
         except BadRequestError:
-            # vLLM refuses a prompt that is within the context but leaves less of it than max_tokens. Without that
-            # parameter the rest of the context is the limit, as in BFCL's own handlers; what is too long stays so.
+            # vLLM refuses a prompt that fits the context but leaves less of it than max_tokens. Without max_tokens the
+            # rest of the context is the limit, as in BFCL's own handlers; a prompt that is too long is still refused.
             request.pop("max_tokens")
             return create(**request)
 
@@ -116,7 +116,7 @@ class ToolRLHandler(BaseHandler):
 
 
 def _without_surrogates(text: str) -> str:
-    """Half of a character, which JSON can hold and a file cannot, as a question mark."""
+    """Replace lone surrogates, which JSON can hold but a file cannot, by question marks."""
     return text.encode(errors="replace").decode()
 
 
@@ -134,10 +134,10 @@ def register(
     Args:
         base_url (str | None): the server, ``http://host:port/v1``; None to decode and score only.
         served_model (str): the model's name there.
-        sampling (Sampling | None): how replies are drawn; needed with a server.
-        seed (int): of the drawing.
-        multi_turn_sentence (bool): in items of several turns, ToolRL's sentence for these follows the user's words.
-        time_limit (float): seconds for a request.
+        sampling (Sampling | None): sampling parameters; needed with a server.
+        seed (int): of the sampling.
+        multi_turn_sentence (bool): in multi-turn items, ToolRL's multi-turn sentence follows the user's words.
+        time_limit (float): seconds per request.
     """
     ToolRLHandler.multi_turn_sentence = multi_turn_sentence
     if base_url is not None and sampling is not None:

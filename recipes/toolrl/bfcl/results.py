@@ -1,6 +1,6 @@
-"""BFCL's result files of one run: which items have a reply, which the server refused, which have to be asked again.
+"""BFCL's result files of one run: which items have a reply, were refused by the server, or must be asked again.
 
-BFCL writes down a failed request as the item's reply, and then counts it as a wrong answer, whatever the reason.
+BFCL records a failed request as the item's reply, and counts it as a wrong answer whatever the reason.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from saw.records.files import keep_lines, read_lines
 
 #: What BFCL writes instead of a reply when a request fails.
 FAILED = "Error during inference"
-#: In the traceback: the server refused the request (HTTP 400), for example as too long, and would do so again.
+#: In the traceback: the server refused the request (HTTP 400), for example because it is too long; a retry is useless.
 REFUSED = "BadRequestError"
 
 
 class RefusedAtOnce(RuntimeError):
-    """The server refused an item's first request: nothing that the model has said is the reason."""
+    """The server refused an item's first request, so the model's replies are not the reason."""
 
 
 def read(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """The entries of each category, ``id`` and ``result`` and, of a failed one, ``traceback``.
+    """The entries of each category: ``id``, ``result`` and, if the request failed, ``traceback``.
 
     Args:
         folder (Path): holds result files at any depth.
@@ -39,8 +39,8 @@ def refusals(folder: Path) -> dict[str, Any]:
     """How many items the server refused.
 
     Returns:
-        dict[str, Any]: ``items``, ``at_once`` (of these, with their first request; an item of several turns may also
-        outgrow the model's context later), and ``categories``, the items of each category that has some.
+        dict[str, Any]: ``items``; ``at_once``, those refused with their first request (a multi-turn item may also
+        outgrow the model's context later); and ``categories``, the refused items per category.
     """
     refused = {name: [entry for entry in entries if is_refused(entry)] for name, entries in read(folder).items()}
     return {
@@ -51,12 +51,12 @@ def refusals(folder: Path) -> dict[str, Any]:
 
 
 def fault_of_refusals(folder: Path, limit: float) -> str | None:
-    """Why a run is none because of what the server refused with the first request; None if it is one.
+    """Why a run is invalid: the server refused too many first requests; None if it is valid.
 
     Args:
         folder (Path): of the result files.
-        limit (float): largest share of the run's items. A category that was refused as a whole is too much as well,
-            unless the limit is 1, and so is a run without any reply.
+        limit (float): largest share of the run's items that may be refused. A category refused as a whole is too much
+            unless the limit is 1; a run without any reply always is.
     """
     results = read(folder)
     refused = {name: [entry for entry in entries if _is_refused_at_once(entry)] for name, entries in results.items()}
@@ -74,13 +74,13 @@ def fault_of_refusals(folder: Path, limit: float) -> str | None:
 
 
 def forget(folder: Path, at_once: bool = False) -> list[str]:
-    """Take entries out of the result files, so that their items are asked again.
+    """Remove entries from the result files, so that their items are asked again.
 
-    These are lines that a kill has cut, failures that are not the item's own fault, such as a server that was not
-    there, and, if that is asked for, items that the server refused with their first request.
+    Removes lines cut off by a kill, failures that are not the item's fault, such as an unreachable server, and, with
+    ``at_once``, items that the server refused with their first request.
 
     Returns:
-        list[str]: what each one was.
+        list[str]: a description of each removed entry.
     """
 
     def is_reply(entry: Any) -> bool:
@@ -109,7 +109,7 @@ def absent(folder: Path, wanted: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def replies(folder: Path) -> Iterator[str]:
-    """Every reply of the model: one of a single-turn item, of one with several turns all."""
+    """Every reply of the model: one per single-turn item, all of a multi-turn item."""
     for entries in read(folder).values():
         for entry in entries:
             if not is_refused(entry):

@@ -144,8 +144,22 @@ def _offload_unpinned(fsdp_utils: Any) -> None:
     fsdp_utils.CPUOffloadPolicy = lambda pin_memory=False: stock(pin_memory=False)
 
 
+@when_imported("verl.utils.fsdp_utils")
+def _save_copies(fsdp_utils: Any) -> None:
+    # separate_async saves a step's first weights to the CPU, for all of its mini-batches. Those that are there already
+    # would be saved as themselves, and change with the next update.
+    stock = fsdp_utils.fsdp2_sharded_save_to_cpu
+
+    @functools.wraps(stock)
+    def save(model: torch.nn.Module) -> tuple[dict[str, tuple[torch.Tensor, Any]], Any]:
+        shards, spec = stock(model)
+        return {name: (shard.clone(), own) for name, (shard, own) in shards.items()}, spec
+
+    fsdp_utils.fsdp2_sharded_save_to_cpu = save
+
+
 @when_imported("verl.checkpoint_engine.base")
 def _register_weight_transfer(base: Any) -> None:
-    # verl has none for a CPU; only a trainer apart from its rollout asks for it.
+    # verl has none for a CPU; only a trainer with a separate rollout uses it.
     engine = lazy_import("saw.verl.patches.cpu_weights", "CPUCheckpointEngine")
     base.CheckpointEngineRegistry._registry["cpu"] = engine

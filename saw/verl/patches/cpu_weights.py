@@ -1,7 +1,7 @@
-"""verl on a CPU: how a trainer hands its weights to a rollout apart from it, in ``separate_async``.
+"""verl on a CPU: sends a trainer's weights to a separate rollout, in ``separate_async``.
 
-verl 0.9.1 has checkpoint engines for NCCL, NIXL and the like, and none for a CPU. This one puts all weights of a step
-into a store of torch's: right for the small models that one rehearses with on a CPU.
+verl 0.9.1 has checkpoint engines for NCCL, NIXL and the like, but none for a CPU. This one puts all weights of a step
+into a torch store, which is enough for the small models of a rehearsal.
 Contract: ``tests/contract/test_async.py``.
 """
 
@@ -18,7 +18,7 @@ from torch.distributed import TCPStore
 from torch.distributed.tensor import DTensor
 from verl.checkpoint_engine.base import CheckpointEngine
 
-#: What the weights are called in the store.
+#: Key of the weights in the store.
 KEY = "weights"
 PATIENCE = timedelta(minutes=5)
 
@@ -27,7 +27,7 @@ class CPUCheckpointEngine(CheckpointEngine):
     """The trainer's first rank serves a store, and every other process is its client.
 
     Args:
-        bucket_size (int): verl's size of a part; the weights are one.
+        bucket_size (int): verl's bucket size; not used, the weights are sent in one piece.
         is_master (bool): whether this is the trainer's first rank.
     """
 
@@ -36,7 +36,7 @@ class CPUCheckpointEngine(CheckpointEngine):
         self._is_master = is_master
 
     def prepare(self) -> dict[str, Any]:
-        """Start the store, once; say where it is."""
+        """Start the store, once, and return its address."""
         if not self._is_master:
             return {}
         host = ray.util.get_node_ip_address().strip("[]")
@@ -48,11 +48,11 @@ class CPUCheckpointEngine(CheckpointEngine):
     def build_topology(
         cls, actor_wg_world_size: int, rollout_world_size: int, metadata: list[dict]
     ) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
-        """Everybody learns where the store is; ``metadata`` begins with the trainer's first rank."""
+        """Pass the store's address to every process; ``metadata`` begins with the trainer's first rank."""
         return {"address": [metadata[0]] * actor_wg_world_size}, {"address": [metadata[0]] * rollout_world_size}
 
     def init_process_group(self, address: dict[str, Any]) -> None:  # type: ignore[override]
-        """Connect to the store, once: it stays where it is."""
+        """Connect to the store, once: its address does not change."""
         if self._store is None:
             self._store = TCPStore(
                 address["host"], address["port"], is_master=False, wait_for_workers=False, timeout=PATIENCE
@@ -60,7 +60,7 @@ class CPUCheckpointEngine(CheckpointEngine):
 
     @torch.no_grad()
     async def send_weights(self, weights: Iterable[tuple[str, torch.Tensor]], global_steps: int | None = None) -> None:
-        """Put the weights into the store; every rank gathers, and the first one sends."""
+        """Put the weights into the store; every rank gathers, and only the first sends."""
         gathered = {
             name: (weight.full_tensor() if isinstance(weight, DTensor) else weight).cpu().clone()
             for name, weight in weights
@@ -78,12 +78,12 @@ class CPUCheckpointEngine(CheckpointEngine):
             yield item
 
     def finalize(self) -> None:
-        """Take the weights away, once everybody has them: the next ones have the same key."""
+        """Remove the weights once all have received them: the next ones have the same key."""
         if self._is_master:
             self._connected.delete_key(KEY)
 
     @property
     def _connected(self) -> TCPStore:
         if self._store is None:
-            raise RuntimeError("the weights' store is asked before init_process_group has connected to it")
+            raise RuntimeError("the weights' store is used before init_process_group has connected to it")
         return self._store

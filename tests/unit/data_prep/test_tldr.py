@@ -72,7 +72,7 @@ def test_overlong_posts_are_counted_and_left_out(tmp_path, posts, toy_model):
     ("change", "fault"),
     [
         ({"source": "absent.jsonl"}, "absent.jsonl: there is no such file"),
-        ({"sizes": (100, 8)}, "60 posts of at most 2048 tokens; 108 are wanted"),
+        ({"sizes": (100, 8)}, "60 posts of at most 2048 tokens; 108 are needed"),
         ({"columns": ("text", "completion")}, "there is no column 'text'; there are prompt, completion"),
     ],
 )
@@ -97,7 +97,7 @@ CHAT = [{"role": "user", "content": "a post"}]
     ],
 )
 def test_an_odd_row_is_named_by_file_row_and_fault(tmp_path, toy_model, row, fault, ending):
-    """Kind: a traceback from within, whatever the file's form."""
+    """Kind: an internal traceback, for any file format."""
     path = tmp_path / f"odd.{ending}"
     if ending == "parquet":
         Dataset.from_list([row]).to_parquet(path)
@@ -114,15 +114,15 @@ def test_an_odd_row_is_named_by_file_row_and_fault(tmp_path, toy_model, row, fau
 @pytest.mark.parametrize(
     ("name", "content", "fault"),
     [
-        ("a.jsonl", b'{"prompt": "p", "comp', "line 1: no JSON"),
-        ("a.jsonl", b'{"prompt": "p", "completion": "s"}\n{"prompt": "p", "comp', "line 2: no JSON"),
-        ("a.jsonl", b'{"prompt": "\xff"}', "line 1: no JSON"),
+        ("a.jsonl", b'{"prompt": "p", "comp', "line 1: not JSON"),
+        ("a.jsonl", b'{"prompt": "p", "completion": "s"}\n{"prompt": "p", "comp', "line 2: not JSON"),
+        ("a.jsonl", b'{"prompt": "\xff"}', "line 1: not JSON"),
         ("a.jsonl", b"[1, 2]\n", "row 0 is int; expected an object"),
-        ("a.json", b'[{"prompt": "p", "completion": "s"}, {"pro', "is no complete JSON array, after 1 rows"),
-        ("a.jsonl", b'{"prompt": "\\ud800", "completion": "s"}', "row 0: prompt holds half of a surrogate pair"),
+        ("a.json", b'[{"prompt": "p", "completion": "s"}, {"pro', "is not a complete JSON array, after 1 rows"),
+        ("a.jsonl", b'{"prompt": "\\ud800", "completion": "s"}', "row 0: prompt contains half of a surrogate pair"),
         ("a.json", b"7", "row 0 is int"),
-        ("a.parquet", b"", "is no complete parquet"),
-        ("a.parquet", b"PAR1 but not more", "is no complete parquet"),
+        ("a.parquet", b"", "is not a complete parquet"),
+        ("a.parquet", b"PAR1 but not more", "is not a complete parquet"),
         ("a.csv", b"a,b", "expected a .json, .jsonl or .parquet"),
     ],
 )
@@ -137,7 +137,7 @@ def test_a_cut_parquet_is_named(tmp_path, posts, toy_model):
     content = (tmp_path / "posts.parquet").read_bytes()
     for length in (len(content) - 1, len(content) // 2, 4):
         (tmp_path / "posts.parquet").write_bytes(content[:length])
-        with pytest.raises(BadSource, match=r"posts\.parquet is no complete parquet, after 0 rows"):
+        with pytest.raises(BadSource, match=r"posts\.parquet is not a complete parquet file, after 0 rows"):
             make(tmp_path / "out", tmp_path / "posts.parquet", toy_model)
 
 
@@ -154,7 +154,7 @@ def test_lines_end_at_a_line_feed_only(tmp_path, posts, toy_model):
         ("[]", "expected a list of ids under 'train'"),
         ('{"train": ["a"]}', "expected a list of ids under 'test'"),
         ('{"train": [1], "test": []}', "expected a list of ids under 'train'"),
-        ('{"train": ["a"], "test": ["a"]}', "names a twice"),
+        ('{"train": ["a"], "test": ["a"]}', "lists a twice"),
     ],
 )
 def test_broken_ids_are_named(tmp_path, posts, toy_model, ids, fault):
@@ -182,7 +182,7 @@ def test_without_a_network_it_says_what_to_do(tmp_path, toy_model, monkeypatch):
         raise ConnectionError("no network")
 
     monkeypatch.setattr("data_prep.tldr.load_dataset", unreachable)
-    with pytest.raises(BadSource, match=r"trl-lib/tldr at revision main could not be read.*give --source a file"):
+    with pytest.raises(BadSource, match=r"trl-lib/tldr at revision main could not be read.*use --source FILE"):
         prepare(tmp_path, source=None, tokenizer=str(toy_model))
 
 

@@ -83,7 +83,7 @@ def test_a_parquet_of_the_originals_form_passes_unchanged(tmp_path):
 
 
 def test_thoughts_that_quote_the_tag_are_rejected_and_long_prompts_counted(tmp_path, toy_model):
-    """ToolRL's SFT split has such thoughts: such a reference can score nothing."""
+    """ToolRL's SFT split has such thoughts, which cannot be used as a reference."""
     rows = [raw_row(seed) for seed in range(100)]
     quoting = [10, 11, 50]
     for number in quoting:
@@ -124,7 +124,7 @@ def test_bad_rows_are_named(tmp_path, change, fault):
 
 def test_broken_files_are_named(tmp_path):
     (tmp_path / "half.json").write_text(json.dumps(raw_rows(3))[:-40])
-    with pytest.raises(BadSource, match=r"half\.json is no complete JSON array"):
+    with pytest.raises(BadSource, match=r"half\.json is not a complete JSON array"):
         prepare(str(tmp_path / "half.json"), tmp_path / "out")
     (tmp_path / "rows.csv").write_text("a,b")
     with pytest.raises(BadSource, match=r"expected a \.json or a \.parquet, not \.csv"):
@@ -176,7 +176,7 @@ def write_parquet(path, rows) -> str:
     ],
 )
 def test_an_odd_parquet_is_named_by_file_row_and_fault(tmp_path, change, fault):
-    """Kind: a traceback from within, or a row that only fails in training."""
+    """Kind: an internal traceback, or a row that only fails in training."""
     rows = [{**VERL_ROW, **change} for _ in range(2)]  # a parquet's columns have one type
     if "removed" in change.values():
         rows = [{key: value for key, value in row.items() if key not in change} for row in rows]
@@ -186,7 +186,7 @@ def test_an_odd_parquet_is_named_by_file_row_and_fault(tmp_path, change, fault):
 
 
 def test_columns_that_are_not_kept_are_named(tmp_path, caplog):
-    """Kind: a part of the data is dropped and nobody told, or stops the job with a traceback."""
+    """Kind: a part of the data is dropped silently, or stops the job with a traceback."""
     prompt = [turn | {"name": None} for turn in VERL_ROW["prompt"]]
     info = VERL_ROW["extra_info"] | {"tools_kwargs": "t"}
     row = {**VERL_ROW, "agent_name": "a", "extra_info": info, "prompt": prompt}
@@ -217,12 +217,12 @@ def test_a_text_that_is_no_utf_8_is_named(tmp_path):
 @pytest.mark.parametrize("name", ["train.parquet", "raw.json"])
 @pytest.mark.parametrize("cut", [0, 1, 7, 300, -1, -7, -300])
 def test_a_cut_file_is_named(tmp_path, name, cut):
-    """Kind: a file of which the end, or all, is missing."""
+    """Kind: a file that is cut off or empty."""
     path = tmp_path / name
     write_parquet(path, [VERL_ROW] * 20) if name == "train.parquet" else write_raw(path, raw_rows(20))
     path.write_bytes(path.read_bytes()[:cut])
     kind = "parquet" if name == "train.parquet" else "JSON array"
-    with pytest.raises(BadSource, match=rf"{name} is no (complete )?{kind}"):
+    with pytest.raises(BadSource, match=rf"{name} is not a (complete )?{kind}"):
         prepare(str(path), tmp_path / "out")
 
 
@@ -239,18 +239,18 @@ def test_a_damaged_parquet_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("content", "fault"),
     [
-        ('{"a": 1}', "is no JSON array: it begins with map"),
-        ('"text"', "is no JSON array"),
-        ('{"instruction": "a"}\n{"instruction": "b"}\n', "is no JSON array"),
+        ('{"a": 1}', "is not a JSON array: it begins with map"),
+        ('"text"', "is not a JSON array"),
+        ('{"instruction": "a"}\n{"instruction": "b"}\n', "is not a JSON array"),
         ("[1]", "row 0: it is int; expected an object"),
         ('[["a"]]', "row 0: it is list"),
         ("[null]", "row 0: it is NoneType"),
         ('[{"instruction": [{"role": "user", "content": "x"}]}]', "row 0: instruction is a list of messages; expected"),
         ('[{"instruction": 7}]', r"row 0: instruction is 7 \(int\)"),
         ('[{"instruction": "a", "input": "b", "output": {"x": 1}}]', "row 0: output is"),
-        (b'[{"instruction": "\xff", "input": "b", "output": "c"}]', "is no complete JSON array, after 0 rows"),
-        ("[" * 5000, "is no complete JSON array"),
-        ("<html>not found</html>", "is no complete JSON array"),
+        (b'[{"instruction": "\xff", "input": "b", "output": "c"}]', "is not a complete JSON array, after 0 rows"),
+        ("[" * 5000, "is not a complete JSON array"),
+        ("<html>not found</html>", "is not a complete JSON array"),
         ("[]", "leaves no row for train"),
     ],
 )
@@ -270,11 +270,11 @@ def test_a_tokenizer_that_cannot_be_used_is_named(tmp_path):
 
 
 class Source(BaseHTTPRequestHandler):
-    """A server whose file may change between two requests, and whose transfers may break off."""
+    """A server whose file may change between two requests, and whose transfers may be interrupted."""
 
     files: ClassVar[dict[str, bytes]] = {}
     validators: ClassVar[bool] = True
-    breaks: ClassVar[list[str]] = []  # how each of the next answers ends, the first first
+    breaks: ClassVar[list[str]] = []  # how each of the next answers ends, in order
     asked: ClassVar[list[str]] = []
 
     def do_GET(self):
@@ -305,7 +305,7 @@ class Source(BaseHTTPRequestHandler):
         self.wfile.write(body[: len(body) // 2] if how == "half" else body)
 
     def log_message(self, *args):
-        """Quiet."""
+        """Log nothing."""
 
 
 OLD, NEW = b"old" * 50_000, b"new!" * 50_000
@@ -332,7 +332,7 @@ def test_a_download_that_fails_leaves_no_file(tmp_path, server, how):
 
 @pytest.mark.parametrize("new", [NEW, NEW[: len(OLD) // 4], NEW[: len(OLD) // 2], NEW[: len(OLD)], b""])
 def test_a_file_that_changed_between_two_tries_is_the_new_one(tmp_path, server, new):
-    """Kind: what came of the old version and what comes of the new one end up in one file; whichever is longer."""
+    """Kind: parts of the old and the new version end up in one file; either may be longer."""
     Source.breaks = ["half"]
     with pytest.raises(DownloadFailed):
         fetch(f"{server}/rows.json", tmp_path)
@@ -342,14 +342,14 @@ def test_a_file_that_changed_between_two_tries_is_the_new_one(tmp_path, server, 
 
 @pytest.mark.parametrize("left", [OLD[:1000], OLD, OLD + b"more"])
 def test_what_an_earlier_version_left_is_not_gone_on_with(tmp_path, server, left):
-    """Kind: a half file of unknown origin is taken for the beginning, or, by a 416, for all of it."""
+    """Kind: half a file of unknown origin is taken for the beginning or, after a 416, for the whole file."""
     (tmp_path / "rows.json.part").write_bytes(left)
     Source.files["/rows.json"] = NEW
     assert fetch(f"{server}/rows.json", tmp_path).read_bytes() == NEW
 
 
 def test_a_file_is_fetched_once_and_from_where_it_is_asked_for(tmp_path, server):
-    """Kind: a file of the same name from elsewhere is taken for the one that is asked for."""
+    """Kind: a file with the same name from another source is taken for the requested one."""
     Source.files |= {"/other/rows.json": NEW, "/rows.json?version=2": NEW}
     for _ in range(2):
         assert fetch(f"{server}/rows.json", tmp_path).read_bytes() == OLD
@@ -360,7 +360,7 @@ def test_a_file_is_fetched_once_and_from_where_it_is_asked_for(tmp_path, server)
     Source.breaks = ["half"]
     with pytest.raises(DownloadFailed):
         fetch(f"{server}/rows.json", tmp_path)
-    assert fetch(f"{server}/rows.json?version=2", tmp_path).read_bytes() == NEW  # what stood there stands
+    assert fetch(f"{server}/rows.json?version=2", tmp_path).read_bytes() == NEW  # the existing file is unchanged
 
 
 @pytest.mark.parametrize(
@@ -379,10 +379,10 @@ def test_an_address_without_a_file_is_refused(tmp_path):
         "http://127.0.0.1:9/a/..",
         "http://127.0.0.1:9/data/?a=rows.json",
     ):
-        with pytest.raises(DownloadFailed, match="names no file"):
+        with pytest.raises(DownloadFailed, match="does not name a file"):
             fetch(address, tmp_path)
 
 
 def test_no_network_says_what_to_do(tmp_path):
-    with pytest.raises(DownloadFailed, match="fetch the file elsewhere and pass its path"):
+    with pytest.raises(DownloadFailed, match="download the file elsewhere and pass its path"):
         fetch("http://127.0.0.1:9/rows.json", tmp_path)

@@ -313,7 +313,7 @@ def test_a_tables_trainings_are_started_for_gpus(table, tmp_path, monkeypatch, c
         arguments = table_2.parse(out)
         table_2.check(arguments)
         _, chains = table_2.plan(arguments, {})
-        assert "requests a training" in capsys.readouterr().out  # a configuration was composed
+        assert "per training about" in capsys.readouterr().out  # a configuration was composed
     trainings = [stage for stages in chains.values() for stage in stages if stage.name in ("train", "merge")]
     assert len(trainings) == 2 * len(chains)
     for stage in trainings:

@@ -201,7 +201,7 @@ def test_summaries_that_were_drawn_otherwise_are_not_taken_for_these(summarising
 def test_summaries_of_unknown_sampling_are_refused(summarising, tmp_path):
     summarising()
     (tmp_path / "out" / "settings.json").unlink()
-    with pytest.raises(SystemExit, match=r"no settings\.json says how they were written"):
+    with pytest.raises(SystemExit, match=r"no settings\.json with their settings"):
         summarising()
 
 
@@ -209,7 +209,7 @@ def test_summaries_of_other_posts_are_refused(summarising, tmp_path):
     summarising()
     rows = pq.read_table(tmp_path / "test.parquet").to_pylist()
     pq.write_table(pa.Table.from_pylist(rows[::-1]), tmp_path / "test.parquet")
-    with pytest.raises(SystemExit, match="of other posts"):
+    with pytest.raises(SystemExit, match="but not of the posts of"):
         summarising()
 
 

@@ -35,13 +35,13 @@ def test_finished_stages_are_skipped(tmp_path, capsys):
         run_all(stages[:1], {"chain": stages[1:]}, lambda: ended.append(1))
     assert counted(tmp_path) == ["one", "two"]
     assert len(ended) == 2
-    assert capsys.readouterr().out.count("stands from before") == 2
+    assert capsys.readouterr().out.count("already done, skipped") == 2
     assert json.loads((tmp_path / "two.done.json").read_text())["seconds"] >= 0
 
 
 def test_a_failed_chain_ends_and_the_others_go_on(tmp_path):
     broken = [count(tmp_path, "bad", then="raise SystemExit(3)"), count(tmp_path, "never")]
-    with pytest.raises(SystemExit, match="1 of 2 failed: a; the same command goes on there"):
+    with pytest.raises(SystemExit, match="1 of 2 failed: a; rerun the same command to resume"):
         run_all([], {"a": broken, "b": [count(tmp_path, "good")]}, lambda: count(tmp_path, "table").run())
     assert counted(tmp_path) == ["bad", "good", "table"]
 

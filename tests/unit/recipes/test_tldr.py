@@ -158,7 +158,7 @@ def test_the_whole_table_is_six_rows_of_three_stages(ready, capsys):
     requests = 110 * 1024 + 13 * 256 + 4 * 256
     dollars = requests * (800 * 0.5 + 30 * 3.0) / 1e6
     printed = capsys.readouterr().out
-    assert f"about {requests:,} requests a training" in printed
+    assert f"per training about {requests:,} requests" in printed
     assert f"12 trainings: ${dollars * 12:.0f}" in printed
     assert "sk-test" not in printed + str(chains)
 
@@ -209,5 +209,5 @@ def test_wrong_options_are_refused(ready, options, fault, capsys):
 
 
 def test_a_judge_that_only_verl_serves_cannot_evaluate(tmp_path):
-    with pytest.raises(JudgeError, match="it is served by verl while it trains"):
+    with pytest.raises(JudgeError, match="verl serves it only during training"):
         judge_options("verl", ["reward.reward_model.model_path=m"], tmp_path / "faults")

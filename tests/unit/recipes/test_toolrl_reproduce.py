@@ -77,8 +77,8 @@ def test_the_rehearsal_is_the_same_plan_with_a_toy_size(ready):
     ("options", "fault"),
     [
         (["--source", "absent.json"], "absent.json: there is no such file"),
-        (["--gpus", "8"], "1 nodes x 8 wanted, 4 on this machine"),
-        (["--nodes", "2"], "RAY_ADDRESS must name a Ray cluster"),
+        (["--gpus", "8"], "1 nodes x 8 needed, 4 on this machine"),
+        (["--nodes", "2"], "RAY_ADDRESS must name a running Ray cluster"),
     ],
 )
 def test_what_is_missing_is_named(ready, options, fault):
@@ -122,7 +122,7 @@ def test_a_platform_that_a_table_would_overrule_is_refused(ready, monkeypatch, v
         (["--rehearse"], "takes neither --source nor --skip-bad"),
         (["--method", "ppo"], "invalid choice: 'ppo'"),
         *(  # kind: an override by which a training would be counted in another row
-            ([f"{key}=other"], f"'{key}=other' would put a training into another row's place")
+            ([f"{key}=other"], f"'{key}=other' would move a training to another row of the table")
             for key in ("reading", "saw.method", "model", "data.seed", "experiment")
         ),
         (["--dry"], "--dry"),  # the script, which has to know a dry run, knows it by its whole name

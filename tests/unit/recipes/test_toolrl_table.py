@@ -156,4 +156,4 @@ def test_a_training_that_does_not_say_its_reading_is_left_out(tmp_path):
     path.write_text(json.dumps({**cell, "kl": "as_released"}))
     text, rows, _ = TABLE.make(tmp_path)
     assert all(row["seeds"] == 0 for row in rows)
-    assert "does not say which reading" in text
+    assert "does not name the reading" in text

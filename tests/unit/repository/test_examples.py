@@ -27,9 +27,9 @@ CALL = '<tool_call>\n{"name": "get_weather", "parameters": {"city": "Oslo"}}\n</
 
 
 def shown_command(example: str) -> tuple[dict[str, str], list[str]]:
-    """The environment and the arguments of the ``python -m saw train`` command that an example shows."""
+    """The environment and the arguments of the ``saw train`` command that an example shows."""
     text = (EXAMPLES / example).read_text().replace("\\\n", "")
-    ((environment, arguments),) = re.findall(r"^[# ]*(.*?)python -m saw train (.*)$", text, re.M)
+    ((environment, arguments),) = re.findall(r"^[# ]*(.*?)bash scripts/run.sh saw train (.*)$", text, re.M)
     return dict(pair.split("=") for pair in environment.split()), shlex.split(arguments)
 
 

@@ -508,7 +508,7 @@ def test_the_active_python_is_checked_and_left_as_it_is(machine):
     assert result.returncode == 1
     assert "recipes.quickstart" not in machine.log.read_text()
     machine.has("python", PYTHON.replace("VERSION", "3.10"))
-    assert "no Python 3.11 or 3.12" in machine.refuses(SAW_VENV="active")
+    assert "is not Python 3.11 or 3.12" in machine.refuses(SAW_VENV="active")
 
 
 def test_the_active_python_has_bfcl_s_environment_beside_it(machine):

@@ -87,7 +87,7 @@ WRONG_BATCHES = {
     "one of two": ({f"{ROLLOUT}.log_prob_use_dynamic_bsz": True}, "log_prob_use_dynamic_bsz is True and"),
     "the other": (
         {"actor_rollout_ref.actor.use_dynamic_bsz": True, f"{ROLLOUT}.log_prob_use_dynamic_bsz": False},
-        "use_dynamic_bsz True, and one worker",
+        "use_dynamic_bsz True, but one worker",
     ),
     "no rows": (
         {f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu": None, f"{ROLLOUT}.log_prob_micro_batch_size": 8},
@@ -130,7 +130,7 @@ WRONG_INPUTS = {
         {"reward.custom_reward_function.path": "pkg://saw.nope"},
         "custom_reward_function.path is 'pkg://saw.nope'",
     ),
-    "a reward function": ({"reward.custom_reward_function.name": "nope"}, "its name 'nope'"),
+    "a reward function": ({"reward.custom_reward_function.name": "nope"}, "its name is 'nope'"),
     "tools": ({f"{ROLLOUT}.multi_turn.tool_config_path": NOWHERE}, "tool_config_path is '/nowhere/at/all'"),
     "a checkpoint": (
         {"trainer.resume_mode": "resume_path", "trainer.resume_from_path": f"{NOWHERE}/global_step_3"},

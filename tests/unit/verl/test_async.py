@@ -28,6 +28,7 @@ from saw.verl.reward_ranges import RewardRanges
 from saw.verl.trainer import BadReward, SAWSeparateAsyncTrainer, TooManyMissing
 from saw.verl.weight_state import State
 from tests.configs import composed_with
+from tests.conftest import PLATFORM
 
 NAN = math.nan
 #: By parts of these names verl would sum, or take the least or the largest of, the metrics of mini-batches.
@@ -247,8 +248,8 @@ def test_a_stop_saves_nothing_and_names_the_checkpoint_to_go_on_from(trainer, mo
     monkeypatch.setattr(PPOTrainer, "_save_checkpoint", lambda self: pytest.fail("a checkpoint was saved"))
     batches = [FIRST, SECOND]
     batches[position] = rows([NAN, NAN, 1.0, 0.0], [30.0, 31.0, 32.0, 33.0])
-    where = "global_step_1" if saved else "its start, as it has no checkpoint"
-    with pytest.raises(TooManyMissing, match=f"goes on from .*{where}"):
+    where = "global_step_1" if saved else "the start: there is no checkpoint"
+    with pytest.raises(TooManyMissing, match=f"resumes from .*{where}"):
         made.do(monkeypatch, *batches)
     assert made.global_steps == STEP
 
@@ -338,7 +339,7 @@ SEPARATE = {
     "actor_rollout_ref.actor.ppo_mini_batch_size": 16,
     "actor_rollout_ref.rollout.nnodes": 1,
     "actor_rollout_ref.rollout.n_gpus_per_node": 1,
-    ENGINE: "cpu",
+    ENGINE: "cpu" if PLATFORM == "cpu" else "nccl",
 }
 SWITCH = {f"{SECTION}.hybrid_rollout.enable_switch": True}
 
@@ -348,7 +349,9 @@ def quickstart(*changes: dict[str, Any]) -> DictConfig:
     return composed_with(("experiment=quickstart",), {key: value for each in changes for key, value in each.items()})
 
 
-@pytest.mark.parametrize("mode", [SYNC, COLOCATE, SEPARATE])
+@pytest.mark.parametrize(
+    "mode", [SYNC, COLOCATE, SEPARATE, SEPARATE | {"actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": 48}]
+)
 def test_every_mode_passes(mode):
     assert check_config(quickstart(mode)) is not None
 
@@ -367,10 +370,28 @@ def test_every_mode_passes(mode):
         (COLOCATE, {"trainer.v1.colocate_async.parameter_sync_step": 2}, r"colocate_async\.parameter_sync_step is 2"),
         (SYNC, {"trainer.v1.sync.parameter_sync_step": 2}, r"trainer\.v1\.sync\.parameter_sync_step is 2"),
         (SEPARATE, {"data.train_batch_size": 33}, "data.train_batch_size is 33; expected .* 2 x .* 16"),
+        (
+            SEPARATE,
+            {"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": 48},
+            r"actor\.ppo_micro_batch_size_per_gpu is 48; expected a divisor of the 64 samples",
+        ),
+        (
+            SEPARATE,
+            {"data.train_batch_size": 8, "actor_rollout_ref.actor.ppo_mini_batch_size": 4},
+            r"rollout\.log_prob_micro_batch_size_per_gpu is 32; expected a divisor of the 16 samples",
+        ),
+        (
+            SEPARATE,
+            {
+                "actor_rollout_ref.actor.use_kl_loss": True,
+                "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": 48,
+            },
+            r"ref\.log_prob_micro_batch_size_per_gpu is 48; expected a divisor of the 64 samples",
+        ),
         (SEPARATE, {"actor_rollout_ref.rollout.nnodes": 0}, r"rollout\.nnodes is 0; expected at least 1"),
         (SEPARATE, {"actor_rollout_ref.rollout.n_gpus_per_node": 0}, r"rollout\.n_gpus_per_node is 0"),
-        (SEPARATE, {ENGINE: "naive"}, "backend is 'naive'.*set it to cpu"),
-        (SEPARATE, {ENGINE: "nccl"}, "backend is 'nccl'.*set it to cpu"),
+        (SEPARATE, {ENGINE: "naive"}, "backend is 'naive'.*set it to"),
+        pytest.param(SEPARATE, {ENGINE: "nccl"}, "'nccl'.*set it to cpu", marks=pytest.mark.cpu_platform),
         (SEPARATE, {"actor_rollout_ref.hybrid_engine": False}, r"hybrid_engine is False.*set it to True"),
         (SEPARATE, SWITCH, r"saw\.poll_interval is 0\.2.*set saw\.poll_interval to 2"),
     ],

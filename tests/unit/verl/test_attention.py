@@ -115,7 +115,7 @@ def test_sdpa_where_it_cannot_work_with_the_reason_the_cost_and_the_remedy(gpu, 
     config = gpu()
     choice = choose(config)
     assert (choice.name, choice.fused) == ("sdpa", True)
-    for part in (says, "squared", "fused", "--no-build-isolation flash-attn=="):
+    for part in (says, "quadratic", "fused", "--no-build-isolation flash-attn=="):
         assert re.search(part, choice.reason), part
     assert "\n" not in choice.reason
     attention.apply(config, choice)
@@ -340,7 +340,7 @@ def test_the_actors_own_switch_which_verl_does_not_read_is_refused_where_it_says
     flash_attn()
     own = "actor_rollout_ref.actor.use_fused_kernels"
     for there in ("null", "False"):
-        with pytest.raises(ConfigError, match=f"{own} is True and {FUSED} {there.replace('null', 'None')}"):
+        with pytest.raises(ConfigError, match=f"{own} is True and {FUSED} is {there.replace('null', 'None')}"):
             choose(gpu(f"{own}=True", f"{FUSED}={there}"))
     assert choose(gpu(f"{own}=True", f"{FUSED}=True")).fused
 

@@ -511,7 +511,7 @@ def test_workers_that_live_are_asked_again_and_busy_ones_are_not(actors):
 def test_a_worker_that_has_died_is_noticed(actors, position):
     answers: list = [None, None]
     answers[position] = DEATH
-    with pytest.raises(AgentLoopDied, match="died, and its samples with it: The actor died: out of memory"):
+    with pytest.raises(AgentLoopDied, match="died, and its samples are lost: The actor died: out of memory"):
         Watch(actors(*answers)).look()
 
 

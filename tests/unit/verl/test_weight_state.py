@@ -173,7 +173,7 @@ def test_a_running_minimum_warns(caplog, monkeypatch):
             ["saw.options.informativeness=gradient_norm", "algorithm.rollout_correction.bypass_mode=true"],
             "bypass_mode is True.*set it to False",
         ),
-        (["saw.method=mo_grpo", "algorithm.use_kl_in_reward=true"], "saw.method 'mo_grpo' never sums the rewards"),
+        (["saw.method=mo_grpo", "algorithm.use_kl_in_reward=true"], "saw.method 'mo_grpo' has no summed reward"),
     ],
 )
 def test_what_makes_no_sense_stops_before_ray(overrides, message):
