@@ -94,7 +94,9 @@ def _keep_earlier_metrics(config: DictConfig) -> None:
     """Make verl's file logger write beside the checkpoints, and keep what a resumed training logged before."""
     if "file" in config.trainer.logger:
         path = Path(config.trainer.default_local_dir) / "metrics.jsonl"
-        path = Path(os.environ.setdefault("VERL_FILE_LOGGER_PATH", str(path.resolve())))
+        # set to nothing, verl would open a file without a name
+        path = Path(os.environ.get("VERL_FILE_LOGGER_PATH") or path.resolve())
+        os.environ["VERL_FILE_LOGGER_PATH"] = str(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         metrics_file.begin(path, resume=config.trainer.resume_mode != "disable")
 
@@ -144,8 +146,8 @@ def main(config: DictConfig) -> None:
     from verl.trainer import main_ppo
 
     check(config, os.environ.get("SAW_PLATFORM"))
-    _keep_earlier_metrics(config)
     _fork_workers(config)
+    _keep_earlier_metrics(config)  # the last thing that can fail before Ray
     with handover.handing_over(config):
         main_ppo.run_ppo(config, task_runner_class=main_ppo.TaskRunnerV1)
 

@@ -53,6 +53,8 @@ class RewardRanges:
                 ) from error
         kwargs = custom.get("reward_kwargs", {})
         plain: Any = OmegaConf.to_container(kwargs, resolve=True) if isinstance(kwargs, DictConfig) else kwargs
+        if not isinstance(plain, Mapping):
+            raise ConfigError(f"{KWARGS} is {plain!r}; expected a mapping from argument to value, such as {{}}")
         return cls(settings, function, dict(plain))
 
     def at(self, step: int) -> list[tuple[float, float]]:
