@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from saw.machine import accelerator, cluster
@@ -142,9 +144,18 @@ def check(config: DictConfig, platform: str | None) -> None:
 
 @hydra.main(config_path="pkg://saw.configs", config_name="train", version_base=None)
 def main(config: DictConfig) -> None:
-    """Check a composed configuration, then do what verl's own entry point does after its check."""
+    """Check a composed configuration, then do what verl's own entry point does after its check.
+
+    Raises:
+        ValueError: naming the key, for what can't work or doesn't exist, and in Hydra's multirun.
+    """
     from verl.trainer import main_ppo
 
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise ValueError(
+            "hydra.mode is MULTIRUN (--multirun), but all trainings of one process would write the same metrics: "
+            "saw sweep starts each in its own"
+        )
     check(config, os.environ.get("SAW_PLATFORM"))
     _fork_workers(config)
     _keep_earlier_metrics(config)  # the last thing that can fail before Ray

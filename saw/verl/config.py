@@ -52,6 +52,8 @@ class ObjectiveSettings(BaseModel):
         return self
 
 
+#: Objectives as they may be written.
+_EXAMPLE = "a mapping such as {accuracy: {minimum: 0, maximum: 1}}"
 #: What a mapping of objectives has for each name.
 _OF_AN_OBJECTIVE = [field for field in ObjectiveSettings.model_fields if field != "name"]
 
@@ -91,8 +93,10 @@ class Settings(BaseModel):
     @field_validator("objectives", mode="before")
     @classmethod
     def _named(cls, objectives: Any) -> Any:
-        if not isinstance(objectives, Mapping):
+        if isinstance(objectives, list | tuple):
             return objectives
+        if not isinstance(objectives, Mapping):
+            raise ValueError(f"it is {objectives!r}; expected {_EXAMPLE}, or a list of mappings with a name each")
         for name, rest in objectives.items():
             if not isinstance(rest, Mapping | None) or "name" in (rest or {}):
                 raise ValueError(f"{name!r} is {rest!r}; expected {', '.join(_OF_AN_OBJECTIVE)}, or nothing")
@@ -170,7 +174,9 @@ class Settings(BaseModel):
             settings = cls.model_validate(section)
             return settings._with_actor_lr(config)
         except ValidationError as error:
-            text = readable(error, NAME, cls)
+            text = readable(error, NAME, cls).replace(
+                f"{NAME}.objectives: Field required", f"{NAME}.objectives is not set; expected {_EXAMPLE}"
+            )
             given = section.get("objectives") if isinstance(section, Mapping) else None
             for number, name in enumerate(given if isinstance(given, Mapping) else ()):
                 text = text.replace(f"{NAME}.objectives.{number}.", f"{NAME}.objectives.{name}.")

@@ -5,10 +5,12 @@ import logging
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hydra.types import RunMode
 
 import saw.verl  # noqa: F401  it wraps verl's check
 from saw.runs import inputs, train
@@ -430,6 +432,18 @@ def test_a_refused_start_makes_no_folder(start, tmp_path):
     assert not (tmp_path / "new").exists()
     start(new)
     assert (tmp_path / "new").is_dir()
+
+
+def test_a_multirun_is_refused(start, earlier, monkeypatch):
+    """Kind: the second training of a process, which has the first one's variables, deletes the first one's metrics."""
+    before = contents(earlier)
+    monkeypatch.setattr(train.HydraConfig, "initialized", lambda: True)
+    monkeypatch.setattr(train.HydraConfig, "get", lambda: SimpleNamespace(mode=RunMode.MULTIRUN))
+    with pytest.raises(ValueError, match=r"hydra\.mode is MULTIRUN .* saw sweep"):
+        start()
+    assert contents(earlier) == before
+    monkeypatch.setattr(train.HydraConfig, "get", lambda: SimpleNamespace(mode=RunMode.RUN))
+    start()
 
 
 def test_verl_s_check_runs_once_and_what_is_open_is_settled_before_it_starts(start, monkeypatch):

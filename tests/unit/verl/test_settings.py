@@ -42,6 +42,8 @@ def test_mapping_and_list_mean_the_same():
         ({"objectives": {"a": {"minimum": 1, "maximum": 1}}}, ["maximum is 1", "above the minimum 1"]),
         ({"objectives": {"score": {"minimum": 0}}}, ["'score'", "reserved"]),
         ({"objectives": [{"name": "a", "minimum": 0}, {"name": "a", "minimum": 1}]}, ["'a'", "twice"]),
+        ({"objectives": None}, ["saw.objectives", "it is None", "{accuracy: {minimum: 0, maximum: 1}}"]),
+        ({"objectives": "a,b"}, ["saw.objectives", "it is 'a,b'", "{accuracy: {minimum: 0, maximum: 1}}"]),
         ({"objectives": {"a": 1}}, ["saw.objectives", "'a' is 1", "minimum, maximum, priority"]),
         ({"objectives": {"a": [0, 1]}}, ["saw.objectives", "'a' is [0, 1]", "minimum, maximum, priority"]),
         (
@@ -66,6 +68,11 @@ def test_a_wrong_objective_is_the_only_fault(objectives):
     with pytest.raises(ConfigError) as error:
         settings(objectives=objectives)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_absent_objectives_show_how_to_write_them():
+    with pytest.raises(ConfigError, match=r"saw\.objectives is not set; expected .*{accuracy: {minimum: 0"):
+        Settings.of(OmegaConf.create({"saw": {"method": "saw_gdpo"}}))
 
 
 def test_absent_section_shows_how_to_write_one():
