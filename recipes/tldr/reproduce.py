@@ -79,14 +79,9 @@ def plan(arguments: argparse.Namespace, environment: dict[str, str]) -> tuple[li
         shared = [Stage("toy_posts", out, posts), Stage("toy_model", out, warm)]
         few = ("--train-rows", "64", "--test-rows", "8", "--tokenizer", str(model))
         source = ("--source", str(out / "posts.jsonl"), *few)
-        overrides = [
-            "size=toy",
-            "data.max_prompt_length=192",
-            "actor_rollout_ref.rollout.max_model_len=240",
-            *overrides,
-        ]
-        overrides += [f"actor_rollout_ref.model.path={model}"]
-        overrides += [f"{JUDGE}.cache={out / 'verdicts.sqlite'}"]
+        lengths = ("data.max_prompt_length=192", "actor_rollout_ref.rollout.max_model_len=240")
+        overrides = ["size=toy", *lengths, *overrides, f"actor_rollout_ref.model.path={model}"]
+        overrides.append(f"{JUDGE}.cache={out / 'verdicts.sqlite'}")
     shared.append(Stage("data", data, ("-m", "data_prep.tldr", "--out", str(data), *source)))
     chains = {}
     for cell, seed in cells(arguments):
