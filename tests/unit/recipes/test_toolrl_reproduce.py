@@ -105,7 +105,7 @@ def test_a_missing_bfcl_environment_is_named_with_its_command(ready, monkeypatch
 
 @pytest.mark.parametrize("value", ["cpu", "CPU "])
 def test_a_platform_that_a_table_would_overrule_is_refused(ready, monkeypatch, value):
-    """Kind: the remedy SAW_PLATFORM=cpu alone, where a table's trainings have SAW_PLATFORM=gpu."""
+    """Kind: the remedy is SAW_PLATFORM=cpu alone, although a table's trainings have SAW_PLATFORM=gpu."""
     monkeypatch.setenv("SAW_PLATFORM", value)
     (fault,) = reproduce.check(reproduce.parse(ready))
     for part in ("SAW_PLATFORM", "--rehearse"):

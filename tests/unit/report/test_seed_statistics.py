@@ -83,7 +83,7 @@ def test_steps_to_a_threshold_by_hand():
 
 
 def test_area_under_a_curve_per_step_by_hand():
-    """It is no mean of the values: the first and the last count half, and a gap is drawn across."""
+    """It is not the mean of the values: the first and the last count half, and gaps are bridged."""
     assert area_per_step([1, 2, 4], [0.0, 1.0, 1.0]) == pytest.approx(2.5 / 3)
     assert area_per_step([1, 2, 3], [0.0, 0.0, 1.0]) == pytest.approx(0.25)  # the mean is 1/3
     assert area_per_step([1, 2, 3], [0.5, math.nan, 0.5]) == 0.5
@@ -112,7 +112,7 @@ def test_more_points_never_shrink_the_volume(points, value):
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=8))
 def test_the_front_is_what_no_point_beats(points):
-    """Kind: of equal points only one is kept. By the definition, whatever the order."""
+    """Kind: only one of several equal points is kept. Compared with the definition, in any order."""
     named = {str(place): point for place, point in enumerate(points)}
     beaten = {
         name

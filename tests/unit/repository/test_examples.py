@@ -90,7 +90,7 @@ REWARDS = torch.tensor([[1.0, -3.0], [0.9, 0.0], [1.0, 0.0], [0.9, -3.0]], dtype
 
 
 def test_own_weighting(own_weighting):
-    """What is lacking is 0.05 and 0.75 of the ranges."""
+    """The means are 0.05 and 0.75 of the range below the maximum."""
     result = saw.compute_advantage(REWARDS, [0, 0, 1, 1], torch.ones(4), method="lagging_gdpo", objectives=OBJECTIVES)
     assert result.weights.tolist() == pytest.approx([1 / (1 + math.exp(2.8)), 1 / (1 + math.exp(-2.8))])
     missing = REWARDS.clone()

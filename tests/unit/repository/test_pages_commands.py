@@ -59,7 +59,7 @@ def test_the_scripts_and_commands_that_are_named_exist(page):
 
 @pytest.mark.slow
 def test_the_bare_folder_for_a_gpu_is_complete_beside_another_package_of_that_name(tmp_path):
-    """Kind: an installed package called tests, which comes before a folder without __init__.py."""
+    """Kind: an installed package called tests, which is found before a folder without __init__.py."""
     (block,) = (block for block in blocks(ROOT / "docs" / "gpu_tests.md") if "bare" in block)
     (tmp_path / "site" / "tests").mkdir(parents=True)
     (tmp_path / "site" / "tests" / "__init__.py").write_text("# another project's\n")

@@ -108,7 +108,7 @@ def test_a_letter_is_read_from_its_line():
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_a_value_marked_p_is_quoted_from_the_review(path):
-    """Kind: a value said to be the paper's that nothing we can read of the paper shows."""
+    """Kind: a value is marked as the paper's, but no part of the paper that we have shows it."""
     review = [words for row in quotes().values() for words in row]
     evidence = SHOWN.get(str(path.relative_to(CONFIGS)), {})
     for key, value, letters in lettered(path):
@@ -121,7 +121,7 @@ def test_a_value_marked_p_is_quoted_from_the_review(path):
 
 
 def test_a_fact_marked_p_is_quoted_with_its_figures():
-    """Kind: as above, in docs/papers.md; and a quotation whose numbers are not those of its row."""
+    """Kind: as above, in docs/papers.md; or a quotation whose numbers differ from its row's."""
     marked = {name: value for _, name, value, source in rows_of_facts() if re.search(r"\bP\b", f"{source} {value}")}
     assert set(quotes()) == set(marked)
     for name, words in quotes().items():
@@ -227,7 +227,7 @@ def test_no_file_sends_a_reader_to_a_source_he_does_not_have():
 
 
 def test_every_relative_link_and_cited_document_is_there():
-    """Kind: the neighbour, a link or a cited page that leads nowhere."""
+    """Kind: as above, a link or a cited page that does not exist."""
     broken = []
     for path in tracked():
         text = path.read_text()

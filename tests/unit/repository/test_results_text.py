@@ -47,7 +47,7 @@ def speeds(column: str, *methods: str) -> list[float]:
 
 
 def odd(case: str, family: str, objective: str) -> tuple[float, float]:
-    """Steps to learn an objective beside an odd one: with equal weights, and the difference of SAW to these."""
+    """Steps to learn an objective beside an odd one: with equal weights, and SAW's difference from that."""
     (case,) = {row["case"] for row in table("study/tabular/misleading") if row["case"].startswith(case)}
     columns = f"{objective}_steps_{family}", f"{objective}_difference"
     base, gap = (cell("misleading", column, case=case, family=family) for column in columns)
@@ -657,7 +657,7 @@ def flat(file: str) -> str:
 
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.text[:50])
 def test_a_figure_is_what_the_data_gives(figure):
-    """Kind: text that differs from its data, by a slip, a rounding or a new measurement."""
+    """Kind: text that differs from its data because of a slip, rounding or a new measurement."""
     text = flat(figure.file)
     said = re.search(figure.pattern(), text)
     assert said, f"{figure.file} no longer has {figure.text!r}; change the entry in FIGURES together with the text"

@@ -43,7 +43,7 @@ UV = '#!/usr/bin/env bash\necho "uv $*" >> "$LOG"\nexit "${UV_FAILS:-0}"\n'
 
 
 class Machine:
-    """A machine with just what a test puts on it, and a copy of the repository's set-up."""
+    """A machine that has only what a test puts on it, and a copy of the repository's set-up."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.repository, self.bin = folder, folder / "repository", folder / "bin"
@@ -454,7 +454,7 @@ def test_a_script_runs_by_the_python_that_was_chosen(machine, script, arguments,
 
 @pytest.mark.parametrize("script", ["reproduce_table1", "reproduce_table2", "sweep"])
 def test_a_dry_run_installs_nothing(machine, script):
-    """Kind: what a script does before its Python reads --dry-run; in an environment of one's own, on a fresh clone."""
+    """Kind: side effects before Python reads --dry-run, in a user's own environment and on a fresh clone."""
     machine.has("python", PYTHON.replace("VERSION", "3.12"))
     error = machine.refuses("--source", "rows.json", "--dry-run", script=script)
     assert "bash scripts/setup.sh --set cpu" in error
@@ -697,7 +697,7 @@ def test_the_method_without_torch_says_what_to_install():
 
 
 def test_scripts_let_python_keep_what_it_has_compiled():
-    """Kind: a fresh environment that starts as slowly every time, since an image forbids Python to write its cache."""
+    """Kind: every start is as slow as the first, because the image does not let Python write its cache."""
     script = f"source {ROOT}/scripts/environment.sh; echo ${{PYTHONDONTWRITEBYTECODE-none}}"
     environment = {**os.environ, "SAW_PLATFORM": "cpu", "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, env=environment)

@@ -55,7 +55,7 @@ exit "$STATUS"
 
 @pytest.fixture
 def slurm(tmp_path):
-    """Runs the script; what the machine says is set by variables."""
+    """Runs the script; variables set what the machine reports."""
     for name, text in STAND_INS.items():
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +118,7 @@ def test_a_single_node_needs_nobody_who_knows_it(slurm):
 
 @pytest.mark.parametrize("known", ["127.0.1.1", "", "172.16.0.9"])
 def test_an_address_that_is_not_known_is_asked_for(slurm, known):
-    """No fallback to one that may lead nowhere."""
+    """There is no fallback to an address that may not work."""
     done, calls = slurm(KNOWN=known)
     assert done.returncode == 1
     assert "SAW_HEAD_ADDRESS" in done.stderr
@@ -158,7 +158,7 @@ def test_the_job_has_the_status_of_the_training(slurm):
 
 
 def test_slurms_names_may_be_longer_than_rays(slurm):
-    """Ray's are cut at the first dot, and so are Slurm's."""
+    """Ray's names are cut at the first dot, and so are Slurm's."""
     done, calls = slurm("a b.cluster.example")
     assert done.returncode == 0, done.stderr
     assert calls[-1] == "10.0.0.1:6379 gpu"

@@ -55,7 +55,7 @@ def configured(earlier, toy_model, toy_data):
 
 @pytest.fixture
 def start(configured, monkeypatch):
-    """Starts a training that ends where verl would start Ray; returns what verl was given."""
+    """Starts a training that ends where verl would start Ray, and returns what verl got."""
     from verl.trainer import main_ppo
 
     given = []
@@ -191,7 +191,7 @@ WRONG = {**WRONG_SETTINGS, **WRONG_BATCHES, **WRONG_INPUTS}
 
 @pytest.mark.parametrize("what", WRONG)
 def test_a_refused_start_touches_nothing_of_an_earlier_training(start, earlier, what):
-    """Kind: a check that comes after the metrics have made way. Without resuming they would be deleted."""
+    """Kind: a check that runs after the metrics were put aside; without resuming, they would be deleted."""
     changes, says = WRONG[what]
     before = contents(earlier)
     with pytest.raises(ValueError if what != "verl's own check" else Exception, match=says):
@@ -215,7 +215,7 @@ def test_nor_does_one_whose_metrics_have_no_place(start, earlier, tmp_path, monk
 
 
 def test_metrics_whose_variable_is_empty_go_beside_the_checkpoints(start, earlier, monkeypatch):
-    """Kind: a variable that is set to nothing; verl would open a file without a name."""
+    """Kind: a variable that is set but empty; verl would open a file without a name."""
     monkeypatch.setenv("VERL_FILE_LOGGER_PATH", "")
     start()
     assert os.environ["VERL_FILE_LOGGER_PATH"] == str(earlier / "metrics.jsonl")
@@ -344,7 +344,7 @@ def broken(path: Path, name: str) -> dict:
     ],
 )
 def test_what_is_there_and_broken_is_refused_too(configured, tmp_path, toy_model, toy_data, name, says):
-    """Kind: a look whether something is there, and not what."""
+    """Kind: a check that something exists, but not what it is."""
     shutil.copytree(toy_model, tmp_path / "model")
     shutil.copy(toy_data[0], tmp_path / "rows.parquet")
     inputs.check(configured({MODEL: str(tmp_path / "model"), "data.train_files": str(tmp_path / "rows.parquet")}))
@@ -375,7 +375,7 @@ def test_all_that_is_missing_is_said_at_once(configured):
 
 
 def test_on_a_running_cluster_what_the_nodes_may_have_is_a_warning(configured, monkeypatch, caplog, tmp_path):
-    """Kind: a machine that is looked at for others. What is written is looked at all the same."""
+    """Kind: this machine is checked instead of the cluster's nodes. What is written is checked nevertheless."""
     monkeypatch.setenv("RAY_ADDRESS", CLUSTER)
     checkpoint = {"trainer.resume_mode": "resume_path", "trainer.resume_from_path": f"{NOWHERE}/global_step_3"}
     with caplog.at_level(logging.WARNING):
@@ -435,7 +435,7 @@ def test_a_refused_start_makes_no_folder(start, tmp_path):
 
 
 def test_a_multirun_is_refused(start, earlier, monkeypatch):
-    """Kind: the second training of a process, which has the first one's variables, deletes the first one's metrics."""
+    """Kind: a process's second training inherits the first one's variables and deletes its metrics."""
     before = contents(earlier)
     monkeypatch.setattr(train.HydraConfig, "initialized", lambda: True)
     monkeypatch.setattr(train.HydraConfig, "get", lambda: SimpleNamespace(mode=RunMode.MULTIRUN))
@@ -469,7 +469,7 @@ def test_verl_s_check_runs_once_and_what_is_open_is_settled_before_it_starts(sta
     ],
 )
 def test_a_command_without_an_experiment_says_that_and_which_there_are(arguments):
-    """Kind: an error that is about what follows from the missing part."""
+    """Kind: an error reports a consequence of the missing part instead of the part."""
     said = train.missing_experiment(arguments)
     assert said is not None
     assert "experiment=NAME" in said

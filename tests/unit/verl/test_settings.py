@@ -64,7 +64,7 @@ def test_bad_section(changes, words):
 
 @pytest.mark.parametrize("objectives", [{"a": {"minimum": 0, "priority": -1}}, [{"name": "a", "priority": -1}]])
 def test_a_wrong_objective_is_the_only_fault(objectives):
-    """Kind: what follows from a fault (no objective is left) hides it."""
+    """Kind: a consequence of a fault (no objective is left) hides the fault."""
     with pytest.raises(ConfigError) as error:
         settings(objectives=objectives)
     assert len(str(error.value).splitlines()) == 1
@@ -105,7 +105,7 @@ def test_bad_configuration(override, words):
 
 
 def test_the_released_kl_goes_with_the_released_profile():
-    """A penalty that means something else: half of a reading, on the command line or in a file of one's own."""
+    """Kind: half of a reading changes what the penalty means, on the command line or in a user's own file."""
     released = {"profile": "released"}
     assert settings(method="grpo", kl_in_reward="grpo_only", options=released).feels_kl_in_reward
     for options in ({}, {"profile": "paper"}):
@@ -139,7 +139,7 @@ CORRECTION = "algorithm.rollout_correction"
     ],
 )
 def test_what_the_objectives_gradients_would_not_see_is_refused(method, override, words):
-    """What changes the update's gradient after, or otherwise than, the objectives', which are then not its parts."""
+    """Settings that change the update's gradient but not the objectives', which are then not its parts."""
     with pytest.raises(ConfigError) as error:
         check_config(compose(*method, override))
     for word in words:
@@ -197,7 +197,7 @@ def test_a_reward_function_that_fails_on_its_own_reference_says_when(tmp_path, t
 @pytest.mark.parametrize("value", ["null", "[]", "5", "GARBAGE", "/nowhere.parquet"])
 @pytest.mark.parametrize("rollouts", [1, 2])
 def test_data_that_cannot_be_read_is_left_to_the_check_of_the_data(tmp_path, value, rollouts):
-    """Kind: a look into the data for something else fails with an error that names neither key nor file."""
+    """Kind: reading the data for another purpose fails with an error that names neither key nor file."""
     (tmp_path / "rows.parquet").write_bytes(b"no rows")
     data = f"data.train_files={value}".replace("GARBAGE", str(tmp_path / "rows.parquet"))
     minima = [f"++saw.objectives.{name}.minimum=0" for name in ("format", "correctness")]
