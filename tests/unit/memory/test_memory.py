@@ -130,7 +130,7 @@ def test_what_is_sharded_by_hand(config):
 
 
 def test_settings_come_from_their_keys(config):
-    """Kind: a key that is read under a wrong name, or not at all. Each must change its number in the right direction."""
+    """Kind: a key is read under a wrong name, or not at all. Each must change its number in the right direction."""
     base, fsdp = read_settings(config), "actor_rollout_ref.actor.fsdp_config"
     for key, value, field, expected in (
         (f"{fsdp}.model_dtype", "bf16", "weight_bytes", 2),

@@ -24,12 +24,12 @@ def make_run(tmp_path, script, time_limit=20) -> TrainingJob:
 
 @pytest.fixture(autouse=True)
 def marked(monkeypatch):
-    """Jobs of this process have its number in their command: other tests run jobs at the same time."""
+    """Jobs of this process have its id in their environment: other tests run jobs at the same time."""
     monkeypatch.setenv("SAW_TESTED_BY", str(os.getpid()))
 
 
 def run_ids() -> set[str]:
-    """The processes that this one started."""
+    """Ids of the runs that this process started."""
     ids = set()
     for process in psutil.process_iter():
         try:
