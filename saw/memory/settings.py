@@ -94,7 +94,7 @@ def read_settings(config: DictConfig) -> Settings:
             raise ValueError(f"actor_rollout_ref.{key} is {value!r}; the memory estimate covers only {allowed!r}")
     mode = config.trainer.v1.trainer_mode
     if MODES.get(mode, mode) == "separate_async":
-        raise ValueError(f"trainer.v1.trainer_mode is {mode!r}; the memory estimate covers only one set of GPUs for all")
+        raise ValueError(f"trainer.v1.trainer_mode is {mode!r}; the memory estimate covers only one set of GPUs")
     fsdp = actor.fsdp_config
     precision = fsdp.get("mixed_precision") or {}
     options = Options(**OmegaConf.to_container(config.saw.options, resolve=True))  # type: ignore[arg-type]
