@@ -596,7 +596,7 @@ def test_ray_says_that_an_actor_has_died(monkeypatch):
             watch.look()
         ray.kill(workers[1])
         ray.wait(work)
-        with pytest.raises(AgentLoopDied):
+        with pytest.raises(AgentLoopDied):  # noqa: PT012
             for _ in range(2):  # a call may have been answered before its actor died; the next one was not
                 ray.wait(list(watch._calls), num_returns=2, timeout=120)
                 watch.look()
