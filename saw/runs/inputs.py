@@ -44,6 +44,8 @@ FILES = (
 FOLDERS = ("trainer.default_local_dir", "trainer.rollout_data_dir", "trainer.validation_data_dir")
 WRITTEN = (f"{JUDGE}.cache", f"{JUDGE}.faults")
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
+#: How the name of a part of a model's weights ends.
+SHARD = re.compile(r"-\d+-of-\d+\.(safetensors|bin)$")
 #: How a file begins that Git LFS has not fetched.
 LFS = b"version https://git-lfs"
 #: The variable that says where verl's file logger writes.
@@ -276,7 +278,10 @@ def weights_fault(folder: Path) -> str | None:
     files = [file for pattern in WEIGHTS for file in sorted(folder.glob(pattern))]
     if not files:
         return f"without weights; expected {' or '.join(WEIGHTS[::2])} in it"
-    for index in (file for file in files if file.suffix == ".json" and file.is_file()):
+    indices = [file for file in files if file.suffix == ".json" and file.is_file()]
+    if not indices and all(SHARD.search(file.name) for file in files):
+        return f"with {files[0].name}, and without the index of its parts, {WEIGHTS[1]}; download it again"
+    for index in indices:
         try:
             files += [folder / name for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
         except (ValueError, KeyError, TypeError, AttributeError):

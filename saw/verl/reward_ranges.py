@@ -25,7 +25,7 @@ ROUNDING = 2.0**-8
 
 
 def exact_minima(rewards: Tensor, minima: Tensor) -> Tensor:
-    """Replace rewards that equal their minimum in the precision in which they were computed by the minimum itself.
+    """Replace rewards that are below their minimum only because they were computed in a lower precision.
 
     A reward of 0.7 from a float32 tensor is 0.69999999 as a Python number, which would count as below 0.7.
 
@@ -36,7 +36,7 @@ def exact_minima(rewards: Tensor, minima: Tensor) -> Tensor:
     for precision in PRECISIONS:
         rounded = minima.to(precision).double()
         is_close = (rounded - minima).abs() <= ROUNDING * minima.abs()  # not if it overflows or becomes 0
-        rewards = torch.where((rewards == rounded) & is_close, minima, rewards)
+        rewards = torch.where((rewards == rounded) & (rewards < minima) & is_close, minima, rewards)
     return rewards
 
 
