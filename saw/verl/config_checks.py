@@ -509,5 +509,5 @@ def _check_first_rewards(settings: Settings, rewards: Mapping[str, Any], ranges:
             raise ConfigError(f"{tried}: {error}") from None
         if math.isinf(value):
             raise ConfigError(f"{tried}, is {value}; expected a finite number, or NaN if it is missing")
-        if exact_minima(torch.tensor(value).double(), torch.tensor(low).double()) < low:
+        if exact_minima(*torch.tensor([value, low], dtype=torch.float64)) < low:
             raise ConfigError(f"{tried}, is {value:g}, below its minimum {low:g}; see saw.objectives.{name}.minimum")

@@ -1006,17 +1006,13 @@ def test_a_full_size_experiment_is_not_startable_on_a_cpu_that_nobody_chose(
     in_order, others, monkeypatch, reason, missing_gpus
 ):
     """Kind: the doctor looks at the CPU's platform where the dry run of the same training looks at the GPUs'."""
-    monkeypatch.setattr(others["saw.machine.accelerator"], "decide", lambda *_, **__: replace_reason(reason))
+    cpu = SimpleNamespace(name="cpu", reason=reason)
+    monkeypatch.setattr(others["saw.machine.accelerator"], "decide", lambda *_, **__: cpu)
     monkeypatch.setattr(inputs, "LARGEST_ON_CPU", 1)
     lines = {line.thing: line for line in doctor.diagnose(in_order, calls=False)}
     assert (lines["GPUs"].status == "missing") == missing_gpus
     assert (lines["driver and CUDA"].status == "missing") == missing_gpus
     assert lines["configuration"].status == "ok"
-    monkeypatch.undo()
-
-
-def replace_reason(reason: str) -> SimpleNamespace:
-    return SimpleNamespace(name="cpu", reason=reason)
 
 
 def test_a_toy_is_startable_on_a_machine_without_an_accelerator(in_order, others, monkeypatch):

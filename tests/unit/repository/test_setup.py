@@ -19,7 +19,7 @@ import pytest
 from saw.machine import requirements
 from tests.conftest import ROOT
 
-TOOLS = "bash cat cp cut df dirname grep head id ls mkdir mktemp realpath rm sed sha256sum tail timeout uname touch"
+TOOLS = "bash cat cp cut dirname grep head id ls mkdir mktemp realpath rm sed sha256sum tail timeout uname touch"
 PYTHON = """#!/usr/bin/env bash
 echo "python $*" >> "$LOG"
 case "$1 ${2:-}" in
@@ -60,16 +60,21 @@ class Machine:
         for tool in TOOLS.split():
             (self.bin / tool).symlink_to(shutil.which(tool))
         self.has("python3.11", PYTHON.replace("VERSION", "3.11"))
+        self.has_free("1000GB")
         (folder / "uv").write_text(UV)
         (folder / "uv").chmod(0o755)
 
     def has(self, name: str, text: str) -> None:
         path = Path(name) if "/" in name else self.bin / name
+        path.unlink(missing_ok=True)  # a link leads to the system's own program, which must not be written to
         path.write_text(text)
         path.chmod(0o755)
 
     def has_driver(self, said: str, status: int = 0) -> None:
         self.has("nvidia-smi", f"#!/usr/bin/env bash\necho '{said}'\nexit {status}\n")
+
+    def has_free(self, size: str) -> None:
+        self.has("df", f"#!/usr/bin/env bash\necho Avail\necho ' {size}'\n")
 
     def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess:
         variables = {
@@ -126,6 +131,15 @@ class Machine:
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
+
+
+def test_a_stand_in_replaces_the_link_and_not_the_program_behind_it(machine, tmp_path):
+    """Kind: a test that overwrites a program of the machine it runs on."""
+    program = tmp_path / "program"
+    program.write_text("the system's")
+    (machine.bin / "tool").symlink_to(program)
+    machine.has("tool", "a stand-in")
+    assert (program.read_text(), (machine.bin / "tool").read_text()) == ("the system's", "a stand-in")
 
 
 # -- one decision -----------------------------------------------------------------------------------------------------
@@ -273,7 +287,7 @@ def test_an_environment_whose_python_was_replaced_is_filled_again(machine):
 def test_a_set_up_says_what_it_takes_before_it_begins(machine, driver, said):
     if driver:
         machine.has_driver(driver)
-    machine.has("df", "#!/usr/bin/env bash\necho Avail\necho ' 12GB'\n")
+    machine.has_free("12GB")
     lines = machine.script("doctor", SAW_PLATFORM="gpu").stdout.splitlines()
     assert "about 11 GB, 12 GB free there" in lines[0]
     assert said in lines[1]
@@ -281,12 +295,12 @@ def test_a_set_up_says_what_it_takes_before_it_begins(machine, driver, said):
 
 
 def test_a_disk_that_is_too_small_is_refused(machine):
-    machine.has("df", "#!/usr/bin/env bash\necho Avail\necho ' 10GB'\n")
+    machine.has_free("10GB")
     error = machine.refuses(SAW_PLATFORM="gpu", script="doctor")
     for part in ("10 GB free", "about 11", "SAW_VENV"):
         assert part in error
     machine.set_up()  # the set for a CPU is smaller
-    machine.has("df", "#!/usr/bin/env bash\necho Avail\necho '0GB'\n")
+    machine.has_free("0GB")
     pins = machine.repository / "requirements" / "cpu.txt"
     pins.write_text(pins.read_text() + "# another\n")
     assert machine.set_up()  # what is there takes the place already

@@ -477,7 +477,7 @@ def test_a_reward_at_its_minimum_in_float32_goes_on(tmp_path, monkeypatch):
 def test_earlier_metrics_are_deleted_only_once_the_models_are_loaded(tmp_path, monkeypatch, resume_mode, logger, left):
     """Kind: a start that fails while it loads the model has thrown away what an earlier training logged."""
     trainer = Trainer(tmp_path)
-    trainer.config.trainer |= {"resume_mode": resume_mode, "logger": logger}
+    trainer.config.trainer.resume_mode, trainer.config.trainer.logger = resume_mode, logger
     for name in ("metrics.1.jsonl", "metrics.2.jsonl"):
         (tmp_path / name).write_text("{}")
     monkeypatch.setenv("VERL_FILE_LOGGER_PATH", str(tmp_path / "metrics.jsonl"))
