@@ -83,13 +83,12 @@ def diagnose(
         config_dir (Path | None): a further folder of configurations.
     """
     found = functools.cache(probe)
-    decided = functools.cache(lambda: platform_of(found))
+    platform: Callable[[], str] = functools.cache(lambda: platform_of(found))
     composing = functools.partial(compose, overrides, config_name=config_name, config_dir=config_dir)
-    composed, composition = composing(decided)
-    platform = decided
+    composed, composition = composing(platform)
     has_experiment = any(name.lstrip("+").startswith("experiment=") for name in overrides)
     if composed is not None and has_experiment and needs_gpus(composed, found, calls):
-        platform = lambda: "gpu"  # noqa: E731
+        platform = functools.partial(str, "gpu")
         composed, composition = composing(platform)
     composed = settled(composed, platform)
     experiment = composed if has_experiment else None
