@@ -84,12 +84,13 @@ def flash_attn() -> str:
         return "bash scripts/setup.sh --flash-attn"
     if made_for() is not None:
         return "bash scripts/setup.sh --set gpu --flash-attn on the GPU node (this environment is for CPUs)"
-    if _torch_is_for_cpus():
+    if is_for_cpus():
         return f"{FLASH_ATTN} on the GPU node (this environment is for CPUs: docs/attention.md)"
     return f"{pip_install()} --no-build-isolation {FLASH_ATTN} (needs nvcc of torch's CUDA: docs/attention.md)"
 
 
-def _torch_is_for_cpus() -> bool:
+def is_for_cpus() -> bool:
+    """Whether the installed torch is a build for CPUs."""
     try:
         return metadata.version("torch").endswith("+cpu")
     except metadata.PackageNotFoundError:

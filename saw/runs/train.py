@@ -159,9 +159,9 @@ def check(config: DictConfig, platform: str | None) -> None:
     from saw.runs import inputs
 
     check_settings(config, platform)
+    _refuse_large_model(config)
     _choose(config)
     inputs.check(config)
-    _refuse_large_model(config)
     with _as_config_errors():
         cluster.check(config, cluster.available(config))
 

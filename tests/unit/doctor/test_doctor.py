@@ -414,6 +414,7 @@ NO_TORCH = Problem("torch", None, "torch>=2.6", "saw-rl")
 def test_what_repairs_packages_is_what_helps_in_this_environment(monkeypatch, pinned, made_for):
     """Kind: advice that goes in a circle: set-up only checks an environment that it did not make."""
     monkeypatch.setattr(environment, "made_for", lambda: made_for)
+    monkeypatch.setattr(environment, "is_for_cpus", lambda: False)
     versions = {"torch": "2.12.0", "verl": "0.9.0", "vllm": "0.24.0"}
 
     def installed(name):
@@ -429,6 +430,12 @@ def test_what_repairs_packages_is_what_helps_in_this_environment(monkeypatch, pi
         assert "openai" not in line.remedy  # absent, and not needed by what is looked for
         if made_for is None:
             assert "'verl==0.9.1'" in line.remedy
+
+
+def test_the_pins_of_the_gpu_set_are_not_offered_for_a_cpu_s_environment(monkeypatch, pinned):
+    monkeypatch.setattr(environment, "made_for", lambda: None)
+    monkeypatch.setattr(environment, "is_for_cpus", lambda: True)
+    assert "install " not in software.pins("gpu", pinned, lambda name: "0", {}).remedy
 
 
 def test_versions_of_another_set_are_in_another_environment(monkeypatch, pinned):

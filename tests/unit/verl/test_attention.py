@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import GPT2Config, Qwen2Config
 from verl.utils.config import omega_conf_to_dataclass
 
-from saw.records import run_info
 from saw.machine import environment
+from saw.records import run_info
 from saw.runs import train
 from saw.verl import attention
 from saw.verl.attention import KEY, choose
