@@ -87,7 +87,13 @@ class Settings(BaseModel):
     @field_validator("method")
     @classmethod
     def _known_method(cls, method: str) -> str:
-        get_method(method)
+        try:
+            get_method(method)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}. One of your own is known once its module is loaded: VERL_USE_EXTERNAL_MODULES=MODULE before "
+                "the command (docs/extend.md)"
+            ) from None
         return method
 
     @field_validator("objectives", mode="before")

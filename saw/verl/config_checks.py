@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from verl.plugin.platform import get_platform
@@ -25,7 +26,7 @@ from saw.method.registry import get_method
 from saw.rewards import JUDGE
 from saw.verl.config import ConfigError, Settings, check_returned
 from saw.verl.names import FAILED, KWARGS, MODES, NAME, ROLLOUTS
-from saw.verl.reward_ranges import RewardRanges, check_arguments
+from saw.verl.reward_ranges import RewardRanges, check_arguments, exact_minima
 from saw.verl.reward_values import reward_value
 
 logger = logging.getLogger(__name__)
@@ -508,5 +509,5 @@ def _check_first_rewards(settings: Settings, rewards: Mapping[str, Any], ranges:
             raise ConfigError(f"{tried}: {error}") from None
         if math.isinf(value):
             raise ConfigError(f"{tried}, is {value}; expected a finite number, or NaN if it is missing")
-        if value < low:
+        if exact_minima(*torch.tensor([value, low], dtype=torch.float64)) < low:
             raise ConfigError(f"{tried}, is {value:g}, below its minimum {low:g}; see saw.objectives.{name}.minimum")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 from saw.method.advantage import objective_advantages
 from saw.method.objective import Objective
 from saw.method.weighting import clip_norms
-from saw.records import run_info, validation_samples
+from saw.records import metrics_file, run_info, validation_samples
 from saw.rewards import JUDGE
 from saw.verl import step_metrics as objective_metrics
 from saw.verl.agent_loops import AgentLoopDied, Watch, died
@@ -40,7 +41,7 @@ from saw.verl.mini_batches import rewards_of, scalars_of, together
 from saw.verl.names import FAILED, MODES, NAME, ROLLOUTS, SCALARS
 from saw.verl.patches import vllm_log_level  # noqa: F401  logs: before verl imports vLLM
 from saw.verl.replay_buffer import BUFFERS, AllLost, MultiRewardReplayBuffer
-from saw.verl.reward_ranges import RewardRanges
+from saw.verl.reward_ranges import RewardRanges, exact_minima
 from saw.verl.reward_values import plain
 from saw.verl.transfer_queue import (
     check_range,
@@ -120,10 +121,17 @@ class MultiRewardTrainer(PPOTrainer):
         """Write ``run.json`` beside the metrics."""
         super().on_init_end()
         self._ranges.over(range(1, self.total_training_steps + 1))  # raises for a schedule that goes wrong later
+        self._delete_earlier_metrics()
         ranges = dict(zip(self.settings.names, self._ranges.at(1), strict=True))
         config = self.config.copy()
         config.trainer.v1.trainer_mode = {mode: name for name, mode in MODES.items()}[self.mode]  # as set by the user
         run_info.write(config, ranges, self.total_training_steps)
+
+    def _delete_earlier_metrics(self) -> None:
+        """Delete those of a training that this one replaces; only now that the models are loaded."""
+        trainer, metrics = self.config.trainer, os.environ.get("VERL_FILE_LOGGER_PATH")
+        if trainer.resume_mode == "disable" and "file" in trainer.logger and metrics:
+            metrics_file.begin(Path(metrics), resume=False)
 
     def fit(self, agent_loop_manager: AgentLoopManager):
         """Train, and watch the agent loop workers; a custom manager may have others."""
@@ -316,12 +324,15 @@ class MultiRewardTrainer(PPOTrainer):
         lost = lost_samples(prompts, self._expected_samples(prompts))
         # a prompt's rewards follow the schedule of the step at which it was submitted; the tags have it
         submitted = [batch.tags[row].get("global_steps", self.global_steps) for row in scored.tolist()]
+        rewards = checked_objective_matrix(infos, self.settings)
+        minima = {step: [low for low, _ in self._ranges.at(step)] for step in set(submitted)}
+        rewards[scored] = exact_minima(rewards[scored], rewards.new_tensor([minima[step] for step in submitted]))
         return StepRewards(
             settings=self.settings,
             objectives=self._objectives(submitted),
             step=self.global_steps,
             previous_weights=self.state.weights,
-            rewards=checked_objective_matrix(infos, self.settings),
+            rewards=rewards,
             scored=scored,
             scored_of_row=of_row,
             lost=lost,

@@ -190,6 +190,20 @@ def test_a_dry_run_leaves_the_key_to_the_doctor_but_not_a_second_judge_s(ready, 
     assert "OPENAI_API_KEY" in fault
 
 
+def test_a_rehearsal_s_dry_run_can_be_copied(tmp_path, monkeypatch):
+    """Kind: an address in the shown commands at which nobody will ever listen."""
+    shown = []
+    monkeypatch.setattr("sys.argv", ["reproduce", "--rehearse", "--dry-run", "--out", str(tmp_path)])
+    monkeypatch.setattr(common, "run_or_show", lambda arguments, missing, plan, *_: shown.append(plan))
+    reproduce.main()
+    ((shared, chains),) = shown
+    server = shared[0].command
+    assert server[:2] == ("-m", "recipes.tldr.stand_in_judge")
+    port = server[server.index("--port") + 1]
+    addresses = {stage.environment.get("JUDGE_URL") for stages in chains.values() for stage in stages}
+    assert addresses - {None} == {f"http://127.0.0.1:{port}/v1"}
+
+
 def missing(options):
     return reproduce.check(reproduce.parse(options))
 

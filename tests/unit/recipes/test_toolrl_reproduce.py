@@ -85,12 +85,33 @@ def test_what_is_missing_is_named(ready, options, fault):
     assert any(fault in line for line in reproduce.check(reproduce.parse([*ready, *options])))
 
 
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [([], "--source"), (["--source", "absent.json"], "absent.json: there is no such file"), (["--rehearse"], None)],
+)
+def test_arguments_are_checked_alone(ready, monkeypatch, capsys, options, fault):
+    """The script does so before it installs what only a right command needs."""
+    never = lambda *_: pytest.fail("more than the arguments was looked at")  # noqa: E731
+    monkeypatch.setattr(reproduce, "check", never)
+    monkeypatch.setattr(common, "run_or_show", never)
+    for dry_run in ([], ["--dry-run"]):  # which names it with everything else
+        monkeypatch.setattr("sys.argv", ["reproduce", "--check-arguments", *options, *dry_run])
+        if fault is None or dry_run:
+            reproduce.main()
+            continue
+        with pytest.raises(SystemExit) as ended:
+            reproduce.main()
+        assert ended.value.code == 2
+        assert fault in capsys.readouterr().err
+
+
 def test_disk_space_is_counted_for_what_is_left_to_do(ready, monkeypatch):
     need = 1.54e9 * (2 * 12 + 4)
     arguments = reproduce.parse([*ready, "--model", "1.5b", "--method", "grpo", "--seeds", "1,2"])
     monkeypatch.setattr(common, "free_bytes", lambda folder: 1.5 * need)
     (fault,) = reproduce.check(arguments)
     assert fault.startswith("disk: 86 GB needed")
+    assert "--out" in fault
     done = arguments.out / "1.5b_grpo_controlled_seed1"
     done.mkdir(parents=True)
     (done / "merge.done.json").write_text("{}")

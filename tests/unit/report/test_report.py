@@ -323,6 +323,28 @@ def test_without_any_step_there_is_no_report(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ([], ["has no metrics.jsonl", "trainer.default_local_dir"]),
+        (["grpo.jsonl", "summary.md"], ["has no metrics.jsonl", "grpo.jsonl"]),  # as results/quickstart
+        (None, ["does not exist", "trainer.default_local_dir"]),
+    ],
+)
+def test_a_folder_that_is_no_training_s_is_told_which_is(tmp_path, capsys, files, words):
+    folder = tmp_path / "runs"
+    if files is not None:
+        folder.mkdir()
+    for name in files or ():
+        (folder / name).touch()
+    with pytest.raises(SystemExit):
+        main([str(folder)])
+    error = capsys.readouterr().err
+    for word in [str(folder), *words]:
+        assert word in error
+    assert "summary.md" not in error
+
+
+@pytest.mark.parametrize(
     ("file", "content", "message"),
     [
         ("metrics.jsonl", '{"step": 1, "da\n{"step": 2, "data": {}}\n', "metrics.jsonl, line 1: not valid JSON"),

@@ -51,6 +51,7 @@ def test_a_part_that_is_none_is_refused_with_those_that_are(given, started):
     result = invoke("reproduce", *given)
     assert result.exit_code == 2
     assert "table1 or table2" in result.output
+    assert "saw reproduce table1 " in " ".join(result.output.split())
     assert not started
 
 

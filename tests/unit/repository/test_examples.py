@@ -144,6 +144,15 @@ def test_own_data_and_experiment(monkeypatch, tmp_path):
         assert rewards == {"right_tool": 1.0, "brevity": pytest.approx(0.9)}
 
 
+@pytest.mark.parametrize("arguments", [[], ["one.parquet", "two.parquet"], ["rows.json"]])
+def test_own_data_says_what_it_needs(monkeypatch, tmp_path, arguments):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["own_data.py", *arguments])
+    with pytest.raises(SystemExit, match=r"own_data\.py runs/own/train\.parquet"):
+        runpy.run_path(str(EXAMPLES / "own_data.py"), run_name="__main__")
+    assert not list(tmp_path.iterdir())
+
+
 def test_plain_torch(capsys):
     """The learned objective gets the small weight, and the numbers are those of the formulas."""
     runpy.run_path(str(EXAMPLES / "plain_torch.py"), run_name="__main__")

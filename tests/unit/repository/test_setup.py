@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import hashlib
 import itertools
 import os
 import re
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from email.message import Message as EmailMessage
 from importlib import metadata
 from pathlib import Path
 
@@ -58,16 +60,21 @@ class Machine:
         for tool in TOOLS.split():
             (self.bin / tool).symlink_to(shutil.which(tool))
         self.has("python3.11", PYTHON.replace("VERSION", "3.11"))
+        self.has_free("1000GB")
         (folder / "uv").write_text(UV)
         (folder / "uv").chmod(0o755)
 
     def has(self, name: str, text: str) -> None:
         path = Path(name) if "/" in name else self.bin / name
+        path.unlink(missing_ok=True)  # a link leads to the system's own program, which must not be written to
         path.write_text(text)
         path.chmod(0o755)
 
     def has_driver(self, said: str, status: int = 0) -> None:
         self.has("nvidia-smi", f"#!/usr/bin/env bash\necho '{said}'\nexit {status}\n")
+
+    def has_free(self, size: str) -> None:
+        self.has("df", f"#!/usr/bin/env bash\necho Avail\necho ' {size}'\n")
 
     def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess:
         variables = {
@@ -124,6 +131,15 @@ class Machine:
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
+
+
+def test_a_stand_in_replaces_the_link_and_not_the_program_behind_it(machine, tmp_path):
+    """Kind: a test that overwrites a program of the machine it runs on."""
+    program = tmp_path / "program"
+    program.write_text("the system's")
+    (machine.bin / "tool").symlink_to(program)
+    machine.has("tool", "a stand-in")
+    assert (program.read_text(), (machine.bin / "tool").read_text()) == ("the system's", "a stand-in")
 
 
 # -- one decision -----------------------------------------------------------------------------------------------------
@@ -233,6 +249,63 @@ def test_a_changed_pin_is_installed_into_its_set_alone(machine):
     assert machine.set_up("--set", "released")
 
 
+#: What setup.sh installs from the requirements: the number of its recipe, and a digest of the code without comments.
+RECIPE = ("1", "5f15e71c40674909")
+
+
+def test_whoever_changes_what_set_up_installs_raises_the_recipe():
+    """Kind: an environment of an earlier recipe that is taken for one of this. Then put the new digest here."""
+    text = (ROOT / "scripts" / "setup.sh").read_text()
+    number = re.search(r"^recipe=(\d+)$", text, re.M)[1]
+    code = text.split("\nrecipe=")[1].split("\ncheck_python()")[0]
+    lines = [line.split("  # ")[0].rstrip() for line in code.splitlines() if not line.lstrip().startswith("#")]
+    assert (number, hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]) == RECIPE
+
+
+@pytest.mark.parametrize("bfcl", [(), ("--bfcl",)])
+def test_a_comment_in_the_script_changes_no_environment_and_a_recipe_does(machine, bfcl):
+    machine.set_up(*bfcl)
+    script = machine.repository / "scripts" / "setup.sh"
+    script.write_text(script.read_text() + "# another comment\n")
+    assert machine.set_up(*bfcl) == []
+    script.write_text(script.read_text().replace("\nrecipe=1\n", "\nrecipe=2\n"))
+    again = machine.set_up(*bfcl)
+    assert "--no-deps -r requirements/cpu.txt" in again
+    assert ("--no-deps -r requirements/bfcl.txt" in again) == bool(bfcl)
+    assert machine.set_up(*bfcl) == []
+
+
+def test_an_environment_whose_python_was_replaced_is_filled_again(machine):
+    """Kind: the system's Python behind the environment's link is another version, without any of the packages."""
+    machine.set_up()
+    machine.has(f"{machine.repository}/.venv/bin/python", PYTHON.replace("VERSION", "3.12"))
+    assert machine.set_up()
+    assert machine.set_up() == []
+
+
+@pytest.mark.parametrize(("driver", "said"), [(None, "none on this machine"), ("580.65.06", "580.65.06")])
+def test_a_set_up_says_what_it_takes_before_it_begins(machine, driver, said):
+    if driver:
+        machine.has_driver(driver)
+    machine.has_free("12GB")
+    lines = machine.script("doctor", SAW_PLATFORM="gpu").stdout.splitlines()
+    assert "about 11 GB, 12 GB free there" in lines[0]
+    assert said in lines[1]
+    assert machine.set_up(SAW_PLATFORM="gpu") == []
+
+
+def test_a_disk_that_is_too_small_is_refused(machine):
+    machine.has_free("10GB")
+    error = machine.refuses(SAW_PLATFORM="gpu", script="doctor")
+    for part in ("10 GB free", "about 11", "SAW_VENV"):
+        assert part in error
+    machine.set_up()  # the set for a CPU is smaller
+    machine.has_free("0GB")
+    pins = machine.repository / "requirements" / "cpu.txt"
+    pins.write_text(pins.read_text() + "# another\n")
+    assert machine.set_up()  # what is there takes the place already
+
+
 def test_the_cuda_build_of_torch_gets_its_libraries(machine):
     assert "torch==2.13.0" in machine.set_up(TORCH_IS_CUDA="1")
 
@@ -253,7 +326,38 @@ def test_a_set_that_is_none_is_refused_by_the_option_s_name(machine, arguments):
     assert "SAW_SET" not in error
 
 
-@pytest.mark.parametrize("argument", ["--gpu", "dev", "--set=gpu", "--help"])
+SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("*.sh") if path.stem != "environment")
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_is_there_before_anything_is_set_up(machine, script, option):
+    """Kind: help that installs gigabytes first, is an unknown argument, or needs a driver that is new enough."""
+    machine.has_driver("99.5")
+    before = machine.state()
+    result = machine.script(script, option)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert f"bash scripts/{script}.sh" in result.stdout
+    assert "set -euo" not in result.stdout
+    assert not machine.log.exists()
+    assert machine.state() == before
+
+
+@pytest.mark.parametrize(
+    ("script", "command"), [("doctor", "doctor"), ("reproduce_table1", "reproduce table1"), ("report", "report")]
+)
+def test_help_shows_the_options_too_once_there_is_an_environment(machine, script, command):
+    assert "bash scripts/setup.sh" in machine.script(script, "--help").stdout
+    machine.set_up()
+    assert machine.script(script, "--help").returncode == 0
+    assert machine.log.read_text().endswith(f"python -m saw {command} --help\n")
+    machine.has("python", PYTHON.replace("VERSION", "3.12"))
+    machine.log.unlink()
+    machine.script(script, "--help", SAW_VENV="active")
+    assert machine.log.read_text() == f"python -m saw {command} --help\n"
+
+
+@pytest.mark.parametrize("argument", ["--gpu", "dev", "--set=gpu"])
 def test_an_unknown_argument_is_refused(machine, argument):
     assert f"{argument} is not known" in machine.refuses(argument)
 
@@ -478,6 +582,18 @@ def test_a_dry_run_installs_nothing(machine, script):
     assert (machine.repository / ".venv-bfcl").exists() == (script == "reproduce_table1")
 
 
+def test_wrong_arguments_are_refused_before_bfcl_is_installed(machine):
+    """Kind: a slip of the pen that is found after a set-up."""
+    refusing = PYTHON.replace(
+        'case "$1 ${2:-}" in', 'case "$*" in *--check-arguments*) exit 2 ;; esac\ncase "$1 ${2:-}" in'
+    )
+    machine.has("python3.11", refusing.replace("VERSION", "3.11"))
+    result = machine.script("reproduce_table1", "--method", "saw_gdop")
+    assert result.returncode == 2
+    assert not (machine.repository / ".venv-bfcl").exists()
+    assert "python -m saw reproduce table1 --check-arguments --method saw_gdop" in machine.log.read_text()
+
+
 @pytest.mark.parametrize(("options", "made"), [(["--dev"], []), (["--bfcl"], []), (["--flash-attn"], ["--set", "gpu"])])
 def test_what_is_to_be_added_is_named_and_not_made(machine, options, made):
     machine.has("nvcc", _nvcc("13.0"))
@@ -672,6 +788,29 @@ def test_the_report_names_the_commands_and_leaves_torch_alone():
     assert "uv pip install --python /env/bin/python 'ray" in requirements.report(
         [problem("ray", None, "ray[default]", "saw-rl")], "/env/bin/python", has_pip=False
     )
+
+
+def test_an_installed_wheel_has_the_requirements_of_the_checkout(monkeypatch, tmp_path):
+    """Kind: a check that needs pyproject.toml, which a wheel leaves out. The installed metadata is of this version."""
+    extras = (["torch"], ["torch", "vllm", "all"], ["dev"], ["gpu"])
+    checkout = [sorted(map(str, requirements.declared(names))) for names in extras]
+    lines, known = metadata_of(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"])
+    monkeypatch.setattr(requirements, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(requirements.metadata, "requires", lambda name: lines)
+    provides = EmailMessage()
+    for extra in known:
+        provides["Provides-Extra"] = extra
+    monkeypatch.setattr(requirements.metadata, "metadata", lambda name: provides)
+    assert [sorted(map(str, requirements.declared(names))) for names in extras] == checkout
+    with pytest.raises(ValueError, match=r"'everything'; expected one of torch, vllm, verl"):
+        requirements.declared(["everything"])
+
+
+def metadata_of(project: dict) -> tuple[list[str], list[str]]:
+    """The requirements as setuptools writes them into a wheel's metadata, and the extras."""
+    extras = project["optional-dependencies"]
+    marked = [f'{line}; extra == "{extra}"' for extra, lines in extras.items() for line in lines]
+    return [*project["dependencies"], *marked], list(extras)
 
 
 def test_an_unknown_extra_is_refused():

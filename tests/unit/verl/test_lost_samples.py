@@ -33,10 +33,10 @@ from saw.verl.estimator import StepRewards
 from saw.verl.names import FAILED, ROLLOUTS
 from saw.verl.replay_buffer import AllLost, MultiRewardReplayBuffer, is_unknown
 from saw.verl.reward_manager import Failures, MultiRewardManager, with_finite_score
-from saw.verl.reward_ranges import RewardRanges
+from saw.verl.reward_ranges import RewardRanges, exact_minima
 from saw.verl.reward_values import plain, reward_value
 from saw.verl.trainer import BadReward, SAWTrainer, TooManyMissing
-from saw.verl.transfer_queue import lost_samples
+from saw.verl.transfer_queue import check_range, lost_samples
 from saw.verl.weight_state import State
 from tests.configs import compose
 
@@ -433,6 +433,56 @@ def test_a_reward_at_its_minimum_or_missing_goes_on(tmp_path, monkeypatch, right
     trainer = Trainer(tmp_path)
     judged(trainer, monkeypatch, **right)
     assert trainer.saved == []
+
+
+@pytest.mark.parametrize("minimum", [0.1, 0.3, 0.7, -0.1, -0.7, 1e-9, 12.3])
+@pytest.mark.parametrize("precision", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_a_minimum_is_not_below_itself_in_another_precision(minimum, precision):
+    """Kind: 0.7 in float32 is 0.69999999, which is below 0.7. The value below it in that precision is too low."""
+    low = torch.tensor([minimum], dtype=torch.float64)
+    reward = low.to(precision)
+    if reward.item() == 0.0:
+        pytest.skip("too small for this precision")
+    matrix = torch.stack([reward.double(), torch.tensor([NAN], dtype=torch.float64)])
+    exact = exact_minima(matrix, low)
+    check_range(exact, ["style"], [minimum])
+    assert exact[0].item() == max(minimum, reward.item())
+    below = reward.double() - abs(minimum) * torch.finfo(precision).eps
+    with pytest.raises(ConfigError, match=r"'style' of 1 samples is .* below its minimum"):
+        check_range(exact_minima(below[None], low), ["style"], [minimum])
+
+
+@pytest.mark.parametrize("value", [-math.inf, 0.0, -1e-9])
+def test_a_precision_in_which_a_minimum_overflows_or_vanishes_allows_nothing(value):
+    for minimum in (-1e6, 1e-9):
+        low = torch.tensor([minimum], dtype=torch.float64)
+        given = torch.tensor([[value]], dtype=torch.float64)
+        assert torch.equal(exact_minima(given, low), given)
+
+
+def test_a_reward_at_its_minimum_in_float32_goes_on(tmp_path, monkeypatch):
+    low = {"method": "saw_gdpo", "objectives": {"format": {"minimum": 0.7}, "correctness": {"minimum": -3}}}
+    trainer = Trainer(tmp_path)
+    trainer._ranges = RewardRanges(Settings.model_validate(low), None)
+    rounded = {**INFOS[0], "format": torch.tensor(0.7).item()}
+    assert rounded["format"] < 0.7
+    step, _ = trainer.rewards(monkeypatch, ["u1_0_0", "u1_1_0"], [{}, {}], [INFOS[0], rounded])
+    assert step.rewards[:, 0].tolist() == [1.0, 0.7]
+
+
+@pytest.mark.parametrize(
+    ("resume_mode", "logger", "left"),
+    [("disable", ["file"], 0), ("auto", ["file"], 2), ("resume_path", ["file"], 2), ("disable", ["console"], 2)],
+)
+def test_earlier_metrics_are_deleted_only_once_the_models_are_loaded(tmp_path, monkeypatch, resume_mode, logger, left):
+    """Kind: a start that fails while it loads the model has thrown away what an earlier training logged."""
+    trainer = Trainer(tmp_path)
+    trainer.config.trainer.resume_mode, trainer.config.trainer.logger = resume_mode, logger
+    for name in ("metrics.1.jsonl", "metrics.2.jsonl"):
+        (tmp_path / name).write_text("{}")
+    monkeypatch.setenv("VERL_FILE_LOGGER_PATH", str(tmp_path / "metrics.jsonl"))
+    trainer._delete_earlier_metrics()
+    assert len(list(tmp_path.glob("metrics*"))) == left
 
 
 def test_verl_s_mean_score_is_of_the_samples_that_have_a_reward(tmp_path, monkeypatch):

@@ -365,6 +365,12 @@ def test_first_rewards_that_may_be(tmp_path, toy_data, value):
     check_config(compose(*reward_file(tmp_path, body), f"data.train_files={toy_data[0]}", *MINIMA))
 
 
+def test_the_first_reward_at_its_minimum_in_float32_may_be(tmp_path, toy_data):
+    body = REWARD.format(value="__import__('torch').tensor(0.7).item()")
+    minima = ["+saw.objectives.format.minimum=0.7", MINIMA[1]]
+    check_config(compose(*reward_file(tmp_path, body), f"data.train_files={toy_data[0]}", *minima))
+
+
 def test_a_running_minimum_has_no_below(tmp_path, toy_data):
     body = REWARD.format(value="-100.0")
     minima = ["+saw.objectives.format.minimum=running", MINIMA[1]]
