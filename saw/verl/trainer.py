@@ -45,6 +45,7 @@ from saw.verl.reward_values import plain
 from saw.verl.transfer_queue import (
     check_range,
     checked_objective_matrix,
+    checked_turns,
     lost_samples,
     of_all_rows,
     prompt_of,
@@ -291,9 +292,8 @@ class MultiRewardTrainer(PPOTrainer):
             self._rollouts = dict(self.state.rollouts)
 
     def _rewards(self, batch: KVBatchMeta) -> StepRewards:
-        data = tq.kv_batch_get(
-            keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields", "rm_scores"]
-        )
+        fields = ["extra_fields", "rm_scores", *(["response_mask"] if self.settings.names_turns else [])]
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
         scores = data["rm_scores"].to_padded_tensor(0.0).sum(dim=-1)
         if not scores.isfinite().all():
             raise ConfigError(
@@ -306,6 +306,10 @@ class MultiRewardTrainer(PPOTrainer):
         prompts = [prompt_of(batch.keys[row]) for row in scored.tolist()]
         if not self._rollouts and len(set(prompts)) == len(prompts):
             check_group_size(self.config, self.settings)
+        rewards = checked_objective_matrix(infos, self.settings)
+        turns = None
+        if self.settings.names_turns:
+            turns = checked_turns(data["response_mask"], rewards, scored, of_row, self.settings)
         lost = lost_samples(prompts, self._expected_samples(prompts))
         # a prompt's rewards follow the schedule of the step at which it was submitted; the tags have it
         submitted = [batch.tags[row].get("global_steps", self.global_steps) for row in scored.tolist()]
@@ -314,7 +318,7 @@ class MultiRewardTrainer(PPOTrainer):
             objectives=self._objectives(submitted),
             step=self.global_steps,
             previous_weights=self.state.weights,
-            rewards=checked_objective_matrix(infos, self.settings),
+            rewards=rewards,
             scored=scored,
             scored_of_row=of_row,
             lost=lost,
@@ -322,6 +326,7 @@ class MultiRewardTrainer(PPOTrainer):
             submitted=submitted,
             infos=scored_infos,
             scalars=scores[scored],
+            turns=turns,
             scores=scores if self.config.algorithm.use_kl_in_reward and self.settings.feels_kl_in_reward else None,
         )
 
@@ -333,6 +338,7 @@ class MultiRewardTrainer(PPOTrainer):
                 minimum=self.state.minima.get(objective.name, low if math.isfinite(low) else None),
                 maximum=high if math.isfinite(low) and math.isfinite(high) else None,  # a running minimum may pass it
                 priority=objective.priority,
+                turn=objective.turn,
             )
             for objective, (low, high) in zip(self.settings.objectives, self._ranges.over(submitted), strict=True)
         ]
