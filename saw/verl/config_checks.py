@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between two polls of verl's replay buffer.
 POLL_INTERVAL = 2.0
+#: verl's agent loop of one turn, and the column of the data that names another for a row.
+SINGLE_TURN, AGENT = "single_turn_agent", "agent_name"
 
 
 def check_config(config: DictConfig) -> Settings | None:
@@ -87,6 +89,7 @@ def _check_rest(config: DictConfig, settings: Settings) -> None:
     if settings.needs_gradients:
         wrong += _gradient_faults(config)
     wrong += _mode_faults(config, settings)
+    wrong += _turn_faults(config, settings)
     wrong += _reward_manager_faults(config)
     model = config.reward.reward_model
     if model.enable and not model.enable_resource_pool:
@@ -188,6 +191,32 @@ def _gradient_faults(config: DictConfig) -> list[str]:
                 "gradients are computed, so they would belong to another loss: set it to null"
             )
     return wrong
+
+
+def _turn_faults(config: DictConfig, settings: Settings) -> list[str]:
+    """Objectives of a turn that no response can have."""
+    if not settings.names_turns:
+        return []
+    rollout = config.actor_rollout_ref.rollout
+    key, value, most = "multi_turn.max_assistant_turns", *[rollout.multi_turn.max_assistant_turns] * 2
+    if rollout.agent.default_agent_loop == SINGLE_TURN and not _may_have_column(config.data.train_files, AGENT):
+        key, value, most = "agent.default_agent_loop", SINGLE_TURN, 1
+    return [
+        f"saw.objectives.{objective.name}.turn is {objective.turn}, but actor_rollout_ref.rollout.{key} is {value!r}: "
+        f"the model has at most {most} turns. Set turn to at most that, or leave it out; an agent loop of several "
+        "turns is default_agent_loop=tool_agent"
+        for objective in settings.objectives
+        if objective.turn is not None and most is not None and objective.turn > most
+    ]
+
+
+def _may_have_column(files: Any, name: str) -> bool:
+    """Whether a training file has a column; one that can't be looked at here may have it."""
+    for file in [files] if isinstance(files, str) else files:
+        path = Path(file).expanduser()
+        if path.suffix != ".parquet" or not path.is_file() or name in pq.ParquetFile(path).schema_arrow.names:
+            return True
+    return False
 
 
 def _mode_faults(config: DictConfig, settings: Settings) -> list[str]:

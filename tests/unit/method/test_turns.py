@@ -87,7 +87,7 @@ def test_saw_s_weights_multiply_each_turn():
 
 
 def test_as_in_the_paper_s_code():
-    """Outcome everywhere, plus lambda times the turn's advantage before the tool's first result (dialogues with one)."""
+    """The outcome everywhere, plus lambda times the turn's advantage before the tool's result."""
     generator = torch.Generator().manual_seed(0)
     coefficient, groups = 0.7, [number // 4 for number in range(12)]
     rewards = torch.rand(12, 2, generator=generator, dtype=torch.float64)
@@ -176,7 +176,7 @@ def test_fewer_turns_than_rewarded(turn):
 
 
 def test_an_empty_response_has_no_turn():
-    with pytest.raises(ValueError, match="'tool' is 1 for sample 0, .* has 0 turns"):
+    with pytest.raises(ValueError, match=r"'tool' is 1 for sample 0, .* has 0 turns"):
         advantage(mask=torch.zeros(2, 0))
 
 
