@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from saw.method.inputs import Groups, check_lengths, check_objectives, check_sha
 from saw.method.objective import Objective
 from saw.method.options import Options
 from saw.method.registry import Need, check_combination, get_method
+from saw.method.returned import ROUNDING, check_advantages, check_weights
 from saw.method.smoothing import smooth
 from saw.method.statistics import ObjectiveStatistics, objective_statistics
 from saw.method.turns import check_method, check_turns, check_values, names_turns, token_advantages
@@ -93,13 +96,18 @@ def compute_advantage(
         ValueError: for an unknown method or option, contradictory options, mismatched shapes, no rewards, an infinite
             reward, a reward below its minimum, a mask with values other than 0 and 1, a group id that is NaN, or group
             ids that mix numbers and text, an objective of a turn in a method that sums rewards first, or its reward in
-            a sample without that turn. The message names the input, the sample and the value.
+            a sample without that turn. The message names the input, the sample and the value. For a method of your
+            own: if its weights are not finite, negative, do not sum to 1 or have a wrong shape.
         TypeError: for inputs of the wrong type, including a group id that is not hashable.
     """
     chosen = get_method(method)
     chosen_options = Options.of(options)
     profile = chosen_options.numerics
     check_shapes(rewards, responses)
+    step = _check_step(step)
+    for name, value in (("penalty", penalty), ("gram", gram)):
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(f"{name} is a {type(value).__name__}; expected a torch.Tensor")
     objectives = check_objectives(objectives, rewards.shape[1])
     check_combination(method, chosen_options, len(objectives))
     check_method(method, chosen_options, objectives)
@@ -123,15 +131,17 @@ def compute_advantage(
     if previous_weights is not None:
         previous = _check_previous(previous_weights, len(objectives)).to(statistics.mean)
     gram = None if gram is None else gram.to(statistics.mean)
-    weights = proposed = chosen.weighting.compute(Context(batch, statistics, chosen_options, step, previous, gram))
+    returned = chosen.weighting.compute(Context(batch, statistics, chosen_options, step, previous, gram))
+    who = f"{method!r} with the measure {chosen_options.informativeness!r}" if chosen.measures else repr(method)
+    weights = proposed = check_weights(returned, statistics.mean, batch.n_groups, chosen_options, who)
     if weights.ndim == 1:
         weights = smooth(proposed, previous, chosen_options)
     if by_turn and turns is not None and tokens is not None:
         each = token_advantages(batch, weights, chosen.aggregation, profile, objectives, turns, tokens)
         tokens = each.to(dtype)
-        advantages = each.sum(dim=1) / batch.lengths.clamp(min=1)
+        advantages = check_advantages(each.sum(dim=1) / batch.lengths.clamp(min=1), batch, who)
     else:
-        advantages = chosen.aggregation.combine(batch, weights, profile)
+        advantages = check_advantages(chosen.aggregation.combine(batch, weights, profile), batch, who)
         tokens = None if tokens is None else tokens.mul_(advantages.to(dtype)[:, None])
     return Advantage(
         tokens,
@@ -161,7 +171,7 @@ def objective_advantages(
     Raises:
         ValueError: as :func:`compute_advantage` for the same inputs.
     """
-    lengths = rewards.new_ones(len(rewards), dtype=torch.float64)
+    lengths = torch.ones(len(rewards), dtype=torch.float64, device=getattr(rewards, "device", None))
     check_shapes(rewards, lengths)
     batch = make_batch(rewards, groups, lengths, check_objectives(None, rewards.shape[1]))
     return normalise(batch, Options.of(options).numerics)
@@ -171,9 +181,7 @@ def _with_what_is_needed(
     objectives: tuple[Objective, ...], needs: Collection[Need], options: Options
 ) -> tuple[Objective, ...]:
     if "minima" in needs:
-        objectives = tuple(
-            replace(objective, minimum=0.0) if objective.minimum is None else objective for objective in objectives
-        )
+        objectives = _with_minima(objectives)
     if "maxima" in needs:
         for objective in objectives:
             if objective.maximum is None or objective.maximum == objective.minimum:
@@ -184,10 +192,28 @@ def _with_what_is_needed(
     return objectives
 
 
+@lru_cache(maxsize=8)  # a training passes the same objectives in each step
+def _with_minima(objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
+    return tuple(replace(given, minimum=0.0) if given.minimum is None else given for given in objectives)
+
+
+def _check_step(step: int) -> int:
+    try:
+        number = operator.index(step)
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise ValueError(f"step is {step!r}; expected a whole number, at least 0")
+    return number
+
+
 def _check_previous(weights: Sequence[float] | Tensor, objectives: int) -> Tensor:
     previous = torch.as_tensor(weights, dtype=torch.float64)
-    if previous.shape != (objectives,) or not all(0 <= weight <= 1 for weight in previous.tolist()):
-        raise ValueError(f"previous_weights is {previous.tolist()}; expected {objectives} weights from 0 to 1")
+    good = previous.shape == (objectives,) and (previous >= 0).all() and abs(previous.sum().item() - 1) <= ROUNDING
+    if not good:  # a NaN is not at least 0
+        raise ValueError(
+            f"previous_weights is {previous.tolist()}; expected {objectives} weights of at least 0 that sum to 1"
+        )
     return previous
 
 

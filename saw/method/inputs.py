@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
-from itertools import count
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
+from functools import lru_cache
 from numbers import Number
 from typing import Any
 
@@ -72,7 +71,9 @@ def check_objectives(objectives: Sequence[Objective] | None, k: int) -> tuple[Ob
         TypeError: for anything but :class:`saw.Objective`.
     """
     if objectives is None:
-        return tuple(Objective(f"objective {i}") for i in range(k))
+        return _unnamed(k)
+    if isinstance(objectives, Objective):
+        raise TypeError(f"objectives is {objectives!r}; expected a sequence of them, one per column of rewards")
     objectives = tuple(objectives)
     for objective in objectives:
         if not isinstance(objective, Objective):
@@ -83,6 +84,11 @@ def check_objectives(objectives: Sequence[Objective] | None, k: int) -> tuple[Ob
     if len(set(names)) != k:
         raise ValueError(f"objectives {names} has a duplicate; expected unique names")
     return objectives
+
+
+@lru_cache(maxsize=8)
+def _unnamed(k: int) -> tuple[Objective, ...]:
+    return tuple(Objective(f"objective {i}") for i in range(k))
 
 
 def check_shapes(rewards: Tensor, responses: Tensor) -> None:
@@ -209,8 +215,10 @@ def group_index(groups: Groups, n: int) -> tuple[Tensor, int]:
 
     Raises:
         ValueError: for a wrong number of ids, an id that is NaN, or ids that mix numbers and text.
-        TypeError: for an id that is not hashable.
+        TypeError: for an id that is not hashable, or ids without an order.
     """
+    if isinstance(groups, Set | Mapping) or not isinstance(groups, Iterable):
+        raise TypeError(f"groups is {groups!r}, a {type(groups).__name__}; expected a sequence, one id per sample")
     shape = getattr(groups, "shape", (n,))
     if len(shape) != 1:
         raise ValueError(f"groups has shape {tuple(shape)}; expected ({n},), one id per sample")
@@ -233,7 +241,8 @@ def group_index(groups: Groups, n: int) -> tuple[Tensor, int]:
 
 def _number(ids: list[Hashable]) -> tuple[np.ndarray, dict[Hashable, int]]:
     """The number of each id, and a mapping from distinct ids to numbers."""
-    numbers: defaultdict[Hashable, int] = defaultdict(count().__next__)
+    distinct = dict.fromkeys(ids)
+    numbers = dict(zip(distinct, range(len(distinct)), strict=True))
     return np.fromiter(map(numbers.__getitem__, ids), dtype=np.int64, count=len(ids)), numbers
 
 

@@ -10,13 +10,14 @@ turn. With the weights, priorities and normalised rewards of :mod:`saw.method.ag
 
 .. math:: A_{jm} = \sum_k c_k\, A_{jk}\, [k \text{ is an outcome or belongs to turn } m]
 
-where c_k is the method's factor (:math:`n w_k \alpha_k` in GDPO and MO-GRPO, :math:`w_k \alpha_k` in DVAO). GDPO then
-whitens over all response tokens. Without an objective that names a turn, this is the method itself.
+where c_k is the method's factor, such as :math:`n w_k \alpha_k` in GDPO and MO-GRPO. GDPO then whitens over all
+response tokens. Without an objective that names a turn, this is the method itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -72,7 +73,11 @@ def check_method(name: str, options: Options, objectives: Sequence[HasTurn]) -> 
             continue
         given = f"the turn of {objective.name!r} is {objective.turn}, but {name}"
         if method.aggregation.linear is None:
-            able = ", ".join(known for known, each in METHODS.items() if each.aggregation.linear is not None)
+            able = ", ".join(
+                known
+                for known, each in METHODS.items()
+                if each.aggregation.linear is not None and "gradients" not in each.needs(options)
+            )
             raise ValueError(f"{given} sums the rewards before it normalises them; use one of {able}, or leave it out")
         if "gradients" in method.needs(options):
             raise ValueError(f"{given} compares policy gradients of whole responses; use another method or measure")
@@ -149,7 +154,7 @@ def token_advantages(
     Args:
         batch (RewardBatch): the step's rewards.
         weights (Tensor): shape ``(K,)`` or ``(G, K)``.
-        aggregation (Aggregation): one that is linear.
+        aggregation (Aggregation): one with ``linear``.
         profile (Profile): the numerical constants.
         objectives (Sequence[Objective]): K of them.
         turns (Tensor): shape ``(N, T)``, int64.
@@ -162,7 +167,11 @@ def token_advantages(
     number = max(int(turns.max()) if turns.numel() else 0, 1)
     own = torch.tensor([objective.turn or 0 for objective in objectives], device=batch.rewards.device)
     reaches = (own[:, None] == 0) | (own[:, None] == torch.arange(1, number + 1, device=own.device))  # (K, M)
-    each = [aggregation.linear(batch, weights * column, profile) for column in reaches.double().unbind(dim=1)]
+    # What doesn't reach a turn counts as constant there: its advantage is 0, and its weight stays what it is.
+    each = [
+        aggregation.linear(replace(batch, rewards=batch.rewards * column), weights, profile)
+        for column in reaches.double().unbind(dim=1)
+    ]
     present = torch.ones_like(batch.rewards) if batch.missing is None else (~batch.missing).double()
     rated = present @ reaches.double() > 0  # (N, M)
     advantages = torch.stack(each, dim=1) * rated

@@ -7,8 +7,8 @@ import verl
 
 logger = logging.getLogger(__name__)
 
-#: Each passes the contract tests (``scripts/verl_versions.sh``). The last one is what requirement files install, and what
-#: pipelines are tested with.
+#: Each passes the contract tests (``scripts/verl_versions.sh``). The last one is what the requirement files install, and
+#: what the pipeline is tested with.
 VERSIONS = ("0.9.0", "0.9.1")
 #: Why a version has no chance, by how it begins.
 HOPELESS = {"0.8.": "it has another trainer (no verl.trainer.ppo.v1)"}

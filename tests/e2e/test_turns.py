@@ -1,4 +1,4 @@
-"""Dialogues of two turns with a calculator, in the real pipeline: where the advantages are, and what the metrics say."""
+"""Dialogues of two turns with a calculator, in the real pipeline: where the advantages are, and the metrics."""
 
 from __future__ import annotations
 

@@ -73,6 +73,12 @@ def test_dvao_by_hand():
     close(advantage(method="dvao").tokens, [[0, 0, 0, 0, -H / 2, -H / 2], [0, 0, 0, H / 2, 0, 0]])
 
 
+def test_dvao_divides_by_the_priorities_of_all_objectives_in_every_turn():
+    objectives = (saw.Objective("tool", turn=1, priority=3.0), OUTCOME)
+    tokens = advantage(method="dvao", objectives=objectives).tokens
+    close(tokens, [[H / 2, H / 2, 0, 0, -H / 4, -H / 4], [-H / 2, 0, 0, H / 4, 0, 0]])
+
+
 def test_saw_s_weights_multiply_each_turn():
     rewards = torch.tensor([[1.0, 0.0], [0.0, 4.0], [1.0, 1.0], [0.0, 3.0]], dtype=torch.float64)
     mask = torch.tensor([[1, 0, 1]] * 4)
@@ -147,7 +153,7 @@ def test_tokens_that_are_masked_later_leave_the_turns_as_they_were():
 @pytest.mark.parametrize("method", [name for name, each in METHODS.items() if not each.aggregation.linear])
 def test_methods_that_sum_first_are_refused_with_those_that_do_not(method):
     static = {"options": {"static_weights": (1, 3)}} if method.startswith("static") else {}
-    with pytest.raises(ValueError, match=rf"'tool' is 1, but {method} .*saw_gdpo.*mo_grpo.*dvao"):
+    with pytest.raises(ValueError, match=rf"'tool' is 1, but {method} .*mo_grpo, saw_gdpo, .*dvao, or"):
         advantage(method=method, **static)
     if not method.startswith("gradient"):
         advantage(method=method, objectives=[OUTCOME, saw.Objective("other")], **static)  # as before
