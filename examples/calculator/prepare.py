@@ -18,9 +18,10 @@ from datasets import Dataset
 
 from recipes.quickstart.toy_model import Example, make_model, train_tokenizer, warm_up
 
+#: The line break makes it one token of the toy tokenizer, as it is the same in all questions.
 SYSTEM = (
     "Call the calculator, then answer with its result alone. A call is "
-    '<tool_call> {"name": "calculate", "arguments": {"expression": "1 + 2"}} </tool_call>'
+    '<tool_call> {"name": "calculate", "arguments": {"expression": "1 + 2"}} </tool_call>\n'
 )
 
 

@@ -33,7 +33,7 @@ def calculate(expression: str):
             raise ValueError(f"{len(expression)} characters; at most {LONGEST}")
         return f"{value(ast.parse(expression.strip(), mode='eval').body):g}", 1.0
     except (ArithmeticError, SyntaxError, TypeError, ValueError) as error:
-        return f"error: {error}", 0.0
+        return f"error: {getattr(error, 'msg', error)}", 0.0
 
 
 def value(node: ast.AST) -> float:

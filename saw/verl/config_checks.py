@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import verl
 from hydra.utils import get_class
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from verl.plugin.platform import get_platform
@@ -23,6 +24,7 @@ from verl.workers.config import FSDPActorConfig
 from saw.machine.cluster import running
 from saw.method.registry import get_method
 from saw.rewards import JUDGE
+from saw.verl import version
 from saw.verl.config import ConfigError, Settings, check_returned
 from saw.verl.names import FAILED, KWARGS, MODES, NAME, ROLLOUTS
 from saw.verl.reward_ranges import RewardRanges, check_arguments
@@ -234,7 +236,13 @@ def _mode_faults(config: DictConfig, settings: Settings) -> list[str]:
             f"would need importance weights: set trainer_mode to {NAME!r}, or use another method"
         )
     mini_batches = config.trainer.v1[mode].get("parameter_sync_step", 1)
-    if mode == "separate_async":
+    if mode == "separate_async" and not version.SEPARATE_ASYNC:
+        wrong.append(
+            f"trainer.v1.trainer_mode is {name!r}, which needs verl {version.VERSIONS[-1]}, but verl "
+            f"{verl.__version__} is installed, whose separate_async is another: install the former, or set "
+            f"trainer_mode to {NAME!r}"
+        )
+    elif mode == "separate_async":
         wrong += _separate_faults(config, settings, mini_batches)
     elif mini_batches != 1:
         wrong.append(
@@ -395,9 +403,11 @@ def _check_group_filter(config: DictConfig, settings: Settings, returned: Iterab
     if not section.get("enable", False):
         return
     metric = section.get("metric")
-    allowed = list(dict.fromkeys(["reward", "score", *settings.names, *(returned or ())]))
+    scalar = ["reward", "score"] if version.FILTER_KNOWS_REWARD else ["score"]
+    allowed = list(dict.fromkeys([*scalar, *settings.names, *(returned or ())]))
     allowed = [key for key in allowed if key != FAILED]
-    if not metric or (returned is not None and metric not in allowed):
+    unknown = metric not in allowed and (returned is not None or metric == "reward")
+    if not metric or unknown:
         raise ConfigError(
             f"algorithm.filter_groups.metric is {metric!r}, and algorithm.filter_groups.enable is True; "
             f"set it to one of {', '.join(allowed)}"

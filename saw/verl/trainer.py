@@ -32,6 +32,7 @@ from saw.method.weighting import clip_norms
 from saw.records import run_info, validation_samples
 from saw.rewards import JUDGE
 from saw.verl import step_metrics as objective_metrics
+from saw.verl import version
 from saw.verl.agent_loops import AgentLoopDied, Watch, died
 from saw.verl.config import ConfigError
 from saw.verl.config_checks import check_config, check_group_size
@@ -393,7 +394,7 @@ class MultiRewardTrainer(PPOTrainer):
             for key, values in infos.items()
         }
         failed = sum(value == 1.0 for value in infos.pop(FAILED, []))
-        lost = sum((expected_acc_counts or {}).values()) - len(sample_uids)
+        lost: float = math.nan if expected_acc_counts is None else sum(expected_acc_counts.values()) - len(sample_uids)
         if failed or lost > 0:
             logger.warning("validation: the reward function failed for %d samples, and %d were lost", failed, lost)
         for row in range(len(sample_uids)):
@@ -401,9 +402,12 @@ class MultiRewardTrainer(PPOTrainer):
                 for scalar in SCALARS & infos.keys():  # verl has 0 there, which is not a reward
                     infos[scalar][row] = None
         validation_samples.log(self.config.trainer, self.global_steps, *self._val_texts, infos, self.settings.names)
-        metrics = super()._val_metrics_update(
-            data_sources, sample_uids, infos, sample_turns, expected_acc_counts=expected_acc_counts
-        )
+        if version.VALIDATION_COUNTS_SAMPLES:
+            more = {"expected_acc_counts": expected_acc_counts}
+        else:  # it averages neither without None nor without NaN: its own means are NaN where a reward is missing
+            infos = {key: [math.nan if value is None else value for value in values] for key, values in infos.items()}
+            more = {}
+        metrics = super()._val_metrics_update(data_sources, sample_uids, infos, sample_turns, **more)
         counts = objective_metrics.sample_counts(failed, lost, prefix="saw-val")
         return metrics | objective_metrics.validation_metrics(infos, self.settings.names) | counts
 

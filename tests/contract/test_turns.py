@@ -129,7 +129,7 @@ def test_the_mask_is_1_on_what_the_model_said(dialogue, tokenizer):
         tokenizer.decode(np.array(each.response_ids)[np.array(each.response_mask) == 0]) for each in dialogue.values()
     ]
     assert others[:2] == ["\n<|im_start|>tool\n7<|im_end|>\n<|im_start|>assistant\n"] * 2
-    assert "error: " in others[2]
+    assert "\nerror: invalid syntax" in others[2]
     assert others[3] == ""
 
 
