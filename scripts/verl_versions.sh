@@ -27,7 +27,7 @@ for version in "${versions[@]}"; do
   export PYTHONPATH=$repository:$folder SAW_ANY_VERL=1
   found=$("$python" -c 'from importlib.metadata import version; print(version("verl"))')
   echo "verl $found:"
-  "$python" -m pytest -q --tb=line --durations=0 -m "contract and not slow" tests/contract || failed+=("$found")
+  "$python" -m pytest -q --tb=line --durations-min=60 -m "contract and not slow" tests/contract || failed+=("$found")
 done
 if [ ${#failed[@]} != 0 ]; then
   echo "seams moved in verl ${failed[*]}: see the tests that failed above" >&2

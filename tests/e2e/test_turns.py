@@ -54,7 +54,8 @@ def test_turns_of_a_training(tmp_path):
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     run = TrainingJob(command, tmp_path, LIMIT, environment={"PYTHONPATH": path, "VERL_USE_EXTERNAL_MODULES": "spy"})
     run.follow(lambda step, metrics: None)
-    assert run.faults() == []
+    # verl logs a call that is no JSON as an error; a toy model makes one now and then
+    assert [line for line in run.faults() if "Failed to decode tool call" not in line] == []
 
     history = read_history(run.metrics)
     assert history.steps == (1, 2)
