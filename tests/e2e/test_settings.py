@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
+from collections import Counter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from saw.report import read_history
 from saw.runs.process_tree import TrainingJob
@@ -41,6 +44,7 @@ def test_settings_together(tmp_path, toy_data, warm_model, mode):
         *("algorithm.filter_groups.enable=true", "algorithm.filter_groups.metric=reward"),
         "actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-sum",
         *(f"trainer.total_training_steps={STEPS}", f"trainer.default_local_dir={tmp_path / 'checkpoints'}"),
+        *(f"trainer.save_freq={STEPS}", f"trainer.rollout_data_dir={tmp_path / 'rollouts'}"),
     ]
     run = TrainingJob(command, tmp_path, LIMIT)
     run.follow(lambda step, metrics: None)
@@ -52,3 +56,14 @@ def test_settings_together(tmp_path, toy_data, warm_model, mode):
         assert math.isfinite(history.columns["actor/grad_norm"][place])
         assert history.columns["saw/lost"][place] == 0
     assert max(history.columns["actor/grad_norm"]) > 0
+    assert max(history.columns["training/filter_groups/evicted_samples"]) > 0
+    # without bypass the trainer computes the old log-probabilities, and compares them with the rollout's
+    assert ("rollout_corr/rollout_is_mean" in history.columns) == (mode == "decoupled")
+    (checkpoint,) = (tmp_path / "checkpoints").glob(f"global_step_{STEPS}/actor/model_world_size_*.pt")
+    weights = torch.load(checkpoint, weights_only=False)
+    assert any("lora_B" in name and weights[name].full_tensor().abs().max() > 0 for name in weights)
+    sizes_seen: set[int] = set()
+    for file in (tmp_path / "rollouts").glob("*.jsonl"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        sizes_seen |= set(Counter((row["input"], row["gts"]) for row in rows).values())
+    assert len(sizes_seen & set(sizes)) > 1
