@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from saw.method.options import GradientOptions, Options
     from saw.method.registry import METHODS, Method, measure, weighting
     from saw.method.statistics import ObjectiveStatistics
+    from saw.method.turns import turns_of
 
 __version__ = "0.1.0"
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "compute_advantage",
     "measure",
     "objective_advantages",
+    "turns_of",
     "weighting",
 ]
 #: Where each name is. They are loaded on first use: what follows a run, say, needs no torch.
@@ -37,6 +39,7 @@ _MODULES = {
     "Context": "saw.method.context",
     "Objective": "saw.method.objective",
     "ObjectiveStatistics": "saw.method.statistics",
+    "turns_of": "saw.method.turns",
 }
 
 

@@ -19,6 +19,7 @@ from saw.method.registry import Need, check_combination, get_method
 from saw.method.returned import ROUNDING, check_advantages, check_weights
 from saw.method.smoothing import smooth
 from saw.method.statistics import ObjectiveStatistics, objective_statistics
+from saw.method.turns import check_method, check_turns, check_values, names_turns, token_advantages
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Advantage:
     Attributes:
         tokens (Tensor | None): shape ``(N, T)``, the sample's advantage on each response token and 0 elsewhere;
             float32, or float64 if the rewards were. None where lengths were given instead of a mask.
-        samples (Tensor): shape ``(N,)``, float64, the advantage of each sample.
+        samples (Tensor): shape ``(N,)``, float64, the advantage of each sample; with objectives of a turn, the mean
+            over its response tokens.
         weights (Tensor): shape ``(K,)``, float64, the weight of each objective before priorities; they sum to 1.
             With weights per group, their mean over the groups.
         proposed (Tensor): shape ``(K,)``, float64, the weights before smoothing or ``log_only``.
@@ -55,6 +57,7 @@ def compute_advantage(
     step: int = 0,
     previous_weights: Sequence[float] | Tensor | None = None,
     gram: Tensor | None = None,
+    turns: Tensor | None = None,
 ) -> Advantage:
     """Weight the objectives of one training step and turn their rewards into token advantages.
 
@@ -83,6 +86,8 @@ def compute_advantage(
             gradient methods and the options ``ema`` and ``max_change``; None at the first step.
         gram (Tensor | None): shape ``(K, K)``, inner products of the policy gradients of
             :func:`objective_advantages`, for the gradient methods and ``informativeness="gradient_norm"``.
+        turns (Tensor | None): shape ``(N, T)``, the model's turn of each token, from 1, and 0 outside of the response
+            (:func:`saw.turns_of`); only read if an objective belongs to a turn.
 
     Returns:
         Advantage: token advantages, weights and statistics.
@@ -90,7 +95,8 @@ def compute_advantage(
     Raises:
         ValueError: for an unknown method or option, contradictory options, mismatched shapes, no rewards, an infinite
             reward, a reward below its minimum, a mask with values other than 0 and 1, a group id that is NaN, or group
-            ids that mix numbers and text. The message names the input, the sample and the value. For a method of your
+            ids that mix numbers and text, an objective of a turn in a method that sums rewards first, or its reward in
+            a sample without that turn. The message names the input, the sample and the value. For a method of your
             own: if its weights are not finite, negative, do not sum to 1 or have a wrong shape.
         TypeError: for inputs of the wrong type, including a group id that is not hashable.
     """
@@ -104,6 +110,11 @@ def compute_advantage(
             raise TypeError(f"{name} is a {type(value).__name__}; expected a torch.Tensor")
     objectives = check_objectives(objectives, rewards.shape[1])
     check_combination(method, chosen_options, len(objectives))
+    check_method(method, chosen_options, objectives)
+    by_turn = names_turns(objectives)
+    if by_turn:
+        turns = check_values(turns, responses)
+        check_turns(rewards, objectives, turns)
     needs = chosen.needs(chosen_options)
     objectives = _with_what_is_needed(objectives, needs, chosen_options)
     _check_gradients(gram, needs, chosen_options, method, len(objectives))
@@ -125,9 +136,15 @@ def compute_advantage(
     weights = proposed = check_weights(returned, statistics.mean, batch.n_groups, chosen_options, who)
     if weights.ndim == 1:
         weights = smooth(proposed, previous, chosen_options)
-    advantages = check_advantages(chosen.aggregation.combine(batch, weights, profile), batch, who)
+    if by_turn and turns is not None and tokens is not None:
+        each = token_advantages(batch, weights, chosen.aggregation, profile, objectives, turns, tokens)
+        tokens = each.to(dtype)
+        advantages = check_advantages(each.sum(dim=1) / batch.lengths.clamp(min=1), batch, who)
+    else:
+        advantages = check_advantages(chosen.aggregation.combine(batch, weights, profile), batch, who)
+        tokens = None if tokens is None else tokens.mul_(advantages.to(dtype)[:, None])
     return Advantage(
-        None if tokens is None else tokens.mul_(advantages.to(dtype)[:, None]),
+        tokens,
         advantages,
         weights if weights.ndim == 1 else weights.mean(dim=0),
         proposed if proposed.ndim == 1 else proposed.mean(dim=0),

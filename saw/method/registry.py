@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from saw.method.aggregation import normalise_then_sum, sum_then_normalise
+from saw.method.aggregation import normalise_then_sum, normalise_then_sum_only, sum_then_normalise
 from saw.method.context import Context
 from saw.method.options import RELEASED_GRADIENT, GradientOptions, Options, Profile
 from saw.method.returned import check_measured
@@ -69,10 +69,15 @@ class Aggregation:
         combine (Callable): ``(batch, weights, profile) -> advantages``, shape ``(N,)``.
         takes_penalty (bool): whether the rewards are summed before they are normalised, so that a penalty can be
             subtracted.
+        linear (Callable | None): the same without whitening, if that is a weighted sum of each objective's own
+            advantages. Credit by turn needs it (:mod:`saw.method.turns`).
+        whitens (bool): whether ``combine`` whitens the result of ``linear`` over the response tokens.
     """
 
     combine: Callable[[RewardBatch, Tensor, Profile], Tensor]
     takes_penalty: bool = False
+    linear: Callable[[RewardBatch, Tensor, Profile], Tensor] | None = None
+    whitens: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ class Method:
 
 
 GRPO = Aggregation(sum_then_normalise, takes_penalty=True)
-GDPO = Aggregation(normalise_then_sum)
+GDPO = Aggregation(normalise_then_sum, linear=normalise_then_sum_only, whitens=True)
 METHODS: dict[str, Method] = {}
 MEASURES: dict[str, Measure] = {}
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from saw.method.objective import LARGEST
 from saw.method.options import Options
 from saw.method.registry import check_combination, get_method
+from saw.method.turns import check_method, names_turns
 from saw.verl.names import NAME, RESERVED_NAMES
 
 
@@ -29,6 +30,8 @@ class ObjectiveSettings(BaseModel):
             for an unbounded reward model: the lowest value seen so far; the CV shifts whenever it falls.
         maximum (float | None): the highest; a reward above it is reported.
         priority (float): static factor applied after the dynamic weight, at least 0.
+        turn (int | None): the model's turn, from 1, whose tokens alone get its advantage (:mod:`saw.method.turns`);
+            None for the whole response.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -37,6 +40,7 @@ class ObjectiveSettings(BaseModel):
     minimum: float | Literal["running"] | None = None
     maximum: float | None = None
     priority: float = Field(default=1.0, ge=0.0, le=LARGEST)
+    turn: int | None = Field(default=None, ge=1)
 
     @field_validator("name")
     @classmethod
@@ -126,12 +130,18 @@ class Settings(BaseModel):
                 "their sum; set both with reading=as_released, or set options.profile to 'released'"
             )
         check_combination(self.method, self.options, len(self.objectives))
+        check_method(self.method, self.options, self.objectives)
         return self
 
     @property
     def names(self) -> tuple[str, ...]:
         """The objectives' names, in order: the columns of the reward matrix."""
         return tuple(objective.name for objective in self.objectives)
+
+    @property
+    def names_turns(self) -> bool:
+        """Whether any objective belongs to a turn."""
+        return names_turns(self.objectives)
 
     @property
     def feels_kl_in_reward(self) -> bool:

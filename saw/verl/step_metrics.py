@@ -124,8 +124,8 @@ def failed_samples(infos: Sequence[Mapping[str, Any]]) -> int:
     return sum(info.get(FAILED) == 1.0 for info in infos)
 
 
-def sample_counts(failed: int, lost: int, prefix: str = "saw") -> dict[str, float]:
-    """Samples without any reward: those whose reward function raised, and those that never came back."""
+def sample_counts(failed: int, lost: float, prefix: str = "saw") -> dict[str, float]:
+    """Samples without any reward: those whose reward function raised, and those that never came back (NaN: unknown)."""
     return {f"{prefix}/failed": float(failed), f"{prefix}/lost": float(lost)}
 
 

@@ -33,6 +33,7 @@ from saw.method.weighting import clip_norms
 from saw.records import metrics_file, run_info, validation_samples
 from saw.rewards import JUDGE
 from saw.verl import step_metrics as objective_metrics
+from saw.verl import version
 from saw.verl.agent_loops import AgentLoopDied, Watch, died
 from saw.verl.config import ConfigError
 from saw.verl.config_checks import check_config, check_group_size
@@ -46,6 +47,7 @@ from saw.verl.reward_values import plain
 from saw.verl.transfer_queue import (
     check_range,
     checked_objective_matrix,
+    checked_turns,
     lost_samples,
     of_all_rows,
     prompt_of,
@@ -306,9 +308,8 @@ class MultiRewardTrainer(PPOTrainer):
                 )
 
     def _rewards(self, batch: KVBatchMeta) -> StepRewards:
-        data = tq.kv_batch_get(
-            keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields", "rm_scores"]
-        )
+        fields = ["extra_fields", "rm_scores", *(["response_mask"] if self.settings.names_turns else [])]
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
         scores = data["rm_scores"].to_padded_tensor(0.0).sum(dim=-1)
         if not scores.isfinite().all():
             raise ConfigError(
@@ -321,6 +322,10 @@ class MultiRewardTrainer(PPOTrainer):
         prompts = [prompt_of(batch.keys[row]) for row in scored.tolist()]
         if not self._rollouts and len(set(prompts)) == len(prompts):
             check_group_size(self.config, self.settings)
+        rewards = checked_objective_matrix(infos, self.settings)
+        turns = None
+        if self.settings.names_turns:
+            turns = checked_turns(data["response_mask"], rewards, scored, of_row, self.settings)
         lost = lost_samples(prompts, self._expected_samples(prompts))
         # a prompt's rewards follow the schedule of the step at which it was submitted; the tags have it
         submitted = [batch.tags[row].get("global_steps", self.global_steps) for row in scored.tolist()]
@@ -340,6 +345,7 @@ class MultiRewardTrainer(PPOTrainer):
             submitted=submitted,
             infos=scored_infos,
             scalars=scores[scored],
+            turns=turns,
             scores=scores if self.config.algorithm.use_kl_in_reward and self.settings.feels_kl_in_reward else None,
         )
 
@@ -351,6 +357,7 @@ class MultiRewardTrainer(PPOTrainer):
                 minimum=low if math.isfinite(low) else self.state.minima.get(objective.name),
                 maximum=high if math.isfinite(low) and math.isfinite(high) else None,  # a running minimum may pass it
                 priority=objective.priority,
+                turn=objective.turn,
             )
             for objective, (low, high) in zip(self.settings.objectives, self._ranges.over(submitted), strict=True)
         ]
@@ -398,7 +405,7 @@ class MultiRewardTrainer(PPOTrainer):
             for key, values in infos.items()
         }
         failed = sum(value == 1.0 for value in infos.pop(FAILED, []))
-        lost = sum((expected_acc_counts or {}).values()) - len(sample_uids)
+        lost: float = math.nan if expected_acc_counts is None else sum(expected_acc_counts.values()) - len(sample_uids)
         if failed or lost > 0:
             logger.warning("validation: the reward function failed for %d samples, and %d were lost", failed, lost)
         for row in range(len(sample_uids)):
@@ -406,9 +413,12 @@ class MultiRewardTrainer(PPOTrainer):
                 for scalar in SCALARS & infos.keys():  # verl has 0 there, which is not a reward
                     infos[scalar][row] = None
         validation_samples.log(self.config.trainer, self.global_steps, *self._val_texts, infos, self.settings.names)
-        metrics = super()._val_metrics_update(
-            data_sources, sample_uids, infos, sample_turns, expected_acc_counts=expected_acc_counts
-        )
+        if version.VALIDATION_COUNTS_SAMPLES:
+            more = {"expected_acc_counts": expected_acc_counts}
+        else:  # it averages neither without None nor without NaN: its own means are NaN where a reward is missing
+            infos = {key: [math.nan if value is None else value for value in values] for key, values in infos.items()}
+            more = {}
+        metrics = super()._val_metrics_update(data_sources, sample_uids, infos, sample_turns, **more)
         counts = objective_metrics.sample_counts(failed, lost, prefix="saw-val")
         return metrics | objective_metrics.validation_metrics(infos, self.settings.names) | counts
 

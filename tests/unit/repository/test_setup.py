@@ -734,6 +734,7 @@ FITS = {
     "TransferQueue": "0.1.11", "hydra-core": "1.3.2", "psutil": "7.2", "pyarrow": "26.0", "ray": "2.60.0",
     "wrapt": "2.5.2", "transformers": "5.9.0", "huggingface-hub": "1.33.0", "rich": "15.0", "typer": "0.29.2",
 }  # fmt: skip
+VERL = "verl<=0.9.1,>=0.9.0"
 DECLARED = {
     "verl": ["transformers!=5.6.0,<5.11,>=5.5.3", "ray[default]>=2.41.0", "pytest; extra == 'test'"],
     "vllm": ["torch==2.11.0", "opencv-python-headless>=4.13", "av; extra == 'audio'"],
@@ -757,9 +758,9 @@ def check(**installed: str | None) -> list[str]:
          ["torch: not installed, saw-rl needs torch>=2.6", "vllm: not installed, saw-rl needs vllm>=0.24"]),
         ({"torch": "2.13.0+cpu"}, ["torch: 2.13.0+cpu is installed, vllm 0.24.0 needs torch==2.11.0"]),
         ({"numpy": "1.26.4"}, ["numpy: 1.26.4 is installed, saw-rl needs numpy>=2.0"]),
-        ({"verl": "0.9.0"}, ["verl: 0.9.0 is installed, saw-rl needs verl==0.9.1"]),
-        ({"verl": "0.10.0.dev0"}, ["verl: 0.10.0.dev0 is installed, saw-rl needs verl==0.9.1"]),
-        ({"verl": None}, ["verl: not installed, saw-rl needs verl==0.9.1"]),
+        ({"verl": "0.8.0"}, [f"verl: 0.8.0 is installed, saw-rl needs {VERL}"]),
+        ({"verl": "0.10.0.dev0"}, [f"verl: 0.10.0.dev0 is installed, saw-rl needs {VERL}"]),
+        ({"verl": None}, [f"verl: not installed, saw-rl needs {VERL}"]),
         ({"transformers": "5.11.1"},
          ["transformers: 5.11.1 is installed, verl 0.9.1 needs transformers!=5.6.0,<5.11,>=5.5.3"]),
         ({"ray": None},

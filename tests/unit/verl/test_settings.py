@@ -325,3 +325,67 @@ def test_a_reward_without_bounds_needs_a_minimum(tmp_path, toy_data):
         check_config(compose(*arguments))
     minima = [f"++saw.objectives.{name}.minimum=-1" for name in ("format", "correctness")]
     check_config(compose(*arguments, *minima))
+
+
+# ---------------------------------------------------------------- objectives of a turn
+
+ROLLOUT = "actor_rollout_ref.rollout"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"turn": 0}, ["saw.objectives.format.turn", "greater than or equal to 1", "0"]),
+        ({"turn": 1.5}, ["saw.objectives.format.turn", "integer", "1.5"]),
+        ({"turn": "first"}, ["saw.objectives.format.turn", "integer", "'first'"]),
+    ],
+)
+def test_a_bad_turn(changes, words):
+    with pytest.raises(ConfigError) as error:
+        settings(objectives={"format": {"minimum": 0, **changes}})
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("method", ["grpo", "saw_grpo", "gradient_gdpo"])
+def test_a_turn_needs_a_method_with_an_advantage_of_each_objective(method):
+    objectives = {"format": {"minimum": 0, "turn": 1}, "correctness": {"minimum": -3}}
+    assert settings(objectives=objectives).names_turns
+    with pytest.raises(ConfigError, match=rf"saw: the turn of 'format' is 1, but {method} "):
+        settings(objectives=objectives, method=method)
+    assert not settings(method=method).names_turns
+
+
+@pytest.mark.parametrize(
+    ("turn", "most", "agent", "words"),
+    [
+        (2, "null", "single_turn_agent", ["correctness.turn is 2", "default_agent_loop is 'single_turn_agent'"]),
+        (3, 2, "tool_agent", ["correctness.turn is 3", "max_assistant_turns is 2", "at most 2 turns"]),
+        (1, "null", "single_turn_agent", []),
+        (2, 2, "tool_agent", []),
+        (9, "null", "tool_agent", []),
+    ],
+)
+def test_a_turn_that_no_response_can_have(toy_data, turn, most, agent, words):
+    config = compose(
+        f"+saw.objectives.correctness.turn={turn}",
+        f"{ROLLOUT}.multi_turn.max_assistant_turns={most}",
+        f"{ROLLOUT}.agent.default_agent_loop={agent}",
+        f"data.train_files={toy_data[0]}",
+    )
+    if not words:
+        assert check_config(config).names_turns
+        return
+    with pytest.raises(ConfigError) as error:
+        check_config(config)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_row_may_name_an_agent_loop_of_several_turns(toy_data, tmp_path):
+    table = pq.read_table(toy_data[0])
+    path = tmp_path / "train.parquet"
+    pq.write_table(table.append_column("agent_name", [["tool_agent"] * len(table)]), path)
+    turn = "+saw.objectives.correctness.turn=2"
+    assert check_config(compose(turn, f"data.train_files={path}")).names_turns
+    assert check_config(compose(turn, "data.train_files=elsewhere.parquet")).names_turns  # on another node
