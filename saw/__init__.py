@@ -11,12 +11,14 @@ if TYPE_CHECKING:
     from saw.method.context import Context
     from saw.method.objective import Objective
     from saw.method.options import GradientOptions, Options
+    from saw.method.profiles import PROFILES, Profile
     from saw.method.registry import METHODS, Method, measure, weighting
     from saw.method.statistics import ObjectiveStatistics
 
 __version__ = "0.1.0"
 __all__ = [
     "METHODS",
+    "PROFILES",
     "Advantage",
     "Context",
     "GradientOptions",
@@ -24,6 +26,7 @@ __all__ = [
     "Objective",
     "ObjectiveStatistics",
     "Options",
+    "Profile",
     "compute_advantage",
     "measure",
     "objective_advantages",
@@ -34,6 +37,7 @@ _MODULES = {
     **dict.fromkeys(("Advantage", "compute_advantage", "objective_advantages"), "saw.method.advantage"),
     **dict.fromkeys(("METHODS", "Method", "measure", "weighting"), "saw.method.registry"),
     **dict.fromkeys(("GradientOptions", "Options"), "saw.method.options"),
+    **dict.fromkeys(("PROFILES", "Profile"), "saw.method.profiles"),
     "Context": "saw.method.context",
     "Objective": "saw.method.objective",
     "ObjectiveStatistics": "saw.method.statistics",

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from saw.method.aggregation import normalise_then_sum, sum_then_normalise
 from saw.method.context import Context
-from saw.method.options import RELEASED_GRADIENT, Options, Profile
+from saw.method.options import RELEASED_GRADIENT, Options
+from saw.method.profiles import Profile
 from saw.method.reward_batch import RewardBatch
 
 #: What a caller must pass besides rewards and groups: each objective's minimum or maximum, inner products of the
