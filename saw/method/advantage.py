@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,7 @@ from saw.method.inputs import Groups, check_lengths, check_objectives, check_sha
 from saw.method.objective import Objective
 from saw.method.options import Options
 from saw.method.registry import Need, check_combination, get_method
+from saw.method.returned import ROUNDING, check_advantages, check_weights
 from saw.method.smoothing import smooth
 from saw.method.statistics import ObjectiveStatistics, objective_statistics
 
@@ -87,13 +89,18 @@ def compute_advantage(
     Raises:
         ValueError: for an unknown method or option, contradictory options, mismatched shapes, no rewards, an infinite
             reward, a reward below its minimum, a mask with values other than 0 and 1, a group id that is NaN, or group
-            ids that mix numbers and text. The message names the input, the sample and the value.
+            ids that mix numbers and text. The message names the input, the sample and the value. For a method of your
+            own: if its weights are not finite, negative, do not sum to 1 or have a wrong shape.
         TypeError: for inputs of the wrong type, including a group id that is not hashable.
     """
     chosen = get_method(method)
     chosen_options = Options.of(options)
     profile = chosen_options.numerics
     check_shapes(rewards, responses)
+    step = _check_step(step)
+    for name, value in (("penalty", penalty), ("gram", gram)):
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(f"{name} is a {type(value).__name__}; expected a torch.Tensor")
     objectives = check_objectives(objectives, rewards.shape[1])
     check_combination(method, chosen_options, len(objectives))
     needs = chosen.needs(chosen_options)
@@ -112,10 +119,12 @@ def compute_advantage(
     if previous_weights is not None:
         previous = _check_previous(previous_weights, len(objectives)).to(statistics.mean)
     gram = None if gram is None else gram.to(statistics.mean)
-    weights = proposed = chosen.weighting.compute(Context(batch, statistics, chosen_options, step, previous, gram))
+    returned = chosen.weighting.compute(Context(batch, statistics, chosen_options, step, previous, gram))
+    who = f"{method!r} with the measure {chosen_options.informativeness!r}" if chosen.measures else repr(method)
+    weights = proposed = check_weights(returned, statistics.mean, batch.n_groups, chosen_options, who)
     if weights.ndim == 1:
         weights = smooth(proposed, previous, chosen_options)
-    advantages = chosen.aggregation.combine(batch, weights, profile)
+    advantages = check_advantages(chosen.aggregation.combine(batch, weights, profile), batch, who)
     return Advantage(
         None if tokens is None else tokens.mul_(advantages.to(dtype)[:, None]),
         advantages,
@@ -144,7 +153,7 @@ def objective_advantages(
     Raises:
         ValueError: as :func:`compute_advantage` for the same inputs.
     """
-    lengths = rewards.new_ones(len(rewards), dtype=torch.float64)
+    lengths = torch.ones(len(rewards), dtype=torch.float64, device=getattr(rewards, "device", None))
     check_shapes(rewards, lengths)
     profile = Options.of(options).numerics
     batch = make_batch(rewards, groups, lengths, check_objectives(None, rewards.shape[1]), ddof=profile.ddof)
@@ -168,10 +177,23 @@ def _with_what_is_needed(
     return objectives
 
 
+def _check_step(step: int) -> int:
+    try:
+        number = operator.index(step)
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise ValueError(f"step is {step!r}; expected a whole number, at least 0")
+    return number
+
+
 def _check_previous(weights: Sequence[float] | Tensor, objectives: int) -> Tensor:
     previous = torch.as_tensor(weights, dtype=torch.float64)
-    if previous.shape != (objectives,) or not all(0 <= weight <= 1 for weight in previous.tolist()):
-        raise ValueError(f"previous_weights is {previous.tolist()}; expected {objectives} weights from 0 to 1")
+    good = previous.shape == (objectives,) and (previous >= 0).all() and abs(previous.sum().item() - 1) <= ROUNDING
+    if not good:  # a NaN is not at least 0
+        raise ValueError(
+            f"previous_weights is {previous.tolist()}; expected {objectives} weights of at least 0 that sum to 1"
+        )
     return previous
 
 

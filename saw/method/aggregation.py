@@ -62,17 +62,22 @@ def normalise_then_sum_only(batch: RewardBatch, weights: Tensor, profile: Profil
     Raises:
         ValueError: if the batch has a penalty.
     """
-    return weights.shape[-1] * normalise_then_average(batch, weights, profile)
+    return weights.shape[-1] * _normalise_then_weigh(batch, weights, profile)
 
 
 def normalise_then_average(batch: RewardBatch, weights: Tensor, profile: Profile) -> Tensor:
-    r"""DVAO (arXiv 2605.25604): the weighted mean of the advantages of each objective.
+    r"""DVAO (arXiv 2605.25604): the mean of the advantages of each objective, by weights and priorities.
 
-    .. math:: A_j = \sum_k w_k \alpha_k A_{jk}
+    .. math:: A_j = \sum_k w_k \alpha_k A_{jk} / \sum_k w_k \alpha_k
 
     Raises:
-        ValueError: if the batch has a penalty, as there is no combined reward to subtract it from.
+        ValueError: if the batch has a penalty.
     """
+    total = (weights * batch.priorities).sum(dim=-1, keepdim=True).clamp(min=1e-300)  # 0 without any priority
+    return _normalise_then_weigh(batch, weights / total, profile)
+
+
+def _normalise_then_weigh(batch: RewardBatch, weights: Tensor, profile: Profile) -> Tensor:
     if batch.penalty is not None:
         raise ValueError("a penalty needs a combined reward, but this method normalises each objective on its own")
     return _weigh(batch, normalise(batch, profile), weights * batch.priorities)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from itertools import count
 from numbers import Number
 from typing import Any
@@ -76,6 +76,8 @@ def check_objectives(objectives: Sequence[Objective] | None, k: int) -> tuple[Ob
     """
     if objectives is None:
         return tuple(Objective(f"objective {i}") for i in range(k))
+    if isinstance(objectives, Objective):
+        raise TypeError(f"objectives is {objectives!r}; expected a sequence of them, one per column of rewards")
     objectives = tuple(objectives)
     for objective in objectives:
         if not isinstance(objective, Objective):
@@ -212,8 +214,10 @@ def group_index(groups: Groups, n: int) -> tuple[Tensor, int]:
 
     Raises:
         ValueError: for a wrong number of ids, an id that is NaN, or ids that mix numbers and text.
-        TypeError: for an id that is not hashable.
+        TypeError: for an id that is not hashable, or ids without an order.
     """
+    if isinstance(groups, Set | Mapping) or not isinstance(groups, Iterable):
+        raise TypeError(f"groups is {groups!r}, a {type(groups).__name__}; expected a sequence, one id per sample")
     shape = getattr(groups, "shape", (n,))
     if len(shape) != 1:
         raise ValueError(f"groups has shape {tuple(shape)}; expected ({n},), one id per sample")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 #: Largest absolute value of a reward, a bound, a penalty or a priority; keeps sums of squares of their products finite.
 LARGEST = 1e70
@@ -35,7 +36,7 @@ class Objective:
             value = getattr(self, field)
             if value is None and field != "priority":
                 continue
-            if not isinstance(value, (int, float)) or not abs(value) <= LARGEST:
+            if not isinstance(value, Real) or not abs(value) <= LARGEST:  # type: ignore[operator]
                 raise ValueError(
                     f"the {field} of {self.name!r} is {value!r}; expected a finite number, at most {LARGEST:g} in size"
                 )

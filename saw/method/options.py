@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -91,8 +92,10 @@ class Options(BaseModel):
 
     @model_validator(mode="after")
     def _possible(self) -> Options:
-        if self.static_weights is not None and sum(self.static_weights) <= 0:
-            raise ValueError(f"options.static_weights is {self.static_weights}; expected at least one above 0")
+        if self.static_weights is not None and not 0 < sum(self.static_weights) < math.inf:
+            raise ValueError(
+                f"options.static_weights is {self.static_weights}; expected at least one above 0, and a finite sum"
+            )
         for option in ("ema", "floor", "max_change"):
             if self.log_only and (value := getattr(self, option)):
                 raise ValueError(f"options.{option} is {value}, and log_only uses equal weights; leave one of them out")
@@ -103,6 +106,8 @@ class Options(BaseModel):
         """Return options given as an :class:`Options`, a mapping of its fields or None as an :class:`Options`."""
         if options is None:
             return cls()
+        if not isinstance(options, Options | Mapping):
+            raise TypeError(f"options is {options!r}; expected saw.Options, or a mapping of its fields")
         return options if isinstance(options, Options) else cls.model_validate(dict(options))
 
     @property

@@ -54,7 +54,8 @@ def coefficient_of_variation(mean: Tensor, std: Tensor, minima: Tensor, profile:
     Returns:
         Tensor: shape ``(K,)``; NaN for an objective without a mean or a known minimum.
     """
-    return std / (mean - minima + profile.cv_shift + profile.cv_eps)
+    above = (mean - minima).clamp(min=0.0)  # rounding: -0.1 in float32 is below -0.1 in float64
+    return std / (above + profile.cv_shift + profile.cv_eps)
 
 
 def objective_statistics(batch: RewardBatch, profile: Profile) -> ObjectiveStatistics:

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from saw.machine import accelerator, cluster
@@ -94,7 +96,9 @@ def _keep_earlier_metrics(config: DictConfig) -> None:
     """Make verl's file logger write beside the checkpoints, and keep what a resumed training logged before."""
     if "file" in config.trainer.logger:
         path = Path(config.trainer.default_local_dir) / "metrics.jsonl"
-        path = Path(os.environ.setdefault("VERL_FILE_LOGGER_PATH", str(path.resolve())))
+        # set to nothing, verl would open a file without a name
+        path = Path(os.environ.get("VERL_FILE_LOGGER_PATH") or path.resolve())
+        os.environ["VERL_FILE_LOGGER_PATH"] = str(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         metrics_file.begin(path, resume=config.trainer.resume_mode != "disable")
 
@@ -140,12 +144,21 @@ def check(config: DictConfig, platform: str | None) -> None:
 
 @hydra.main(config_path="pkg://saw.configs", config_name="train", version_base=None)
 def main(config: DictConfig) -> None:
-    """Check a composed configuration, then do what verl's own entry point does after its check."""
+    """Check a composed configuration, then do what verl's own entry point does after its check.
+
+    Raises:
+        ValueError: naming the key, for what can't work or doesn't exist, and in Hydra's multirun.
+    """
     from verl.trainer import main_ppo
 
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise ValueError(
+            "hydra.mode is MULTIRUN (--multirun), but all trainings of one process would write the same metrics: "
+            "saw sweep starts each in its own"
+        )
     check(config, os.environ.get("SAW_PLATFORM"))
-    _keep_earlier_metrics(config)
     _fork_workers(config)
+    _keep_earlier_metrics(config)  # the last thing that can fail before Ray
     with handover.handing_over(config):
         main_ppo.run_ppo(config, task_runner_class=main_ppo.TaskRunnerV1)
 
@@ -161,8 +174,9 @@ def missing_experiment(arguments: Sequence[str]) -> str | None:
     if named and named[-1] not in ("", "null"):
         return None
     names = ", ".join(sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml")))
+    given = repr(named[-1]) if named else "not set"
     return (
-        f"experiment is {named[-1] if named else 'not set'}; expected experiment=NAME, which sets data, model and "
+        f"experiment is {given}; expected experiment=NAME, which sets data, model and "
         f"sizes: {names}, or your own file experiment/NAME.yaml in FOLDER, with --config-dir FOLDER"
     )
 

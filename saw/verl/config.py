@@ -9,6 +9,7 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from saw.method.objective import LARGEST
 from saw.method.options import Options
 from saw.method.registry import check_combination, get_method
 from saw.verl.names import NAME, RESERVED_NAMES
@@ -35,7 +36,7 @@ class ObjectiveSettings(BaseModel):
     name: str = Field(min_length=1)
     minimum: float | Literal["running"] | None = None
     maximum: float | None = None
-    priority: float = Field(default=1.0, ge=0.0)
+    priority: float = Field(default=1.0, ge=0.0, le=LARGEST)
 
     @field_validator("name")
     @classmethod
@@ -49,6 +50,12 @@ class ObjectiveSettings(BaseModel):
         if isinstance(self.minimum, float) and self.maximum is not None and self.maximum <= self.minimum:
             raise ValueError(f"maximum is {self.maximum:g}; expected a number above the minimum {self.minimum:g}")
         return self
+
+
+#: Objectives as they may be written.
+_EXAMPLE = "a mapping such as {accuracy: {minimum: 0, maximum: 1}}"
+#: What a mapping of objectives has for each name.
+_OF_AN_OBJECTIVE = [field for field in ObjectiveSettings.model_fields if field != "name"]
 
 
 class Settings(BaseModel):
@@ -68,7 +75,7 @@ class Settings(BaseModel):
             step on average.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     method: str
     objectives: tuple[ObjectiveSettings, ...] = Field(min_length=1)
@@ -86,8 +93,13 @@ class Settings(BaseModel):
     @field_validator("objectives", mode="before")
     @classmethod
     def _named(cls, objectives: Any) -> Any:
-        if not isinstance(objectives, Mapping):
+        if isinstance(objectives, list | tuple):
             return objectives
+        if not isinstance(objectives, Mapping):
+            raise ValueError(f"it is {objectives!r}; expected {_EXAMPLE}, or a list of mappings with a name each")
+        for name, rest in objectives.items():
+            if not isinstance(rest, Mapping | None) or "name" in (rest or {}):
+                raise ValueError(f"{name!r} is {rest!r}; expected {', '.join(_OF_AN_OBJECTIVE)}, or nothing")
         return [{"name": str(name), **(rest or {})} for name, rest in objectives.items()]
 
     @field_validator("objectives")
@@ -162,7 +174,13 @@ class Settings(BaseModel):
             settings = cls.model_validate(section)
             return settings._with_actor_lr(config)
         except ValidationError as error:
-            raise ConfigError(readable(error, NAME, cls)) from error
+            text = readable(error, NAME, cls).replace(
+                f"{NAME}.objectives: Field required", f"{NAME}.objectives is not set; expected {_EXAMPLE}"
+            )
+            given = section.get("objectives") if isinstance(section, Mapping) else None
+            for number, name in enumerate(given if isinstance(given, Mapping) else ()):
+                text = text.replace(f"{NAME}.objectives.{number}.", f"{NAME}.objectives.{name}.")
+            raise ConfigError(text) from error
 
 
 def readable(error: ValidationError, prefix: str, model: type[BaseModel]) -> str:
@@ -173,14 +191,19 @@ def readable(error: ValidationError, prefix: str, model: type[BaseModel]) -> str
         prefix (str): the section's key in the configuration.
         model (type[BaseModel]): the section's type.
     """
-    lines = []
+    lines: dict[str, None] = {}  # in order; each once, as every type of a union repeats some
+    places = [fault["loc"] for fault in error.errors()]
     for fault in error.errors():
+        if fault["type"] == "too_short" and any(
+            place[: len(fault["loc"])] == fault["loc"] != place for place in places
+        ):
+            continue  # only because its entries are wrong
         key = ".".join(str(part) for part in (prefix, *fault["loc"]))
         message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
             message = f"there is no such setting; allowed are {', '.join(_fields(model, fault['loc'][:-1]))}"
         value = "" if fault["type"] in ("missing", "value_error") else f"; it is {fault['input']!r}"
-        lines.append(f"{key}: {message}{value}")
+        lines[f"{key}: {message}{value}"] = None
     return "\n".join(lines)
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from hydra.utils import get_class
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from verl.plugin.platform import get_platform
 from verl.trainer.ppo.reward import resolve_reward_manager_cls
 from verl.trainer.ppo.utils import need_reference_policy
@@ -77,6 +77,9 @@ def _check_rest(config: DictConfig, settings: Settings) -> None:
         wrong.append(
             "algorithm.norm_adv_by_std_in_grpo is False; the methods divide by the group's std: set it to True"
         )
+    size = config.data.train_batch_size
+    if not isinstance(size, int) or size < 1:
+        wrong.append(f"data.train_batch_size is {size!r}; set it to a number of prompts per step, at least 1")
     combines = get_method(settings.method).aggregation.takes_penalty
     if algorithm.use_kl_in_reward and not combines and settings.kl_in_reward == "combined":
         wrong.append(
@@ -318,9 +321,15 @@ def _check_rollouts(config: DictConfig, settings: Settings) -> None:
     agent = config.actor_rollout_ref.rollout.get("agent") or {}
     if (config.data.get("custom_cls") or {}).get("path") or agent.get("agent_loop_manager_class"):
         return  # it may set the number; the trainer looks at the first samples
-    files = config.data.train_files
-    if not any(_may_ask_for_several(name) for name in ([files] if isinstance(files, str) else files)):
+    if not any(_may_ask_for_several(name) for name in _training_files(config)):
         check_group_size(config, settings)
+
+
+def _training_files(config: DictConfig) -> list[str]:
+    """The names of the training files; what is no name is left to the check of the data (:mod:`saw.runs.inputs`)."""
+    files = config.data.train_files
+    names = [files] if isinstance(files, str) else list(files) if isinstance(files, ListConfig) else []
+    return [name for name in names if isinstance(name, str)]
 
 
 def _may_ask_for_several(file: str) -> bool:
@@ -331,9 +340,12 @@ def _may_ask_for_several(file: str) -> bool:
     if not path.is_file():
         return False
     if path.suffix != ".parquet":
-        with path.open() as lines:
+        with path.open(errors="replace") as lines:
             return any(ROLLOUTS in line for line in lines)
-    parquet = pq.ParquetFile(path)
+    try:
+        parquet = pq.ParquetFile(path)
+    except (OSError, pa.ArrowException):
+        return True  # reported where the data is checked
     if ROLLOUTS not in parquet.schema_arrow.names:
         return False
     kind = parquet.schema_arrow.field(ROLLOUTS).type
@@ -442,12 +454,17 @@ def _sample_arguments(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _first_row(config: DictConfig) -> tuple[Path, dict[str, Any]] | None:
     """The first training row and its file; None if there is none to read."""
-    files = config.data.train_files
-    first = Path(files if isinstance(files, str) else files[0])
+    files = _training_files(config)
+    if not files:
+        return None
+    first = Path(files[0])
     if first.suffix != ".parquet" or not first.is_file():
-        return None  # verl reports such a file
-    for batch in pq.ParquetFile(first).iter_batches(batch_size=1):
-        return first, batch.to_pylist()[0]
+        return None  # reported where the data is checked, or by verl
+    try:
+        for batch in pq.ParquetFile(first).iter_batches(batch_size=1):
+            return first, batch.to_pylist()[0]
+    except (OSError, pa.ArrowException):
+        return None
     raise ConfigError(f"data.train_files has {str(first)!r}, which has no rows; expected at least one")
 
 
@@ -459,6 +476,11 @@ def _try_on_first_row(
     if found is None:
         return None
     first, row = found
+    for column in ("reward_model", "extra_info"):
+        if not isinstance(row.get(column), Mapping | None):
+            raise ConfigError(
+                f"data.train_files has {str(first)!r}, whose first row has {column} {row[column]!r}; expected a mapping"
+            )
     try:
         result = function(**{**_sample_arguments(row), **kwargs})
     except Exception as error:

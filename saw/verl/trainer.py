@@ -119,6 +119,7 @@ class MultiRewardTrainer(PPOTrainer):
     def on_init_end(self):
         """Write ``run.json`` beside the metrics."""
         super().on_init_end()
+        self._ranges.over(range(1, self.total_training_steps + 1))  # raises for a schedule that goes wrong later
         ranges = dict(zip(self.settings.names, self._ranges.at(1), strict=True))
         config = self.config.copy()
         config.trainer.v1.trainer_mode = {mode: name for name, mode in MODES.items()}[self.mode]  # as set by the user
@@ -278,6 +279,7 @@ class MultiRewardTrainer(PPOTrainer):
     def _save_checkpoint(self):
         if self.mode != "sync":
             self.state.rollouts = self._rollouts
+        self.state.objectives = list(self.settings.names)
         # before verl's part, which ends by marking the checkpoint as complete
         self.state.write(Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}")
         super()._save_checkpoint()
@@ -289,6 +291,11 @@ class MultiRewardTrainer(PPOTrainer):
             latest = f"{trainer.default_local_dir}/global_step_{self.global_steps}"
             self.state = State.read(Path(trainer.resume_from_path if trainer.resume_mode == "resume_path" else latest))
             self._rollouts = dict(self.state.rollouts)
+            if self.state.objectives not in (None, list(self.settings.names)):
+                raise ConfigError(
+                    f"saw.objectives are {', '.join(self.settings.names)}, but those of the checkpoint "
+                    f"{', '.join(self.state.objectives or ())}: resume with the same, in the same order"
+                )
 
     def _rewards(self, batch: KVBatchMeta) -> StepRewards:
         data = tq.kv_batch_get(
@@ -330,7 +337,7 @@ class MultiRewardTrainer(PPOTrainer):
         return [
             Objective(
                 objective.name,
-                minimum=self.state.minima.get(objective.name, low if math.isfinite(low) else None),
+                minimum=low if math.isfinite(low) else self.state.minima.get(objective.name),
                 maximum=high if math.isfinite(low) and math.isfinite(high) else None,  # a running minimum may pass it
                 priority=objective.priority,
             )

@@ -26,16 +26,18 @@ def invoke(*arguments):
 
 
 def test_every_command_is_listed():
-    listed = invoke("--help").output
-    for name in cli.COMMANDS:
-        assert f"\n  {name} " in listed
+    for option in ("--help", "-h"):
+        listed = invoke(option).output
+        for name in cli.COMMANDS:
+            assert f"\n  {name} " in listed
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_help_shows_an_example_that_starts_the_command(name, started, monkeypatch):
     """An example whose first argument is no part of the command, or a module that is not there."""
     command = cli.COMMANDS[name]
-    assert f"saw {name} {command.example}" in invoke(name, "--help").output
+    for option in ("--help", "-h"):
+        assert f"saw {name} {command.example}" in invoke(name, option).output
     started.clear()
     assert invoke(name, *shlex.split(command.example)).exit_code == 0
     ((program, (_, flag, module, *rest), _),) = started
@@ -66,6 +68,23 @@ def test_a_checkout_s_recipes_are_found_from_any_folder(name, started, monkeypat
         invoke(name)
         assert started.pop()[2]["PYTHONPATH"] == expected
         assert os.environ["PYTHONPATH"] == path
+
+
+@pytest.mark.parametrize(("command", "package"), [("quickstart", "recipes"), ("train", "saw"), ("report", "saw")])
+def test_a_folder_with_a_package_of_the_same_name_is_refused(command, package, started, tmp_path, monkeypatch):
+    """Kind: code of the current folder, perhaps another checkout's, runs instead of this one's."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / package).mkdir()
+    invoke(command)
+    assert len(started) == 1  # a folder that is no package hides nothing
+    (tmp_path / package / "__init__.py").touch()
+    result = invoke(command)
+    assert result.exit_code == 2
+    assert f"package {package!r} of its own" in result.output
+    assert len(started) == 1
+    monkeypatch.chdir(ROOT)
+    invoke(command)
+    assert len(started) == 2
 
 
 @pytest.mark.slow

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from saw.method.profiles import PROFILES, Profile
-from saw.method.registry import MEASURES, METHODS, SMOOTHING
+from saw.method.registry import MEASURES, METHODS
+from saw.method.smoothing import SMOOTHING
 from tests.configs import CONFIGS
 from tests.conftest import ROOT
 

@@ -1,12 +1,16 @@
 """The start of a training: what is refused before anything of an earlier one is touched, and what verl is given."""
 
+import json
 import logging
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hydra.types import RunMode
 
 import saw.verl  # noqa: F401  it wraps verl's check
 from saw.runs import inputs, train
@@ -145,6 +149,41 @@ WRONG_INPUTS = {
         "resume_from_path is None; expected",
     ),
     "rows for a step": ({"data.train_batch_size": 64}, "data.train_batch_size is 64, and data.train_files has 32 rows"),
+    "no number of rows": ({"data.train_max_samples": None}, "data.train_max_samples is None; expected a number"),
+    "no batch": ({"data.train_batch_size": None}, "data.train_batch_size is None; set it"),
+    "data of another kind": ({"data.train_files": 5}, "data.train_files is 5; expected a file"),
+    "data without a name": ({"data.val_files": [None]}, r"data.val_files is \[None\]; expected a file"),
+    "data in a list too many": (
+        {"data.train_files": [["a.parquet"]]},
+        r"data.train_files is \[\['a.parquet'\]\]; expected",
+    ),
+    "a pattern": (
+        {"data.train_files": f"{NOWHERE}/*.parquet"},
+        r"data.train_files has '/nowhere.*\*.parquet', a pattern",
+    ),
+    "a folder of data": ({"data.train_files": "/"}, "data.train_files has '/', which is a folder"),
+    "no model": ({MODEL: None}, f"{MODEL} is None; expected a model's folder"),
+    "a model without a name": ({MODEL: ""}, f"{MODEL} is ''; expected a model's folder"),
+    "a model's file": ({MODEL: __file__}, f"{MODEL} is '.*py', which is a file; expected a model's folder"),
+    "no folder": ({"trainer.default_local_dir": None}, "trainer.default_local_dir is None; expected a folder"),
+    "a folder without a name": (
+        {"trainer.default_local_dir": ""},
+        "trainer.default_local_dir is ''; expected a folder",
+    ),
+    "a folder elsewhere": (
+        {"trainer.default_local_dir": "hdfs://a"},
+        "trainer.default_local_dir is 'hdfs://a'; expected",
+    ),
+    "a folder's name": (
+        {"trainer.default_local_dir": f"/tmp/{'x' * 300}"},
+        "trainer.default_local_dir needs .*can't be looked up",
+    ),
+    "a logger": ({"trainer.logger": ["file", "wandbb"]}, r"trainer.logger is \['file', 'wandbb'\]; expected .* wandb,"),
+    "no logger": ({"trainer.logger": None}, "trainer.logger is None; expected"),
+    "a reward function's arguments": (
+        {"reward.custom_reward_function.reward_kwargs": None},
+        "reward_kwargs is None; expected a mapping",
+    ),
     "fewer rows": ({"data.train_max_samples": 8}, "data.train_batch_size is 32, and data.train_files has 8 rows"),
 }
 WRONG = {**WRONG_SETTINGS, **WRONG_BATCHES, **WRONG_INPUTS}
@@ -160,6 +199,28 @@ def test_a_refused_start_touches_nothing_of_an_earlier_training(start, earlier, 
     assert contents(earlier) == before
 
 
+@pytest.mark.parametrize("mode", ["disable", "auto"])
+@pytest.mark.parametrize("which", ["default", "variable"])
+def test_nor_does_one_whose_metrics_have_no_place(start, earlier, tmp_path, monkeypatch, mode, which):
+    """Kind: verl fails to open its log after the older parts have been deleted."""
+    place = earlier if which == "default" else tmp_path / "elsewhere"
+    (place / "metrics.jsonl").unlink(missing_ok=True)
+    (place / "metrics.jsonl").mkdir(parents=True)
+    if which == "variable":
+        monkeypatch.setenv("VERL_FILE_LOGGER_PATH", str(place / "metrics.jsonl"))
+    before = contents(earlier)
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl', which is not a file that can be written"):
+        start({"trainer.resume_mode": mode})
+    assert contents(earlier) == before
+
+
+def test_metrics_whose_variable_is_empty_go_beside_the_checkpoints(start, earlier, monkeypatch):
+    """Kind: a variable that is set to nothing; verl would open a file without a name."""
+    monkeypatch.setenv("VERL_FILE_LOGGER_PATH", "")
+    start()
+    assert os.environ["VERL_FILE_LOGGER_PATH"] == str(earlier / "metrics.jsonl")
+
+
 @pytest.mark.parametrize("mode", ["auto", "resume_path"])
 @pytest.mark.parametrize("what", ["a method", "verl's own check", "training data"])
 def test_nor_does_one_that_would_resume(start, earlier, mode, what):
@@ -167,6 +228,28 @@ def test_nor_does_one_that_would_resume(start, earlier, mode, what):
     with pytest.raises(Exception, match=WRONG[what][1]):
         start({"trainer.resume_mode": mode, **WRONG[what][0]})
     assert contents(earlier) == before
+
+
+ROW = {"prompt": [{"role": "user", "content": "a"}], "data_source": "b", "reward_model": {"ground_truth": "c"}}
+LINES = {
+    "a broken line": json.dumps(ROW).encode() + b"\n{\n",
+    "lines of another kind": b"[1]\n",
+    "bytes": b"\xff\xfe\x00\n",
+    "other keys": b'{"question": 1}\n',
+    "a prompt as text": json.dumps({**ROW, "prompt": "a"}).encode(),
+}
+
+
+def _shards(file: Path) -> None:
+    (file.parent / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1-of-2.safetensors"}}')
+
+
+WEIGHTS = {
+    "weights that are links": lambda file: file.symlink_to("gone"),
+    "weights that are pointers": lambda file: file.write_text("version https://git-lfs.github.com/spec/v1\noid x\n"),
+    "empty weights": lambda file: file.touch(),
+    "shards": _shards,
+}
 
 
 def broken(path: Path, name: str) -> dict:
@@ -186,6 +269,30 @@ def broken(path: Path, name: str) -> dict:
     elif name == "an empty file":
         (path / "rows.jsonl").write_text("\n")
         return {"data.train_files": str(path / "rows.jsonl")}
+    elif name in ("prompts as text", "references as text"):
+        column = {"prompts as text": "prompt", "references as text": "reward_model"}[name]
+        text = pa.array(["text"] * len(rows))
+        pq.write_table(rows.drop_columns([column]).append_column(column, text), path / "rows.parquet")
+    elif name == "no truth":
+        truth = pa.array([{"style": "rule"}] * len(rows))
+        pq.write_table(rows.drop_columns(["reward_model"]).append_column("reward_model", truth), path / "rows.parquet")
+    elif name in LINES:
+        (path / "rows.jsonl").write_bytes(LINES[name])
+        return {"data.train_files": [str(path / "rows.parquet"), str(path / "rows.jsonl")]}
+    elif name == "an array":
+        (path / "rows.json").write_text("[]")
+        return {"data.val_files": str(path / "rows.json")}
+    elif name == "a link":
+        (path / "rows.parquet").unlink()
+        (path / "rows.parquet").symlink_to(path / "gone")
+    elif name in WEIGHTS:
+        for file in path.glob("model/*.safetensors"):
+            file.unlink()
+            WEIGHTS[name](file)
+        return {MODEL: str(path / "model")}
+    elif name == "a list in config.json":
+        (path / "model" / "config.json").write_text("[]")
+        return {MODEL: str(path / "model")}
     elif name == "weights":
         for file in path.glob("model/*.safetensors"):
             file.unlink()
@@ -215,6 +322,21 @@ def broken(path: Path, name: str) -> dict:
         ("no references", "without reward_model; its columns are"),
         ("an ending", r"train_files has .*csv.*expected \.parquet, \.json or \.jsonl"),
         ("an empty file", "train_files has .*jsonl.*no rows"),
+        ("prompts as text", "column prompt is of type string; expected a list of messages"),
+        ("references as text", "column reward_model is of type string; expected a mapping with ground_truth"),
+        ("no truth", "column reward_model is of type struct<style: string>; expected .* ground_truth"),
+        ("a broken line", "train_files has .*jsonl.*can't be read.*line 2"),
+        ("lines of another kind", "train_files has .*jsonl.*can't be read"),
+        ("bytes", "train_files has .*jsonl.*can't be read.*line 1"),
+        ("other keys", "train_files has .*jsonl.*without prompt, data_source, reward_model; its columns are question"),
+        ("a prompt as text", "train_files has .*jsonl.*column prompt is of type string"),
+        ("an array", "val_files has .*json.*no rows"),
+        ("a link", "train_files has .*parquet', a link to something that does not exist"),
+        ("weights that are links", "folder whose model.safetensors is missing"),
+        ("weights that are pointers", "folder whose model.safetensors is a pointer of Git LFS"),
+        ("empty weights", "folder whose model.safetensors is empty"),
+        ("shards", "folder whose model-1-of-2.safetensors is missing"),
+        ("a list in config.json", "model.path is .*config.json"),
         ("weights", "folder without weights"),
         ("a tokenizer's file", "model.path is .*vocabulary.*tokenizer.json"),
         ("a template", "no chat template; set .*custom_chat_template"),
@@ -234,6 +356,7 @@ def test_what_is_there_and_broken_is_refused_too(configured, tmp_path, toy_model
     "changes",
     [
         {"data.train_files": "hdfs://a/b.parquet"},
+        {"data.train_files": ["hdfs://a/b.parquet", "s3://c/d.jsonl"]},
         {MODEL: "hdfs://a/model"},
         {"data.custom_cls.path": __file__, "data.train_files": NOWHERE, "data.val_files": None},
         {"data.custom_cls.path": "pkg://tests.unit", "data.train_files": None},
@@ -309,6 +432,18 @@ def test_a_refused_start_makes_no_folder(start, tmp_path):
     assert not (tmp_path / "new").exists()
     start(new)
     assert (tmp_path / "new").is_dir()
+
+
+def test_a_multirun_is_refused(start, earlier, monkeypatch):
+    """Kind: the second training of a process, which has the first one's variables, deletes the first one's metrics."""
+    before = contents(earlier)
+    monkeypatch.setattr(train.HydraConfig, "initialized", lambda: True)
+    monkeypatch.setattr(train.HydraConfig, "get", lambda: SimpleNamespace(mode=RunMode.MULTIRUN))
+    with pytest.raises(ValueError, match=r"hydra\.mode is MULTIRUN .* saw sweep"):
+        start()
+    assert contents(earlier) == before
+    monkeypatch.setattr(train.HydraConfig, "get", lambda: SimpleNamespace(mode=RunMode.RUN))
+    start()
 
 
 def test_verl_s_check_runs_once_and_what_is_open_is_settled_before_it_starts(start, monkeypatch):

@@ -1,12 +1,19 @@
 """The section ``saw`` and what it demands of verl's configuration: found before Ray starts, with what is allowed."""
 
+from contextlib import nullcontext
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 
+from saw.rewards import returns
+from saw.verl import trainer as trainer_module
 from saw.verl.config import ConfigError, ObjectiveSettings, Settings
 from saw.verl.config_checks import check_config
 from saw.verl.reward_ranges import RewardRanges
+from saw.verl.trainer import SAWTrainer
 from tests.configs import compose
 
 TWO = {"format": {"minimum": 0, "maximum": 1}, "correctness": {"minimum": -3, "maximum": 3, "priority": 2}}
@@ -30,11 +37,21 @@ def test_mapping_and_list_mean_the_same():
         ({"metod": "grpo"}, ["saw.metod", "no such setting"]),
         ({"options": {"profile": "new"}}, ["saw.options.profile", "'new'", "paper, released"]),
         ({"objectives": {}}, ["saw.objectives", "at least 1"]),
-        ({"objectives": {"a": {"minimum": "low"}}}, ["saw.objectives.0.minimum", "number", "'low'"]),
+        ({"objectives": {"a": {"minimum": "low"}}}, ["saw.objectives.a.minimum", "number", "'low'"]),
         ({"objectives": {"a": {"minimum": 0, "priority": -1}}}, ["priority", "greater than or equal to 0", "-1"]),
         ({"objectives": {"a": {"minimum": 1, "maximum": 1}}}, ["maximum is 1", "above the minimum 1"]),
         ({"objectives": {"score": {"minimum": 0}}}, ["'score'", "reserved"]),
         ({"objectives": [{"name": "a", "minimum": 0}, {"name": "a", "minimum": 1}]}, ["'a'", "twice"]),
+        ({"objectives": None}, ["saw.objectives", "it is None", "{accuracy: {minimum: 0, maximum: 1}}"]),
+        ({"objectives": "a,b"}, ["saw.objectives", "it is 'a,b'", "{accuracy: {minimum: 0, maximum: 1}}"]),
+        ({"objectives": {"a": 1}}, ["saw.objectives", "'a' is 1", "minimum, maximum, priority"]),
+        ({"objectives": {"a": [0, 1]}}, ["saw.objectives", "'a' is [0, 1]", "minimum, maximum, priority"]),
+        (
+            {"objectives": {"a": {"name": "b"}}},
+            ["saw.objectives", "'a' is {'name': 'b'}", "minimum, maximum, priority"],
+        ),
+        ({"objectives": {"a": {"minimum": 0, "priority": 1e80}}}, ["saw.objectives.a.priority", "1e+80"]),
+        ({"poll_interval": float("inf")}, ["saw.poll_interval", "finite", "inf"]),
         ({"poll_interval": 0}, ["saw.poll_interval", "greater than 0"]),
     ],
 )
@@ -43,6 +60,19 @@ def test_bad_section(changes, words):
         settings(**changes)
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize("objectives", [{"a": {"minimum": 0, "priority": -1}}, [{"name": "a", "priority": -1}]])
+def test_a_wrong_objective_is_the_only_fault(objectives):
+    """Kind: what follows from a fault (no objective is left) hides it."""
+    with pytest.raises(ConfigError) as error:
+        settings(objectives=objectives)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_absent_objectives_show_how_to_write_them():
+    with pytest.raises(ConfigError, match=r"saw\.objectives is not set; expected .*{accuracy: {minimum: 0"):
+        Settings.of(OmegaConf.create({"saw": {"method": "saw_gdpo"}}))
 
 
 def test_absent_section_shows_how_to_write_one():
@@ -164,6 +194,106 @@ def test_a_reward_function_that_fails_on_its_own_reference_says_when(tmp_path, t
     assert "first row" in error.value.__notes__[0]
 
 
+@pytest.mark.parametrize("value", ["null", "[]", "5", "GARBAGE", "/nowhere.parquet"])
+@pytest.mark.parametrize("rollouts", [1, 2])
+def test_data_that_cannot_be_read_is_left_to_the_check_of_the_data(tmp_path, value, rollouts):
+    """Kind: a look into the data for something else fails with an error that names neither key nor file."""
+    (tmp_path / "rows.parquet").write_bytes(b"no rows")
+    data = f"data.train_files={value}".replace("GARBAGE", str(tmp_path / "rows.parquet"))
+    minima = [f"++saw.objectives.{name}.minimum=0" for name in ("format", "correctness")]
+    arguments = [*reward_file(tmp_path, PLAIN), data, *minima, f"actor_rollout_ref.rollout.n={rollouts}"]
+    # of one rollout there may be more only in a file that may have the column for them
+    is_one = rollouts == 1 and value != "GARBAGE"
+    refused = pytest.raises(ConfigError, match=r"rollout\.n is 1") if is_one else nullcontext()
+    with refused:
+        check_config(compose(*arguments))
+
+
+@pytest.mark.parametrize("column", ["reward_model", "extra_info"])
+def test_a_first_row_of_another_kind_is_named(tmp_path, column):
+    row = {"prompt": [{"role": "user", "content": "a"}], "data_source": "b", "reward_model": {"ground_truth": "c"}}
+    pq.write_table(pa.Table.from_pylist([{**row, column: "text"}]), tmp_path / "rows.parquet")
+    with pytest.raises(ConfigError, match=rf"rows\.parquet', whose first row has {column} 'text'; expected a mapping"):
+        check_config(compose(*reward_file(tmp_path, PLAIN), f"data.train_files={tmp_path / 'rows.parquet'}"))
+
+
+@pytest.mark.parametrize("body", ["reward = 5\n", "reward = None\n"])
+def test_a_reward_that_is_no_function_is_refused(tmp_path, body):
+    with pytest.raises(
+        ConfigError, match=r"custom_reward_function\.name is 'reward', which is .*; expected a function"
+    ):
+        check_config(compose(*reward_file(tmp_path, body)))
+
+
+KWARGS = "reward.custom_reward_function.reward_kwargs"
+OPTIONS = f"{KWARGS}.options"
+BOUNDS = "{'format': (0, 1), 'correctness': (-3, 3)}"
+
+
+def declared(tmp_path, bounds: str) -> list[str]:
+    body = f"from saw.rewards import returns\n@returns('format', 'correctness', bounds={bounds})\n" + PLAIN
+    return [*reward_file(tmp_path, body), f"~{OPTIONS}"]
+
+
+@pytest.mark.parametrize("argument", ["solution_str", "extra_info", "step"])
+def test_an_argument_that_would_replace_the_training_s_is_refused(tmp_path, argument):
+    """Kind: with verl's merge, every response would be the configured one."""
+    arguments = declared(tmp_path, f"lambda step, **_: {BOUNDS}")
+    with pytest.raises(ConfigError, match=rf"{KWARGS}\.{argument} is 3, but .* gets {argument} from the training"):
+        check_config(compose(*arguments, f"+{KWARGS}.{argument}=3"))
+
+
+@pytest.mark.parametrize(
+    ("bounds", "says"),
+    [
+        (BOUNDS, "bounds is {.*; expected a function"),
+        (f"lambda: {BOUNDS}", r"bounds cannot be called like that.* it takes \(\), and gets step"),
+        ("lambda step: {'format': (0, 1e80), 'correctness': (-3, 3)}", r"range from 0 to 1e\+80"),
+        ("lambda step: {'format': (1, 0), 'correctness': (-3, 3)}", "range from 1 to 0"),
+        ("lambda step: {'format': (0, 1, 2), 'correctness': (-3, 3)}", "expected a pair of numbers"),
+    ],
+)
+def test_impossible_bounds_are_refused(tmp_path, bounds, says):
+    with pytest.raises(ConfigError, match=says):
+        check_config(compose(*declared(tmp_path, bounds)))
+
+
+def test_bounds_that_raise_say_for_which_step(tmp_path):
+    with pytest.raises(ZeroDivisionError) as error:
+        check_config(compose(*declared(tmp_path, "lambda step: 1 // 0")))
+    assert error.value.__notes__ == ["raised by what declares the reward function's bounds, for step 0"]
+
+
+def test_a_schedule_that_goes_wrong_later_ends_the_training_before_its_first_step(tmp_path, monkeypatch):
+    bounds = "lambda step: {'format': (0, 1), 'correctness': (-3, 2 - step)}"  # empty from step 6 on
+    config = compose(*declared(tmp_path, bounds))
+    made = SAWTrainer.__new__(SAWTrainer)
+    made.config, made.settings = config, check_config(config)
+    made._ranges = RewardRanges.of(config, made.settings)
+    monkeypatch.setattr(trainer_module.PPOTrainerSync, "on_init_end", lambda self: None)
+    monkeypatch.setattr(trainer_module.run_info, "write", lambda *_: None)
+    made.total_training_steps = 5
+    made.on_init_end()
+    made.total_training_steps = 6
+    with pytest.raises(ConfigError, match="'correctness' range from -3 to -4 at step 6"):
+        made.on_init_end()
+
+
+@pytest.mark.parametrize(
+    "declaration",
+    [
+        lambda: returns(),
+        lambda: returns(["format"]),
+        lambda: returns(lambda solution_str: {}),  # without parentheses
+        lambda: returns("format", bounds={"format": (0, 1)}),
+        lambda: returns("format", check=True),
+    ],
+)
+def test_a_wrong_declaration_of_a_reward_function_is_refused_when_it_is_made(declaration):
+    with pytest.raises(TypeError, match=r"saw\.rewards\.returns"):
+        declaration()
+
+
 def test_a_scalar_reward_function_is_refused(tmp_path, toy_data):
     body = "def reward(**kwargs):\n    return 1.0\n"
     with pytest.raises(ConfigError, match="returns float; expected a dict"):
@@ -175,9 +305,6 @@ def ranges(*overrides: str, step: int = 0) -> list[tuple[float, float]]:
     checked = check_config(config)
     assert checked is not None
     return RewardRanges.of(config, checked).at(step)
-
-
-OPTIONS = "reward.custom_reward_function.reward_kwargs.options"
 
 
 def test_minima_come_from_the_reward_and_follow_its_options_and_schedule():

@@ -109,6 +109,7 @@ def make_trainer(config, monkeypatch, steps) -> SAWTrainer:
     monkeypatch.setattr(trainer_module.PPOTrainerSync, "_load_checkpoint", load)
     made = SAWTrainer.__new__(SAWTrainer)
     made.config, made.global_steps, made.state = OmegaConf.create(config), steps, State()
+    made.settings = settings()
     return made
 
 
@@ -128,6 +129,36 @@ def test_the_trainer_saves_and_restores_it(tmp_path, monkeypatch):
     fresh = make_trainer(config, monkeypatch, steps=0)
     fresh._load_checkpoint()
     assert fresh.state == State()
+
+
+@pytest.mark.parametrize("other", [["b", "a"], ["a"], ["a", "b", "c"], ["a", "c"]])
+def test_a_checkpoint_of_other_objectives_is_refused(tmp_path, monkeypatch, other):
+    """Kind: weights and Gram matrices are lists, which another order of the objectives would exchange silently."""
+    config = {"trainer": {"default_local_dir": str(tmp_path), "resume_mode": "auto", "resume_from_path": None}}
+    make_trainer(config, monkeypatch, steps=4)._save_checkpoint()
+    changed = make_trainer(config, monkeypatch, steps=4)
+    objectives = [{"name": name, "minimum": 0} for name in other]
+    changed.settings = Settings.model_validate({"method": "saw_gdpo", "objectives": objectives})
+    with pytest.raises(ConfigError, match=f"saw.objectives are {', '.join(other)}, .* checkpoint a, b"):
+        changed._load_checkpoint()
+
+
+def test_a_checkpoint_from_before_objectives_were_saved_is_read(tmp_path, monkeypatch):
+    config = {"trainer": {"default_local_dir": str(tmp_path), "resume_mode": "auto", "resume_from_path": None}}
+    (tmp_path / "global_step_4").mkdir()
+    (tmp_path / "global_step_4" / "saw_state.json").write_text('{"weights": [0.25, 0.75], "minima": {}, "grams": []}')
+    made = make_trainer(config, monkeypatch, steps=4)
+    made._load_checkpoint()
+    assert made.state == State(weights=[0.25, 0.75])
+
+
+def test_a_minimum_that_is_no_longer_running_is_the_configured_one():
+    """Kind: a resumed training measures the CV from a minimum that only the earlier one had."""
+    made = SAWTrainer.__new__(SAWTrainer)
+    made.state = State(minima={"a": -7.0, "b": -2.0})
+    made.settings = settings()
+    made._ranges = RewardRanges(made.settings, None)
+    assert [objective.minimum for objective in made._objectives([1])] == [0.0, -2.0]
 
 
 def test_the_state_is_there_before_the_checkpoint_is_complete(tmp_path, monkeypatch):
