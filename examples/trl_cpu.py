@@ -67,7 +67,7 @@ def main() -> None:
         args=GRPOConfig(
             output_dir=str(arguments.out / f"{arguments.method}_seed{arguments.seed}"),
             max_steps=arguments.steps,
-            per_device_train_batch_size=128,  # one generation batch per step: 32 prompts, 4 samples each
+            per_device_train_batch_size=64,  # one generation batch per step: 16 prompts, 4 samples each
             num_generations=4,
             max_completion_length=48,
             learning_rate=6e-4,

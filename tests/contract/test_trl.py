@@ -66,11 +66,11 @@ def with_priorities(weights: list[float] | None) -> list[saw.Objective]:
     return [saw.Objective(name, priority=weight) for name, weight in zip(NAMES, weights or [1.0, 1.0], strict=True)]
 
 
-def advantages(step: int, number: int, missing: float = 0.0, lengths=None, **arguments) -> saw.Advantage:
-    """What compute_advantage makes of the rewards of a step, on one rank."""
+def advantages(done: int, number: int, missing: float = 0.0, lengths=None, **arguments) -> saw.Advantage:
+    """What compute_advantage makes of the rewards after ``done`` steps, on one rank."""
     groups = [sample // GROUP for sample in range(number)]
     lengths = torch.ones(number) if lengths is None else torch.tensor(lengths)
-    return saw.compute_advantage(rewards_of(step, number, missing), groups, lengths, **arguments)
+    return saw.compute_advantage(rewards_of(done, number, missing), groups, lengths, **arguments)
 
 
 @pytest.mark.slow
