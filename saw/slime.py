@@ -21,10 +21,10 @@ from typing import Any, Protocol
 import torch
 
 from saw.method.advantage import Advantage, compute_advantage
+from saw.method.demands import refuse_gradients, refuse_memory
 from saw.method.metrics import training_metrics
 from saw.method.objective import Objective
 from saw.method.options import Options
-from saw.method.registry import get_method
 
 _KEYS = ("method", "objectives", "options")
 _REMEDY = "set it in the file of --custom-config-path"
@@ -100,15 +100,8 @@ def settings_of(args: Any) -> tuple[str, tuple[Objective, ...], Options]:
     except TypeError as error:
         raise ValueError(f"saw.objectives is {given!r}: {error}") from error
     options = Options.of(section.get("options"))
-    needs, reads = get_method(str(method)).needs(options), get_method(str(method)).reads(options)
-    if needs & {"gradients", "learning_rate"}:
-        raise ValueError(f"saw.method is {method!r}, which compares policy gradients; use another method, or verl")
-    for option in ("ema", "max_change"):
-        if option in reads and (value := getattr(options, option)):
-            raise ValueError(
-                f"saw.options.{option} is {value}, but no weights are kept between steps here; leave it out, or use "
-                "verl or TRL"
-            )
+    refuse_gradients(str(method), options, "slime or miles")
+    refuse_memory(str(method), options, "slime or miles")
     return str(method), objectives, options
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +76,7 @@ class RunLog(TrainerCallback):
             "saw": {
                 "method": settings.method,
                 "options": settings.options.model_dump(mode="json"),
-                "objectives": {
-                    objective.name: {
-                        "minimum": objective.minimum,
-                        "maximum": objective.maximum,
-                        "priority": objective.priority,
-                    }
-                    for objective in settings.objectives
-                },
+                "objectives": {objective.name: asdict(objective) for objective in settings.objectives},
             },
             "data": {"seed": args.seed, "train_batch_size": args.generation_batch_size // args.num_generations},
             "actor_rollout_ref": {"rollout": {"n": args.num_generations}},

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from saw.method.advantage import compute_advantage
+from saw.method.demands import refuse_gradients
 from saw.method.inputs import check_objectives
 from saw.method.objective import Objective
 from saw.method.options import Options
-from saw.method.registry import get_method
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,7 @@ class Settings:
                 objectives that do not match the functions, or both priorities and reward weights.
         """
         chosen, names = Options.of(options), list(functions)
-        if "gradients" in get_method(method).needs(chosen):
-            raise ValueError(
-                f"{method} with informativeness {chosen.informativeness!r} compares the policy gradients of the "
-                "objectives, which TRL does not compute; use another method or measure, or the plug-in for verl"
-            )
+        refuse_gradients(method, chosen, "TRL")
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(
                 f"reward_funcs has several functions with the name {twice[0]!r}; give each a __name__ of its own"

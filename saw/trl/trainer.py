@@ -66,7 +66,7 @@ class SawGRPOTrainer(GRPOTrainer):
         self.saw_settings = Settings.of(method, objectives, options, functions=names, reward_weights=weights)
         # TRL's metric `reward` is the sum of the rewards with these
         self.reward_weights = torch.tensor([objective.priority for objective in self.saw_settings.objectives])
-        self._saw_weights: list[float] | None = None
+        self._saw_memory: dict[str, Any] = {}  # arguments of compute_advantage, from the last generation batch
         self._saw_rewards: Tensor | None = None
         self.add_callback(RunLog(self.saw_settings, getattr(self.model.config, "_name_or_path", "")))
 
@@ -114,10 +114,10 @@ class SawGRPOTrainer(GRPOTrainer):
             objectives=settings.objectives,
             options=settings.options,
             step=self.state.global_step + 1,  # the step that is being trained
-            previous_weights=self._saw_weights,
+            **self._saw_memory,
         )
         if training:
-            self._saw_weights = result.weights.tolist()
+            self._saw_memory = _memory_of(result)
         return result
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -125,14 +125,14 @@ class SawGRPOTrainer(GRPOTrainer):
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            state = {"objectives": self.saw_settings.names, "weights": self._saw_weights}
+            state = {"method": self.saw_settings.method, "objectives": self.saw_settings.names, **self._saw_memory}
             (folder / STATE).write_text(json.dumps(state) + "\n")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """TRL's, with what the weights remember.
 
         Raises:
-            ValueError: if the checkpoint has other objectives.
+            ValueError: if the checkpoint is of another method or of other objectives.
         """
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
@@ -142,12 +142,15 @@ class SawGRPOTrainer(GRPOTrainer):
             logger.warning("%s is not there: the checkpoint is not SawGRPOTrainer's; the weights start anew", path)
             return
         state = json.loads(path.read_text())
-        if state["objectives"] != self.saw_settings.names:
-            raise ValueError(
-                f"{path} has the objectives {state['objectives']}, and this training {self.saw_settings.names}; "
-                "resume with the same reward functions in the same order"
-            )
-        self._saw_weights = state["weights"]
+        for what, own in (("objectives", self.saw_settings.names), ("method", self.saw_settings.method)):
+            if (saved := state.pop(what)) != own:
+                raise ValueError(f"{what} of the checkpoint is {saved!r} ({path}), and of this training {own!r}")
+        self._saw_memory = state
+
+
+def _memory_of(result: Advantage) -> dict[str, Any]:
+    memory = {name: values.tolist() for name, values in getattr(result, "memory", {}).items()}
+    return {"previous_weights": result.weights.tolist(), **({"memory": memory} if memory else {})}
 
 
 def _refuse_trl_s_own(aggregation: str, scale_rewards: str, method: str) -> None:

@@ -138,12 +138,31 @@ def test_a_missing_reward_is_never_0(toy_model, tmp_path):
     rewards = rewards_of(0, 8, 0.3)
     assert rewards.isnan().any()
     groups = torch.arange(8) // GROUP
-    filled = rewards.nan_to_num(0.0).masked_fill(rewards.isnan().all(dim=1, keepdim=True), math.nan)
-    zeros = saw.compute_advantage(filled, groups, torch.ones(8), method="grpo", options=TRL)
+    zeros = saw.compute_advantage(rewards.nan_to_num(0.0), groups, torch.ones(8), method="grpo", options=TRL)
     close(found["trl"][0], zeros.samples.float().tolist())
     left_out = saw.compute_advantage(rewards, groups, torch.ones(8), method="grpo", options=TRL)
     close(found["saw"][0], left_out.samples.float().tolist())
     assert (torch.tensor(found["trl"][0]) - torch.tensor(found["saw"][0])).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("method", ["saw_grpo", "saw_gdpo"])
+def test_a_sample_without_any_reward_has_advantage_0(toy_model, tmp_path, method):
+    values = rewards_of(0, 8).index_fill(0, torch.tensor([2, 5]), math.nan)
+
+    def function(column: int):
+        def rewards(prompts, **_):
+            return [None if math.isnan(value) else value for value in values[:, column].tolist()]
+
+        rewards.__name__ = NAMES[column]
+        return rewards
+
+    found = both_advantages(toy_model, tmp_path, method=method, functions=[function(0), function(1)], max_steps=1)
+    lengths = torch.tensor(found["lengths"][0])
+    expected = saw.compute_advantage(
+        values, torch.arange(8) // GROUP, lengths, method=method, objectives=OBJECTIVES[::-1]
+    )
+    close(found["saw"][0], expected.samples.float().tolist())
+    assert found["saw"][0][2] == found["saw"][0][5] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -177,6 +196,7 @@ def test_the_table_of_completions_has_the_advantages_that_are_trained_on(toy_mod
     assert len(trainer._logs["advantages"]) == len(trainer._logs["prompt"])
 
 
+@pytest.mark.slow
 def test_the_report_reads_the_logs(toy_model, tmp_path, capsys):
     for seed in (1, 2):
         trainer = make_trainer(
@@ -206,7 +226,7 @@ def test_a_resumed_training_goes_on_where_it_stopped(toy_model, tmp_path):
     assert all(abs(one - other) > 1e-3 for one, other in pairwise(weights))
     make_trainer(toy_model, tmp_path / "halves", max_steps=2, **arguments).train()
     state = json.loads((tmp_path / "halves" / "checkpoint-2" / STATE).read_text())
-    assert state["weights"][1] == pytest.approx(weights[1])
+    assert state["previous_weights"][1] == pytest.approx(weights[1])
     resumed = make_trainer(toy_model, tmp_path / "halves", max_steps=4, **arguments)
     resumed.train(resume_from_checkpoint=True)
     history = read_run(tmp_path / "halves").history
@@ -218,10 +238,16 @@ def test_a_checkpoint_of_another_training_is_not_silently_used(toy_model, tmp_pa
     arguments = {"save_strategy": "steps", "save_steps": 1}
     make_trainer(toy_model, tmp_path, max_steps=1, **arguments).train()
     state = tmp_path / "checkpoint-1" / STATE
-    state.write_text(json.dumps({"objectives": ["format"], "weights": [1.0]}))
     trainer = make_trainer(toy_model, tmp_path, **arguments)
-    with pytest.raises(ValueError, match=r"\['format'\].*\['correctness', 'format'\]"):
-        trainer.train(resume_from_checkpoint=True)
+    for change, message in (
+        ({"objectives": ["format"]}, r"objectives .* \['format'\].*\['correctness', 'format'\]"),
+        ({"method": "gdpo"}, r"method .* 'gdpo'.*'saw_gdpo'"),
+    ):
+        saved = json.loads(state.read_text())
+        state.write_text(json.dumps(saved | change))
+        with pytest.raises(ValueError, match=message):
+            trainer.train(resume_from_checkpoint=True)
+        state.write_text(json.dumps(saved))
     state.unlink()
     with caplog.at_level(logging.WARNING, logger="saw.trl.trainer"):
         trainer.train(resume_from_checkpoint=True)

@@ -27,11 +27,15 @@ GROUP = 4
 
 
 def rewards_of(step: int, number: int, missing: float = 0.0) -> torch.Tensor:
-    """Made-up rewards of one rank at a step, in eighths, whatever was generated: shape ``(number, 2)``."""
+    """Made-up rewards of one rank at a step, in eighths, whatever was generated: shape ``(number, 2)``.
+
+    Every sample has one at least: before 1.6, TRL counts a sample without any as 0.
+    """
     generator = torch.Generator().manual_seed(1000 * step + int(os.environ.get("RANK", 0)))
     values = torch.randint(0, 33, (number, 2), generator=generator).double() / 8 - torch.tensor([3.0, 0.0])
     values[:GROUP, 0] = 1.0  # a group without spread
     lost = torch.rand(number, 2, generator=generator) < missing
+    lost[:, 1] &= ~lost[:, 0]
     return values.masked_fill(lost, math.nan)
 
 
