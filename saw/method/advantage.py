@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -164,9 +165,7 @@ def _with_what_is_needed(
     objectives: tuple[Objective, ...], needs: Collection[Need], options: Options
 ) -> tuple[Objective, ...]:
     if "minima" in needs:
-        objectives = tuple(
-            replace(objective, minimum=0.0) if objective.minimum is None else objective for objective in objectives
-        )
+        objectives = _with_minima(objectives)
     if "maxima" in needs:
         for objective in objectives:
             if objective.maximum is None or objective.maximum == objective.minimum:
@@ -175,6 +174,11 @@ def _with_what_is_needed(
                     f"informativeness={options.informativeness!r} needs a maximum above the minimum"
                 )
     return objectives
+
+
+@lru_cache(maxsize=8)  # a training passes the same objectives in each step
+def _with_minima(objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
+    return tuple(replace(given, minimum=0.0) if given.minimum is None else given for given in objectives)
 
 
 def _check_step(step: int) -> int:

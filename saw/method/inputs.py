@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
-from itertools import count
+from functools import lru_cache
 from numbers import Number
 from typing import Any
 
@@ -75,7 +74,7 @@ def check_objectives(objectives: Sequence[Objective] | None, k: int) -> tuple[Ob
         TypeError: for anything but :class:`saw.Objective`.
     """
     if objectives is None:
-        return tuple(Objective(f"objective {i}") for i in range(k))
+        return _unnamed(k)
     if isinstance(objectives, Objective):
         raise TypeError(f"objectives is {objectives!r}; expected a sequence of them, one per column of rewards")
     objectives = tuple(objectives)
@@ -88,6 +87,11 @@ def check_objectives(objectives: Sequence[Objective] | None, k: int) -> tuple[Ob
     if len(set(names)) != k:
         raise ValueError(f"objectives {names} has a duplicate; expected unique names")
     return objectives
+
+
+@lru_cache(maxsize=8)
+def _unnamed(k: int) -> tuple[Objective, ...]:
+    return tuple(Objective(f"objective {i}") for i in range(k))
 
 
 def check_shapes(rewards: Tensor, responses: Tensor) -> None:
@@ -240,7 +244,8 @@ def group_index(groups: Groups, n: int) -> tuple[Tensor, int]:
 
 def _number(ids: list[Hashable]) -> tuple[np.ndarray, dict[Hashable, int]]:
     """The number of each id, and a mapping from distinct ids to numbers."""
-    numbers: defaultdict[Hashable, int] = defaultdict(count().__next__)
+    distinct = dict.fromkeys(ids)
+    numbers = dict(zip(distinct, range(len(distinct)), strict=True))
     return np.fromiter(map(numbers.__getitem__, ids), dtype=np.int64, count=len(ids)), numbers
 
 

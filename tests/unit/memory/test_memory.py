@@ -218,6 +218,7 @@ def test_the_fused_kernels_are_those_that_the_start_would_choose(config):
     [
         ("actor_rollout_ref.actor.strategy", "megatron"),
         ("actor_rollout_ref.model.lora_rank", 8),
+        ("trainer.v1.trainer_mode", "saw_separate_async"),
         ("actor_rollout_ref.rollout.name", "sglang"),
         ("actor_rollout_ref.actor.fsdp_config.model_dtype", "int8"),
         ("actor_rollout_ref.actor.ppo_max_token_len_per_gpu", None),
