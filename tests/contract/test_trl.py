@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import re
+import runpy
 import subprocess
 import sys
 from importlib.metadata import version
@@ -215,6 +216,18 @@ def test_the_report_reads_the_logs(toy_model, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert re.search(r"\| saw_gdpo \| format \| .*n = 2", printed), printed  # two seeds of one method
     assert "left out" not in printed
+
+
+@pytest.mark.slow
+def test_the_example(warm_model, tmp_path, monkeypatch, capsys):
+    """It trains, with the ranges of ToolRL's rewards, and its log is one for the report."""
+    (tmp_path / "model").symlink_to(warm_model)
+    monkeypatch.setattr(sys, "argv", ["trl_cpu.py", "--steps", "2", "--seed", "3", "--out", str(tmp_path)])
+    runpy.run_path(str(ROOT / "examples" / "trl_cpu.py"), run_name="__main__")
+    assert re.search(r"^format: mean [\d.]+ to [\d.]+, weight [\d.]+ to [\d.]+$", capsys.readouterr().out, re.M)
+    run = read_run(tmp_path / "saw_gdpo_seed3")
+    assert (run.method, run.seed, run.history.steps) == ("saw_gdpo", 3, (1, 2))
+    assert run.history.of("correctness", "missing")[0] % 4 == 0  # whole groups, in which no tool is wanted
 
 
 def test_a_resumed_training_goes_on_where_it_stopped(toy_model, tmp_path):
