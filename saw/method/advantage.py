@@ -61,8 +61,8 @@ def compute_advantage(
 ) -> Advantage:
     """Weight the objectives of one training step and turn their rewards into token advantages.
 
-    The result is finite for every input that passes the checks. A group of one has advantage 0 (``"paper"``) or
-    its own reward (``"released"``). A sample with an empty response has no tokens but counts in its group. A
+    The result is finite for every input that passes the checks. A group of one has advantage 0 or its own reward,
+    depending on the profile. A sample with an empty response has no tokens but counts in its group. A
     constant objective has CV and deviations 0; a constant batch has equal weights and advantages 0. A missing
     reward is left out of every statistic and contributes nothing to its sample; a sample without any reward has
     advantage 0. An objective that is missing for all samples has weight 0 in the SAW methods.
@@ -125,7 +125,7 @@ def compute_advantage(
     else:
         # The copy of the mask is turned into the result in place, so only one (N, T) tensor is allocated.
         tokens, lengths = token_mask(responses, dtype)
-    batch = make_batch(rewards, groups, lengths, objectives, penalty=penalty)
+    batch = make_batch(rewards, groups, lengths, objectives, penalty=penalty, ddof=profile.ddof)
     statistics = objective_statistics(batch, profile)
     previous = None
     if previous_weights is not None:
@@ -173,8 +173,9 @@ def objective_advantages(
     """
     lengths = torch.ones(len(rewards), dtype=torch.float64, device=getattr(rewards, "device", None))
     check_shapes(rewards, lengths)
-    batch = make_batch(rewards, groups, lengths, check_objectives(None, rewards.shape[1]))
-    return normalise(batch, Options.of(options).numerics)
+    profile = Options.of(options).numerics
+    batch = make_batch(rewards, groups, lengths, check_objectives(None, rewards.shape[1]), ddof=profile.ddof)
+    return normalise(batch, profile)
 
 
 def _with_what_is_needed(

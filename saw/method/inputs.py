@@ -25,6 +25,7 @@ def make_batch(
     objectives: Sequence[Objective],
     *,
     penalty: Tensor | None = None,
+    ddof: int = 1,
 ) -> RewardBatch:
     """Check the values given to :func:`saw.compute_advantage` and put them into one object.
 
@@ -34,6 +35,7 @@ def make_batch(
         lengths (Tensor): shape ``(N,)``; everything is computed on its device.
         objectives (Sequence[Objective]): K of them.
         penalty (Tensor | None): shape ``(N,)``.
+        ddof (int): of the variances, see :class:`~saw.method.profiles.Profile`.
 
     Raises:
         ValueError: for no rewards, an infinite value, a reward below its minimum, a penalty that is not finite, a group
@@ -60,6 +62,7 @@ def make_batch(
         priorities=factors,
         penalty=None if penalty is None else _check_penalty(penalty.detach().to(device).double(), n),
         lengths=lengths.double(),
+        ddof=ddof,
     )
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from saw.method.aggregation import normalise_then_sum, normalise_then_sum_only, sum_then_normalise
 from saw.method.context import Context
-from saw.method.options import RELEASED_GRADIENT, GradientOptions, Options, Profile
+from saw.method.options import RELEASED_GRADIENT, GradientOptions, Options
+from saw.method.profiles import Profile
 from saw.method.returned import check_measured
 from saw.method.reward_batch import RewardBatch
 from saw.method.smoothing import refuse_smoothing

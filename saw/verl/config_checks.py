@@ -342,7 +342,7 @@ def check_group_size(config: DictConfig, settings: Settings) -> None:
     """Refuse one rollout per prompt: with nothing to compare a sample to, nothing is learned.
 
     Raises:
-        ConfigError: unless the profile is ``released``, in which the advantage of a group of one is its reward.
+        ConfigError: unless the profile gives a group of one its reward, as ``released`` and ``verl`` do.
     """
     number = config.actor_rollout_ref.rollout.n
     if number < 2 and settings.options.numerics.lone_sample == "zero":

