@@ -1,0 +1,261 @@
+"""The lean trainer: verl's settings, loss and data order, samples fixed by the seed, and a set that goes on."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from data_prep.toy_toolrl import make_rows
+from recipes.quickstart.toy_model import make_toy_model
+from recipes.study import language_model as lm
+from recipes.study import lean, lean_study
+from saw.report.history import LOG, read_run
+from tests.configs import compose
+
+ROWS = make_rows(64, "train", seed=0)
+
+
+@pytest.fixture(scope="module")
+def settings() -> lean.Settings:
+    return lean.settings_of(compose("experiment=study", "saw.method=saw_gdpo"))
+
+
+@pytest.fixture(scope="module")
+def small(settings) -> lean.Settings:
+    return replace(settings, prompts=2, steps=2)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """Random weights: enough for everything but learning."""
+    return make_toy_model(tmp_path_factory.mktemp("toy") / "model", steps=0)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def without_times(steps) -> list[dict[str, float]]:
+    return [{name: value for name, value in step.items() if not name.startswith("timing_s/")} for step in steps]
+
+
+def test_the_settings_are_those_that_verl_is_given(settings):
+    """Kind: a default that was copied wrongly, or that a newer verl changes."""
+    assert settings == lean.Settings(
+        method="saw_gdpo",
+        profile="paper",
+        seed=1,
+        steps=50,
+        prompts=16,
+        longest_prompt=40,
+        longest_response=48,
+        samples=4,
+        lr=3e-4,
+        betas=(0.9, 0.999),
+        weight_decay=0.01,
+        clip_grad=1.0,
+        clip_low=0.2,
+        clip_high=0.2,
+        clip_dual=3.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("actor_rollout_ref.actor.use_kl_loss", True),
+        ("actor_rollout_ref.actor.loss_agg_mode", "seq-mean-token-sum"),
+        ("actor_rollout_ref.actor.ppo_mini_batch_size", 8),
+        ("actor_rollout_ref.rollout.temperature", 0.7),
+        ("saw.options.ema", 0.5),
+    ],
+)
+def test_a_setting_that_is_not_implemented_is_refused(key, value):
+    config = compose("experiment=study")
+    OmegaConf.update(config, key, value)
+    with pytest.raises(ValueError, match=rf"{key} is {value!r}; the lean trainer only has"):
+        lean.settings_of(config)
+
+
+def test_a_method_that_compares_gradients_is_refused():
+    with pytest.raises(ValueError, match=r"saw\.method is 'gradient_grpo'"):
+        lean.settings_of(compose("experiment=study", "saw.method=gradient_grpo"))
+
+
+def test_the_loss_is_verl_s(settings):
+    """Off-policy values, so that every clip is used: from below, from above, and the dual one."""
+    from verl.trainer.ppo.core_algos import compute_policy_loss_vanilla
+    from verl.workers.config import ActorConfig
+
+    generator = torch.Generator().manual_seed(0)
+    old, new, advantages = (torch.randn(8, 6, generator=generator) for _ in range(3))
+    mask = (torch.arange(6) < torch.randint(1, 7, (8, 1), generator=generator)).long()
+    config = ActorConfig(strategy="fsdp2", rollout_n=4, ppo_micro_batch_size_per_gpu=8)
+    new.requires_grad_()
+    expected, metrics = compute_policy_loss_vanilla(old, new, advantages, mask, "token-mean", config)
+    assert metrics["actor/pg_clipfrac"] > 0
+    assert metrics["actor/pg_clipfrac_lower"] > 0
+    found = lean.policy_loss(new, old, advantages, mask, settings)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    gradients = [torch.autograd.grad(loss, new, retain_graph=True)[0] for loss in (found, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_the_data_come_in_verl_s_order():
+    """Over two epochs, through verl's own sampler and the loader it builds: one row at a time."""
+    from torchdata.stateful_dataloader import StatefulDataLoader
+    from verl.trainer.ppo.utils import create_rl_sampler
+
+    rows = list(range(12))
+    sampler = create_rl_sampler(OmegaConf.create({"shuffle": True, "seed": 7}), rows)
+    loader = StatefulDataLoader(rows, batch_size=1, sampler=sampler, drop_last=True)
+    expected = [int(row) for _ in range(2) for row in loader]
+    batches = lean.data_order(rows, 4, seed=7)
+    assert [row for _ in range(6) for row in next(batches)] == expected
+    assert expected[:12] != expected[12:]
+
+
+def test_too_few_rows_are_refused():
+    with pytest.raises(ValueError, match=r"data.train_batch_size is 16; there are only 3 rows"):
+        next(lean.data_order(range(3), 16, seed=1))
+
+
+def test_a_seed_is_a_seed(small, model):
+    """Bit for bit; another seed has other data and samples."""
+    first, again = (without_times(lean.steps_of(small, model, ROWS)) for _ in range(2))
+    assert first == again
+    assert first != without_times(lean.steps_of(replace(small, seed=2), model, ROWS))
+
+
+def test_methods_of_a_seed_share_their_first_samples(small, model):
+    """So that they are pairs; later samples differ with the policy."""
+    starts = [
+        next(lean.steps_of(replace(small, method=method), model, ROWS)) for method in ("grpo", "gdpo", "saw_grpo")
+    ]
+    for name in ("saw/format/mean", "saw/correctness/mean", "actor/entropy", "response_length/mean"):
+        assert len({step[name] for step in starts}) == 1
+
+
+def load(model: Path):
+    return (
+        lean.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
+        lean.AutoTokenizer.from_pretrained(model),
+    )
+
+
+def test_the_cache_gives_the_distribution_of_the_whole_text(small, model):
+    """Kind: a wrong position or mask of a padded prompt; compares with a forward pass of each text alone."""
+    policy, tokenizer = load(model)
+    rows = [ROWS[7], ROWS[0], ROWS[1]]  # a greeting is shorter than a question
+    prompts, prompt_mask = lean.encode(tokenizer, rows, longest=40)
+    assert (prompt_mask == 0).any()
+    drawn, mask = lean.sample(policy, prompts, prompt_mask, 5, torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        again = torch.Generator().manual_seed(3)
+        for place in range(drawn.shape[1]):
+            texts = [
+                torch.cat([prompts[row][prompt_mask[row] == 1], drawn[row, :place]])[None] for row in range(len(rows))
+            ]
+            whole = torch.cat([policy(input_ids=text).logits[:, -1] for text in texts])
+            expected = torch.multinomial(whole.softmax(dim=-1), 1, generator=again)[:, 0]
+            still = mask[:, place] == 1
+            assert drawn[still, place].tolist() == expected[still].tolist()
+
+
+def test_a_response_ends_with_its_end_token(model):
+    """The end belongs to the response, as with vLLM; what follows is padding outside of the mask."""
+    policy, tokenizer = load(model)
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    prompts, prompt_mask = lean.encode(tokenizer, ROWS[:16], longest=40)
+    drawn, mask = lean.sample(policy, prompts, prompt_mask, 200, torch.Generator().manual_seed(0))
+    lengths = mask.sum(dim=1).tolist()
+    assert min(lengths) < drawn.shape[1]
+    for tokens, length in zip(drawn.tolist(), lengths, strict=True):
+        assert end not in tokens[: length - 1]
+        assert tokens[length - 1] == end or length == 200
+        assert set(tokens[length:]) <= {pad}
+
+
+def test_an_update_raises_what_was_rewarded(settings, model):
+    policy, tokenizer = load(model)
+    optimiser = torch.optim.AdamW(policy.parameters(), lr=1e-2)
+    prompts, prompt_mask = lean.encode(tokenizer, ROWS[:2], longest=40)
+    drawn, mask = lean.sample(policy, prompts, prompt_mask, 6, torch.Generator().manual_seed(0))
+    ids, attention = torch.cat([prompts, drawn], dim=1), torch.cat([prompt_mask, mask], dim=1)
+    advantages = torch.tensor([[1.0], [-1.0]]) * mask
+
+    def log_probability() -> torch.Tensor:
+        positions = (attention.cumsum(dim=1) - 1).clamp(min=0)
+        with torch.no_grad():
+            logits = policy(input_ids=ids, attention_mask=attention, position_ids=positions).logits
+        width = mask.shape[1]
+        found = logits[:, -width - 1 : -1].log_softmax(dim=-1).gather(-1, ids[:, -width:, None])[..., 0]
+        return (found * mask).sum(dim=1)
+
+    before = log_probability()
+    entropy, norm = lean.update(policy, optimiser, ids, attention, mask, advantages, settings)
+    after = log_probability()
+    assert after[0] > before[0]
+    assert after[1] < before[1]
+    assert 0 < entropy <= math.log(policy.config.vocab_size)
+    assert norm > 0
+
+
+def test_a_prompt_that_is_too_long_is_refused(model):
+    with pytest.raises(ValueError, match=r"data.max_prompt_length is 3; a prompt has \d+ tokens"):
+        lean.encode(load(model)[1], ROWS[:1], longest=3)
+
+
+def test_the_report_reads_what_a_training_writes(small, model, tmp_path):
+    lean.train(small, model, ROWS, tmp_path / "saw_gdpo_seed1", "a command")
+    run = read_run(tmp_path / "saw_gdpo_seed1")
+    assert (run.method, run.seed, run.total_steps) == ("saw_gdpo", 1, 2)
+    assert run.history.steps == (1, 2)
+    assert run.history.objectives == ("format", "correctness")
+    assert run.config["actor_rollout_ref.actor.optim.betas"] == [0.9, 0.999]
+    assert run.info["ranges"] == {name: list(bounds) for name, bounds in lm.OBJECTIVES.items()}
+    lm.write_steps([run], tmp_path / "steps.csv", lean_study.KEPT)
+    (read,) = lm.read_steps(tmp_path / "steps.csv")["saw_gdpo"]
+    assert read.history.of("correctness", "mean") == pytest.approx(run.history.of("correctness", "mean"))
+
+
+def test_an_interrupted_training_leaves_no_metrics(small, model, tmp_path, monkeypatch):
+    """Kind: half a training that counts as finished."""
+
+    def interrupted(*_):
+        yield {"saw/format/mean": 0.0}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lean, "steps_of", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        lean.train(small, model, ROWS, tmp_path / "run", "a command")
+    assert not (tmp_path / "run" / LOG).exists()
+
+
+def test_a_set_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    """Finished trainings are skipped, and all methods of a seed come before the next seed."""
+    monkeypatch.setenv("SAW_RUNS", str(tmp_path))
+    monkeypatch.setattr(lean_study, "run_all", lambda *_: None)
+    monkeypatch.setattr(lean_study.pd, "read_parquet", lambda _: lean_study.pd.DataFrame(ROWS))
+    done = tmp_path / "study_lean" / "saw_grpo_seed3"
+    trained = []
+
+    def train(settings, model, rows, folder, command):
+        assert len(rows) == 64
+        trained.append((settings.seed, settings.method))
+        folder.mkdir(parents=True)
+        (folder / LOG).write_text(json.dumps({"step": 1, "data": {"saw/a/mean": 0.0, "timing_s/step": 1.0}}) + "\n")
+
+    done.mkdir(parents=True)
+    (done / LOG).write_text("finished\n")
+    monkeypatch.setattr(lean_study, "train", train)
+    lean_study.main(["--seeds", "3,4", "--train-only"])
+    assert trained == [(3, "grpo"), (3, "gdpo"), (3, "saw_gdpo")] + [(4, method) for method in lean_study.METHODS]
