@@ -190,11 +190,15 @@ def test_weights_are_of_one_generation_batch(toy_model, tmp_path, arguments, bat
 
 
 def test_the_table_of_completions_has_the_advantages_that_are_trained_on(toy_model, tmp_path):
-    trainer = make_trainer(toy_model, tmp_path, evaluate=True, max_steps=1, num_generations_eval=2)
+    """The neighbour: an evaluation of fewer samples than the table holds leaves the others where they are."""
+    trainer = make_trainer(
+        toy_model, tmp_path, evaluate=True, max_steps=1, num_generations_eval=1, per_device_eval_batch_size=4
+    )
     trainer.train()
-    assert len(trainer._logs["advantages"]) == len(trainer._logs["prompt"]) == 8
+    trained = list(trainer._logs["advantages"])
+    assert len(trained) == len(trainer._logs["prompt"]) == 8
     trainer.evaluate()
-    assert len(trainer._logs["advantages"]) == len(trainer._logs["prompt"])
+    assert list(trainer._logs["advantages"]) == [*trained[4:], 0.0, 0.0, 0.0, 0.0]
 
 
 @pytest.mark.slow
