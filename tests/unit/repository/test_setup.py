@@ -691,7 +691,7 @@ def test_each_part_imports_only_what_its_extra_brings(extra, folders):
     if extra in ("verl", "all"):
         brings += [line for line in map(_name, _declares("verl", ("verl",))) if line] + ["packaging"]
     if extra == "trl":
-        brings += [line for line in map(_name, _declares("trl", ("trl",))) if line]
+        brings += ["accelerate", "datasets", "packaging", "transformers"]  # TRL brings them; it is not in this environment
     allowed = {re.sub(r"[-_.]+", "-", name).lower() for name in brings} | {
         "pyyaml",
         "omegaconf",
