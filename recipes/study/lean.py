@@ -69,9 +69,12 @@ BUILT_IN = {
     f"{ROLLOUT}.do_sample": True,
     f"{ROLLOUT}.ignore_eos": False,
     "algorithm.use_kl_in_reward": False,
+    "algorithm.filter_groups.enable": False,
+    "algorithm.rollout_correction.bypass_mode": False,
     "algorithm.rollout_correction.rollout_is": None,
     "algorithm.rollout_correction.rollout_rs": None,
     "data.shuffle": True,
+    "saw.objectives": {"format": {"priority": 1}, "correctness": {"priority": 1}},
     "saw.options.informativeness": "cv",
     "saw.options.over": "batch",
     "saw.options.ema": 0.0,
@@ -166,20 +169,25 @@ def steps_of(settings: Settings, model: Path, rows: Sequence[Mapping[str, Any]])
     """Train, and yield the metrics of each step; arguments as in :func:`train`."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="sdpa")
-    optimiser = torch.optim.AdamW(
-        policy.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
-    )
+    optimiser = make_optimiser(policy, settings)
     batches = data_order(rows, settings.prompts, settings.seed)
     for step in range(1, settings.steps + 1):
         yield train_step(policy, tokenizer, optimiser, next(batches), settings, step)
 
 
+def make_optimiser(policy: PreTrainedModel, settings: Settings) -> torch.optim.Optimizer:
+    """verl's optimiser."""
+    return torch.optim.AdamW(
+        policy.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
+    )
+
+
 def data_order(rows: Sequence[Any], prompts: int, seed: int) -> Iterator[list[Any]]:
-    """Batches of rows without end, in verl's order (verl/trainer/ppo/utils.py, create_rl_sampler)."""
+    """Batches of rows without end, in the order of verl's synchronous trainer; what fills no batch is left out."""
+    if len(rows) < prompts:
+        raise ValueError(f"data.train_batch_size is {prompts}; there are only {len(rows)} rows")
     sampler: Any = RandomSampler(rows, generator=torch.Generator().manual_seed(seed))
     loader = StatefulDataLoader(rows, batch_size=prompts, sampler=sampler, drop_last=True, collate_fn=list)
-    if not len(loader):
-        raise ValueError(f"data.train_batch_size is {prompts}; there are only {len(rows)} rows")
     while True:
         yield from loader
 
@@ -210,7 +218,7 @@ def train_step(
         for text, row in zip(texts, rows, strict=True)
     ]
     advantage = compute_advantage(
-        torch.tensor([[score[name] for name in ranges] for score in scores]),
+        torch.tensor([[score[name] for name in ranges] for score in scores], dtype=torch.float64),
         torch.arange(len(batch)).repeat_interleave(settings.samples),
         mask,
         method=settings.method,
@@ -221,12 +229,11 @@ def train_step(
     assert advantage.tokens is not None
     weighted = time.perf_counter()
     ids, attention = torch.cat([prompts, responses], dim=1), torch.cat([prompt_mask, mask], dim=1)
-    entropy, norm = update(policy, optimiser, ids, attention, mask, advantage.tokens, settings)
+    updated = update(policy, optimiser, ids, attention, mask, advantage.tokens, settings)
     ended = time.perf_counter()
     return {
         **training_metrics(advantage, list(ranges)),
-        "actor/entropy": entropy,
-        "actor/grad_norm": norm,
+        **updated,
         "response_length/mean": float(mask.sum(dim=1).double().mean()),
         "timing_s/gen": sampled - started,
         "timing_s/adv": weighted - sampled,
@@ -300,7 +307,7 @@ def update(
     mask: Tensor,
     advantages: Tensor,
     settings: Settings,
-) -> tuple[float, float]:
+) -> dict[str, float]:
     """One step of the optimiser.
 
     Args:
@@ -313,12 +320,18 @@ def update(
         settings (Settings): the clips.
 
     Returns:
-        tuple[float, float]: mean entropy of a response token before the update, in nats, and the gradient's norm before
-        it is clipped.
+        dict[str, float]: under verl's names: the loss, the mean entropy of a response token before the update, in nats,
+        and the gradient's norm before it is clipped.
     """
     positions = (attention.cumsum(dim=1) - 1).clamp(min=0)
-    logits = policy(input_ids=ids, attention_mask=attention, position_ids=positions, use_cache=False).logits
-    every = logits[:, -mask.shape[1] - 1 : -1].log_softmax(dim=-1)  # a token's logits are those before it
+    logits = policy(
+        input_ids=ids,
+        attention_mask=attention,
+        position_ids=positions,
+        use_cache=False,
+        logits_to_keep=mask.shape[1] + 1,
+    ).logits
+    every = logits[:, :-1].log_softmax(dim=-1)  # a token's logits are those before it
     chosen = every.gather(-1, ids[:, -mask.shape[1] :, None])[..., 0]
     # The only update of the step is the first, so the old policy is the current one and no ratio is clipped.
     loss = policy_loss(chosen, chosen.detach(), advantages, mask, settings)
@@ -329,7 +342,11 @@ def update(
         optimiser.step()
     with torch.no_grad():
         entropy = -(every.exp() * every).sum(dim=-1)
-        return float((entropy * mask).sum() / mask.sum()), float(norm)
+        return {
+            "actor/pg_loss": float(loss),
+            "actor/entropy": float((entropy * mask).sum() / mask.sum()),
+            "actor/grad_norm": float(norm),
+        }
 
 
 def policy_loss(new: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, settings: Settings) -> Tensor:

@@ -1,6 +1,6 @@
 """The language model's study with more seeds: GRPO and GDPO with and without SAW, in the lean trainer.
 
-    python -m recipes.study.lean_study [--seeds 1,2,...,20] [--out results/study/lean]
+    bash scripts/study.sh lean [--seeds 1,2,...,20] [--method grpo ...] [--out results/study/lean]
     python -m recipes.study.lean_study --report-only
 
 Trains what is missing (runs/study_lean; a finished training is skipped, an interrupted one starts again), one training
@@ -229,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 if (folder / LOG).exists():
                     continue
                 config = compose("experiment=study", "platform=cpu", f"saw.method={method}", f"data.seed={seed}")
-                words = f"python -m recipes.study.lean_study {' '.join(sys.argv[1:] if argv is None else argv)}".strip()
+                words = f"bash scripts/study.sh lean {' '.join(sys.argv[1:] if argv is None else argv)}".strip()
                 train(settings_of(config), home / "study_toys" / "model", rows, folder, words)
                 print(f"{folder.name}: {seconds([read_run(folder)])[0]:.1f} s", flush=True)
     if arguments.train_only:
@@ -242,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     times = seconds(finished)
     trained = f"{len(finished)} trainings, {last} steps of each, {min(times):.0f} to {max(times):.0f} s in one thread"
     where = (
-        f"`python -m recipes.study.lean_study`; {trained}; commits in steps.csv; {machine('cpu')}; "
+        f"`bash scripts/study.sh lean`; {trained}; commits in steps.csv; {machine('cpu')}; "
         f"{versions('torch', 'transformers', 'torchdata')}."
     )
     text = report(arguments.out)
