@@ -67,7 +67,8 @@ def comparisons(groups: Groups) -> dict[tuple[str, str, str], tuple[PairedTest, 
     """(method, objective, measure) -> paired test, by Holm over all of them, and p of the test for equivalence."""
     gaps = {
         (method, objective, measure): differences(groups, method, objective, measure)
-        for method in PAIRS
+        for method, base in PAIRS.items()
+        if {method, base} <= groups.keys()
         for objective in lm.OBJECTIVES
         for measure in MEASURES
     }
@@ -183,9 +184,16 @@ def seconds(runs: Sequence[LoggedRun]) -> list[float]:
 
 
 def report(out: Path, pipeline: Path = PIPELINE) -> str:
-    """Tables and figures from ``steps.csv``; returns the text of ``README.md`` without its provenance."""
+    """Tables and figures from ``steps.csv``; returns the text of ``README.md`` without its provenance.
+
+    Raises:
+        SystemExit: if a method has one seed, since nothing can be said about the spread then.
+    """
     read, recorded = lm.read_steps(out / "steps.csv"), lm.read_steps(pipeline / "steps.csv")
     groups = {name: read[name] for name in METHODS if name in read}
+    for name, runs in groups.items():
+        if len(runs) < 2:
+            raise SystemExit(f"{out / 'steps.csv'} has one training of {name}; a report needs at least two seeds")
     shown = [
         summary.summary(groups, lm.THRESHOLDS),
         verdicts(groups),

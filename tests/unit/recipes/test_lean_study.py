@@ -2,6 +2,9 @@
 
 import json
 import math
+import random
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +17,12 @@ from recipes.quickstart.toy_model import make_toy_model
 from recipes.study import language_model as lm
 from recipes.study import lean, lean_study
 from saw.report.history import LOG, read_run
+from saw.report.summary import AREA, area_under_curve
 from tests.configs import compose
+from tests.conftest import ROOT
+from tests.unit.recipes.test_language_model_study import make_run
 
+STUDY = ROOT / "results" / "study" / "lean"
 ROWS = make_rows(64, "train", seed=0)
 
 
@@ -259,3 +266,111 @@ def test_a_set_goes_on_where_it_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(lean_study, "train", train)
     lean_study.main(["--seeds", "3,4", "--train-only"])
     assert trained == [(3, "grpo"), (3, "gdpo"), (3, "saw_gdpo")] + [(4, method) for method in lean_study.METHODS]
+
+
+# ---------------------------------------------------------------- the report
+
+
+@pytest.fixture
+def two_methods(tmp_path):
+    """SAW learns correctness eight steps sooner, and format as soon; the seeds are not in order."""
+    late = {"grpo": 20, "saw_grpo": 12}
+    return {name: [make_run(tmp_path, name, seed, step) for seed in (3, 1, 2, 5, 4)] for name, step in late.items()}
+
+
+def noisy(run, spread: float):
+    """The run with noise of its own in every step of correctness."""
+    chance = random.Random(f"{run.folder.name} {spread}")
+    columns = dict(run.history.columns)
+    columns["saw/correctness/mean"] = tuple(
+        value + chance.gauss(0, spread) for value in columns["saw/correctness/mean"]
+    )
+    return replace(run, history=replace(run.history, columns=columns))
+
+
+def test_differences_are_of_the_same_seed(two_methods):
+    """Kind: pairs by place in a list; a seed that only one of them has."""
+    two_methods["saw_grpo"] = [noisy(run, 0.1) for run in two_methods["saw_grpo"] if run.seed != 4]
+    last = {
+        (name, run.seed): area_under_curve(run, "correctness") for name, runs in two_methods.items() for run in runs
+    }
+    found = lean_study.differences(two_methods, "saw_grpo", "correctness", AREA)
+    assert found == [last["saw_grpo", seed] - last["grpo", seed] for seed in (1, 2, 3, 5)]
+
+
+def test_a_difference_is_found_and_equal_curves_are_equivalent(two_methods):
+    two_methods["saw_grpo"] = [noisy(run, 0.1) for run in two_methods["saw_grpo"]]
+    found = lean_study.comparisons(two_methods)
+    assert {method for method, *_ in found} == {"saw_grpo"}  # the other pair was not trained
+    test, same = found["saw_grpo", "correctness", AREA]
+    assert test.difference.mean > 0.5
+    assert test.p < test.p_corrected < 0.01
+    assert same > 0.9
+    test, same = found["saw_grpo", "format", AREA]
+    assert math.isnan(test.p)
+    assert same == 0
+
+
+def test_the_margin_is_a_share_of_each_objective_s_range(two_methods):
+    """Kind: one margin for both; correctness' range is six times that of format."""
+    for shift, is_same in ((0.1, True), (0.14, False)):
+        moved = [shifted(noisy(run, 0.01), shift) for run in two_methods["grpo"]]
+        _, same = lean_study.comparisons({**two_methods, "saw_grpo": moved})["saw_grpo", "correctness", AREA]
+        assert (same < 0.05) == is_same
+
+
+def shifted(run, by: float):
+    columns = dict(run.history.columns)
+    columns["saw/correctness/mean"] = tuple(value + by for value in columns["saw/correctness/mean"])
+    return replace(run, history=replace(run.history, columns=columns))
+
+
+def test_curves_of_another_shape_are_told_apart(two_methods, monkeypatch):
+    """Also if their area is the same: the test is of the whole curve."""
+    monkeypatch.setattr(lean_study, "DIVISIONS", 500)
+    lean_runs = [noisy(run, 0.3) for run in two_methods["grpo"]]
+    pipeline = [noisy(run, 0.31) for run in two_methods["grpo"]]
+    assert lean_study.curve_distance(lean_runs, pipeline, "correctness")[1] > 0.05
+    turned = []
+    for run in pipeline:
+        columns = dict(run.history.columns)
+        columns["saw/correctness/mean"] = columns["saw/correctness/mean"][::-1]
+        turned.append(replace(run, history=replace(run.history, columns=columns)))
+    distance, p = lean_study.curve_distance(lean_runs, turned, "correctness")
+    assert distance > 1
+    assert p < 0.02
+
+
+def test_both_trainers_are_compared_by_mean_and_spread():
+    gap, low, high, p = lean_study.welch([1.0, 1.2, 1.1, 0.9], [2.0, 2.2, 1.8])
+    assert gap == pytest.approx(-0.95)
+    assert low < gap < high < 0
+    assert p < 0.01
+
+
+def test_the_report_has_its_tables(two_methods, tmp_path, monkeypatch):
+    monkeypatch.setattr(lean_study, "DIVISIONS", 20)
+    drawn = []
+    monkeypatch.setattr(lean_study.figures, "plot_family", lambda groups, rows, path, title: drawn.append(list(groups)))
+    for folder, spread in (("lean", 0.1), ("pipeline", 0.2)):
+        (tmp_path / folder).mkdir()
+        runs = [noisy(run, spread) for runs in two_methods.values() for run in runs]
+        lm.write_steps(runs, tmp_path / folder / "steps.csv", lean_study.KEPT)
+    text = lean_study.report(tmp_path / "lean", tmp_path / "pipeline")
+    assert "| saw_grpo | correctness | area under the curve, per step |" in text
+    assert len(re.findall(r"^\| saw_grpo \| correctness \| step 1 \|", text, re.MULTILINE)) == 1
+    assert "(n = 5)" in text
+    assert drawn[0] == ["grpo, lean", "saw_grpo, lean", "grpo, pipeline", "saw_grpo, pipeline"]
+
+
+def test_a_report_on_one_seed_is_refused(two_methods, tmp_path):
+    lm.write_steps([two_methods["grpo"][0]], tmp_path / "steps.csv", lean_study.KEPT)
+    with pytest.raises(SystemExit, match="one training of grpo; a report needs at least two seeds"):
+        lean_study.report(tmp_path, lean_study.PIPELINE)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (STUDY / "steps.csv").exists(), reason="nothing has been trained yet")
+def test_the_committed_report_is_what_its_csv_gives(tmp_path):
+    shutil.copy(STUDY / "steps.csv", tmp_path)
+    assert (STUDY / "README.md").read_text().startswith(lean_study.report(tmp_path))
