@@ -74,6 +74,7 @@ BUILT_IN = {
     "algorithm.rollout_correction.rollout_is": None,
     "algorithm.rollout_correction.rollout_rs": None,
     "data.shuffle": True,
+    "data.filter_overlong_prompts": True,
     "saw.objectives": {"format": {"priority": 1}, "correctness": {"priority": 1}},
     "saw.options.informativeness": "cv",
     "saw.options.over": "batch",
@@ -97,7 +98,7 @@ class Settings:
         seed (int): of the data order and of the samples.
         steps (int): training steps, one update each.
         prompts (int): per step.
-        longest_prompt (int): tokens.
+        longest_prompt (int): tokens; rows with a longer one are left out.
         longest_response (int): tokens, its end included.
         samples (int): responses per prompt.
         lr (float): constant.
@@ -170,7 +171,7 @@ def steps_of(settings: Settings, model: Path, rows: Sequence[Mapping[str, Any]])
     tokenizer = AutoTokenizer.from_pretrained(model)
     policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="sdpa")
     optimiser = make_optimiser(policy, settings)
-    batches = data_order(rows, settings.prompts, settings.seed)
+    batches = data_order(fitting(tokenizer, rows, settings.longest_prompt), settings.prompts, settings.seed)
     for step in range(1, settings.steps + 1):
         yield train_step(policy, tokenizer, optimiser, next(batches), settings, step)
 
@@ -185,7 +186,7 @@ def make_optimiser(policy: PreTrainedModel, settings: Settings) -> torch.optim.O
 def data_order(rows: Sequence[Any], prompts: int, seed: int) -> Iterator[list[Any]]:
     """Batches of rows without end, in the order of verl's synchronous trainer; what fills no batch is left out."""
     if len(rows) < prompts:
-        raise ValueError(f"data.train_batch_size is {prompts}; there are only {len(rows)} rows")
+        raise ValueError(f"data.train_batch_size is {prompts}; there are only {len(rows)} rows whose prompt fits")
     sampler: Any = RandomSampler(rows, generator=torch.Generator().manual_seed(seed))
     loader = StatefulDataLoader(rows, batch_size=prompts, sampler=sampler, drop_last=True, collate_fn=list)
     while True:
@@ -203,10 +204,12 @@ def train_step(
     """Sample, score, weight and update once; returns the metrics under the pipeline's names."""
     started = time.perf_counter()
     rows = [row for row in batch for _ in range(settings.samples)]
-    prompts, prompt_mask = encode(tokenizer, rows, settings.longest_prompt)
+    prompts, prompt_mask = encode(tokenizer, batch)
     # Of seed and step alone, so that a method's lengths do not shift the next step's samples.
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
-    responses, mask = sample(policy, prompts, prompt_mask, settings.longest_response, generator)
+    responses, mask = sample(
+        policy, prompts, prompt_mask, settings.samples, longest=settings.longest_response, generator=generator
+    )
     texts = [
         tokenizer.decode(tokens[: int(length)], skip_special_tokens=True)
         for tokens, length in zip(responses, mask.sum(dim=1), strict=True)
@@ -228,8 +231,7 @@ def train_step(
     )
     assert advantage.tokens is not None
     weighted = time.perf_counter()
-    ids, attention = torch.cat([prompts, responses], dim=1), torch.cat([prompt_mask, mask], dim=1)
-    updated = update(policy, optimiser, ids, attention, mask, advantage.tokens, settings)
+    updated = update(policy, optimiser, prompts, prompt_mask, responses, mask, advantage.tokens, settings)
     ended = time.perf_counter()
     return {
         **training_metrics(advantage, list(ranges)),
@@ -242,68 +244,115 @@ def train_step(
     }
 
 
-def encode(
-    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]], longest: int
-) -> tuple[Tensor, Tensor]:
-    """Prompts, padded on the left, and their mask, both int64 of shape ``(B, P)``.
+def tokens_of(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any]) -> list[int]:
+    """A row's prompt."""
+    return tokenizer.apply_chat_template(list(row["prompt"]), add_generation_prompt=True, return_dict=False)
 
-    Raises:
-        ValueError: if a prompt has more tokens than ``longest``.
-    """
-    found = [
-        tokenizer.apply_chat_template(list(row["prompt"]), add_generation_prompt=True, return_dict=False)
-        for row in rows
-    ]
-    width = max(map(len, found))
-    if width > longest:
-        raise ValueError(f"data.max_prompt_length is {longest}; a prompt has {width} tokens")
-    pad = tokenizer.pad_token_id
+
+def fitting(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]], longest: int
+) -> list[Mapping[str, Any]]:
+    """The rows whose prompt has at most ``longest`` tokens; verl leaves the others out."""
+    return [row for row in rows if len(tokens_of(tokenizer, row)) <= longest]
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]]) -> tuple[Tensor, Tensor]:
+    """Prompts, padded on the left, and their mask, both int64 of shape ``(B, P)``."""
+    found = [tokens_of(tokenizer, row) for row in rows]
+    width, pad = max(map(len, found)), tokenizer.pad_token_id
     ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in found])
     return ids, torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in found])
 
 
+def prefill(
+    policy: PreTrainedModel, prompts: Tensor, prompt_mask: Tensor, samples: int
+) -> tuple[DynamicCache, Tensor, Tensor]:
+    """Each prompt once through the model, then repeated for its responses.
+
+    Args:
+        policy (PreTrainedModel): the model.
+        prompts (Tensor): shape ``(B, P)``, padded on the left.
+        prompt_mask (Tensor): shape ``(B, P)``.
+        samples (int): responses per prompt.
+
+    Returns:
+        tuple[DynamicCache, Tensor, Tensor]: keys and values, the mask ``(B * samples, P)``, and the logits of the first
+        token, shape ``(B * samples, V)``.
+    """
+    cache = DynamicCache(config=policy.config)
+    logits = policy(
+        input_ids=prompts,
+        attention_mask=prompt_mask,
+        position_ids=positions_of(prompt_mask),
+        past_key_values=cache,
+        logits_to_keep=1,
+    ).logits[:, -1]
+    cache.batch_repeat_interleave(samples)
+    return cache, prompt_mask.repeat_interleave(samples, dim=0), logits.repeat_interleave(samples, dim=0)
+
+
+def positions_of(attention: Tensor) -> Tensor:
+    """Place of each token among those that are attended to, from 0."""
+    return (attention.cumsum(dim=1) - 1).clamp(min=0)
+
+
 @torch.no_grad()
 def sample(
-    policy: PreTrainedModel, prompts: Tensor, prompt_mask: Tensor, longest: int, generator: torch.Generator
+    policy: PreTrainedModel,
+    prompts: Tensor,
+    prompt_mask: Tensor,
+    samples: int,
+    *,
+    longest: int,
+    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """One response per prompt, at temperature 1 from the whole vocabulary.
+    """Responses at temperature 1 from the whole vocabulary.
 
     Args:
         policy (PreTrainedModel): its configuration has the end and the padding token.
         prompts (Tensor): shape ``(B, P)``, padded on the left.
         prompt_mask (Tensor): shape ``(B, P)``.
+        samples (int): responses per prompt.
         longest (int): tokens.
         generator (torch.Generator): of the samples.
 
     Returns:
-        tuple[Tensor, Tensor]: responses and their mask, int64 of shape ``(B, T)``; the end token belongs to a response.
+        tuple[Tensor, Tensor]: responses and their mask, int64 of shape ``(B * samples, T)``; the end token belongs to a
+        response.
     """
-    cache = DynamicCache(config=policy.config)
-    seen, fed = prompt_mask, prompts
-    positions = (prompt_mask.cumsum(dim=1) - 1).clamp(min=0)
-    open_rows = torch.ones(len(prompts), 1, dtype=torch.long)
-    tokens, mask = [], []
-    for _ in range(longest):
-        logits = policy(
-            input_ids=fed, attention_mask=seen, position_ids=positions, past_key_values=cache, logits_to_keep=1
-        ).logits[:, -1]
-        drawn = torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)
-        fed = torch.where(open_rows.bool(), drawn, policy.config.pad_token_id)
-        tokens.append(fed)
+    cache, seen, logits = prefill(policy, prompts, prompt_mask, samples)
+    positions = positions_of(seen)[:, -1:]
+    open_rows = torch.ones(len(seen), 1, dtype=torch.long)
+    tokens: list[Tensor] = []
+    mask: list[Tensor] = []
+    while len(tokens) < longest and open_rows.any():
+        if tokens:
+            logits = policy(
+                input_ids=tokens[-1], attention_mask=seen, position_ids=positions, past_key_values=cache
+            ).logits[:, -1]
+        tokens.append(torch.where(open_rows.bool(), draw(logits, generator), policy.config.pad_token_id))
         mask.append(open_rows)
-        seen = torch.cat([seen, open_rows], dim=1)
-        positions = positions[:, -1:] + 1
-        open_rows = open_rows * (fed != policy.config.eos_token_id)
-        if not open_rows.any():
-            break
+        seen, positions = torch.cat([seen, open_rows], dim=1), positions + 1
+        open_rows = open_rows * (tokens[-1] != policy.config.eos_token_id)
     return torch.cat(tokens, dim=1), torch.cat(mask, dim=1)
+
+
+def draw(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """One token per row, shape ``(B, 1)``, by the inverse of the distribution function.
+
+    This takes one random number per row, where ``torch.multinomial`` takes one per token of the vocabulary.
+    """
+    upto = logits.double().softmax(dim=-1).cumsum(dim=-1)
+    place = torch.rand(len(logits), 1, generator=generator, dtype=torch.float64) * upto[:, -1:]
+    return torch.searchsorted(upto, place, right=True)
 
 
 def update(
     policy: PreTrainedModel,
     optimiser: torch.optim.Optimizer,
-    ids: Tensor,
-    attention: Tensor,
+    prompts: Tensor,
+    prompt_mask: Tensor,
+    responses: Tensor,
     mask: Tensor,
     advantages: Tensor,
     settings: Settings,
@@ -313,26 +362,27 @@ def update(
     Args:
         policy (PreTrainedModel): the model.
         optimiser (torch.optim.Optimizer): of its parameters.
-        ids (Tensor): prompts and responses, shape ``(B, P + T)``.
-        attention (Tensor): shape ``(B, P + T)``.
-        mask (Tensor): of the responses, shape ``(B, T)``.
-        advantages (Tensor): shape ``(B, T)``.
+        prompts (Tensor): shape ``(B, P)``, padded on the left.
+        prompt_mask (Tensor): shape ``(B, P)``.
+        responses (Tensor): of the prompts in turn, equally many of each, shape ``(R, T)``.
+        mask (Tensor): of the responses, shape ``(R, T)``.
+        advantages (Tensor): shape ``(R, T)``.
         settings (Settings): the clips.
 
     Returns:
         dict[str, float]: under verl's names: the loss, the mean entropy of a response token before the update, in nats,
         and the gradient's norm before it is clipped.
     """
-    positions = (attention.cumsum(dim=1) - 1).clamp(min=0)
-    logits = policy(
-        input_ids=ids,
-        attention_mask=attention,
-        position_ids=positions,
-        use_cache=False,
-        logits_to_keep=mask.shape[1] + 1,
+    cache, seen, first = prefill(policy, prompts, prompt_mask, len(responses) // len(prompts))
+    seen = torch.cat([seen, mask[:, :-1]], dim=1)
+    rest = policy(
+        input_ids=responses[:, :-1],
+        attention_mask=seen,
+        position_ids=positions_of(seen)[:, prompts.shape[1] :],
+        past_key_values=cache,
     ).logits
-    every = logits[:, :-1].log_softmax(dim=-1)  # a token's logits are those before it
-    chosen = every.gather(-1, ids[:, -mask.shape[1] :, None])[..., 0]
+    every = torch.cat([first[:, None], rest], dim=1).log_softmax(dim=-1)  # a token's logits are those before it
+    chosen = every.gather(-1, responses[:, :, None])[..., 0]
     # The only update of the step is the first, so the old policy is the current one and no ratio is clipped.
     loss = policy_loss(chosen, chosen.detach(), advantages, mask, settings)
     optimiser.zero_grad()
@@ -343,7 +393,7 @@ def update(
     with torch.no_grad():
         entropy = -(every.exp() * every).sum(dim=-1)
         return {
-            "actor/pg_loss": float(loss),
+            "actor/pg_loss": float(loss.detach()),
             "actor/entropy": float((entropy * mask).sum() / mask.sum()),
             "actor/grad_norm": float(norm),
         }

@@ -2,8 +2,8 @@
 
 python lean_by_verl.py MODEL_FOLDER METHOD RESULTS_FOLDER
 
-The configuration is the study's. verl's sampler and loader choose the rows, its reward manager scores the samples, the
-estimator weights them, and verl's actor under FSDP2 computes log-probabilities and the update. Only the samples are
+The configuration is the study's. verl's data set and sampler choose the rows, the reward manager scores the samples,
+the estimator weights them, and verl's actor under FSDP2 computes log-probabilities and the update. Only the samples are
 made here: answers, right or spoilt at random. Ray, TransferQueue and vLLM are not needed.
 """
 
@@ -22,16 +22,17 @@ import torch
 from omegaconf import DictConfig
 from tensordict import TensorDict
 from torchdata.stateful_dataloader import StatefulDataLoader
-from transformers import AutoTokenizer
 from verl import DataProto
 from verl.trainer.ppo.core_algos import agg_loss
 from verl.trainer.ppo.reward import get_custom_reward_fn
-from verl.trainer.ppo.utils import create_rl_sampler
+from verl.trainer.ppo.utils import create_rl_dataset, create_rl_sampler
 from verl.utils import tensordict_utils as tu
+from verl.utils.dataset.rl_dataset import RLHFDataset
+from verl.utils.tokenizer import hf_tokenizer
 from verl.workers.engine_workers import ActorRolloutRefWorker
 from verl.workers.utils.padding import response_from_nested, response_to_nested
 
-from data_prep.toy_toolrl import make_rows
+from data_prep.toy_toolrl import write_splits
 from recipes.quickstart.toy_model import spoil
 from saw import Objective
 from saw.rewards import toolrl
@@ -44,10 +45,10 @@ from tests.configs import compose
 
 STEPS = 2
 #: So few that the second step takes rows of the second epoch, as step 33 of the study does.
-ROWS = 24
+ROWS = 36
 
 
-def batches(config: DictConfig, rows: list[dict]) -> list[list[dict]]:
+def batches(config: DictConfig, rows: RLHFDataset) -> list[list[dict]]:
     """The rows of each step, as verl's synchronous trainer fetches them."""
     sampler, size = create_rl_sampler(config.data, rows), config.data.train_batch_size
     loader = StatefulDataLoader(rows, batch_size=size, sampler=sampler, drop_last=True, collate_fn=list)
@@ -133,16 +134,18 @@ def main() -> None:
     """Train, and write rows, samples, metrics and the last weights."""
     path, method, results = sys.argv[1], sys.argv[2], Path(sys.argv[3])
     config = compose("experiment=study", f"saw.method={method}", f"actor_rollout_ref.model.path={path}")
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = hf_tokenizer(path)
+    train, _ = write_splits(results, train_rows=ROWS, test_rows=1)
+    data = create_rl_dataset(str(train), config.data, tokenizer, None)
     manager = MultiRewardManager(config, tokenizer, get_custom_reward_fn(config))
     worker = ActorRolloutRefWorker(config.actor_rollout_ref, role="actor")
     worker.init_model()
     chance = random.Random(0)
     steps = []
-    for step, rows in enumerate(batches(config, make_rows(ROWS, "train", seed=0)), 1):
+    for step, rows in enumerate(batches(config, data), 1):
         samples = []
         for row in rows:
-            prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
+            prompt = tokenizer.apply_chat_template(row["raw_prompt"], add_generation_prompt=True, return_dict=False)
             for _ in range(config.actor_rollout_ref.rollout.n):
                 answer = spoil(row["reward_model"]["ground_truth"], chance, 0.5, 0.5) + tokenizer.eos_token
                 samples.append({"row": row, "prompt": prompt, "response": tokenizer.encode(answer)})
@@ -150,7 +153,7 @@ def main() -> None:
         metrics = train_step(worker, config, samples, infos, step)
         steps.append(
             {
-                "prompts": [row["prompt"] for row in rows],
+                "prompts": [row["raw_prompt"] for row in rows],
                 "responses": [sample["response"] for sample in samples],
                 "metrics": metrics,
             }

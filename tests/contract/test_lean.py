@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.cpu_platform]
 #: As in lean_by_verl.py: the second step takes rows of the second epoch.
-ROWS = 24
+ROWS = 36
 
 
 @pytest.fixture(scope="module", params=["grpo", "saw_grpo", "gdpo", "saw_gdpo"])
@@ -47,12 +47,14 @@ def test_two_steps_are_verl_s(by_verl, toy_model, monkeypatch):
     tokenizer = AutoTokenizer.from_pretrained(toy_model)
     before = {name: value.clone() for name, value in policy.state_dict().items()}
     optimiser = lean.make_optimiser(policy, settings)
-    batches = lean.data_order(make_rows(ROWS, "train", seed=0), settings.prompts, settings.seed)
+    rows = lean.fitting(tokenizer, make_rows(ROWS, "train", seed=0), settings.longest_prompt)
+    assert settings.prompts <= len(rows) < 2 * settings.prompts
+    batches = lean.data_order(rows, settings.prompts, settings.seed)
     for number, step in enumerate(steps, 1):
         rows = [torch.tensor(response) for response in step["responses"]]
         mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
         padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
-        monkeypatch.setattr(lean, "sample", lambda *_, given=(padded, mask): given)
+        monkeypatch.setattr(lean, "sample", lambda *_, given=(padded, mask), **__: given)
         batch = next(batches)
         assert [row["prompt"] for row in batch] == step["prompts"]
         found = lean.train_step(policy, tokenizer, optimiser, batch, settings, number)

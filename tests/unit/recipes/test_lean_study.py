@@ -131,7 +131,7 @@ def test_the_data_come_in_verl_s_order():
 
 
 def test_too_few_rows_are_refused():
-    with pytest.raises(ValueError, match=r"data.train_batch_size is 16; there are only 3 rows"):
+    with pytest.raises(ValueError, match=r"data.train_batch_size is 16; there are only 3 rows whose prompt fits"):
         next(lean.data_order(range(3), 16, seed=1))
 
 
@@ -158,31 +158,40 @@ def load(model: Path):
     )
 
 
-def test_the_cache_gives_the_distribution_of_the_whole_text(small, model):
+def test_the_samples_are_those_of_the_whole_text(model):
     """Kind: a wrong position or mask of a padded prompt; compares with a forward pass of each text alone."""
     policy, tokenizer = load(model)
     rows = [ROWS[7], ROWS[0], ROWS[1]]  # a greeting is shorter than a question
-    prompts, prompt_mask = lean.encode(tokenizer, rows, longest=40)
+    prompts, prompt_mask = lean.encode(tokenizer, rows)
     assert (prompt_mask == 0).any()
-    drawn, mask = lean.sample(policy, prompts, prompt_mask, 5, torch.Generator().manual_seed(3))
-    with torch.no_grad():
-        again = torch.Generator().manual_seed(3)
-        for place in range(drawn.shape[1]):
-            texts = [
-                torch.cat([prompts[row][prompt_mask[row] == 1], drawn[row, :place]])[None] for row in range(len(rows))
-            ]
-            whole = torch.cat([policy(input_ids=text).logits[:, -1] for text in texts])
-            expected = torch.multinomial(whole.softmax(dim=-1), 1, generator=again)[:, 0]
-            still = mask[:, place] == 1
-            assert drawn[still, place].tolist() == expected[still].tolist()
+    drawn, mask = lean.sample(policy, prompts, prompt_mask, 2, longest=5, generator=torch.Generator().manual_seed(3))
+    again = torch.Generator().manual_seed(3)
+    for place in range(drawn.shape[1]):
+        texts = [
+            torch.cat([prompts[row // 2][prompt_mask[row // 2] == 1], drawn[row, :place]])[None]
+            for row in range(2 * len(rows))
+        ]
+        with torch.no_grad():
+            logits = torch.cat([policy(input_ids=text).logits[:, -1] for text in texts])
+        expected = lean.draw(logits, again)[:, 0]
+        still = mask[:, place] == 1
+        assert drawn[still, place].tolist() == expected[still].tolist()
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely():
+    """Kind: a token too far in the distribution function; the first and the last token, and one that is impossible."""
+    share = torch.tensor([0.1, 0.0, 0.6, 0.3])
+    drawn = lean.draw(share.log().expand(200_000, 4), torch.Generator().manual_seed(0))
+    found = torch.bincount(drawn[:, 0], minlength=4) / len(drawn)
+    torch.testing.assert_close(found, share, rtol=0, atol=0.005)
 
 
 def test_a_response_ends_with_its_end_token(model):
     """The end belongs to the response, as with vLLM; what follows is padding outside of the mask."""
     policy, tokenizer = load(model)
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    prompts, prompt_mask = lean.encode(tokenizer, ROWS[:16], longest=40)
-    drawn, mask = lean.sample(policy, prompts, prompt_mask, 200, torch.Generator().manual_seed(0))
+    prompts, prompt_mask = lean.encode(tokenizer, ROWS[:4])
+    drawn, mask = lean.sample(policy, prompts, prompt_mask, 4, longest=200, generator=torch.Generator().manual_seed(0))
     lengths = mask.sum(dim=1).tolist()
     assert min(lengths) < drawn.shape[1]
     for tokens, length in zip(drawn.tolist(), lengths, strict=True):
@@ -193,32 +202,37 @@ def test_a_response_ends_with_its_end_token(model):
 
 def test_an_update_raises_what_was_rewarded(settings, model):
     policy, tokenizer = load(model)
-    optimiser = torch.optim.AdamW(policy.parameters(), lr=1e-2)
-    prompts, prompt_mask = lean.encode(tokenizer, ROWS[:2], longest=40)
-    drawn, mask = lean.sample(policy, prompts, prompt_mask, 6, torch.Generator().manual_seed(0))
-    ids, attention = torch.cat([prompts, drawn], dim=1), torch.cat([prompt_mask, mask], dim=1)
-    advantages = torch.tensor([[1.0], [-1.0]]) * mask
+    optimiser = torch.optim.AdamW(policy.parameters(), lr=1e-4)
+    prompts, prompt_mask = lean.encode(tokenizer, [ROWS[7], ROWS[0]])
+    drawn, mask = lean.sample(policy, prompts, prompt_mask, 1, longest=6, generator=torch.Generator().manual_seed(0))
 
     def log_probability() -> torch.Tensor:
-        positions = (attention.cumsum(dim=1) - 1).clamp(min=0)
-        with torch.no_grad():
-            logits = policy(input_ids=ids, attention_mask=attention, position_ids=positions).logits
-        width = mask.shape[1]
-        found = logits[:, -width - 1 : -1].log_softmax(dim=-1).gather(-1, ids[:, -width:, None])[..., 0]
-        return (found * mask).sum(dim=1)
+        found = []
+        for row in range(2):
+            prompt = prompts[row][prompt_mask[row] == 1]
+            with torch.no_grad():
+                logits = policy(input_ids=torch.cat([prompt, drawn[row]])[None]).logits[0, len(prompt) - 1 : -1]
+            found.append((logits.log_softmax(dim=-1).gather(1, drawn[row][:, None])[:, 0] * mask[row]).sum())
+        return torch.stack(found)
 
     before = log_probability()
-    found = lean.update(policy, optimiser, ids, attention, mask, advantages, settings)
+    advantages = torch.tensor([[1.0], [-1.0]]) * mask
+    found = lean.update(policy, optimiser, prompts, prompt_mask, drawn, mask, advantages, settings)
     after = log_probability()
-    assert after[0] > before[0]
-    assert after[1] < before[1]
+    assert after[0] - after[1] > before[0] - before[1]
     assert 0 < found["actor/entropy"] <= math.log(policy.config.vocab_size)
     assert found["actor/grad_norm"] > 0
 
 
-def test_a_prompt_that_is_too_long_is_refused(model):
-    with pytest.raises(ValueError, match=r"data.max_prompt_length is 3; a prompt has \d+ tokens"):
-        lean.encode(load(model)[1], ROWS[:1], longest=3)
+def test_rows_whose_prompt_is_too_long_are_left_out(small, model, monkeypatch):
+    """As verl's data set does; kind: prompts that the pipeline never sees."""
+    _, tokenizer = load(model)
+    lengths = [len(lean.tokens_of(tokenizer, row)) for row in ROWS]
+    seen = []
+    monkeypatch.setattr(lean, "data_order", lambda rows, *_: seen.extend(rows) or iter([ROWS[:2]] * 2))
+    list(lean.steps_of(small, model, ROWS))
+    assert 0 < len(seen) == sum(length <= 40 for length in lengths) < len(ROWS)
+    assert all(len(lean.tokens_of(tokenizer, row)) <= 40 for row in seen)
 
 
 def test_the_report_reads_what_a_training_writes(small, model, tmp_path):
