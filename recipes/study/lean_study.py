@@ -16,6 +16,7 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -231,14 +232,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not arguments.report_only:
         run_all(sweep.toys("study"), {}, lambda: None)
         rows = pd.read_parquet(home / "quickstart" / "data" / "train.parquet").to_dict("records")
+        settings = settings_of(compose("experiment=study", "platform=cpu"))
         for seed in arguments.seeds:  # all methods of a seed first, so that an interrupted set still has its pairs
             for method in arguments.method or METHODS:
                 folder = runs / f"{method}_seed{seed}"
                 if (folder / LOG).exists():
                     continue
-                config = compose("experiment=study", "platform=cpu", f"saw.method={method}", f"data.seed={seed}")
                 words = f"bash scripts/study.sh lean {' '.join(sys.argv[1:] if argv is None else argv)}".strip()
-                train(settings_of(config), home / "study_toys" / "model", rows, folder, words)
+                train(replace(settings, method=method, seed=seed), home / "study_toys" / "model", rows, folder, words)
                 print(f"{folder.name}: {seconds([read_run(folder)])[0]:.1f} s", flush=True)
     if arguments.train_only:
         return
