@@ -23,8 +23,9 @@ from torchdata.stateful_dataloader.sampler import RandomSampler
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedTokenizerBase
 from transformers.modeling_utils import PreTrainedModel
 
-from saw import Objective, compute_advantage
+from saw.method.advantage import compute_advantage
 from saw.method.metrics import training_metrics
+from saw.method.objective import Objective
 from saw.records.files import write_whole
 from saw.records.run_info import write_record
 from saw.report.history import LOG
