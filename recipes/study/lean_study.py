@@ -1,10 +1,12 @@
 """The language model's study with more seeds: GRPO and GDPO with and without SAW, in the lean trainer.
 
-    bash scripts/study.sh lean [--seeds 1,2,...,20] [--method grpo ...] [--out results/study/lean]
+    bash scripts/study.sh lean [--seeds 1,2,...,20] [--method grpo ...] [--out results/study/lean] [KEY=VALUE ...]
     python -m recipes.study.lean_study --report-only
 
 Trains what is missing (runs/study_lean; a finished training is skipped, an interrupted one starts again), one training
-after another in one thread, then writes steps.csv, from which it makes the tables and figures.
+after another in one thread, then writes steps.csv, from which it makes the tables and figures. KEY=VALUE are Hydra
+overrides of all trainings. ``--against results/study/lm`` compares the curves with those of the pipeline instead; both
+must have begun with the same model and rows.
 
 What is tested was fixed before the first training of this study: the comparisons (:data:`PAIRS`, each objective, final
 reward and area under the curve, all corrected together), and the margin (:data:`MARGIN`).
@@ -35,7 +37,7 @@ from saw.records.provenance import machine, versions
 from saw.report import figures, summary, tables
 from saw.report.history import LOG, LoggedRun, read_run
 from saw.report.seed_statistics import PairedTest, equivalence, paired_tests
-from saw.runs.compose import compose
+from saw.runs.compose import checked_override, compose
 
 METHODS = ("grpo", "saw_grpo", "gdpo", "saw_gdpo")
 #: Method -> what it is compared with, seed by seed.
@@ -51,8 +53,6 @@ KEPT = (
     *(name for name in lm.KEPT if not name.startswith("timing_s/")),
     *("timing_s/gen", "timing_s/adv", "timing_s/update_actor", "timing_s/step"),
 )
-PIPELINE = Path("results/study/lm")
-
 Groups = Mapping[str, Sequence[LoggedRun]]
 
 
@@ -184,35 +184,65 @@ def seconds(runs: Sequence[LoggedRun]) -> list[float]:
     return [sum(run.history.columns["timing_s/step"]) for run in runs]
 
 
-def report(out: Path, pipeline: Path = PIPELINE) -> str:
-    """Tables and figures from ``steps.csv``; returns the text of ``README.md`` without its provenance.
+def read_groups(out: Path) -> dict[str, list[LoggedRun]]:
+    """The runs of ``steps.csv`` by method.
 
     Raises:
         SystemExit: if a method has one seed, since nothing can be said about the spread then.
     """
-    read, recorded = lm.read_steps(out / "steps.csv"), lm.read_steps(pipeline / "steps.csv")
+    read = lm.read_steps(out / "steps.csv")
     groups = {name: read[name] for name in METHODS if name in read}
     for name, runs in groups.items():
         if len(runs) < 2:
             raise SystemExit(f"{out / 'steps.csv'} has one training of {name}; a report needs at least two seeds")
+    return groups
+
+
+def report(out: Path) -> str:
+    """Tables and figures from ``steps.csv``; returns the text of ``README.md`` without its provenance."""
+    groups = read_groups(out)
     shown = [
         summary.summary(groups, lm.THRESHOLDS),
         verdicts(groups),
         lm.learned_at(groups),
         lm.signal(groups),
-        agreement(groups, recorded),
-        curves(groups, recorded),
     ]
-    text = ["# The small language model with more seeds, in the lean trainer"]
+    drawn = [
+        (f"{kind}_{base}", what, {name: runs for name, runs in groups.items() if name.endswith(base)})
+        for base in ("grpo", "gdpo")
+        for kind, what in (("rewards", "mean"), ("weights", "weight"))
+    ]
+    return written("The small language model with more seeds, in the lean trainer", shown, drawn, out)
+
+
+def report_against(out: Path, pipeline: Path) -> str:
+    """As :func:`report`, on how far the curves of ``steps.csv`` are from those of the pipeline's."""
+    groups, recorded = read_groups(out), lm.read_steps(pipeline / "steps.csv")
+    drawn = [
+        (
+            f"rewards_{name}",
+            "mean",
+            {f"{name}, pipeline": recorded[name], f"{name}, lean trainer": runs},
+        )
+        for name, runs in groups.items()
+    ]
+    shown = [agreement(groups, recorded), curves(groups, recorded)]
+    return written("The lean trainer against the pipeline", shown, drawn, out)
+
+
+def written(
+    title: str,
+    shown: Sequence[summary.Table],
+    drawn: Sequence[tuple[str, str, Groups]],
+    out: Path,
+) -> str:
+    """Draw the figures (name, metric of an objective, runs), and return the text of the page."""
+    text = [f"# {title}"]
     for table in shown:
         text += [f"## {table.title}", tables.markdown(table.header, table.rows, table.left), table.note]
-    for base in ("grpo", "gdpo"):
-        own = {f"{name}, lean": runs for name, runs in groups.items() if name.endswith(base)}
-        both = {**own, **{f"{name}, pipeline": recorded[name] for name in groups if name.endswith(base)}}
-        for what, drawn in (("mean", both), ("weight", own)):
-            name = f"{'rewards' if what == 'mean' else 'weights'}_{base}"
-            label = figures.ROWS[what]
-            figures.plot_family(drawn, {what: label}, out / name, f"{base.upper()} with and without SAW")
+    for name, what, groups in drawn:
+        if groups:
+            figures.plot_family(groups, {what: figures.ROWS[what]}, out / name, title)
             text.append(f"![{name}]({name}.png)")
     return "\n\n".join(text)
 
@@ -223,8 +253,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=seed_list, default=list(SEEDS), metavar="1,2,3", help="(1 to 20)")
     parser.add_argument("--method", action="append", choices=METHODS, help="may be repeated (all)")
     parser.add_argument("--out", type=Path, default=Path("results/study/lean"), help="for CSV, tables and figures")
+    parser.add_argument("--against", type=Path, metavar="FOLDER", help="compare with the pipeline's study in it")
     parser.add_argument("--report-only", action="store_true", help="train nothing, report what is finished")
     parser.add_argument("--train-only", action="store_true", help="train, report nothing")
+    parser.add_argument("overrides", nargs="*", type=checked_override, metavar="KEY=VALUE", help="Hydra overrides")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     home = Path(os.environ.get("SAW_RUNS", "runs")).resolve()
@@ -232,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not arguments.report_only:
         run_all(sweep.toys("study"), {}, lambda: None)
         rows = pd.read_parquet(home / "quickstart" / "data" / "train.parquet").to_dict("records")
-        settings = settings_of(compose("experiment=study", "platform=cpu"))
+        settings = settings_of(compose("experiment=study", "platform=cpu", *arguments.overrides))
         for seed in arguments.seeds:  # all methods of a seed first, so that an interrupted set still has its pairs
             for method in arguments.method or METHODS:
                 folder = runs / f"{method}_seed{seed}"
@@ -250,11 +282,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     last = lm.write_steps(finished, arguments.out / "steps.csv", KEPT)
     times = seconds(finished)
     trained = f"{len(finished)} trainings, {last} steps of each, {min(times):.0f} to {max(times):.0f} s in one thread"
-    where = (
-        f"`bash scripts/study.sh lean`; {trained}; commits in steps.csv; {machine('cpu')}; "
-        f"{versions('torch', 'transformers', 'torchdata')}."
-    )
-    text = report(arguments.out)
+    against = [f"--against {arguments.against}"] if arguments.against else []
+    command = " ".join(["bash scripts/study.sh lean", *against, *arguments.overrides])
+    software = versions("torch", "transformers", "torchdata")
+    where = f"`{command}`; {trained}; commits in steps.csv; {machine('cpu')}; {software}."
+    text = report_against(arguments.out, arguments.against) if arguments.against else report(arguments.out)
     (arguments.out / "README.md").write_text(f"{text}\n\n{where}\n")
     print(text)
 

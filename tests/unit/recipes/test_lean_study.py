@@ -362,29 +362,55 @@ def test_both_trainers_are_compared_by_mean_and_spread():
     assert p < 0.01
 
 
-def test_the_report_has_its_tables(two_methods, tmp_path, monkeypatch):
+@pytest.fixture
+def drawn(monkeypatch) -> dict[str, list[str]]:
+    """The curves of each figure, which is not drawn."""
+    found: dict[str, list[str]] = {}
+
+    def plot(groups, rows, path, title):
+        found[path.name] = list(groups)
+
+    monkeypatch.setattr(lean_study.figures, "plot_family", plot)
+    return found
+
+
+def written(folder, groups):
+    folder.mkdir()
+    lm.write_steps([run for runs in groups.values() for run in runs], folder / "steps.csv", lean_study.KEPT)
+    return folder
+
+
+def test_the_report_has_its_tables(two_methods, tmp_path, drawn):
+    two_methods["saw_grpo"] = [noisy(run, 0.1) for run in two_methods["saw_grpo"]]
+    text = lean_study.report(written(tmp_path / "lean", two_methods))
+    assert len(re.findall(r"^\| saw_grpo \| (format|correctness) \| (last 5|area)[^|]*\|", text, re.MULTILINE)) == 4
+    assert "## CV as a signal" in text
+    assert drawn == {name: ["grpo", "saw_grpo"] for name in ("rewards_grpo", "weights_grpo")}
+
+
+def test_the_comparison_with_the_pipeline_has_every_measure(two_methods, tmp_path, drawn, monkeypatch):
     monkeypatch.setattr(lean_study, "DIVISIONS", 20)
-    drawn = []
-    monkeypatch.setattr(lean_study.figures, "plot_family", lambda groups, rows, path, title: drawn.append(list(groups)))
-    for folder, spread in (("lean", 0.1), ("pipeline", 0.2)):
-        (tmp_path / folder).mkdir()
-        runs = [noisy(run, spread) for runs in two_methods.values() for run in runs]
-        lm.write_steps(runs, tmp_path / folder / "steps.csv", lean_study.KEPT)
-    text = lean_study.report(tmp_path / "lean", tmp_path / "pipeline")
-    assert "| saw_grpo | correctness | area under the curve, per step |" in text
-    assert len(re.findall(r"^\| saw_grpo \| correctness \| step 1 \|", text, re.MULTILINE)) == 1
-    assert "(n = 5)" in text
-    assert drawn[0] == ["grpo, lean", "saw_grpo, lean", "grpo, pipeline", "saw_grpo, pipeline"]
+    pipeline = {name: [noisy(run, 0.2) for run in runs[:3]] for name, runs in two_methods.items()}
+    own = written(tmp_path / "lean", {"saw_grpo": [noisy(run, 0.1) for run in two_methods["saw_grpo"]]})
+    text = lean_study.report_against(own, written(tmp_path / "pipeline", pipeline))
+    for measure in ("step 1", "last 5 steps", AREA):
+        assert re.search(rf"\| saw_grpo \| correctness \| {measure} \| .*n = 3\).*n = 5\)", text)
+    assert "| saw_grpo | format |" in text.split("## Learning curves of both trainers")[1]
+    assert "| grpo |" not in text
+    assert drawn == {"rewards_saw_grpo": ["saw_grpo, pipeline", "saw_grpo, lean trainer"]}
 
 
 def test_a_report_on_one_seed_is_refused(two_methods, tmp_path):
-    lm.write_steps([two_methods["grpo"][0]], tmp_path / "steps.csv", lean_study.KEPT)
     with pytest.raises(SystemExit, match="one training of grpo; a report needs at least two seeds"):
-        lean_study.report(tmp_path, lean_study.PIPELINE)
+        lean_study.report(written(tmp_path / "lean", {"grpo": two_methods["grpo"][:1]}))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (STUDY / "steps.csv").exists(), reason="nothing has been trained yet")
-def test_the_committed_report_is_what_its_csv_gives(tmp_path):
-    shutil.copy(STUDY / "steps.csv", tmp_path)
-    assert (STUDY / "README.md").read_text().startswith(lean_study.report(tmp_path))
+@pytest.mark.parametrize("folder", ["", "against_pipeline"])
+def test_the_committed_report_is_what_its_csv_gives(folder, tmp_path):
+    if not (STUDY / folder / "steps.csv").exists():
+        pytest.skip("nothing has been trained yet")
+    shutil.copy(STUDY / folder / "steps.csv", tmp_path)
+    against = [ROOT / "results" / "study" / "lm"] if folder else []
+    made = (lean_study.report_against if folder else lean_study.report)(tmp_path, *against)
+    assert (STUDY / folder / "README.md").read_text().startswith(made)
