@@ -760,6 +760,7 @@ SETTINGS = {
         *(
             "weights 1:3",
             "8 methods x 5 seeds",
+            "[pipeline], 5 seeds, from a start",
             "95 % bootstrap",
             "with seed 1",
             "good objective with 8 choices",
