@@ -411,6 +411,16 @@ NO_TORCH = Problem("torch", None, "torch>=2.6", "saw-rl")
 
 
 @pytest.mark.parametrize("made_for", ["gpu", None])
+def test_a_package_too_many_is_removed_and_not_set_up(monkeypatch, made_for):
+    monkeypatch.setattr(environment, "made_for", lambda: made_for)
+    trl = Problem("trl", "1.16.0", "one with AutoModelForCausalLMWithValueHead, or none", "verl 0.9.1")
+    line = software.packages(lambda: [trl])
+    is_missing(line, "trl: 1.16.0", "uninstall trl", "docs/trl.md")
+    assert "setup.sh" not in line.remedy
+    assert ("setup.sh" in software.packages(lambda: [trl, OLD_VERL]).remedy) == (made_for is not None)
+
+
+@pytest.mark.parametrize("made_for", ["gpu", None])
 def test_what_repairs_packages_is_what_helps_in_this_environment(monkeypatch, pinned, made_for):
     """Kind: advice that goes in a circle: set-up only checks an environment that it did not make."""
     monkeypatch.setattr(environment, "made_for", lambda: made_for)
