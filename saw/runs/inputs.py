@@ -22,6 +22,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from transformers import AutoConfig, AutoTokenizer
 from verl.utils.tracking import Tracking
 
+from saw.machine import environment, hub
 from saw.machine.cluster import running
 from saw.records.files import read_lines
 from saw.records.metrics_file import LOCATION
@@ -31,6 +32,8 @@ from saw.verl.config import ConfigError
 logger = logging.getLogger(__name__)
 
 MODEL = "actor_rollout_ref.model"
+#: The model that verl serves as a judge, if it does.
+JUDGE_MODEL = "reward.reward_model.model_path"
 #: Keys that name a file, or a packaged module by ``pkg://``; the reward function's has its own check, which loads it.
 FILES = (
     "data.custom_cls.path",
@@ -68,7 +71,7 @@ def check(config: DictConfig) -> None:
     """
     written = written_faults(config)
     read = [*file_faults(config), *(fault for key in DATA for fault in data_faults(config, key))]
-    read += [*model_faults(config), *tokenizer_faults(config)]
+    read += [*model_faults(config), *tokenizer_faults(config), *judge_model_faults(config)]
     address = running(config)
     if address is not None and read:
         for fault in read:
@@ -206,6 +209,13 @@ def _has_truth(kind: pa.DataType) -> bool:
     return pa.types.is_struct(kind) and kind.get_field_index("ground_truth") >= 0
 
 
+def models(config: DictConfig) -> list[Any]:
+    """Everything that names a model or a part of one: folders, names on the Hub, or anything else."""
+    model = config.actor_rollout_ref.model
+    judge = [OmegaConf.select(config, JUDGE_MODEL)] if config.reward.reward_model.enable else []
+    return [model.path, model.get("hf_config_path"), model.get("tokenizer_path"), *judge]
+
+
 def model_faults(config: DictConfig) -> Iterator[str]:
     """What is wrong with the model: its configuration is loaded as verl's ``HFModelConfig`` will load it."""
     model = config.actor_rollout_ref.model
@@ -213,6 +223,9 @@ def model_faults(config: DictConfig) -> Iterator[str]:
         yield fault
         return
     if not is_local(model.path):
+        return
+    if fault := _hub_fault(f"{MODEL}.path", model.path):
+        yield fault
         return
     key = "hf_config_path" if model.get("hf_config_path") else "path"
     try:
@@ -222,6 +235,26 @@ def model_faults(config: DictConfig) -> Iterator[str]:
     folder = local_path(model.path)
     if folder.is_dir() and (fault := weights_fault(folder)):
         yield f"{MODEL}.path is {model.path!r}, a folder {fault}"
+
+
+def judge_model_faults(config: DictConfig) -> Iterator[str]:
+    """What is wrong with the model that verl serves as a judge, if it does and the Hub does not answer."""
+    name = OmegaConf.select(config, JUDGE_MODEL)
+    if config.reward.reward_model.enable and isinstance(name, str) and (fault := _hub_fault(JUDGE_MODEL, name)):
+        yield fault
+
+
+def _hub_fault(key: str, name: str) -> str | None:
+    """What of a model on the Hub is not in this machine's cache, if the Hub does not answer."""
+    if not hub.is_on_hub(name) or (why := hub.fault()) is None:
+        return None
+    absent = hub.absent_files(lambda file: hub.in_cache(name, file))
+    if not absent:
+        return None
+    return (
+        f"{key} is {name!r}, of which this machine's cache lacks {absent[0]}, and the Hub does not answer ({why}); "
+        f"where there is a network: {environment.program('hf')} download {name}; or set it to a folder"
+    )
 
 
 def tokenizer_faults(config: DictConfig) -> Iterator[str]:

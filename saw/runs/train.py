@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from saw.machine import accelerator, cluster
+from saw.machine import accelerator, cluster, hub
 from saw.records import metrics_file
 from saw.runs import handover
 from saw.runs.compose import CONFIGS
@@ -159,11 +159,21 @@ def check(config: DictConfig, platform: str | None) -> None:
     from saw.runs import inputs
 
     check_settings(config, platform)
+    _look_for_the_hub(config)
     _refuse_large_model(config)
     _choose(config)
     inputs.check(config)
     with _as_config_errors():
         cluster.check(config, cluster.available(config))
+
+
+def _look_for_the_hub(config: DictConfig) -> None:
+    """If a model is on the Hub and the Hub does not answer, use its cache only, instead of waiting for each file."""
+    from saw.runs import inputs
+
+    fault = hub.unreachable(inputs.models(config), children=cluster.running(config) is None)
+    if fault:
+        _say(f"the Hub does not answer ({fault}): only what is in its cache is used")
 
 
 @contextmanager

@@ -487,6 +487,62 @@ def test_a_model_that_cannot_be_read_is_large_only_if_it_is_one_of_the_hub(confi
     assert inputs.is_large_for_a_cpu(configured({MODEL: path})) == expected
 
 
+# ---------------------------------------------------------------- a Hub that does not answer
+
+ON_HUB = "Somebody/toy"
+
+
+def test_a_model_that_is_nowhere_is_refused_without_waiting(start, earlier, hub, capsys):
+    """Kind: five more tries of half a minute for each file that a library looks for."""
+    hub.answers(ConnectionError("no route to host"))
+    before = contents(earlier)
+    with pytest.raises(ConfigError, match=rf"{MODEL} is '{ON_HUB}'.*lacks config.json.*no route.*hf download {ON_HUB}"):
+        start({MODEL: ON_HUB})
+    assert "saw: the Hub does not answer" in capsys.readouterr().err
+    assert len(hub.asked) == 1
+    assert contents(earlier) == before
+
+
+def test_a_model_in_the_cache_is_trained_from_there(start, hub, toy_model, capsys):
+    hub.answers(ConnectionError("no route to host"))
+    hub.has_cached(ON_HUB, toy_model)
+    start({MODEL: ON_HUB})
+    assert hub.is_offline() == (True, True)
+    assert "only what is in its cache is used" in capsys.readouterr().err
+
+
+def test_a_model_whose_download_was_cut_short_is_refused_while_it_cannot_go_on(start, hub, toy_model):
+    hub.answers(ConnectionError("no route to host"))
+    (hub.has_cached(ON_HUB, toy_model) / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=rf"{MODEL} is '{ON_HUB}'.*lacks model.safetensors"):
+        start({MODEL: ON_HUB})
+
+
+@pytest.mark.parametrize("key", ["tokenizer_path", "hf_config_path"])
+def test_a_part_of_the_model_that_is_nowhere_is_refused_too(start, hub, key):
+    hub.answers(ConnectionError("no route to host"))
+    with pytest.raises(ConfigError, match=rf"{key} is '{ON_HUB}'"):
+        start({f"actor_rollout_ref.model.{key}": ON_HUB})
+
+
+def test_the_judge_s_model_is_looked_for_too(configured, hub):
+    hub.answers(ConnectionError("no route to host"))
+    config = configured({"reward.reward_model.enable": True, "reward.reward_model.model_path": ON_HUB})
+    assert ON_HUB in inputs.models(config)
+    (fault,) = inputs.judge_model_faults(config)
+    assert f"reward.reward_model.model_path is '{ON_HUB}'" in fault
+
+
+def test_the_nodes_of_a_running_cluster_may_reach_the_hub(configured, hub, monkeypatch, caplog):
+    hub.answers(ConnectionError("no route to host"))
+    for module in (train.cluster, inputs):
+        monkeypatch.setattr(module, "running", lambda config: CLUSTER)
+    train._look_for_the_hub(configured({MODEL: ON_HUB}))
+    inputs.check(configured({MODEL: ON_HUB}))
+    assert hub.is_offline() == (False, True)
+    assert ON_HUB in caplog.text
+
+
 # ---------------------------------------------------------------- the message of a refusal
 
 
