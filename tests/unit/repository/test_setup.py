@@ -200,6 +200,7 @@ def test_platform_and_set_and_folder_are_decided_in_one_place(machine, driver, v
         (None, 0, {"SAW_SET": "gpu", "SAW_PLATFORM": "cpu"}, r"SAW_SET is gpu.*SAW_PLATFORM=cpu"),
         (None, 0, {"SAW_SET": "gpu", "SAW_VENV": "active"}, r"SAW_SET is gpu.*SAW_VENV=active"),
         (None, 0, {"SAW_VENV": "active"}, r"no python on PATH"),
+        (None, 0, {"SAW_VENV": "none"}, r"SAW_VENV is none; expected active"),
         ("99.5", 0, {}, r"a table: with --rehearse"),  # which else sets SAW_PLATFORM=gpu for its trainings
     ],
 )
