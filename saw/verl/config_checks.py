@@ -366,7 +366,10 @@ def check_group_size(config: DictConfig, settings: Settings) -> None:
 
 def _check_rollouts(config: DictConfig, settings: Settings) -> None:
     """Check the number of rollouts, if the training files show that it is the same for all prompts."""
-    if config.actor_rollout_ref.rollout.n > 1:
+    number = config.actor_rollout_ref.rollout.n
+    if not isinstance(number, int):
+        raise ConfigError(f"actor_rollout_ref.rollout.n is {number!r}; expected the number of samples per prompt")
+    if number > 1:
         return
     agent = config.actor_rollout_ref.rollout.get("agent") or {}
     if (config.data.get("custom_cls") or {}).get("path") or agent.get("agent_loop_manager_class"):
