@@ -546,11 +546,11 @@ def weights(tmp_path, toy_model):
     """A toy model with two files of weights."""
     folder = tmp_path / "weights"
     shutil.copytree(toy_model, folder)
-    (folder / "model.safetensors").unlink()
+    whole = (folder / "model.safetensors").rename(folder / "whole")
     parts = {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
     for part in parts.values():
-        (folder / part).write_text("some weights")
+        shutil.copy(whole, folder / part)
     return folder
 
 
@@ -560,7 +560,7 @@ def test_a_model_in_a_folder(weights):
     is_missing(data.model(str(weights)), "model-2-of-2.safetensors")
     (weights / "model.safetensors.index.json").unlink()
     is_missing(data.model(str(weights)), "model-1-of-2.safetensors", "index")
-    (weights / "model.safetensors").write_text("some weights")
+    shutil.copy(weights / "model-1-of-2.safetensors", weights / "model.safetensors")
     assert data.model(str(weights)).status == "ok"
     (weights / "config.json").unlink()
     is_missing(data.model(str(weights)), "config.json")
