@@ -168,7 +168,7 @@ def files(config: DictConfig, key: str) -> Line:
     thing = {"train_files": "training data", "val_files": "validation data"}[key]
     if (config.data.get("custom_cls") or {}).get("path"):
         return warning(thing, "read by data.custom_cls, not checked", "", "make sure that it finds its files")
-    needed = f"rows with {', '.join(inputs.columns(config))}"
+    needed = f"rows with {', '.join(map(str, inputs.columns(config)))}"
     made = f"{environment.python()} -m data_prep.toolrl (or data_prep.tldr) makes one"
     remedy = f"set data.{key} to an existing file; {made}"
     names = inputs.data_names(config, f"data.{key}")

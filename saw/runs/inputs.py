@@ -105,6 +105,9 @@ def check_data(config: DictConfig, key: str) -> tuple[list[str], list[int | None
     """What is wrong with the data files of a key in :data:`DATA`, and each file's number of rows (None: unknown)."""
     if OmegaConf.select(config, "data.custom_cls.path"):
         return [], []  # that class decides which files it reads, and how
+    column = config.data.get("prompt_key", "prompt")
+    if not isinstance(column, str):
+        return [f"data.prompt_key is {column!r}; expected the name of the column with the messages"], []
     names = data_names(config, key)
     if not names:
         return [f"{key} is {OmegaConf.select(config, key)!r}; expected a file of rows, or a list of files"], []

@@ -89,6 +89,12 @@ WRONG_SETTINGS = {
     "a null that verl counts": ({"actor_rollout_ref.model.lora_rank": None}, "verl's check.*lora_rank.*null"),
     "a null of a section": ({"actor_rollout_ref.actor.loss_agg_mode": None}, "verl's check.*loss_agg_mode: None"),
     "no number of samples": ({f"{ROLLOUT}.n": None}, f"{ROLLOUT}.n is None; expected the number"),
+    "no mode": ({"trainer.v1.trainer_mode": None}, "trainer.v1.trainer_mode is None"),
+    "no column": ({"data.prompt_key": None}, "data.prompt_key is None; expected the name of the column"),
+    "a reward function without a name": (
+        {"reward.custom_reward_function.name": None},
+        "custom_reward_function.path is .* and its name is None",
+    ),
     "a number as text": ({f"{ROLLOUT}.n": "four"}, f"{ROLLOUT}.n is 'four'; expected the number"),
     "a mode of resuming": ({"trainer.resume_mode": "never"}, "trainer.resume_mode is 'never'; expected auto"),
 }
