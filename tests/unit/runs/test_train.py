@@ -89,13 +89,18 @@ WRONG_SETTINGS = {
     "a null that verl counts": ({"actor_rollout_ref.model.lora_rank": None}, "verl's check.*lora_rank.*null"),
     "a null of a section": ({"actor_rollout_ref.actor.loss_agg_mode": None}, "verl's check.*loss_agg_mode: None"),
     "no number of samples": ({f"{ROLLOUT}.n": None}, f"{ROLLOUT}.n is None; expected the number"),
+    "a number of a variable": (
+        {"actor_rollout_ref.actor.clip_ratio": "${oc.env:HOME}"},
+        "actor.clip_ratio is the text '/.*; expected a number, or .*oc.decode",
+    ),
+    "a number in quotes": ({"data.max_prompt_length": "40"}, "data.max_prompt_length is the text '40'"),
     "no mode": ({"trainer.v1.trainer_mode": None}, "trainer.v1.trainer_mode is None"),
     "no column": ({"data.prompt_key": None}, "data.prompt_key is None; expected the name of the column"),
     "a reward function without a name": (
         {"reward.custom_reward_function.name": None},
         "custom_reward_function.path is .* and its name is None",
     ),
-    "a number as text": ({f"{ROLLOUT}.n": "four"}, f"{ROLLOUT}.n is 'four'; expected the number"),
+    "a number as text": ({f"{ROLLOUT}.n": "four"}, f"{ROLLOUT}.n is the text 'four'; expected a number"),
     "a mode of resuming": ({"trainer.resume_mode": "never"}, "trainer.resume_mode is 'never'; expected auto"),
 }
 WRONG_BATCHES = {
@@ -618,6 +623,10 @@ def test_an_error_of_the_user_s_own_code_keeps_its_traceback(configured, tmp_pat
     own = {"reward.custom_reward_function.path": str(tmp_path / "mine.py")}
     with pytest.raises(ValueError, match="a bug of mine"):
         train.command(configured({**own, "reward.custom_reward_function.name": "compute_score"}))
+
+
+def test_a_name_may_look_like_a_number(start):
+    start({"trainer.experiment_name": "12345"})  # of a job, say
 
 
 def test_a_refused_start_makes_no_folder(start, tmp_path):
