@@ -329,7 +329,6 @@ class MultiRewardTrainer(PPOTrainer):
         lost = lost_samples(prompts, self._expected_samples(prompts))
         # a prompt's rewards follow the schedule of the step at which it was submitted; the tags have it
         submitted = [batch.tags[row].get("global_steps", self.global_steps) for row in scored.tolist()]
-        rewards = checked_objective_matrix(infos, self.settings)
         minima = {step: [low for low, _ in self._ranges.at(step)] for step in set(submitted)}
         rewards[scored] = exact_minima(rewards[scored], rewards.new_tensor([minima[step] for step in submitted]))
         return StepRewards(
