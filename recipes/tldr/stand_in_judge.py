@@ -63,7 +63,7 @@ class StandIn:
             raise ValueError(f"no such fault: {', '.join(unknown)}; expected {', '.join(FAULTS)}")
         self.latency = latency
         self.faults = dict(faults or {})
-        self.chance = random.Random(seed)
+        self.rng = random.Random(seed)
         self.counts: Counter[str] = Counter()
         self.in_flight = self.most_in_flight = 0
         self.keys: set[str] = set()
@@ -76,7 +76,7 @@ class StandIn:
             self.keys.add(request.headers.get("Authorization", ""))
             body = await request.json()
             prompt = body["messages"][0]["content"]
-            (fault,) = self.chance.choices(
+            (fault,) = self.rng.choices(
                 [*self.faults, "right"], [*self.faults.values(), 1 - sum(self.faults.values())]
             )
             self.counts[fault] += 1

@@ -56,8 +56,8 @@ def random(context: Context) -> Tensor:
     They depend on the seed and the step only, so a resumed run and all processes draw the same ones.
     """
     mean = context.statistics.mean
-    chance = np.random.default_rng([context.options.seed or 0, context.step])
-    return torch.as_tensor(chance.dirichlet(np.ones(len(mean))), dtype=mean.dtype, device=mean.device)
+    rng = np.random.default_rng([context.options.seed or 0, context.step])
+    return torch.as_tensor(rng.dirichlet(np.ones(len(mean))), dtype=mean.dtype, device=mean.device)
 
 
 @weighting("static_", needs=["static_weights"], reads=["static_weights"])
