@@ -288,7 +288,7 @@ FIGURES = [
     # --- tabular: speeds
     Figure(
         "README.md",
-        "it reaches 0.9 after {} steps instead of {} (GDPO), while the early one needs {} instead of {}",
+        "reaches 0.9 after {} steps instead of {} (GDPO), while the early one needs {} instead of {}",
         lambda: whole(
             *speeds("late_steps", "saw_gdpo", "gdpo"),
             *speeds("early_steps", "saw_gdpo", "gdpo"),
