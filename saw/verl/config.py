@@ -118,7 +118,7 @@ class Settings(BaseModel):
         names = [objective.name for objective in objectives]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"{name!r} is there twice; every objective needs a unique name")
+                raise ValueError(f"{name!r} occurs twice; every objective needs a unique name")
         return objectives
 
     @model_validator(mode="after")
