@@ -42,7 +42,7 @@ def shares(values: Tensor, equal_below: float) -> Tensor:
     """Each value's share of the sum over the last dimension; equal shares, except for NaN, if the sum is too small."""
     known = ~values.isnan()
     values = values.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
-    # Absolute: a negative or infinite value then gives a share that is no weight, which compute_advantage refuses.
+    # Absolute: a negative or infinite value then gives a share that compute_advantage refuses.
     total = values.abs().sum(dim=-1, keepdim=True)
     known = known | ~known.any(dim=-1, keepdim=True)  # a group without any reward; its advantages are 0 anyway
     fallback = known / known.sum(dim=-1, keepdim=True)

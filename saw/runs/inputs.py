@@ -167,7 +167,7 @@ def _json(path: Path) -> tuple[dict[str, pa.DataType], int]:
         rows = read_lines(path)
     rows = rows if isinstance(rows, list) else [rows]
     if not all(isinstance(row, dict) for row in rows):
-        raise ValueError("it has rows that are no JSON objects")
+        raise ValueError("it has rows that are not JSON objects")
     return {key: pa.infer_type([value]) for key, value in (rows[0] if rows else {}).items()}, len(rows)
 
 

@@ -86,7 +86,7 @@ class JudgeOptions(BaseModel):
     def _there(cls, prompt: str) -> str:
         if not (PROMPTS / prompt).is_file():
             allowed = ", ".join(sorted(path.name for path in PROMPTS.iterdir()))
-            raise ValueError(f"it is {prompt!r}, which is no file; expected an absolute path, or one of {allowed}")
+            raise ValueError(f"it is {prompt!r}, which is not a file; expected an absolute path, or one of {allowed}")
         return prompt
 
     @field_validator("highest")
