@@ -11,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -109,6 +110,17 @@ def _fork_workers(config: DictConfig) -> None:
     OmegaConf.update(config, key, py_executable(), force_add=True)
 
 
+def _task_runner(config: DictConfig) -> Any:
+    """verl's task runner; on a running cluster the one that stays on this node and notices lost ones."""
+    from verl.trainer import main_ppo
+
+    if cluster.running(config) is None:
+        return main_ppo.TaskRunnerV1
+    from saw.runs.task_runner import OnThisNode
+
+    return OnThisNode(main_ppo.TaskRunnerV1)
+
+
 def check(config: DictConfig, platform: str | None) -> None:
     """Make a configuration ready for verl, with all open choices made; touches no file.
 
@@ -121,7 +133,7 @@ def check(config: DictConfig, platform: str | None) -> None:
     """
     from verl.trainer import main_ppo
 
-    from saw.runs import inputs
+    from saw.runs import cluster_checks, inputs
     from saw.verl.config import ConfigError
 
     settle(config, platform)
@@ -136,6 +148,7 @@ def check(config: DictConfig, platform: str | None) -> None:
     _choose(config)
     inputs.check(config)
     cluster.check(config, cluster.available(config))
+    cluster_checks.check(config)
 
 
 @hydra.main(config_path="pkg://saw.configs", config_name="train", version_base=None)
@@ -147,7 +160,7 @@ def main(config: DictConfig) -> None:
     _keep_earlier_metrics(config)
     _fork_workers(config)
     with handover.handing_over(config):
-        main_ppo.run_ppo(config, task_runner_class=main_ppo.TaskRunnerV1)
+        main_ppo.run_ppo(config, task_runner_class=_task_runner(config))
 
 
 def missing_experiment(arguments: Sequence[str]) -> str | None:
