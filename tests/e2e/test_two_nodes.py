@@ -39,6 +39,8 @@ KEY = "sk-two-nodes-6d1e"
 JUDGE = "reward.custom_reward_function.reward_kwargs.judge"
 #: What a training is started with and its nodes are not.
 OF_THE_DRIVER = {"SAW_PLATFORM": "cpu", "JUDGE_URL": f"http://127.0.0.1:{JUDGE_PORT}/v1", "JUDGE_KEY": KEY}
+#: Ray's own, and processes that it keeps in stock.
+OF_RAY = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
 RANK_FILES = [f"{part}_world_size_2_rank_{rank}.pt" for part in ("model", "optim", "extra_state") for rank in (0, 1)]
 
 
@@ -58,20 +60,20 @@ def inputs(tmp_path_factory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory) -> Iterator[tuple[Node, Node]]:
-    """Both nodes with Ray, and a judge's server on each, which only its own node can reach."""
+    """Both nodes with Ray; the second has joined the first."""
     names = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
     environment = {name: os.environ[name] for name in names if name in os.environ}
     environment |= {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     base = tmp_path_factory.getbasetemp()
     with two_nodes(base / "nodes", [ROOT, base], environment) as (first, second):
-        first.start_ray("--head", f"--port={PORT}", "--include-dashboard=false")
-        join(second, first)
+        start(first, "--head", f"--port={PORT}", "--include-dashboard=false")
+        start(second, f"--address={first.address}:{PORT}")
         yield first, second
 
 
-def join(node: Node, head: Node) -> None:
-    """Make a node part of the head's cluster."""
-    node.start_ray(f"--address={head.address}:{PORT}")
+def start(node: Node, *options: str) -> None:
+    """Boot a node with Ray, and a judge's server that only this node can reach."""
+    node.start_ray(*options)
     node.spawn(sys.executable, "-m", "recipes.tldr.stand_in_judge", "--port", str(JUDGE_PORT))
 
 
@@ -117,9 +119,9 @@ class Trainings:
 
 
 def training_processes(node: Node) -> list[str]:
-    """What a training runs on a node; Ray keeps idle processes in stock."""
-    lines = [line for line in node.processes() if line.startswith(("ray::", "VLLM"))]
-    return [line for line in lines if not line.startswith("ray::IDLE")]
+    """The names of a training's processes on a node, without what Ray itself runs."""
+    names = [line.strip() for line in node.processes() if line.startswith(("ray::", "VLLM"))]
+    return [name for name in names if not name.startswith(OF_RAY)]
 
 
 def wait_until_gone(node: Node) -> None:
@@ -136,7 +138,7 @@ def test_a_training_on_two_nodes_survives_its_driver_and_a_node(nodes, inputs, t
     check_a_killed_driver(trainings, first, second)
     check_a_lost_node(trainings, first, second)
     second.connect()
-    join(second, first)
+    start(second, f"--address={first.address}:{PORT}")
     check_the_rest(trainings, first, second)
 
 
@@ -209,8 +211,8 @@ def check_the_rest(trainings: Trainings, first: Node, second: Node) -> None:
     assert max(history.columns["actor/grad_norm"]) > 0
     assert max(history.columns["training/rollout_probs_diff_max"]) < 1e-3  # both vLLMs have the trainer's weights
     assert all(asked > 0 for asked in history.columns["judge/requests"])
-    owners = {path.name for path in trainings.folder.glob("verdicts.db*") if not path.name.endswith("-journal")}
-    assert len(owners) == 2, owners  # a file a node
+    caches = {path.name for path in trainings.folder.glob("verdicts.sqlite*")} - {"verdicts.sqlite.owner"}
+    assert len(caches) == 2, caches  # each node's judge has written its own
     prompts = [
         json.loads(line)["input"] for path in (trainings.folder / "rollouts").glob("*.jsonl") for line in path.open()
     ]
