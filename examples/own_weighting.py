@@ -20,7 +20,8 @@ def headroom(context: saw.Context) -> torch.Tensor:
     NaN for an objective without any reward.
     """
     batch = context.batch
-    return (batch.maxima - context.moments.mean) / (batch.maxima - batch.minima)
+    left = (batch.maxima - context.moments.mean).clamp(min=0.0)  # a reward above its maximum is only reported
+    return left / (batch.maxima - batch.minima)
 
 
 @saw.weighting("lagging_", needs=["minima", "maxima"], reads=["ema", "floor"])

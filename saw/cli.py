@@ -17,6 +17,9 @@ import typer
 #: Where recipes, data and benchmarks are, which an installed package does not include.
 CHECKOUT = Path(__file__).resolve().parents[1]
 
+#: The options that show a command's help, where they come first.
+HELP = ("--help", "-h")
+
 
 @dataclass(frozen=True)
 class Command:
@@ -93,6 +96,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": list(HELP)},
 )
 
 
@@ -101,11 +105,12 @@ def start(name: str, arguments: list[str]) -> None:
 
     Raises:
         typer.BadParameter: if the first argument is not one of the command's parts.
-        typer.Exit: if the command needs the repository, and this is an installed package without it.
+        typer.Exit: if the command needs the repository, and this is an installed package without it, or the current
+            folder has another package of that name.
     """
     command = COMMANDS[name]
     module, rest, parts = command.module, arguments, dict(command.choices)
-    if arguments[:1] == ["--help"]:
+    if arguments and arguments[0] in HELP:
         typer.echo(f"{command.help}\n\n    saw {name} {command.example}\n")
         if parts:
             typer.echo(f"The first argument is one of {', '.join(parts)}; each has its own --help.")
@@ -116,16 +121,33 @@ def start(name: str, arguments: list[str]) -> None:
     elif parts:
         given = arguments[0] if arguments else None
         if given not in parts:
-            raise typer.BadParameter(f"the first argument is {given!r}; expected {' or '.join(parts)}")
+            first = "there is no first argument" if given is None else f"the first argument is {given!r}"
+            raise typer.BadParameter(
+                f"{first}; expected {' or '.join(parts)}, for example: saw {name} {command.example}"
+            )
         module, rest = parts[given], arguments[1:]
     environment = dict(os.environ)
+    package = module.partition(".")[0]
     if (CHECKOUT / "pyproject.toml").is_file():  # recipes, data and benchmarks are not in the package
+        _refuse_hidden(package)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [environment.get("PYTHONPATH"), str(CHECKOUT)]))
-    elif not importlib.util.find_spec(module.partition(".")[0]):
+    elif not importlib.util.find_spec(package):
         typer.echo(f"saw {name} needs the repository, but only the package is installed: clone it", err=True)
         raise typer.Exit(2)
     sys.stdout.flush()
     os.execve(sys.executable, [sys.executable, "-m", module, *rest], environment)
+
+
+def _refuse_hidden(package: str) -> None:
+    """Refuse a current folder with a package of the same name: ``python -m`` would find that one first."""
+    own = os.path.join(package, "__init__.py")
+    if os.path.isfile(own) and not os.path.samefile(own, CHECKOUT / own):
+        typer.echo(
+            f"the current folder has a package {package!r} of its own, which hides that of {CHECKOUT}: start saw from "
+            "another folder",
+            err=True,
+        )
+        raise typer.Exit(2)
 
 
 def _add(name: str, command: Command) -> None:

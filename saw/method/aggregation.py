@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from saw.method.options import Profile
+from saw.method.profiles import Profile
 from saw.method.reward_batch import RewardBatch, std_of_squares
 
 
@@ -29,7 +29,7 @@ def sum_then_normalise(batch: RewardBatch, weights: Tensor, profile: Profile) ->
     if batch.penalty is not None:
         mean = batch.group_sum(batch.rated_only(batch.penalty)) / batch.group_rated.clamp(min=1)
         combined = combined - batch.rated_only(batch.penalty - batch.of_group(mean))
-    std = std_of_squares(batch.group_sum(combined.square()), batch.group_rated)
+    std = std_of_squares(batch.group_sum(combined.square()), batch.group_rated, batch.ddof)
     advantages = combined / batch.of_group(std + profile.group_eps)
     if profile.lone_sample == "raw":
         raw = _weigh(batch, batch.rewards, factor)
@@ -51,7 +51,7 @@ def normalise_then_sum(batch: RewardBatch, weights: Tensor, profile: Profile) ->
         ValueError: if the batch has a penalty, as there is no combined reward to subtract it from.
     """
     combined = normalise_then_sum_only(batch, weights, profile)
-    return batch.rated_only(whiten(combined, batch.rated_only(batch.lengths), profile.whitening_eps))
+    return whiten_batch(batch, combined, profile)
 
 
 def normalise_then_sum_only(batch: RewardBatch, weights: Tensor, profile: Profile) -> Tensor:
@@ -62,17 +62,22 @@ def normalise_then_sum_only(batch: RewardBatch, weights: Tensor, profile: Profil
     Raises:
         ValueError: if the batch has a penalty.
     """
-    return weights.shape[-1] * normalise_then_average(batch, weights, profile)
+    return weights.shape[-1] * _normalise_then_weigh(batch, weights, profile)
 
 
 def normalise_then_average(batch: RewardBatch, weights: Tensor, profile: Profile) -> Tensor:
-    r"""DVAO (arXiv 2605.25604): the weighted mean of the advantages of each objective.
+    r"""DVAO (arXiv 2605.25604): the mean of the advantages of each objective, by weights and priorities.
 
-    .. math:: A_j = \sum_k w_k \alpha_k A_{jk}
+    .. math:: A_j = \sum_k w_k \alpha_k A_{jk} / \sum_k w_k \alpha_k
 
     Raises:
-        ValueError: if the batch has a penalty, as there is no combined reward to subtract it from.
+        ValueError: if the batch has a penalty.
     """
+    total = (weights * batch.priorities).sum(dim=-1, keepdim=True).clamp(min=1e-300)  # 0 without any priority
+    return _normalise_then_weigh(batch, weights / total, profile)
+
+
+def _normalise_then_weigh(batch: RewardBatch, weights: Tensor, profile: Profile) -> Tensor:
     if batch.penalty is not None:
         raise ValueError("a penalty needs a combined reward, but this method normalises each objective on its own")
     return _weigh(batch, normalise(batch, profile), weights * batch.priorities)
@@ -92,25 +97,38 @@ def _weigh(batch: RewardBatch, values: Tensor, factor: Tensor) -> Tensor:
     return values @ factor if factor.ndim == 1 else (values * batch.of_group(factor)).sum(dim=1)
 
 
-def whiten(advantages: Tensor, lengths: Tensor, eps: float) -> Tensor:
-    """Shift and scale to mean 0 and variance 1 (ddof=1) over the response tokens of the batch.
+def whiten_batch(batch: RewardBatch, advantages: Tensor, profile: Profile) -> Tensor:
+    """Whiten over the response tokens or the samples of the batch, or not at all (``profile.whitening``).
+
+    A sample without any reward is left out, and has advantage 0.
+    """
+    if profile.whitening == "none":
+        return batch.rated_only(advantages)
+    counts = batch.lengths if profile.whitening == "tokens" else torch.ones_like(batch.lengths)
+    return batch.rated_only(whiten(advantages, batch.rated_only(counts), profile))
+
+
+def whiten(advantages: Tensor, counts: Tensor, profile: Profile) -> Tensor:
+    """Shift and scale to mean 0 and variance 1, over values that count more or less often.
 
     Every token of a sample carries the sample's advantage, so the moments over tokens are moments over
     samples, weighted by length.
 
     Args:
         advantages (Tensor): shape ``(N,)``.
-        lengths (Tensor): tokens of each sample, shape ``(N,)``; 0 leaves a sample out of the moments.
-        eps (float): added to the variance.
+        counts (Tensor): how often each counts, shape ``(N,)``; 0 leaves it out of the moments.
+        profile (Profile): ``ddof``, and the epsilon and what it is added to.
 
     Returns:
         Tensor: shape ``(N,)``.
     """
-    tokens = lengths.sum()
-    mean = lengths @ advantages / tokens.clamp(min=1)
+    number = counts.sum()
+    mean = counts @ advantages / number.clamp(min=1)
     centred = advantages - mean
-    variance = lengths @ centred.square() / (tokens - 1).clamp(min=1)
-    return centred * (variance + eps).rsqrt()
+    variance = counts @ centred.square() / (number - profile.ddof).clamp(min=1)
+    if profile.whitening_eps_on == "std":
+        return centred / (variance.sqrt() + profile.whitening_eps)
+    return centred * (variance + profile.whitening_eps).rsqrt()
 
 
 def _lone(batch: RewardBatch) -> Tensor:

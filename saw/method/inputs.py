@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
-from itertools import count
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
+from functools import lru_cache
 from numbers import Number
 from typing import Any
 
@@ -26,6 +25,7 @@ def make_batch(
     objectives: Sequence[Objective],
     *,
     penalty: Tensor | None = None,
+    ddof: int = 1,
 ) -> RewardBatch:
     """Check the values given to :func:`saw.compute_advantage` and put them into one object.
 
@@ -35,6 +35,7 @@ def make_batch(
         lengths (Tensor): shape ``(N,)``; everything is computed on its device.
         objectives (Sequence[Objective]): K of them.
         penalty (Tensor | None): shape ``(N,)``.
+        ddof (int): of the variances, see :class:`~saw.method.profiles.Profile`.
 
     Raises:
         ValueError: for no rewards, an infinite value, a reward below its minimum, a penalty that is not finite, a group
@@ -61,6 +62,7 @@ def make_batch(
         priorities=factors,
         penalty=None if penalty is None else _check_penalty(penalty.detach().to(device).double(), n),
         lengths=lengths.double(),
+        ddof=ddof,
     )
 
 
@@ -72,7 +74,9 @@ def check_objectives(objectives: Sequence[Objective] | None, k: int) -> tuple[Ob
         TypeError: for anything but :class:`saw.Objective`.
     """
     if objectives is None:
-        return tuple(Objective(f"objective {i}") for i in range(k))
+        return _unnamed(k)
+    if isinstance(objectives, Objective):
+        raise TypeError(f"objectives is {objectives!r}; expected a sequence of them, one per column of rewards")
     objectives = tuple(objectives)
     for objective in objectives:
         if not isinstance(objective, Objective):
@@ -83,6 +87,11 @@ def check_objectives(objectives: Sequence[Objective] | None, k: int) -> tuple[Ob
     if len(set(names)) != k:
         raise ValueError(f"objectives {names} has a duplicate; expected unique names")
     return objectives
+
+
+@lru_cache(maxsize=8)
+def _unnamed(k: int) -> tuple[Objective, ...]:
+    return tuple(Objective(f"objective {i}") for i in range(k))
 
 
 def check_shapes(rewards: Tensor, responses: Tensor) -> None:
@@ -209,8 +218,10 @@ def group_index(groups: Groups, n: int) -> tuple[Tensor, int]:
 
     Raises:
         ValueError: for a wrong number of ids, an id that is NaN, or ids that mix numbers and text.
-        TypeError: for an id that is not hashable.
+        TypeError: for an id that is not hashable, or ids without an order.
     """
+    if isinstance(groups, Set | Mapping) or not isinstance(groups, Iterable):
+        raise TypeError(f"groups is {groups!r}, a {type(groups).__name__}; expected a sequence, one id per sample")
     shape = getattr(groups, "shape", (n,))
     if len(shape) != 1:
         raise ValueError(f"groups has shape {tuple(shape)}; expected ({n},), one id per sample")
@@ -233,7 +244,8 @@ def group_index(groups: Groups, n: int) -> tuple[Tensor, int]:
 
 def _number(ids: list[Hashable]) -> tuple[np.ndarray, dict[Hashable, int]]:
     """The number of each id, and a mapping from distinct ids to numbers."""
-    numbers: defaultdict[Hashable, int] = defaultdict(count().__next__)
+    distinct = dict.fromkeys(ids)
+    numbers = dict(zip(distinct, range(len(distinct)), strict=True))
     return np.fromiter(map(numbers.__getitem__, ids), dtype=np.int64, count=len(ids)), numbers
 
 

@@ -9,22 +9,29 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from saw.method.aggregation import normalise_then_sum, sum_then_normalise
+from saw.method.aggregation import normalise_then_sum, normalise_then_sum_only, sum_then_normalise
 from saw.method.context import Context
-from saw.method.options import RELEASED_GRADIENT, Options, Profile
+from saw.method.options import RELEASED_GRADIENT, GradientOptions, Options
+from saw.method.profiles import Profile
+from saw.method.returned import check_measured
 from saw.method.reward_batch import RewardBatch
+from saw.method.smoothing import refuse_smoothing
 
 #: What a caller must pass besides rewards and groups: each objective's minimum or maximum, inner products of the
 #: objectives' policy gradients (``gram``), a learning rate, or fixed weights.
 Need = Literal["minima", "maxima", "gradients", "learning_rate", "static_weights"]
-#: Options that smooth the weights from step to step, see :mod:`saw.method.smoothing`.
-SMOOTHING = ("ema", "floor", "max_change")
 #: Options that every method accepts.
 _COMMON = frozenset({"profile", "seed"})
+#: Options that must be readable by whatever has this need.
+_OPTIONS_OF_NEEDS: dict[Need, str] = {"learning_rate": "gradient.lr", "static_weights": "static_weights"}
+#: The names by which ``reads`` can declare options.
+_READABLE = frozenset(
+    {*Options.model_fields, *(f"gradient.{field}" for field in GradientOptions.model_fields)} - {"gradient"}
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,10 @@ class Measure:
     compute: Callable[[Context], Tensor]
     needs: frozenset[Need]
     reads: frozenset[str]
+
+    def values(self, context: Context) -> Tensor:
+        """What it computes, of a checked shape: ``(K,)``, or ``(G, K)`` with ``options.over="group"``."""
+        return check_measured(self.compute(context), context.statistics.mean, context.batch.n_groups, context.options)
 
 
 @dataclass(frozen=True)
@@ -59,10 +70,15 @@ class Aggregation:
         combine (Callable): ``(batch, weights, profile) -> advantages``, shape ``(N,)``.
         takes_penalty (bool): whether the rewards are summed before they are normalised, so that a penalty can be
             subtracted.
+        linear (Callable | None): the same without whitening, if that is a weighted sum of each objective's own
+            advantages. Credit by turn needs it (:mod:`saw.method.turns`).
+        whitens (bool): whether ``combine`` whitens the result of ``linear`` over the response tokens.
     """
 
     combine: Callable[[RewardBatch, Tensor, Profile], Tensor]
     takes_penalty: bool = False
+    linear: Callable[[RewardBatch, Tensor, Profile], Tensor] | None = None
+    whitens: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,20 +90,24 @@ class Method:
 
     def needs(self, options: Options) -> frozenset[Need]:
         """What the caller must pass."""
-        measured = self._measure(options)
-        return self.weighting.needs | (measured.needs if measured else frozenset())
+        return self.weighting.needs | (self._measure(options).needs if self.measures else frozenset())
 
     def reads(self, options: Options) -> frozenset[str]:
         """The options that have an effect."""
-        measured = self._measure(options)
-        return _COMMON | self.weighting.reads | (measured.reads if measured else frozenset())
+        return _COMMON | self.weighting.reads | (self._measure(options).reads if self.measures else frozenset())
 
-    def _measure(self, options: Options) -> Measure | None:
-        return get_measure(options.informativeness) if "informativeness" in self.weighting.reads else None
+    @property
+    def measures(self) -> bool:
+        """Whether the weights are computed from a measure, ``options.informativeness``."""
+        return "informativeness" in self.weighting.reads
+
+    @staticmethod
+    def _measure(options: Options) -> Measure:
+        return get_measure(options.informativeness)
 
 
 GRPO = Aggregation(sum_then_normalise, takes_penalty=True)
-GDPO = Aggregation(normalise_then_sum)
+GDPO = Aggregation(normalise_then_sum, linear=normalise_then_sum_only, whitens=True)
 METHODS: dict[str, Method] = {}
 MEASURES: dict[str, Measure] = {}
 
@@ -107,11 +127,19 @@ def weighting(
         reads (Iterable[str]): fields of :class:`saw.Options` that have an effect, such as ``"ema"`` or
             ``"gradient.lr"``; setting any other is an error.
         aggregations (Mapping[str, Aggregation]): the aggregations, if not those two, by the suffix of the method name.
+
+    Raises:
+        ValueError: for an unknown need or option, or a name that is taken or is not an identifier.
+        TypeError: for anything but a function.
     """
+    declared = _declared(prefix, needs, reads, f"@saw.weighting({prefix!r})")
+    wrong = [combine for combine in aggregations.values() if not isinstance(combine, Aggregation)]
+    if wrong or not aggregations:
+        raise TypeError(f"@saw.weighting({prefix!r}): aggregations is {aggregations!r}; expected names of Aggregations")
 
     def register(compute: Callable[[Context], Tensor]) -> Callable[[Context], Tensor]:
-        declared = Weighting(compute, frozenset(needs), frozenset(reads))
-        _add(METHODS, {f"{prefix}{name}": Method(declared, combine) for name, combine in aggregations.items()})
+        made = Weighting(compute, *declared)
+        _add(METHODS, {f"{prefix}{name}": Method(made, combine) for name, combine in aggregations.items()})
         return compute
 
     return register
@@ -120,20 +148,52 @@ def weighting(
 def measure(
     name: str, *, needs: Iterable[Need] = (), reads: Iterable[str] = ("over",)
 ) -> Callable[[Callable[[Context], Tensor]], Callable[[Context], Tensor]]:
-    """Register a measure as ``options.informativeness={name}``; arguments as in :func:`weighting`."""
+    """Register a measure as ``options.informativeness={name}``; arguments and errors as in :func:`weighting`."""
+    declared = _declared(name, needs, reads, f"@saw.measure({name!r})")
 
     def register(compute: Callable[[Context], Tensor]) -> Callable[[Context], Tensor]:
-        _add(MEASURES, {name: Measure(compute, frozenset(needs), frozenset(reads))})
+        _add(MEASURES, {name: Measure(compute, *declared)})
         return compute
 
     return register
 
 
-def _add(registry: dict[str, Any], entries: Mapping[str, Any]) -> None:
-    for name in entries:
+def _declared(
+    name: str, needs: Iterable[Need], reads: Iterable[str], who: str
+) -> tuple[frozenset[Need], frozenset[str]]:
+    """The needs and the options of a decorator, checked."""
+    if not isinstance(name, str):  # a decorator without parentheses gets the function
+        raise TypeError(f"{who}: the name is {name!r}; expected text, in parentheses")
+    for argument, given, allowed in (("needs", needs, get_args(Need)), ("reads", reads, sorted(_READABLE))):
+        names = [given] if isinstance(given, str) else list(given)
+        unknown = [name for name in names if name not in allowed]
+        if unknown or isinstance(given, str):
+            raise ValueError(f"{who}: {argument} is {given!r}; expected a list with some of {', '.join(allowed)}")
+    implied = (option for need, option in _OPTIONS_OF_NEEDS.items() if need in needs)
+    return frozenset(needs), frozenset((*reads, *implied))
+
+
+def _add(registry: dict[str, Any], entries: Mapping[str, Method | Measure]) -> None:
+    for name, entry in entries.items():
+        if not callable(_function(entry)):
+            raise TypeError(f"{name!r} is {_function(entry)!r}; expected a function of a saw.Context")
+        if not name.isidentifier():
+            raise ValueError(f"the name is {name!r}; expected letters, digits and underscores")
         if name in registry:
-            raise ValueError(f"{name!r} is already registered; choose another name")
+            raise ValueError(
+                f"{name!r} is already registered, by {_place(registry[name])}, and now by {_place(entry)}; choose "
+                "another name, or import the module under one name only"
+            )
     registry.update(entries)
+
+
+def _function(entry: Method | Measure) -> Callable[[Context], Tensor]:
+    return entry.weighting.compute if isinstance(entry, Method) else entry.compute
+
+
+def _place(entry: Method | Measure) -> str:
+    function = _function(entry)
+    return f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', repr(function))}"
 
 
 def get_method(name: str) -> Method:
@@ -178,11 +238,7 @@ def check_combination(name: str, options: Options, objectives: int) -> None:
                 + f"; it reads {', '.join(sorted(reads))}"
             )
     if options.over == "group":
-        for option in (*SMOOTHING, "log_only"):
-            if value := getattr(options, option):
-                raise ValueError(
-                    f"options.{option} is {value}; not allowed with options.over 'group' (weights per group)"
-                )
+        refuse_smoothing(options, "options.over 'group' (weights per group)")
     if "static_weights" in needs:
         weights = options.static_weights
         if weights is None or len(weights) != objectives:

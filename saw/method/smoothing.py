@@ -7,6 +7,20 @@ from torch import Tensor
 
 from saw.method.options import Options
 
+#: The options that :func:`smooth` applies, besides ``log_only``.
+SMOOTHING = ("ema", "floor", "max_change")
+
+
+def refuse_smoothing(options: Options, why: str) -> None:
+    """Refuse the options that :func:`smooth` applies, which are for weights of the whole batch.
+
+    Raises:
+        ValueError: naming the option and its value.
+    """
+    for option in (*SMOOTHING, "log_only"):
+        if value := getattr(options, option):
+            raise ValueError(f"options.{option} is {value}; not allowed with {why}")
+
 
 def smooth(proposed: Tensor, previous: Tensor | None, options: Options) -> Tensor:
     r"""Smooth the weights that a method proposes.

@@ -13,10 +13,14 @@ from torch import Tensor
 from saw.method.aggregation import normalise_then_average, normalise_then_sum_only
 from saw.method.context import Context, group_moments
 from saw.method.options import GradientOptions
-from saw.method.registry import GDPO, GRPO, SMOOTHING, Aggregation, get_measure, weighting
+from saw.method.registry import GDPO, GRPO, Aggregation, get_measure, weighting
+from saw.method.smoothing import SMOOTHING
+
+MO_GRPO = Aggregation(normalise_then_sum_only, linear=normalise_then_sum_only)
+DVAO = Aggregation(normalise_then_average, linear=normalise_then_average)
 
 
-@weighting("", aggregations={"grpo": GRPO, "gdpo": GDPO, "mo_grpo": Aggregation(normalise_then_sum_only)})
+@weighting("", aggregations={"grpo": GRPO, "gdpo": GDPO, "mo_grpo": MO_GRPO})
 def equal(context: Context) -> Tensor:
     """Equal weights, ``w_k = 1/K`` (GRPO and GDPO)."""
     return torch.full_like(context.statistics.mean, 1.0 / len(context.statistics.mean))
@@ -30,15 +34,16 @@ def stage_aware(context: Context) -> Tensor:
     samples has no CV and gets weight 0, also when the others are weighted equally.
     """
     options = context.options
-    values = get_measure(options.informativeness).compute(context)
+    values = get_measure(options.informativeness).values(context)
     return shares(values, options.numerics.equal_below)
 
 
 def shares(values: Tensor, equal_below: float) -> Tensor:
     """Each value's share of the sum over the last dimension; equal shares, except for NaN, if the sum is too small."""
     known = ~values.isnan()
-    values = values.nan_to_num(nan=0.0)
-    total = values.sum(dim=-1, keepdim=True)
+    values = values.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+    # Of absolute values: shares of negative or infinite ones are no weights, and compute_advantage refuses them.
+    total = values.abs().sum(dim=-1, keepdim=True)
     known = known | ~known.any(dim=-1, keepdim=True)  # a group without any reward; its advantages are 0 anyway
     fallback = known / known.sum(dim=-1, keepdim=True)
     return torch.where(total < equal_below, fallback, values / total.clamp(min=equal_below))
@@ -62,18 +67,16 @@ def static(context: Context) -> Tensor:
     return given / given.sum()
 
 
-@weighting("", aggregations={"dvao": Aggregation(normalise_then_average)})
+@weighting("", aggregations={"dvao": DVAO})
 def group_std(context: Context) -> Tensor:
     r"""DVAO's weights (arXiv 2605.25604, according to a reading note), separate for each group.
 
-    .. math:: w_{gk} = \sigma_{gk} / \sum_l \alpha_l \sigma_{gl}
+    .. math:: w_{gk} = \sigma_{gk} / \sum_l \sigma_{gl}
 
-    so that :math:`\alpha_k w_{gk}`, the weights times the priorities, sum to 1. Equal if all rewards of a group are
-    equal.
+    Equal if all rewards of a group are equal.
     """
-    batch = context.batch
-    spread = group_moments(batch).std.nan_to_num(nan=0.0)
-    total = (spread * batch.priorities).sum(dim=1, keepdim=True)
+    spread = group_moments(context.batch).std.nan_to_num(nan=0.0)
+    total = spread.sum(dim=1, keepdim=True)
     return torch.where(total > 0, spread / total.clamp(min=1e-300), 1.0 / spread.shape[1])
 
 

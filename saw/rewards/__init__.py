@@ -27,7 +27,15 @@ def returns(
 
     Returns:
         Callable: a decorator that returns the function itself.
+
+    Raises:
+        TypeError: for no name, anything but text as a name, or ``bounds`` or ``check`` that cannot be called.
     """
+    if not objectives or not all(isinstance(name, str) for name in objectives):
+        raise TypeError(f"saw.rewards.returns gets {objectives!r}; expected the names of the objectives")
+    for argument, function in (("bounds", bounds), ("check", check)):
+        if function is not None and not callable(function):
+            raise TypeError(f"saw.rewards.returns: {argument} is {function!r}; expected a function")
 
     def declare(function: Function) -> Function:
         function.objectives = objectives  # type: ignore[attr-defined]

@@ -1,22 +1,29 @@
 """Checks what a training reads and writes, before files of an earlier training are touched.
 
 verl finds most of these faults minutes later, when Ray and the models are up. If the training joins a running Ray
-cluster, its nodes may have files that this machine does not: a fault in what is read is then only a warning.
+cluster, its nodes may have files that this machine does not: a fault in what is read is then only a warning. The start
+(:func:`check`) and the doctor, which has a line for each kind, use the same functions.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from glob import has_magic
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from transformers import AutoConfig, AutoTokenizer
+from verl.utils.tracking import Tracking
 
 from saw.machine.cluster import running
+from saw.records.files import read_lines
 from saw.rewards import JUDGE
 from saw.verl.config import ConfigError
 
@@ -37,8 +44,18 @@ FILES = (
 FOLDERS = ("trainer.default_local_dir", "trainer.rollout_data_dir", "trainer.validation_data_dir")
 WRITTEN = (f"{JUDGE}.cache", f"{JUDGE}.faults")
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
+#: How the name of a part of a model's weights ends.
+SHARD = re.compile(r"-\d+-of-\d+\.(safetensors|bin)$")
+#: How a file begins that Git LFS has not fetched.
+LFS = b"version https://git-lfs"
+#: The variable that says where verl's file logger writes.
+METRICS = "VERL_FILE_LOGGER_PATH"
+_EXPECTED = "expected a folder, or a model of the Hub (OWNER/NAME), with a"
 #: Every tokenizer has one of these files, unless it needs the model's own code.
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
+DATA = ("data.train_files", "data.val_files")
+#: The most parameters of a model that trains on a CPU without having been told to: Qwen2.5-0.5B does, 1.5B does not.
+LARGEST_ON_CPU = 600_000_000
 
 
 def check(config: DictConfig) -> None:
@@ -50,8 +67,9 @@ def check(config: DictConfig) -> None:
     Raises:
         ConfigError: one line per fault, with the key, the value and what is expected.
     """
-    written = [*_outputs(config), *_resumption(config)]
-    read = [*_files(config), *_data(config), *_model(config)]
+    written = written_faults(config)
+    read = [*file_faults(config), *(fault for key in DATA for fault in data_faults(config, key))]
+    read += [*model_faults(config), *tokenizer_faults(config)]
     address = running(config)
     if address is not None and read:
         for fault in read:
@@ -61,114 +79,261 @@ def check(config: DictConfig) -> None:
         raise ConfigError("\n".join(faults))
 
 
-def _files(config: DictConfig) -> Iterator[str]:
+def written_faults(config: DictConfig) -> list[str]:
+    """What is wrong with the folders and files that a training writes, and with the checkpoint that it resumes."""
+    return [*_outputs(config), *_resumption(config)]
+
+
+def file_faults(config: DictConfig) -> Iterator[str]:
+    """What is wrong with the files that the configuration names, other than data and models."""
     for key in FILES:
         value = OmegaConf.select(config, key)
         if isinstance(value, str) and value and _is_local(value) and not _path(value).is_file():
             yield f"{key} is {value!r}, which does not exist; expected a file"
 
 
-def _data(config: DictConfig) -> Iterator[str]:
+def data_faults(config: DictConfig, key: str) -> Iterator[str]:
+    """What is wrong with the data files of a key in :data:`DATA`."""
     if OmegaConf.select(config, "data.custom_cls.path"):
         return  # that class decides which files it reads, and how
-    for key, most in (("data.train_files", "train_max_samples"), ("data.val_files", "val_max_samples")):
-        value = OmegaConf.select(config, key)
-        names = [value] if isinstance(value, str) else list(value or [])
-        if not names:
-            yield f"{key} is {value!r}; expected at least one file of rows"
-        rows: int | None = 0
-        for name in names:
-            fault, number = _rows(config, key, name)
-            if fault is not None:
-                yield fault
-            rows = None if rows is None or number is None else rows + number
-        limit = config.data.get(most, -1)
-        if key == "data.train_files" and rows:
-            rows = min(rows, limit) if limit > 0 else rows
-            if rows < config.data.train_batch_size:
-                yield (
-                    f"data.train_batch_size is {config.data.train_batch_size}, and {key} has {rows} rows; "
-                    "expected enough for one step"
-                )
+    names = data_names(config, key)
+    if not names:
+        yield f"{key} is {OmegaConf.select(config, key)!r}; expected a file of rows, or a list of files"
+        return
+    rows: int | None = 0
+    for name in names:
+        fault, number = check_rows(config, key, name)
+        if fault is not None:
+            yield fault
+        rows = None if rows is None or number is None else rows + number
+    if key == "data.train_files" and rows:
+        yield from _too_few(config, rows)
 
 
-def _rows(config: DictConfig, key: str, name: str) -> tuple[str | None, int | None]:
+def data_names(config: DictConfig, key: str) -> list[str]:
+    """The data files of a key in :data:`DATA`; empty if its value is neither a file's name nor a list of them."""
+    return _names(OmegaConf.select(config, key))
+
+
+def _names(value: Any) -> list[str]:
+    """The files of a setting; empty if it is anything but a file's name or a list of them."""
+    names = [value] if isinstance(value, str) else list(value) if isinstance(value, ListConfig) else []
+    return names if all(isinstance(name, str) for name in names) else []
+
+
+def _too_few(config: DictConfig, rows: int) -> Iterator[str]:
+    limit = config.data.get("train_max_samples", -1)
+    if not isinstance(limit, int):
+        yield f"data.train_max_samples is {limit!r}; expected a number of rows, or -1 for all"
+        return
+    rows = min(rows, limit) if limit > 0 else rows
+    if rows < config.data.train_batch_size:
+        yield (
+            f"data.train_batch_size is {config.data.train_batch_size}, and data.train_files has {rows} rows; "
+            "expected enough for one step"
+        )
+
+
+def check_rows(config: DictConfig, key: str, name: str) -> tuple[str | None, int | None]:
     """What is wrong with a data file (None: nothing), and its number of rows (None: unknown)."""
-    path = _path(name)
     if not _is_local(name):
         return None, None
+    path = _path(name)
     if not path.is_file():
-        return f"{key} has {name!r}, which does not exist; expected a file of rows", None
+        if has_magic(name):
+            return f"{key} has {name!r}, a pattern; expected the files themselves, as a list", None
+        return f"{key} has {name!r}, {_absence(path)}; expected a file of rows", None
     if path.suffix not in (".parquet", ".json", ".jsonl"):
         return f"{key} has {name!r}; expected .parquet, .json or .jsonl, the formats that verl reads", None
     try:
-        if path.suffix != ".parquet":
-            return (f"{key} has {name!r}, which has no rows" if not path.read_bytes().strip() else None), None
-        parquet = pq.ParquetFile(path)
-    except (OSError, pa.ArrowException) as error:
+        there, rows = _parquet(path) if path.suffix == ".parquet" else _json(path)
+    except (OSError, ValueError, pa.ArrowException) as error:
         return f"{key} has {name!r}, which can't be read ({_first_line(error)}); expected a file of rows", None
-    wanted = [config.data.get("prompt_key", "prompt")]
+    if not rows:
+        return f"{key} has {name!r}, which has no rows", rows
+    if absent := [column for column in columns(config) if column not in there]:
+        return f"{key} has {name!r} without {', '.join(absent)}; its columns are {', '.join(there)}", rows
+    for column, (good, expected) in columns(config).items():
+        if not good(there[column]):
+            return f"{key} has {name!r}, whose column {column} is of type {there[column]}; expected {expected}", rows
+    return None, rows
+
+
+def _parquet(path: Path) -> tuple[dict[str, pa.DataType], int]:
+    """The type of each column of a parquet file, and its number of rows."""
+    file = pq.ParquetFile(path)
+    return {field.name: field.type for field in file.schema_arrow}, file.metadata.num_rows
+
+
+def _json(path: Path) -> tuple[dict[str, pa.DataType], int]:
+    """The same of a file of JSON lines, or of a JSON array; the types are those of the first row.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    try:
+        rows = json.loads(path.read_bytes())
+    except ValueError:
+        rows = read_lines(path)
+    rows = rows if isinstance(rows, list) else [rows]
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError("it has rows that are no JSON objects")
+    return {key: pa.infer_type([value]) for key, value in (rows[0] if rows else {}).items()}, len(rows)
+
+
+def columns(config: DictConfig) -> dict[str, tuple[Callable[[pa.DataType], bool], str]]:
+    """The columns that are read by verl, its reward managers and ours: a check of the type, and what is expected."""
+    agent = config.actor_rollout_ref.rollout.get("agent") or {}
+    own = agent.get("agent_loop_config_path") or agent.get("agent_loop_manager_class")
+    messages = (_anything if own else _is_list, "a list of messages with role and content")
+    needed: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {config.data.get("prompt_key", "prompt"): messages}
     if config.reward.reward_manager.source == "register":
-        wanted += ["data_source", "reward_model"]  # read by verl's reward managers and ours
-    columns = parquet.schema_arrow.names
-    if absent := [column for column in wanted if column not in columns]:
-        return f"{key} has {name!r} without {', '.join(absent)}; its columns are {', '.join(columns)}", None
-    rows = parquet.metadata.num_rows
-    return (None if rows else f"{key} has {name!r}, which has no rows"), rows
+        needed["data_source"] = (_anything, "text")
+        needed["reward_model"] = (_has_truth, "a mapping with ground_truth")
+    return needed
 
 
-def _model(config: DictConfig) -> Iterator[str]:
-    """Load here what verl's ``HFModelConfig`` will load."""
+def _anything(kind: pa.DataType) -> bool:
+    return True
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _has_truth(kind: pa.DataType) -> bool:
+    return pa.types.is_struct(kind) and kind.get_field_index("ground_truth") >= 0
+
+
+def model_faults(config: DictConfig) -> Iterator[str]:
+    """What is wrong with the model: its configuration is loaded as verl's ``HFModelConfig`` will load it."""
     model = config.actor_rollout_ref.model
+    if fault := _path_fault(model.path):
+        yield fault
+        return
     if not _is_local(model.path):
         return
-    if os.path.isabs(model.path) and not os.path.isdir(model.path):
-        yield f"{MODEL}.path is {model.path!r}, which does not exist; expected a model's folder, or its name on the Hub"
-        return
-    trust = {"trust_remote_code": model.trust_remote_code}
-    source = {key: model.get(key) or model.path for key in ("hf_config_path", "tokenizer_path")}
-    named = {key: f"{MODEL}.{key if model.get(key) else 'path'}" for key in source}
-    expected = "expected a folder, or a model of the Hub (OWNER/NAME), with a"
+    key = "hf_config_path" if model.get("hf_config_path") else "path"
     try:
-        AutoConfig.from_pretrained(source["hf_config_path"], **trust)
-    except (OSError, ValueError) as error:
-        key, path = named["hf_config_path"], source["hf_config_path"]
-        yield f"{key} is {path!r}; {expected} config.json ({_first_line(error)})"
+        _model_config(config)
+    except Exception as error:  # noqa: BLE001  a config.json may hold anything
+        yield f"{MODEL}.{key} is {model[key]!r}; {_EXPECTED} config.json ({_first_line(error)})"
     folder = _path(model.path)
-    if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
-        yield f"{MODEL}.path is {model.path!r}, a folder without weights; expected {' or '.join(WEIGHTS[::2])} in it"
-    key, path = named["tokenizer_path"], source["tokenizer_path"]
+    if folder.is_dir() and (fault := weights_fault(folder)):
+        yield f"{MODEL}.path is {model.path!r}, a folder {fault}"
+
+
+def tokenizer_faults(config: DictConfig) -> Iterator[str]:
+    """What is wrong with the tokenizer, loaded as verl's ``HFModelConfig`` will load it."""
+    model = config.actor_rollout_ref.model
+    if _path_fault(model.path) or not _is_local(model.path):
+        return
+    key = "tokenizer_path" if model.get("tokenizer_path") else "path"
+    path = model[key]
     folder = _path(path)
     if folder.is_dir() and not model.trust_remote_code and not any(any(folder.glob(name)) for name in VOCABULARIES):
-        yield f"{key} is {path!r}, a folder without a vocabulary; expected one of {', '.join(VOCABULARIES)} in it"
+        names = ", ".join(VOCABULARIES)
+        yield f"{MODEL}.{key} is {path!r}, a folder without a vocabulary; expected one of {names} in it"
         return  # transformers 5 silently makes a tokenizer without words from it
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **trust)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=model.trust_remote_code)
     except Exception as error:  # noqa: BLE001  each kind of tokenizer raises different errors
-        yield f"{key} is {path!r}; {expected} tokenizer ({_first_line(error)})"
+        yield f"{MODEL}.{key} is {path!r}; {_EXPECTED} tokenizer ({_first_line(error)})"
         return
     if not (model.get("custom_chat_template") or tokenizer.chat_template):
         yield (
-            f"{key} is {path!r}, whose tokenizer has no chat template; set {MODEL}.custom_chat_template, or use an "
-            "instruction-tuned model"
+            f"{MODEL}.{key} is {path!r}, whose tokenizer has no chat template; set {MODEL}.custom_chat_template, or "
+            "use an instruction-tuned model"
         )
+
+
+def _path_fault(path: Any) -> str | None:
+    """What is wrong with the model's name; None if it may be a folder, or a name on the Hub."""
+    if not isinstance(path, str) or not path:
+        return f"{MODEL}.path is {path!r}; expected a model's folder, or its name on the Hub"
+    if os.path.isabs(path) and not os.path.isdir(path):
+        return f"{MODEL}.path is {path!r}, {_absence(Path(path))}; expected a model's folder, or its name on the Hub"
+    return None
+
+
+def _model_config(config: DictConfig) -> Any:
+    model = config.actor_rollout_ref.model
+    return AutoConfig.from_pretrained(
+        model.get("hf_config_path") or model.path, trust_remote_code=model.trust_remote_code
+    )
+
+
+def is_large_for_a_cpu(config: DictConfig) -> bool:
+    """Whether the model has more than about :data:`LARGEST_ON_CPU` parameters; a model of the Hub also if unknown."""
+    try:
+        sizes = _model_config(config).get_text_config()
+        layers = 12 * sizes.num_hidden_layers * sizes.hidden_size**2
+        return layers + sizes.vocab_size * sizes.hidden_size > LARGEST_ON_CPU
+    except Exception:  # noqa: BLE001  the check of the model shows it
+        return re.fullmatch(r"[\w.-]+/[\w.-]+", str(config.actor_rollout_ref.model.path)) is not None
+
+
+def weights_fault(folder: Path) -> str | None:
+    """What is wrong with the weights in a model's folder, after the words "a folder"; None if they look complete."""
+    files = [file for pattern in WEIGHTS for file in sorted(folder.glob(pattern))]
+    if not files:
+        return f"without weights; expected {' or '.join(WEIGHTS[::2])} in it"
+    indices = [file for file in files if file.suffix == ".json" and file.is_file()]
+    if not indices and all(SHARD.search(file.name) for file in files):
+        return f"with {files[0].name}, and without the index of its parts, {WEIGHTS[1]}; download it again"
+    for index in indices:
+        try:
+            files += [folder / name for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return f"whose {index.name} has no weight_map; download it again"
+    for file in files:
+        if not file.is_file():
+            return f"whose {file.name} is missing; download it again"
+        with file.open("rb") as opened:
+            start = opened.read(len(LFS))
+        if not start or start == LFS:
+            return f"whose {file.name} is {'a pointer of Git LFS: git lfs pull fetches it' if start else 'empty'}"
+    return None
 
 
 def _outputs(config: DictConfig) -> Iterator[str]:
     folders = {key: OmegaConf.select(config, key) for key in FOLDERS}
+    for key, folder in folders.items():
+        optional = folder is None and key != FOLDERS[0]
+        if not optional and (not isinstance(folder, str) or not folder or "://" in folder):
+            yield f"{key} is {folder!r}; expected a folder of this machine"
+            folders[key] = None
     for key in WRITTEN:
         value = OmegaConf.select(config, key)
-        folders[key] = str(Path(value).parent) if isinstance(value, str) else None
-    if metrics := os.environ.get("VERL_FILE_LOGGER_PATH"):
-        folders["VERL_FILE_LOGGER_PATH"] = str(Path(metrics).parent)
+        folders[key] = str(Path(value).parent) if isinstance(value, str) and _is_local(value) else None
+    own_metrics = os.environ.get(METRICS)
+    if own_metrics:
+        folders[METRICS] = str(Path(own_metrics).parent)
     for key, folder in folders.items():
-        if isinstance(folder, str) and _is_local(folder) and (fault := _unwritable(_path(folder))):
+        if isinstance(folder, str) and (fault := _unwritable(_path(folder))):
             yield f"{key} needs the folder {folder!r}, but {fault}; expected one that can be made and written to"
+    yield from _metrics(config, Path(own_metrics) if own_metrics else folders[FOLDERS[0]])
+
+
+def _metrics(config: DictConfig, place: Path | str | None) -> Iterator[str]:
+    """What verl's loggers would refuse after an earlier training's metrics have been moved or deleted."""
+    given = config.trainer.logger
+    names = _names(given)
+    known = [*Tracking.supported_backend, "tracking"]
+    if not names or any(name not in known for name in names):
+        yield f"trainer.logger is {given!r}; expected one or a list of {', '.join(known)}"
+    if place is not None:
+        file = place if isinstance(place, Path) else Path(place) / "metrics.jsonl"
+        if os.path.exists(file) and not (file.is_file() and os.access(file, os.W_OK)):
+            yield f"the metrics go to {str(file)!r}, which is not a file that can be written; set {METRICS} to another"
 
 
 def _unwritable(folder: Path) -> str | None:
     """Why a folder can't be made, or written to; None if it can."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    except (OSError, ValueError) as error:  # a name that is too long, or has a zero byte
+        return f"it can't be looked up ({_first_line(error)})"
     if not there.is_dir():
         return f"{there} is not a folder"
     return None if os.access(there, os.W_OK | os.X_OK) else f"{there} is not writable"
@@ -184,7 +349,9 @@ def _resumption(config: DictConfig) -> Iterator[str]:
     if not isinstance(path, str) or not path.rpartition("global_step_")[2].rstrip("/").isdigit():
         yield f"trainer.resume_from_path is {path!r}; expected a folder whose name is global_step_N"
     elif running(config) is None and not _path(path).is_dir():
-        yield f"trainer.resume_from_path is {path!r}, which does not exist; expected a checkpoint's folder"
+        yield f"trainer.resume_from_path is {path!r}, {_absence(_path(path))}; expected a checkpoint's folder"
+    elif running(config) is None and not (_path(path) / "actor").is_dir():
+        yield f"trainer.resume_from_path is {path!r}, which has no folder 'actor'; expected a checkpoint's folder"
 
 
 def _is_local(name: str) -> bool:
@@ -193,6 +360,13 @@ def _is_local(name: str) -> bool:
 
 def _path(name: str) -> Path:
     return Path(name.removeprefix("file://")).expanduser()
+
+
+def _absence(path: Path) -> str:
+    """How a path is not what is expected of it."""
+    if path.is_symlink() and not path.exists():
+        return "a link to something that does not exist"
+    return "which is a folder" if path.is_dir() else "which is a file" if path.exists() else "which does not exist"
 
 
 def _first_line(error: BaseException) -> str:

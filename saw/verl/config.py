@@ -9,8 +9,10 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from saw.method.objective import LARGEST
 from saw.method.options import Options
 from saw.method.registry import check_combination, get_method
+from saw.method.turns import check_method, names_turns
 from saw.verl.names import NAME, RESERVED_NAMES
 
 
@@ -28,6 +30,8 @@ class ObjectiveSettings(BaseModel):
             for an unbounded reward model: the lowest value seen so far; the CV shifts whenever it falls.
         maximum (float | None): the highest; a reward above it is reported.
         priority (float): static factor applied after the dynamic weight, at least 0.
+        turn (int | None): the model's turn, from 1, whose tokens alone get its advantage (:mod:`saw.method.turns`);
+            None for the whole response.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -35,7 +39,8 @@ class ObjectiveSettings(BaseModel):
     name: str = Field(min_length=1)
     minimum: float | Literal["running"] | None = None
     maximum: float | None = None
-    priority: float = Field(default=1.0, ge=0.0)
+    priority: float = Field(default=1.0, ge=0.0, le=LARGEST)
+    turn: int | None = Field(default=None, ge=1)
 
     @field_validator("name")
     @classmethod
@@ -51,6 +56,12 @@ class ObjectiveSettings(BaseModel):
         return self
 
 
+#: Objectives as they may be written.
+_EXAMPLE = "a mapping such as {accuracy: {minimum: 0, maximum: 1}}"
+#: What a mapping of objectives has for each name.
+_OF_AN_OBJECTIVE = [field for field in ObjectiveSettings.model_fields if field != "name"]
+
+
 class Settings(BaseModel):
     """The section ``saw`` of the configuration.
 
@@ -58,9 +69,9 @@ class Settings(BaseModel):
         method (str): a name in :data:`saw.METHODS`.
         objectives (tuple[ObjectiveSettings, ...]): given as a mapping from name to the rest, or as a list with names.
         options (Options): see :class:`saw.Options`.
-        kl_in_reward (Literal["combined", "grpo_only"]): which methods the penalty ``algorithm.use_kl_in_reward`` of
-            verl applies to. combined: those with a combined reward, from which it is subtracted. grpo_only: only plain
-            ``grpo``, as in the released code; needs ``profile: released``.
+        kl_in_reward (Literal["combined", "grpo_only"]): the methods to which verl's KL penalty in the reward applies
+            (``algorithm.use_kl_in_reward``). combined: all methods with a combined reward, from which it is subtracted.
+            grpo_only: only plain ``grpo``, as in the released code; needs ``profile: released``.
         max_missing (float): largest share of a step's samples that may lack a reward; above it the training stops, with
             a checkpoint of the previous step. A lost sample, or one whose reward function raised, has no reward. A step
             without any reward always stops the training.
@@ -68,7 +79,7 @@ class Settings(BaseModel):
             step on average.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     method: str
     objectives: tuple[ObjectiveSettings, ...] = Field(min_length=1)
@@ -80,14 +91,25 @@ class Settings(BaseModel):
     @field_validator("method")
     @classmethod
     def _known_method(cls, method: str) -> str:
-        get_method(method)
+        try:
+            get_method(method)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}. One of your own is known once its module is loaded: VERL_USE_EXTERNAL_MODULES=MODULE before "
+                "the command (docs/extend.md)"
+            ) from None
         return method
 
     @field_validator("objectives", mode="before")
     @classmethod
     def _named(cls, objectives: Any) -> Any:
-        if not isinstance(objectives, Mapping):
+        if isinstance(objectives, list | tuple):
             return objectives
+        if not isinstance(objectives, Mapping):
+            raise ValueError(f"it is {objectives!r}; expected {_EXAMPLE}, or a list of mappings with a name each")
+        for name, rest in objectives.items():
+            if not isinstance(rest, Mapping | None) or "name" in (rest or {}):
+                raise ValueError(f"{name!r} is {rest!r}; expected {', '.join(_OF_AN_OBJECTIVE)}, or nothing")
         return [{"name": str(name), **(rest or {})} for name, rest in objectives.items()]
 
     @field_validator("objectives")
@@ -108,12 +130,18 @@ class Settings(BaseModel):
                 "their sum; set both with reading=as_released, or set options.profile to 'released'"
             )
         check_combination(self.method, self.options, len(self.objectives))
+        check_method(self.method, self.options, self.objectives)
         return self
 
     @property
     def names(self) -> tuple[str, ...]:
         """The objectives' names, in order: the columns of the reward matrix."""
         return tuple(objective.name for objective in self.objectives)
+
+    @property
+    def names_turns(self) -> bool:
+        """Whether any objective belongs to a turn."""
+        return names_turns(self.objectives)
 
     @property
     def feels_kl_in_reward(self) -> bool:
@@ -162,7 +190,13 @@ class Settings(BaseModel):
             settings = cls.model_validate(section)
             return settings._with_actor_lr(config)
         except ValidationError as error:
-            raise ConfigError(readable(error, NAME, cls)) from error
+            text = readable(error, NAME, cls).replace(
+                f"{NAME}.objectives: Field required", f"{NAME}.objectives is not set; expected {_EXAMPLE}"
+            )
+            given = section.get("objectives") if isinstance(section, Mapping) else None
+            for number, name in enumerate(given if isinstance(given, Mapping) else ()):
+                text = text.replace(f"{NAME}.objectives.{number}.", f"{NAME}.objectives.{name}.")
+            raise ConfigError(text) from error
 
 
 def readable(error: ValidationError, prefix: str, model: type[BaseModel]) -> str:
@@ -173,14 +207,19 @@ def readable(error: ValidationError, prefix: str, model: type[BaseModel]) -> str
         prefix (str): the section's key in the configuration.
         model (type[BaseModel]): the section's type.
     """
-    lines = []
+    lines: dict[str, None] = {}  # in order; each once, as every type of a union repeats some
+    places = [fault["loc"] for fault in error.errors()]
     for fault in error.errors():
+        if fault["type"] == "too_short" and any(
+            place[: len(fault["loc"])] == fault["loc"] != place for place in places
+        ):
+            continue  # only because its entries are wrong
         key = ".".join(str(part) for part in (prefix, *fault["loc"]))
         message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
             message = f"there is no such setting; allowed are {', '.join(_fields(model, fault['loc'][:-1]))}"
         value = "" if fault["type"] in ("missing", "value_error") else f"; it is {fault['input']!r}"
-        lines.append(f"{key}: {message}{value}")
+        lines[f"{key}: {message}{value}"] = None
     return "\n".join(lines)
 
 

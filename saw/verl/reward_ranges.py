@@ -8,12 +8,36 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 from verl.utils.import_utils import load_extern_object
 
+from saw.method.objective import LARGEST
 from saw.method.registry import get_method
 from saw.verl.config import ConfigError, Settings
 from saw.verl.names import KWARGS
+
+#: Precisions in which reward functions and reward models compute.
+PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
+#: Relative error of the coarsest of them, bfloat16.
+ROUNDING = 2.0**-8
+
+
+def exact_minima(rewards: Tensor, minima: Tensor) -> Tensor:
+    """Replace rewards that are below their minimum only because they were computed in a lower precision.
+
+    A reward of 0.7 from a float32 tensor is 0.69999999 as a Python number, which would count as below 0.7.
+
+    Args:
+        rewards (Tensor): any shape, float64, NaN where missing.
+        minima (Tensor): of a shape that broadcasts, float64; -inf if unknown.
+    """
+    for precision in PRECISIONS:
+        rounded = minima.to(precision).double()
+        is_close = (rounded - minima).abs() <= ROUNDING * minima.abs()  # not if it overflows or becomes 0
+        rewards = torch.where((rewards == rounded) & (rewards < minima) & is_close, minima, rewards)
+    return rewards
 
 
 @dataclass(frozen=True)
@@ -51,8 +75,15 @@ class RewardRanges:
                     f"reward.custom_reward_function.path is {custom.path!r} and its name is {custom.name!r} ({why}); "
                     "expected a Python file, or pkg://MODULE, and the name of a function in it"
                 ) from error
+            if not callable(function):
+                raise ConfigError(
+                    f"reward.custom_reward_function.name is {custom.name!r}, which is {function!r} in {custom.path}; "
+                    "expected a function"
+                )
         kwargs = custom.get("reward_kwargs", {})
         plain: Any = OmegaConf.to_container(kwargs, resolve=True) if isinstance(kwargs, DictConfig) else kwargs
+        if not isinstance(plain, Mapping):
+            raise ConfigError(f"{KWARGS} is {plain!r}; expected a mapping from argument to value, such as {{}}")
         return cls(settings, function, dict(plain))
 
     def at(self, step: int) -> list[tuple[float, float]]:
@@ -82,11 +113,14 @@ class RewardRanges:
                     "for it; set it to the lowest value that the reward can take"
                 )
             high = high if objective.maximum is None else objective.maximum
-            if not low <= high or (math.isinf(low) and objective.minimum != "running"):
+            is_running = objective.minimum == "running"
+            too_large = any(abs(bound) > LARGEST and math.isfinite(bound) for bound in (low, high))
+            if not low <= high or (math.isinf(low) and not is_running) or too_large:
                 raise ConfigError(
                     f"the rewards of {objective.name!r} range from {low:g} to {high:g} at step {step}; expected a "
-                    f"finite minimum that is at most the maximum: see saw.objectives.{objective.name}.minimum and "
-                    f"maximum, and the bounds that the reward function declares with {KWARGS}"
+                    f"finite minimum that is at most the maximum, and at most {LARGEST:g} in size: see "
+                    f"saw.objectives.{objective.name}.minimum and maximum, and the bounds that the reward function "
+                    f"declares with {KWARGS}"
                 )
             ranges.append((low, high))
         if "maxima" in get_method(self.settings.method).needs(self.settings.options):
@@ -113,7 +147,11 @@ class RewardRanges:
         if declare is None:
             return {}
         check_arguments(declare, {"step": step}, self.kwargs, "what declares the reward function's bounds")
-        bounds = declare(step, **self.kwargs)
+        try:
+            bounds = declare(step, **self.kwargs)
+        except Exception as error:
+            error.add_note(f"raised by what declares the reward function's bounds, for step {step}")
+            raise
         try:
             return {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
         except (AttributeError, TypeError, ValueError):
@@ -134,8 +172,12 @@ def check_arguments(
         what (str): the function's name in messages.
 
     Raises:
-        ConfigError: naming the setting that it does not accept, or that it lacks.
+        ConfigError: naming the setting that it does not accept, that it lacks, or that replaces one it always gets.
     """
+    for name in own.keys() & configured.keys():
+        raise ConfigError(
+            f"{KWARGS}.{name} is {configured[name]!r}, but {what} gets {name} from the training: remove it"
+        )
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):

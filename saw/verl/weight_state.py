@@ -19,6 +19,7 @@ class State:
     """The state of a training.
 
     Attributes:
+        objectives (list[str] | None): the objectives' names, to which weights and Gram matrices belong in this order.
         weights (list[float] | None): the weights of the last step.
         minima (dict[str, float]): the lowest reward so far of each objective whose minimum is ``running``.
         grams (list[list[list[float]]]): inner products of the objectives' gradients, ``(K, K)`` each, of the steps
@@ -27,17 +28,18 @@ class State:
             that differs between prompts.
     """
 
+    objectives: list[str] | None = None
     weights: list[float] | None = None
     minima: dict[str, float] = field(default_factory=dict)
     grams: list[list[list[float]]] = field(default_factory=list)
     rollouts: dict[str, int] = field(default_factory=dict)
 
-    def see(self, rewards: Tensor, settings: Settings) -> None:
+    def track_minima(self, rewards: Tensor, settings: Settings) -> None:
         """Update the running minima with one step's rewards.
 
         Args:
             rewards (Tensor): shape ``(N, K)``, NaN where missing.
-            settings (Settings): shows which objectives have one.
+            settings (Settings): states which objectives have a running minimum.
         """
         for column, objective in zip(rewards.unbind(dim=1), settings.objectives, strict=True):
             present = column[~column.isnan()]

@@ -245,7 +245,7 @@ def test_the_benchmark_runs(device):
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     for case in ("plain multiply", "saw gdpo", "saw saw_gdpo"):
-        assert f"| 64x32 | 2 | {case} |" in result.stdout
+        assert f"| 64x32 | 2 | kept | {case} |" in result.stdout
 
 
 def test_the_method_needs_torch_numpy_and_pydantic_alone():

@@ -3,6 +3,7 @@
 import math
 import uuid
 from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -133,7 +134,7 @@ def test_group_of_one():
     assert released.tokens[0].tolist() == pytest.approx([3.0] * 3, rel=1e-5)
 
 
-@pytest.mark.parametrize("profile", ["paper", "released"])
+@pytest.mark.parametrize("profile", saw.PROFILES)
 @pytest.mark.parametrize("method", METHODS)
 def test_empty_response_has_no_tokens_and_counts_in_its_group(method, profile):
     mask = full_mask(4)
@@ -146,7 +147,7 @@ def test_empty_response_has_no_tokens_and_counts_in_its_group(method, profile):
     assert (everything_empty.tokens == 0).all()
 
 
-@pytest.mark.parametrize("profile", ["paper", "released"])
+@pytest.mark.parametrize("profile", saw.PROFILES)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e6 + 0.1])
 def test_constant_batch_has_equal_weights_and_no_advantage(method, profile, value):
@@ -186,7 +187,7 @@ def test_objective_missing_everywhere_is_as_if_it_were_not_there(method):
         assert both.weights.tolist() == [1.0, 0.0]
 
 
-@pytest.mark.parametrize("profile", ["paper", "released"])
+@pytest.mark.parametrize("profile", saw.PROFILES)
 @pytest.mark.parametrize("method", METHODS)
 def test_sample_without_any_reward_has_no_advantage_and_no_say(method, profile):
     groups = ["p"] * 4 + ["q"]
@@ -502,3 +503,37 @@ def test_no_other_input_makes_the_result_infinite(change, words):
         saw.compute_advantage(**{**good, "options": {"ema": 0.5}, **change})
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"step": -1}, "step is -1"),
+        ({"step": 1.5}, r"step is 1\.5"),
+        ({"step": None}, "step is None"),
+        ({"penalty": [0.0, 0.0]}, "penalty is a list"),
+        ({"gram": [[1.0, 0.0], [0.0, 1.0]]}, "gram is a list"),
+        ({"groups": {"p", "q"}}, "groups is .* a set"),  # its order is not that of the samples
+        ({"groups": {"p": 0, "q": 1}}, "groups is .* a dict"),
+        ({"groups": None}, "groups is None"),
+        ({"objectives": saw.Objective("a")}, "objectives is Objective"),
+        ({"options": "ema"}, "options is 'ema'"),
+        ({"options": 5}, "options is 5"),
+        ({"method": "static_grpo", "options": {"static_weights": [1e308, 1e308]}}, "finite sum"),
+    ],
+)
+def test_arguments_of_a_wrong_kind_are_named(wrong, message):
+    given = {"groups": ["p", "p"], "responses": torch.tensor([3, 2]), "method": "random_grpo"} | wrong
+    with pytest.raises((ValueError, TypeError), match=message):
+        saw.compute_advantage(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), **given)
+
+
+@pytest.mark.parametrize("number", [np.float32(-1), np.int64(-1), Fraction(-1)])
+def test_bounds_may_be_any_real_number(number):
+    assert saw.Objective("a", minimum=number, maximum=-number).range == (-1.0, 1.0)
+
+
+@pytest.mark.parametrize("number", [10**400, "1", 1j, [1], torch.tensor(1.0)])
+def test_bounds_that_are_no_finite_number_are_refused(number):
+    with pytest.raises(ValueError, match="the minimum of 'a' is"):
+        saw.Objective("a", minimum=number)

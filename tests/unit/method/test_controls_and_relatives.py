@@ -48,9 +48,18 @@ def test_dvao_weighs_the_normalised_advantages_by_the_spread_in_the_group():
 def test_dvao_s_priorities_are_part_of_its_weights():
     prior = np.array([3.0, 1.0])
     weights = prior * STD / (prior * STD).sum()
-    np.testing.assert_allclose(
-        advantage("dvao", objectives=objectives(priority=prior.tolist())).samples, NORMALISED @ weights, atol=1e-5
-    )
+    for scale in (1.0, 0.01):  # only the ratio of the priorities counts
+        result = advantage("dvao", objectives=objectives(priority=(scale * prior).tolist()))
+        np.testing.assert_allclose(result.samples, NORMALISED @ weights, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if not name.startswith(("static_", "gradient_"))])
+@pytest.mark.parametrize("priority", [[0.1, 0.1], [5.0, 0.2], [0.0, 0.0]])
+def test_the_weights_of_a_step_can_be_given_to_the_next_whatever_the_priorities(method, priority):
+    chosen = objectives(priority=priority)
+    first = advantage(method, objectives=chosen)
+    assert first.weights.sum().item() == pytest.approx(1.0)
+    assert advantage(method, objectives=chosen, previous_weights=first.weights).samples.isfinite().all()
 
 
 def test_dvao_has_weights_for_each_group():

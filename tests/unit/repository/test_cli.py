@@ -26,16 +26,18 @@ def invoke(*arguments):
 
 
 def test_every_command_is_listed():
-    listed = invoke("--help").output
-    for name in cli.COMMANDS:
-        assert f"\n  {name} " in listed
+    for option in ("--help", "-h"):
+        listed = invoke(option).output
+        for name in cli.COMMANDS:
+            assert f"\n  {name} " in listed
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_help_shows_an_example_that_starts_the_command(name, started, monkeypatch):
-    """An example whose first argument is no part of the command, or a module that is not there."""
+    """Kind: an example whose first argument is not a part of the command, or a module that does not exist."""
     command = cli.COMMANDS[name]
-    assert f"saw {name} {command.example}" in invoke(name, "--help").output
+    for option in ("--help", "-h"):
+        assert f"saw {name} {command.example}" in invoke(name, option).output
     started.clear()
     assert invoke(name, *shlex.split(command.example)).exit_code == 0
     ((program, (_, flag, module, *rest), _),) = started
@@ -49,6 +51,7 @@ def test_a_part_that_is_none_is_refused_with_those_that_are(given, started):
     result = invoke("reproduce", *given)
     assert result.exit_code == 2
     assert "table1 or table2" in result.output
+    assert "saw reproduce table1 " in " ".join(result.output.split())
     assert not started
 
 
@@ -60,12 +63,29 @@ def test_options_of_hydra_and_values_with_spaces_pass_through(started):
 
 @pytest.mark.parametrize("name", ["doctor", "sweep", "train"])
 def test_a_checkout_s_recipes_are_found_from_any_folder(name, started, monkeypatch):
-    """Kind: a command that finds the recipes only where it is started in the checkout; the user's own path stays."""
+    """Kind: a command finds the recipes only if it is started in the checkout. The user's own path is kept."""
     for path, expected in (("/own", f"/own{os.pathsep}{ROOT}"), ("", str(ROOT))):
         monkeypatch.setenv("PYTHONPATH", path)
         invoke(name)
         assert started.pop()[2]["PYTHONPATH"] == expected
         assert os.environ["PYTHONPATH"] == path
+
+
+@pytest.mark.parametrize(("command", "package"), [("quickstart", "recipes"), ("train", "saw"), ("report", "saw")])
+def test_a_folder_with_a_package_of_the_same_name_is_refused(command, package, started, tmp_path, monkeypatch):
+    """Kind: code of the current folder, perhaps another checkout's, runs instead of this one's."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / package).mkdir()
+    invoke(command)
+    assert len(started) == 1  # a folder that is no package hides nothing
+    (tmp_path / package / "__init__.py").touch()
+    result = invoke(command)
+    assert result.exit_code == 2
+    assert f"package {package!r} of its own" in result.output
+    assert len(started) == 1
+    monkeypatch.chdir(ROOT)
+    invoke(command)
+    assert len(started) == 2
 
 
 @pytest.mark.slow

@@ -1,12 +1,16 @@
 """The start of a training: what is refused before anything of an earlier one is touched, and what verl is given."""
 
+import json
 import logging
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hydra.types import RunMode
 
 import saw.verl  # noqa: F401  it wraps verl's check
 from saw.runs import inputs, train
@@ -51,7 +55,7 @@ def configured(earlier, toy_model, toy_data):
 
 @pytest.fixture
 def start(configured, monkeypatch):
-    """Starts a training that ends where verl would start Ray; returns what verl was given."""
+    """Starts a training that ends where verl would start Ray, and returns what verl got."""
     from verl.trainer import main_ppo
 
     given = []
@@ -145,6 +149,41 @@ WRONG_INPUTS = {
         "resume_from_path is None; expected",
     ),
     "rows for a step": ({"data.train_batch_size": 64}, "data.train_batch_size is 64, and data.train_files has 32 rows"),
+    "no number of rows": ({"data.train_max_samples": None}, "data.train_max_samples is None; expected a number"),
+    "no batch": ({"data.train_batch_size": None}, "data.train_batch_size is None; set it"),
+    "data of another kind": ({"data.train_files": 5}, "data.train_files is 5; expected a file"),
+    "data without a name": ({"data.val_files": [None]}, r"data.val_files is \[None\]; expected a file"),
+    "data in a list too many": (
+        {"data.train_files": [["a.parquet"]]},
+        r"data.train_files is \[\['a.parquet'\]\]; expected",
+    ),
+    "a pattern": (
+        {"data.train_files": f"{NOWHERE}/*.parquet"},
+        r"data.train_files has '/nowhere.*\*.parquet', a pattern",
+    ),
+    "a folder of data": ({"data.train_files": "/"}, "data.train_files has '/', which is a folder"),
+    "no model": ({MODEL: None}, f"{MODEL} is None; expected a model's folder"),
+    "a model without a name": ({MODEL: ""}, f"{MODEL} is ''; expected a model's folder"),
+    "a model's file": ({MODEL: __file__}, f"{MODEL} is '.*py', which is a file; expected a model's folder"),
+    "no folder": ({"trainer.default_local_dir": None}, "trainer.default_local_dir is None; expected a folder"),
+    "a folder without a name": (
+        {"trainer.default_local_dir": ""},
+        "trainer.default_local_dir is ''; expected a folder",
+    ),
+    "a folder elsewhere": (
+        {"trainer.default_local_dir": "hdfs://a"},
+        "trainer.default_local_dir is 'hdfs://a'; expected",
+    ),
+    "a folder's name": (
+        {"trainer.default_local_dir": f"/tmp/{'x' * 300}"},
+        "trainer.default_local_dir needs .*can't be looked up",
+    ),
+    "a logger": ({"trainer.logger": ["file", "wandbb"]}, r"trainer.logger is \['file', 'wandbb'\]; expected .* wandb,"),
+    "no logger": ({"trainer.logger": None}, "trainer.logger is None; expected"),
+    "a reward function's arguments": (
+        {"reward.custom_reward_function.reward_kwargs": None},
+        "reward_kwargs is None; expected a mapping",
+    ),
     "fewer rows": ({"data.train_max_samples": 8}, "data.train_batch_size is 32, and data.train_files has 8 rows"),
 }
 WRONG = {**WRONG_SETTINGS, **WRONG_BATCHES, **WRONG_INPUTS}
@@ -152,12 +191,34 @@ WRONG = {**WRONG_SETTINGS, **WRONG_BATCHES, **WRONG_INPUTS}
 
 @pytest.mark.parametrize("what", WRONG)
 def test_a_refused_start_touches_nothing_of_an_earlier_training(start, earlier, what):
-    """Kind: a check that comes after the metrics have made way. Without resuming they would be deleted."""
+    """Kind: a check that runs after the metrics were put aside; without resuming, they would be deleted."""
     changes, says = WRONG[what]
     before = contents(earlier)
     with pytest.raises(ValueError if what != "verl's own check" else Exception, match=says):
         start({"trainer.resume_mode": "disable", **changes})
     assert contents(earlier) == before
+
+
+@pytest.mark.parametrize("mode", ["disable", "auto"])
+@pytest.mark.parametrize("which", ["default", "variable"])
+def test_nor_does_one_whose_metrics_have_no_place(start, earlier, tmp_path, monkeypatch, mode, which):
+    """Kind: verl fails to open its log after the older parts have been deleted."""
+    place = earlier if which == "default" else tmp_path / "elsewhere"
+    (place / "metrics.jsonl").unlink(missing_ok=True)
+    (place / "metrics.jsonl").mkdir(parents=True)
+    if which == "variable":
+        monkeypatch.setenv("VERL_FILE_LOGGER_PATH", str(place / "metrics.jsonl"))
+    before = contents(earlier)
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl', which is not a file that can be written"):
+        start({"trainer.resume_mode": mode})
+    assert contents(earlier) == before
+
+
+def test_metrics_whose_variable_is_empty_go_beside_the_checkpoints(start, earlier, monkeypatch):
+    """Kind: a variable that is set but empty; verl would open a file without a name."""
+    monkeypatch.setenv("VERL_FILE_LOGGER_PATH", "")
+    start()
+    assert os.environ["VERL_FILE_LOGGER_PATH"] == str(earlier / "metrics.jsonl")
 
 
 @pytest.mark.parametrize("mode", ["auto", "resume_path"])
@@ -167,6 +228,33 @@ def test_nor_does_one_that_would_resume(start, earlier, mode, what):
     with pytest.raises(Exception, match=WRONG[what][1]):
         start({"trainer.resume_mode": mode, **WRONG[what][0]})
     assert contents(earlier) == before
+
+
+ROW = {"prompt": [{"role": "user", "content": "a"}], "data_source": "b", "reward_model": {"ground_truth": "c"}}
+LINES = {
+    "a broken line": json.dumps(ROW).encode() + b"\n{\n",
+    "lines of another kind": b"[1]\n",
+    "bytes": b"\xff\xfe\x00\n",
+    "other keys": b'{"question": 1}\n',
+    "a prompt as text": json.dumps({**ROW, "prompt": "a"}).encode(),
+}
+
+
+def _shards(file: Path) -> None:
+    (file.parent / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1-of-2.safetensors"}}')
+
+
+def _without_index(file: Path) -> None:
+    (file.parent / "model-1-of-2.safetensors").write_text("some weights")
+
+
+WEIGHTS = {
+    "no index": _without_index,
+    "weights that are links": lambda file: file.symlink_to("gone"),
+    "weights that are pointers": lambda file: file.write_text("version https://git-lfs.github.com/spec/v1\noid x\n"),
+    "empty weights": lambda file: file.touch(),
+    "shards": _shards,
+}
 
 
 def broken(path: Path, name: str) -> dict:
@@ -186,6 +274,30 @@ def broken(path: Path, name: str) -> dict:
     elif name == "an empty file":
         (path / "rows.jsonl").write_text("\n")
         return {"data.train_files": str(path / "rows.jsonl")}
+    elif name in ("prompts as text", "references as text"):
+        column = {"prompts as text": "prompt", "references as text": "reward_model"}[name]
+        text = pa.array(["text"] * len(rows))
+        pq.write_table(rows.drop_columns([column]).append_column(column, text), path / "rows.parquet")
+    elif name == "no truth":
+        truth = pa.array([{"style": "rule"}] * len(rows))
+        pq.write_table(rows.drop_columns(["reward_model"]).append_column("reward_model", truth), path / "rows.parquet")
+    elif name in LINES:
+        (path / "rows.jsonl").write_bytes(LINES[name])
+        return {"data.train_files": [str(path / "rows.parquet"), str(path / "rows.jsonl")]}
+    elif name == "an array":
+        (path / "rows.json").write_text("[]")
+        return {"data.val_files": str(path / "rows.json")}
+    elif name == "a link":
+        (path / "rows.parquet").unlink()
+        (path / "rows.parquet").symlink_to(path / "gone")
+    elif name in WEIGHTS:
+        for file in path.glob("model/*.safetensors"):
+            file.unlink()
+            WEIGHTS[name](file)
+        return {MODEL: str(path / "model")}
+    elif name == "a list in config.json":
+        (path / "model" / "config.json").write_text("[]")
+        return {MODEL: str(path / "model")}
     elif name == "weights":
         for file in path.glob("model/*.safetensors"):
             file.unlink()
@@ -215,6 +327,22 @@ def broken(path: Path, name: str) -> dict:
         ("no references", "without reward_model; its columns are"),
         ("an ending", r"train_files has .*csv.*expected \.parquet, \.json or \.jsonl"),
         ("an empty file", "train_files has .*jsonl.*no rows"),
+        ("prompts as text", "column prompt is of type string; expected a list of messages"),
+        ("references as text", "column reward_model is of type string; expected a mapping with ground_truth"),
+        ("no truth", "column reward_model is of type struct<style: string>; expected .* ground_truth"),
+        ("a broken line", "train_files has .*jsonl.*can't be read.*line 2"),
+        ("lines of another kind", "train_files has .*jsonl.*can't be read"),
+        ("bytes", "train_files has .*jsonl.*can't be read.*line 1"),
+        ("other keys", "train_files has .*jsonl.*without prompt, data_source, reward_model; its columns are question"),
+        ("a prompt as text", "train_files has .*jsonl.*column prompt is of type string"),
+        ("an array", "val_files has .*json.*no rows"),
+        ("a link", "train_files has .*parquet', a link to something that does not exist"),
+        ("weights that are links", "folder whose model.safetensors is missing"),
+        ("weights that are pointers", "folder whose model.safetensors is a pointer of Git LFS"),
+        ("empty weights", "folder whose model.safetensors is empty"),
+        ("shards", "folder whose model-1-of-2.safetensors is missing"),
+        ("no index", "folder with model-1-of-2.safetensors, and without the index"),
+        ("a list in config.json", "model.path is .*config.json"),
         ("weights", "folder without weights"),
         ("a tokenizer's file", "model.path is .*vocabulary.*tokenizer.json"),
         ("a template", "no chat template; set .*custom_chat_template"),
@@ -222,7 +350,7 @@ def broken(path: Path, name: str) -> dict:
     ],
 )
 def test_what_is_there_and_broken_is_refused_too(configured, tmp_path, toy_model, toy_data, name, says):
-    """Kind: a look whether something is there, and not what."""
+    """Kind: a check that something exists, but not what it is."""
     shutil.copytree(toy_model, tmp_path / "model")
     shutil.copy(toy_data[0], tmp_path / "rows.parquet")
     inputs.check(configured({MODEL: str(tmp_path / "model"), "data.train_files": str(tmp_path / "rows.parquet")}))
@@ -234,6 +362,7 @@ def test_what_is_there_and_broken_is_refused_too(configured, tmp_path, toy_model
     "changes",
     [
         {"data.train_files": "hdfs://a/b.parquet"},
+        {"data.train_files": ["hdfs://a/b.parquet", "s3://c/d.jsonl"]},
         {MODEL: "hdfs://a/model"},
         {"data.custom_cls.path": __file__, "data.train_files": NOWHERE, "data.val_files": None},
         {"data.custom_cls.path": "pkg://tests.unit", "data.train_files": None},
@@ -252,7 +381,7 @@ def test_all_that_is_missing_is_said_at_once(configured):
 
 
 def test_on_a_running_cluster_what_the_nodes_may_have_is_a_warning(configured, monkeypatch, caplog, tmp_path):
-    """Kind: a machine that is looked at for others. What is written is looked at all the same."""
+    """Kind: this machine is checked instead of the cluster's nodes. What is written is checked nevertheless."""
     monkeypatch.setenv("RAY_ADDRESS", CLUSTER)
     checkpoint = {"trainer.resume_mode": "resume_path", "trainer.resume_from_path": f"{NOWHERE}/global_step_3"}
     with caplog.at_level(logging.WARNING):
@@ -296,10 +425,94 @@ def test_so_is_the_judge_s(configured, tmp_path, key):
 # ---------------------------------------------------------------- a start that passes
 
 
-@pytest.mark.parametrize(("mode", "left"), [("disable", []), ("auto", ["metrics.1.jsonl", "metrics.2.jsonl"])])
-def test_a_start_that_passes_makes_way(start, earlier, mode, left):
+@pytest.mark.parametrize("mode", ["disable", "auto"])
+def test_a_start_that_passes_makes_way(start, earlier, mode):
+    """Without resuming they are deleted as well, but by the trainer, when the models are loaded."""
     start({"trainer.resume_mode": mode})
+    assert sorted(path.name for path in earlier.iterdir()) == ["metrics.1.jsonl", "metrics.2.jsonl"]
+
+
+@pytest.mark.parametrize(("mode", "left"), [("disable", []), ("auto", ["metrics.1.jsonl", "metrics.2.jsonl"])])
+def test_metrics_of_a_trainer_that_is_not_saw_s_make_way_before_it(configured, earlier, mode, left):
+    train._keep_earlier_metrics(configured({"trainer.v1.trainer_mode": "sync", "trainer.resume_mode": mode}))
     assert sorted(path.name for path in earlier.iterdir()) == left
+
+
+# ---------------------------------------------------------------- a CPU that nobody chose
+
+
+def large(toy_model: Path, folder: Path) -> Path:
+    """The toy model's folder with the sizes of Qwen2.5-1.5B."""
+    shutil.copytree(toy_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    sizes = {"hidden_size": 1536, "num_hidden_layers": 28, "vocab_size": 151_936, "layer_types": None}
+    (folder / "config.json").write_text(json.dumps({**config, **sizes}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("reason", "refused"),
+    [
+        ("this machine has no accelerator", True),
+        ("this machine has no accelerator (the driver is gone)", True),
+        ("SAW_PLATFORM is cpu", False),
+        ("CUDA_VISIBLE_DEVICES is '', which hides the GPUs", False),
+        (None, False),
+    ],
+)
+def test_a_large_model_is_not_trained_on_a_cpu_that_nobody_chose(
+    start, monkeypatch, toy_model, tmp_path, reason, refused
+):
+    """Kind: a full-size training on the CPU, for lack of a GPU, that takes months."""
+    if reason is not None:
+        monkeypatch.setenv(train.REASON, reason)
+    path = str(large(toy_model, tmp_path / "large"))
+    if refused:
+        with pytest.raises(ConfigError, match=rf"{MODEL} is '{path}'.*no accelerator.*size=toy; SAW_PLATFORM=cpu"):
+            start({MODEL: path})
+    else:
+        start({MODEL: path})
+    start()  # a toy model is what a CPU is for
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [("Qwen/Qwen2.5-1.5B-Instruct", True), ("runs/quickstart/model", False), (NOWHERE, False), (None, False)],
+)
+def test_a_model_that_cannot_be_read_is_large_only_if_it_is_one_of_the_hub(configured, monkeypatch, path, expected):
+    def unreachable(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(inputs.AutoConfig, "from_pretrained", unreachable)
+    assert inputs.is_large_for_a_cpu(configured({MODEL: path})) == expected
+
+
+# ---------------------------------------------------------------- the message of a refusal
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"saw.method": "saw_gdop"}, ["saw.method", "'saw_gdop'", "saw_gdpo", "VERL_USE_EXTERNAL_MODULES"]),
+        ({"data.train_files": NOWHERE}, ["data.train_files", NOWHERE]),
+        ({"trainer.nnodes": 0}, ["trainer.nnodes is 0"]),  # a ValueError of saw.machine
+        ({"trainer.project_name": "${oc.env:SAW_SOME_TOKEN,none}"}, ["trainer.project_name", "SAW_SOME_TOKEN"]),
+        ({"trainer.n_gpus_per_node": 4}, ["n_gpus_per_node"]),
+    ],
+)
+def test_the_command_shows_a_refusal_without_a_traceback(configured, changes, words):
+    with pytest.raises(SystemExit) as ended:
+        train.command(configured(changes))
+    assert str(ended.value).startswith("saw: ")
+    for word in words:
+        assert word in str(ended.value)
+
+
+def test_an_error_of_the_user_s_own_code_keeps_its_traceback(configured, tmp_path):
+    (tmp_path / "mine.py").write_text("def compute_score(**_):\n    raise ValueError('a bug of mine')\n")
+    own = {"reward.custom_reward_function.path": str(tmp_path / "mine.py")}
+    with pytest.raises(ValueError, match="a bug of mine"):
+        train.command(configured({**own, "reward.custom_reward_function.name": "compute_score"}))
 
 
 def test_a_refused_start_makes_no_folder(start, tmp_path):
@@ -309,6 +522,18 @@ def test_a_refused_start_makes_no_folder(start, tmp_path):
     assert not (tmp_path / "new").exists()
     start(new)
     assert (tmp_path / "new").is_dir()
+
+
+def test_a_multirun_is_refused(start, earlier, monkeypatch):
+    """Kind: a process's second training inherits the first one's variables and deletes its metrics."""
+    before = contents(earlier)
+    monkeypatch.setattr(train.HydraConfig, "initialized", lambda: True)
+    monkeypatch.setattr(train.HydraConfig, "get", lambda: SimpleNamespace(mode=RunMode.MULTIRUN))
+    with pytest.raises(ValueError, match=r"hydra\.mode is MULTIRUN .* saw sweep"):
+        start()
+    assert contents(earlier) == before
+    monkeypatch.setattr(train.HydraConfig, "get", lambda: SimpleNamespace(mode=RunMode.RUN))
+    start()
 
 
 def test_verl_s_check_runs_once_and_what_is_open_is_settled_before_it_starts(start, monkeypatch):
@@ -334,7 +559,7 @@ def test_verl_s_check_runs_once_and_what_is_open_is_settled_before_it_starts(sta
     ],
 )
 def test_a_command_without_an_experiment_says_that_and_which_there_are(arguments):
-    """Kind: an error that is about what follows from the missing part."""
+    """Kind: an error reports a consequence of the missing part instead of the part."""
     said = train.missing_experiment(arguments)
     assert said is not None
     assert "experiment=NAME" in said

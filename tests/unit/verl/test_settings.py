@@ -1,12 +1,19 @@
 """The section ``saw`` and what it demands of verl's configuration: found before Ray starts, with what is allowed."""
 
+from contextlib import nullcontext
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 
+from saw.rewards import returns
+from saw.verl import trainer as trainer_module
 from saw.verl.config import ConfigError, ObjectiveSettings, Settings
 from saw.verl.config_checks import check_config
 from saw.verl.reward_ranges import RewardRanges
+from saw.verl.trainer import SAWTrainer
 from tests.configs import compose
 
 TWO = {"format": {"minimum": 0, "maximum": 1}, "correctness": {"minimum": -3, "maximum": 3, "priority": 2}}
@@ -28,13 +35,23 @@ def test_mapping_and_list_mean_the_same():
     [
         ({"method": "ppo"}, ["saw.method", "'ppo'", "saw_grpo, saw_gdpo"]),
         ({"metod": "grpo"}, ["saw.metod", "no such setting"]),
-        ({"options": {"profile": "new"}}, ["saw.options.profile", "'new'", "'paper' or 'released'"]),
+        ({"options": {"profile": "new"}}, ["saw.options.profile", "'new'", "paper, released"]),
         ({"objectives": {}}, ["saw.objectives", "at least 1"]),
-        ({"objectives": {"a": {"minimum": "low"}}}, ["saw.objectives.0.minimum", "number", "'low'"]),
+        ({"objectives": {"a": {"minimum": "low"}}}, ["saw.objectives.a.minimum", "number", "'low'"]),
         ({"objectives": {"a": {"minimum": 0, "priority": -1}}}, ["priority", "greater than or equal to 0", "-1"]),
         ({"objectives": {"a": {"minimum": 1, "maximum": 1}}}, ["maximum is 1", "above the minimum 1"]),
         ({"objectives": {"score": {"minimum": 0}}}, ["'score'", "reserved"]),
         ({"objectives": [{"name": "a", "minimum": 0}, {"name": "a", "minimum": 1}]}, ["'a'", "twice"]),
+        ({"objectives": None}, ["saw.objectives", "it is None", "{accuracy: {minimum: 0, maximum: 1}}"]),
+        ({"objectives": "a,b"}, ["saw.objectives", "it is 'a,b'", "{accuracy: {minimum: 0, maximum: 1}}"]),
+        ({"objectives": {"a": 1}}, ["saw.objectives", "'a' is 1", "minimum, maximum, priority"]),
+        ({"objectives": {"a": [0, 1]}}, ["saw.objectives", "'a' is [0, 1]", "minimum, maximum, priority"]),
+        (
+            {"objectives": {"a": {"name": "b"}}},
+            ["saw.objectives", "'a' is {'name': 'b'}", "minimum, maximum, priority"],
+        ),
+        ({"objectives": {"a": {"minimum": 0, "priority": 1e80}}}, ["saw.objectives.a.priority", "1e+80"]),
+        ({"poll_interval": float("inf")}, ["saw.poll_interval", "finite", "inf"]),
         ({"poll_interval": 0}, ["saw.poll_interval", "greater than 0"]),
     ],
 )
@@ -43,6 +60,19 @@ def test_bad_section(changes, words):
         settings(**changes)
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize("objectives", [{"a": {"minimum": 0, "priority": -1}}, [{"name": "a", "priority": -1}]])
+def test_a_wrong_objective_is_the_only_fault(objectives):
+    """Kind: a consequence of a fault (no objective is left) hides the fault."""
+    with pytest.raises(ConfigError) as error:
+        settings(objectives=objectives)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_absent_objectives_show_how_to_write_them():
+    with pytest.raises(ConfigError, match=r"saw\.objectives is not set; expected .*{accuracy: {minimum: 0"):
+        Settings.of(OmegaConf.create({"saw": {"method": "saw_gdpo"}}))
 
 
 def test_absent_section_shows_how_to_write_one():
@@ -75,7 +105,7 @@ def test_bad_configuration(override, words):
 
 
 def test_the_released_kl_goes_with_the_released_profile():
-    """A penalty that means something else: half of a reading, on the command line or in a file of one's own."""
+    """Kind: half of a reading changes what the penalty means, on the command line or in a user's own file."""
     released = {"profile": "released"}
     assert settings(method="grpo", kl_in_reward="grpo_only", options=released).feels_kl_in_reward
     for options in ({}, {"profile": "paper"}):
@@ -109,7 +139,7 @@ CORRECTION = "algorithm.rollout_correction"
     ],
 )
 def test_what_the_objectives_gradients_would_not_see_is_refused(method, override, words):
-    """What changes the update's gradient after, or otherwise than, the objectives', which are then not its parts."""
+    """Settings that change the update's gradient but not the objectives', which are then not its parts."""
     with pytest.raises(ConfigError) as error:
         check_config(compose(*method, override))
     for word in words:
@@ -164,6 +194,106 @@ def test_a_reward_function_that_fails_on_its_own_reference_says_when(tmp_path, t
     assert "first row" in error.value.__notes__[0]
 
 
+@pytest.mark.parametrize("value", ["null", "[]", "5", "GARBAGE", "/nowhere.parquet"])
+@pytest.mark.parametrize("rollouts", [1, 2])
+def test_data_that_cannot_be_read_is_left_to_the_check_of_the_data(tmp_path, value, rollouts):
+    """Kind: reading the data for another purpose fails with an error that names neither key nor file."""
+    (tmp_path / "rows.parquet").write_bytes(b"no rows")
+    data = f"data.train_files={value}".replace("GARBAGE", str(tmp_path / "rows.parquet"))
+    minima = [f"++saw.objectives.{name}.minimum=0" for name in ("format", "correctness")]
+    arguments = [*reward_file(tmp_path, PLAIN), data, *minima, f"actor_rollout_ref.rollout.n={rollouts}"]
+    # of one rollout there may be more only in a file that may have the column for them
+    is_one = rollouts == 1 and value != "GARBAGE"
+    refused = pytest.raises(ConfigError, match=r"rollout\.n is 1") if is_one else nullcontext()
+    with refused:
+        check_config(compose(*arguments))
+
+
+@pytest.mark.parametrize("column", ["reward_model", "extra_info"])
+def test_a_first_row_of_another_kind_is_named(tmp_path, column):
+    row = {"prompt": [{"role": "user", "content": "a"}], "data_source": "b", "reward_model": {"ground_truth": "c"}}
+    pq.write_table(pa.Table.from_pylist([{**row, column: "text"}]), tmp_path / "rows.parquet")
+    with pytest.raises(ConfigError, match=rf"rows\.parquet', whose first row has {column} 'text'; expected a mapping"):
+        check_config(compose(*reward_file(tmp_path, PLAIN), f"data.train_files={tmp_path / 'rows.parquet'}"))
+
+
+@pytest.mark.parametrize("body", ["reward = 5\n", "reward = None\n"])
+def test_a_reward_that_is_no_function_is_refused(tmp_path, body):
+    with pytest.raises(
+        ConfigError, match=r"custom_reward_function\.name is 'reward', which is .*; expected a function"
+    ):
+        check_config(compose(*reward_file(tmp_path, body)))
+
+
+KWARGS = "reward.custom_reward_function.reward_kwargs"
+OPTIONS = f"{KWARGS}.options"
+BOUNDS = "{'format': (0, 1), 'correctness': (-3, 3)}"
+
+
+def declared(tmp_path, bounds: str) -> list[str]:
+    body = f"from saw.rewards import returns\n@returns('format', 'correctness', bounds={bounds})\n" + PLAIN
+    return [*reward_file(tmp_path, body), f"~{OPTIONS}"]
+
+
+@pytest.mark.parametrize("argument", ["solution_str", "extra_info", "step"])
+def test_an_argument_that_would_replace_the_training_s_is_refused(tmp_path, argument):
+    """Kind: with verl's merge, every response would be the configured one."""
+    arguments = declared(tmp_path, f"lambda step, **_: {BOUNDS}")
+    with pytest.raises(ConfigError, match=rf"{KWARGS}\.{argument} is 3, but .* gets {argument} from the training"):
+        check_config(compose(*arguments, f"+{KWARGS}.{argument}=3"))
+
+
+@pytest.mark.parametrize(
+    ("bounds", "says"),
+    [
+        (BOUNDS, "bounds is {.*; expected a function"),
+        (f"lambda: {BOUNDS}", r"bounds cannot be called like that.* it takes \(\), and gets step"),
+        ("lambda step: {'format': (0, 1e80), 'correctness': (-3, 3)}", r"range from 0 to 1e\+80"),
+        ("lambda step: {'format': (1, 0), 'correctness': (-3, 3)}", "range from 1 to 0"),
+        ("lambda step: {'format': (0, 1, 2), 'correctness': (-3, 3)}", "expected a pair of numbers"),
+    ],
+)
+def test_impossible_bounds_are_refused(tmp_path, bounds, says):
+    with pytest.raises(ConfigError, match=says):
+        check_config(compose(*declared(tmp_path, bounds)))
+
+
+def test_bounds_that_raise_say_for_which_step(tmp_path):
+    with pytest.raises(ZeroDivisionError) as error:
+        check_config(compose(*declared(tmp_path, "lambda step: 1 // 0")))
+    assert error.value.__notes__ == ["raised by what declares the reward function's bounds, for step 0"]
+
+
+def test_a_schedule_that_goes_wrong_later_ends_the_training_before_its_first_step(tmp_path, monkeypatch):
+    bounds = "lambda step: {'format': (0, 1), 'correctness': (-3, 2 - step)}"  # empty from step 6 on
+    config = compose(*declared(tmp_path, bounds))
+    made = SAWTrainer.__new__(SAWTrainer)
+    made.config, made.settings = config, check_config(config)
+    made._ranges = RewardRanges.of(config, made.settings)
+    monkeypatch.setattr(trainer_module.PPOTrainerSync, "on_init_end", lambda self: None)
+    monkeypatch.setattr(trainer_module.run_info, "write", lambda *_: None)
+    made.total_training_steps = 5
+    made.on_init_end()
+    made.total_training_steps = 6
+    with pytest.raises(ConfigError, match="'correctness' range from -3 to -4 at step 6"):
+        made.on_init_end()
+
+
+@pytest.mark.parametrize(
+    "declaration",
+    [
+        lambda: returns(),
+        lambda: returns(["format"]),
+        lambda: returns(lambda solution_str: {}),  # without parentheses
+        lambda: returns("format", bounds={"format": (0, 1)}),
+        lambda: returns("format", check=True),
+    ],
+)
+def test_a_wrong_declaration_of_a_reward_function_is_refused_when_it_is_made(declaration):
+    with pytest.raises(TypeError, match=r"saw\.rewards\.returns"):
+        declaration()
+
+
 def test_a_scalar_reward_function_is_refused(tmp_path, toy_data):
     body = "def reward(**kwargs):\n    return 1.0\n"
     with pytest.raises(ConfigError, match="returns float; expected a dict"):
@@ -175,9 +305,6 @@ def ranges(*overrides: str, step: int = 0) -> list[tuple[float, float]]:
     checked = check_config(config)
     assert checked is not None
     return RewardRanges.of(config, checked).at(step)
-
-
-OPTIONS = "reward.custom_reward_function.reward_kwargs.options"
 
 
 def test_minima_come_from_the_reward_and_follow_its_options_and_schedule():
@@ -198,3 +325,67 @@ def test_a_reward_without_bounds_needs_a_minimum(tmp_path, toy_data):
         check_config(compose(*arguments))
     minima = [f"++saw.objectives.{name}.minimum=-1" for name in ("format", "correctness")]
     check_config(compose(*arguments, *minima))
+
+
+# ---------------------------------------------------------------- objectives of a turn
+
+ROLLOUT = "actor_rollout_ref.rollout"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"turn": 0}, ["saw.objectives.format.turn", "greater than or equal to 1", "0"]),
+        ({"turn": 1.5}, ["saw.objectives.format.turn", "integer", "1.5"]),
+        ({"turn": "first"}, ["saw.objectives.format.turn", "integer", "'first'"]),
+    ],
+)
+def test_a_bad_turn(changes, words):
+    with pytest.raises(ConfigError) as error:
+        settings(objectives={"format": {"minimum": 0, **changes}})
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("method", ["grpo", "saw_grpo", "gradient_gdpo"])
+def test_a_turn_needs_a_method_with_an_advantage_of_each_objective(method):
+    objectives = {"format": {"minimum": 0, "turn": 1}, "correctness": {"minimum": -3}}
+    assert settings(objectives=objectives).names_turns
+    with pytest.raises(ConfigError, match=rf"saw: the turn of 'format' is 1, but {method} "):
+        settings(objectives=objectives, method=method)
+    assert not settings(method=method).names_turns
+
+
+@pytest.mark.parametrize(
+    ("turn", "most", "agent", "words"),
+    [
+        (2, "null", "single_turn_agent", ["correctness.turn is 2", "default_agent_loop is 'single_turn_agent'"]),
+        (3, 2, "tool_agent", ["correctness.turn is 3", "max_assistant_turns is 2", "at most 2 turns"]),
+        (1, "null", "single_turn_agent", []),
+        (2, 2, "tool_agent", []),
+        (9, "null", "tool_agent", []),
+    ],
+)
+def test_a_turn_that_no_response_can_have(toy_data, turn, most, agent, words):
+    config = compose(
+        f"+saw.objectives.correctness.turn={turn}",
+        f"{ROLLOUT}.multi_turn.max_assistant_turns={most}",
+        f"{ROLLOUT}.agent.default_agent_loop={agent}",
+        f"data.train_files={toy_data[0]}",
+    )
+    if not words:
+        assert check_config(config).names_turns
+        return
+    with pytest.raises(ConfigError) as error:
+        check_config(config)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_row_may_name_an_agent_loop_of_several_turns(toy_data, tmp_path):
+    table = pq.read_table(toy_data[0])
+    path = tmp_path / "train.parquet"
+    pq.write_table(table.append_column("agent_name", [["tool_agent"] * len(table)]), path)
+    turn = "+saw.objectives.correctness.turn=2"
+    assert check_config(compose(turn, f"data.train_files={path}")).names_turns
+    assert check_config(compose(turn, "data.train_files=elsewhere.parquet")).names_turns  # on another node

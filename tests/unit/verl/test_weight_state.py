@@ -34,13 +34,13 @@ def settings(**more) -> Settings:
 def test_running_minima_fall_and_never_rise():
     state = State()
     for rewards, lowest in (([[5.0, 2.0], [5.0, 3.0]], 2.0), ([[5.0, NAN], [5.0, 4.0]], 2.0), ([[-9.0, -1.0]], -1.0)):
-        state.see(torch.tensor(rewards), settings())
+        state.track_minima(torch.tensor(rewards), settings())
         assert state.minima == {"b": lowest}
 
 
 def test_nothing_is_known_before_the_first_reward():
     state = State()
-    state.see(torch.tensor([[1.0, NAN]]), settings())
+    state.track_minima(torch.tensor([[1.0, NAN]]), settings())
     assert state.minima == {}
 
 
@@ -67,7 +67,7 @@ def test_the_learning_rate_of_the_weights_is_the_actor_s():
 
 
 def test_the_workers_are_told_the_reduction_and_each_step_s_gradients_are_clipped(monkeypatch):
-    """An option that does not arrive; an average over steps of gradients of which only the average was clipped."""
+    """Kind: an option that is ignored, or an average over steps that is clipped instead of each step's gradients."""
     options = {"gradient": {"lr": 1.0, "accumulate": 2, "reduction": "sum", "clip": 1.0, "layers": [3]}}
     section = Settings.model_validate(
         {"method": "gradient_grpo", "objectives": {"a": {"minimum": 0}, "b": {"minimum": 0}}, "options": options}
@@ -109,6 +109,7 @@ def make_trainer(config, monkeypatch, steps) -> SAWTrainer:
     monkeypatch.setattr(trainer_module.PPOTrainerSync, "_load_checkpoint", load)
     made = SAWTrainer.__new__(SAWTrainer)
     made.config, made.global_steps, made.state = OmegaConf.create(config), steps, State()
+    made.settings = settings()
     return made
 
 
@@ -128,6 +129,36 @@ def test_the_trainer_saves_and_restores_it(tmp_path, monkeypatch):
     fresh = make_trainer(config, monkeypatch, steps=0)
     fresh._load_checkpoint()
     assert fresh.state == State()
+
+
+@pytest.mark.parametrize("other", [["b", "a"], ["a"], ["a", "b", "c"], ["a", "c"]])
+def test_a_checkpoint_of_other_objectives_is_refused(tmp_path, monkeypatch, other):
+    """Kind: weights and Gram matrices are lists, which another order of the objectives would silently mix up."""
+    config = {"trainer": {"default_local_dir": str(tmp_path), "resume_mode": "auto", "resume_from_path": None}}
+    make_trainer(config, monkeypatch, steps=4)._save_checkpoint()
+    changed = make_trainer(config, monkeypatch, steps=4)
+    objectives = [{"name": name, "minimum": 0} for name in other]
+    changed.settings = Settings.model_validate({"method": "saw_gdpo", "objectives": objectives})
+    with pytest.raises(ConfigError, match=f"saw.objectives are {', '.join(other)}, .* checkpoint a, b"):
+        changed._load_checkpoint()
+
+
+def test_a_checkpoint_from_before_objectives_were_saved_is_read(tmp_path, monkeypatch):
+    config = {"trainer": {"default_local_dir": str(tmp_path), "resume_mode": "auto", "resume_from_path": None}}
+    (tmp_path / "global_step_4").mkdir()
+    (tmp_path / "global_step_4" / "saw_state.json").write_text('{"weights": [0.25, 0.75], "minima": {}, "grams": []}')
+    made = make_trainer(config, monkeypatch, steps=4)
+    made._load_checkpoint()
+    assert made.state == State(weights=[0.25, 0.75])
+
+
+def test_a_minimum_that_is_no_longer_running_is_the_configured_one():
+    """Kind: a resumed training measures the CV from a minimum that was only the earlier training's."""
+    made = SAWTrainer.__new__(SAWTrainer)
+    made.state = State(minima={"a": -7.0, "b": -2.0})
+    made.settings = settings()
+    made._ranges = RewardRanges(made.settings, None)
+    assert [objective.minimum for objective in made._objectives([1])] == [0.0, -2.0]
 
 
 def test_the_state_is_there_before_the_checkpoint_is_complete(tmp_path, monkeypatch):
