@@ -127,7 +127,8 @@ def is_mine(connection: socket.socket) -> bool:
 def connect(arguments: Sequence[str]) -> socket.socket:
     """Connect to the template of this Ray node and job, starting it if there is none.
 
-    Of the job too, because Ray's library remembers the job in which it was imported, and ends a worker with it. The socket is in Linux's abstract namespace, where a name is free again as soon as its owner exits.
+    Of the job too: Ray's library keeps the job in which it was imported, and ends a worker together with that one. The
+    socket is in Linux's abstract namespace, where a name is free again as soon as its owner exits.
 
     Raises:
         OSError: if the template belongs to another user.
