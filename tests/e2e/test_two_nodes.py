@@ -11,11 +11,14 @@ import json
 import math
 import os
 import secrets
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from data_prep import tldr
@@ -27,10 +30,7 @@ from saw.verl.patches.forked_workers import py_executable
 from tests.conftest import ROOT
 from tests.e2e.two_nodes import PORT, Node, two_nodes, why_not
 
-pytestmark = [
-    *(pytest.mark.pipeline, pytest.mark.full, pytest.mark.cpu_platform),
-    pytest.mark.skipif(bool(reason := why_not()), reason=str(reason)),
-]
+pytestmark = [pytest.mark.pipeline, pytest.mark.full, pytest.mark.cpu_platform]
 #: Seconds for a start and its steps, for the end of a training after a node is lost, and for Ray to end its processes.
 LIMIT, LOST_LIMIT, GONE_LIMIT = 420, 240, 60
 STEPS = 3
@@ -61,6 +61,8 @@ def inputs(tmp_path_factory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory) -> Iterator[tuple[Node, Node]]:
     """Both nodes with Ray; the second has joined the first."""
+    if reason := why_not():
+        pytest.skip(reason)
     names = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
     environment = {name: os.environ[name] for name in names if name in os.environ}
     environment |= {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -129,6 +131,36 @@ def wait_until_gone(node: Node) -> None:
     while left := training_processes(node):
         assert time.monotonic() < deadline, f"left on {node.name}: {left}"
         time.sleep(0.2)
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+from tests.e2e.two_nodes import two_nodes
+with two_nodes(Path(sys.argv[1]), [], dict(os.environ)) as nodes:
+    for node in nodes:
+        node.boot("sleep", "infinity")
+    while not all("sleep infinity" in node.processes() for node in nodes):
+        time.sleep(0.05)
+    print(*(process for node in nodes for process in (node.network.pid, node.first.pid)), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_nothing_is_left_of_the_nodes_if_the_test_is_killed(tmp_path):
+    """No process, and so no namespace: none has a name that would keep it."""
+    if reason := why_not():
+        pytest.skip(reason)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "nodes")], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    processes = [int(number) for number in killed.stdout.split()]
+    assert len(processes) == 4
+    deadline = time.monotonic() + GONE_LIMIT
+    while left := [process for process in processes if psutil.pid_exists(process)]:
+        assert time.monotonic() < deadline, f"left: {left}"
+        time.sleep(0.05)
 
 
 def test_a_training_on_two_nodes_survives_its_driver_and_a_node(nodes, inputs, tmp_path):
