@@ -31,7 +31,7 @@ BOOT = """
 set -e
 mount --bind "$3/hosts" /etc/hosts
 "$1" -c 'import socket, sys; socket.sethostname(sys.argv[1])' "$2"
-for place in /tmp /dev/shm; do
+for place in /dev/shm /tmp; do  # the folder may be in /tmp
   own="$3$place"
   for shared in $SHARED; do
     case "$shared" in
