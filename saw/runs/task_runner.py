@@ -2,7 +2,7 @@
 
 verl 0.9.1 lets Ray choose the node, and so the disk to which metrics, ``run.json`` and the weights' state are written.
 And it waits without a limit: if the node of TransferQueue's controller is lost, the task runner waits forever for an
-answer. Contract: ``tests/contract/test_running_cluster.py``, ``tests/e2e/test_two_nodes.py``.
+answer. Contract: ``tests/contract/test_lost_nodes.py``, ``tests/e2e/test_two_nodes.py``.
 """
 
 from __future__ import annotations

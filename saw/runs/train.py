@@ -159,7 +159,7 @@ def check_settings(config: DictConfig, platform: str | None) -> None:
 
 
 def check(config: DictConfig, platform: str | None) -> None:
-    """Make a configuration ready for verl, with all open choices made; touches no file.
+    """Make a configuration ready for verl, with all open choices made; leaves every file as it is.
 
     Args:
         config (DictConfig): verl's whole configuration.

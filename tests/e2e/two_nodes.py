@@ -52,7 +52,7 @@ def why_not() -> str | None:
     if sys.platform != "linux" or os.geteuid() != 0:
         return "two Ray nodes on one machine need root on Linux"
     if missing := [program for program in PROGRAMS if shutil.which(program) is None]:
-        return f"two Ray nodes on one machine need the programs {', '.join(missing)}"
+        return f"two Ray nodes on one machine need the programs {', '.join(missing)} (iproute2, util-linux)"
     command = (*_unshare(), "--net", "bash", "-c", TRY)
     tried = subprocess.run(command, capture_output=True, text=True, timeout=30)
     if tried.returncode:
