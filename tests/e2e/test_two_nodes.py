@@ -1,8 +1,7 @@
 """A training on two Ray nodes, with one rank, one vLLM and one judge each.
 
-The stages share a folder, because each start takes a minute: a folder that the nodes don't share is refused; the driver
-is killed after a step; the same command resumes, and a node is lost in the middle of a step; with the node back, it
-resumes again.
+The stages of one test share a folder, because each start takes a minute: the driver is killed after a step; the same
+command resumes, and a node is lost in the middle of a step; with the node back, it resumes again.
 """
 
 from __future__ import annotations
@@ -163,24 +162,24 @@ def test_nothing_is_left_of_the_nodes_if_the_test_is_killed(tmp_path):
         time.sleep(0.05)
 
 
-def test_a_training_on_two_nodes_survives_its_driver_and_a_node(nodes, inputs, tmp_path):
-    first, second = nodes
-    trainings = Trainings(tmp_path, inputs)
-    check_a_folder_that_is_not_shared_is_refused(trainings, first, second)
-    check_a_killed_driver(trainings, first, second)
-    check_a_lost_node(trainings, first, second)
-    second.connect()
-    start(second, f"--address={first.address}:{PORT}")
-    check_the_rest(trainings, first, second)
-
-
-def check_a_folder_that_is_not_shared_is_refused(trainings: Trainings, first: Node, second: Node) -> None:
-    run = trainings.on(first, first, "trainer.default_local_dir=/tmp/own/checkpoints")
+def test_a_folder_that_is_not_shared_is_refused(nodes, inputs, tmp_path):
+    first, _ = nodes
+    run = Trainings(tmp_path, inputs).on(first, first, "trainer.default_local_dir=/tmp/own/checkpoints")
     with pytest.raises(
         JobFailed, match=r"trainer\.default_local_dir is '/tmp/own/checkpoints'.*node-b \(10\.77\.0\.2\)"
     ):
         run.follow(lambda step, metrics: None)
     assert not (first.folder / "tmp" / "own").exists()
+
+
+def test_a_training_on_two_nodes_survives_its_driver_and_a_node(nodes, inputs, tmp_path):
+    first, second = nodes
+    trainings = Trainings(tmp_path, inputs)
+    check_a_killed_driver(trainings, first, second)
+    check_a_lost_node(trainings, first, second)
+    second.connect()
+    start(second, f"--address={first.address}:{PORT}")
+    check_the_rest(trainings, first, second)
 
 
 def check_a_killed_driver(trainings: Trainings, first: Node, second: Node) -> None:
