@@ -20,7 +20,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from saw.machine.cluster import ray_init, running
 from saw.rewards import JUDGE
-from saw.runs.handover import INPUTS
+from saw.runs.handover import DATA, INPUTS
 from saw.verl.config import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -30,12 +30,7 @@ LIMIT = 60.0
 #: Seconds that an earlier training has to leave the cluster: its processes end a little later than its driver.
 PATIENCE = 30.0
 #: What only the task runner reads, which is on this node (:mod:`saw.runs.task_runner`).
-READ_HERE = (
-    "data.train_files",
-    "data.val_files",
-    "data.sampler.class_path",
-    "trainer.v1.sampler.custom_sampler.path",
-)
+READ_HERE = (*DATA, "data.sampler.class_path", "trainer.v1.sampler.custom_sampler.path")
 #: What workers read, wherever Ray starts them.
 READ_EVERYWHERE = (*(key for key in INPUTS if key not in READ_HERE), f"{JUDGE}.prompt")
 FOLDER = "trainer.default_local_dir"
