@@ -237,7 +237,7 @@ def check_the_rest(trainings: Trainings, first: Node, second: Node) -> None:
     assert history.steps == (1, 2, 3)
     assert history.objectives == ("quality", "conciseness")
     for name in history.objectives:
-        assert history.of(name, "missing") == [0] * STEPS  # each judge had the key
+        assert history.of(name, "missing") == (0,) * STEPS  # each judge had the key
     assert all(map(math.isfinite, history.columns["actor/grad_norm"]))
     assert max(history.columns["actor/grad_norm"]) > 0
     assert max(history.columns["training/rollout_probs_diff_max"]) < 1e-3  # both vLLMs have the trainer's weights
