@@ -72,7 +72,11 @@ COMMANDS = {
     "study": Command(
         "Run our studies: a tabular simulation, and a small language model.",
         "tabular --seeds 300",
-        choices=(("tabular", "recipes.study.tabular_study"), ("lm", "recipes.study.language_model")),
+        choices=(
+            ("tabular", "recipes.study.tabular_study"),
+            ("lm", "recipes.study.language_model"),
+            ("lean", "recipes.study.lean_study"),
+        ),
     ),
     "benchmark": Command(
         "Time the estimators, the rewards, the judge's client, a step, or a start.",

@@ -52,7 +52,7 @@ THRESHOLDS = {"format": 0.9, "correctness": 1.5}
 AHEAD, SMOOTH = 10, 5
 
 
-def write_steps(runs: Sequence[LoggedRun], path: Path) -> int:
+def write_steps(runs: Sequence[LoggedRun], path: Path, kept: Sequence[str] = KEPT) -> int:
     """All runs' steps as one CSV, each up to the last step of the shortest run, which it returns.
 
     Final values are compared, so they must be of the same step. The learning rate is constant, so the first steps of a
@@ -62,7 +62,7 @@ def write_steps(runs: Sequence[LoggedRun], path: Path) -> int:
     frames = []
     for run in runs:
         whose = {"method": _row_of(run), "seed": run.seed, "commit": run.info["provenance"]["commit"]}
-        values = {name: run.history.columns[name] for name in KEPT}
+        values = {name: run.history.columns[name] for name in kept}
         frames.append(pd.DataFrame({**whose, "step": run.history.steps, **values}))
     table = pd.concat(frames)
     table[table["step"] <= last].to_csv(path, index=False, float_format="%.7g", na_rep="nan")
@@ -74,7 +74,7 @@ def read_steps(path: Path) -> dict[str, list[LoggedRun]]:
     table = pd.read_csv(path, dtype={"commit": str, **dict.fromkeys(KEPT, float)}, float_precision="round_trip")
     groups: dict[str, list[LoggedRun]] = {}
     for (label, seed, commit), steps in table.groupby(["method", "seed", "commit"], sort=False):
-        columns = {name: tuple(steps[name]) for name in KEPT}
+        columns = {name: tuple(steps[name]) for name in KEPT if name in steps}
         history = History(tuple(steps["step"]), tuple(OBJECTIVES), columns)
         info = {
             "config": {"saw": {"method": label.partition(",")[0]}, "data": {"seed": int(seed)}},

@@ -18,7 +18,7 @@ import yaml
 from scipy import stats
 
 from benchmarks import step as step_benchmark
-from recipes.study import language_model
+from recipes.study import language_model, lean_study
 from recipes.tldr import table as table2
 from recipes.toolrl import table as table1
 from saw.report import read_history, summary, summary_table
@@ -28,6 +28,8 @@ from tests.conftest import ROOT
 RESULTS = ROOT / "results"
 README, STEP, JUDGE = "results/README.md", "results/step_benchmark/README.md", "results/judge_benchmark/README.md"
 REWARDS, ADVANTAGES = "results/reward_benchmark/README.md", "results/advantage_benchmark/README.md"
+
+FINAL = f"last {summary.LAST} steps"
 
 # ------------------------------------------------------------------ the data
 
@@ -199,6 +201,57 @@ def trained_again(name: str) -> float:
         for label in ("saw_gdpo", "gdpo")
     )
     return plain - saw
+
+
+# the same model with more seeds, in the lean trainer
+@cache
+def lean(folder: str = "lean") -> dict[str, list]:
+    return language_model.read_steps(RESULTS / "study" / folder / "steps.csv")
+
+
+def lean_seeds(folder: str = "lean") -> int:
+    """The number of seeds, which all methods have."""
+    (number,) = {len(runs) for runs in lean(folder).values()}
+    return number
+
+
+@cache
+def lean_tests() -> dict:
+    return lean_study.comparisons(lean())
+
+
+def p_value(p: float) -> str:
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def lean_gap(method: str, objective: str, measure: str) -> list[str]:
+    """Difference from the base, its interval, and p by Holm."""
+    test, _ = lean_tests()[method, objective, measure]
+    gap = test.difference
+    return [*(f"{value:z.3f}" for value in (gap.mean, gap.low, gap.high)), p_value(test.p_corrected)]
+
+
+def lean_gaps(objective: str, *measures: str) -> list[str]:
+    return [
+        value for measure in measures for method in lean_study.PAIRS for value in lean_gap(method, objective, measure)
+    ]
+
+
+def lean_same(objective: str, measure: str) -> list[str]:
+    """p of the tests for equivalence."""
+    return [p_value(lean_tests()[method, objective, measure][1]) for method in lean_study.PAIRS]
+
+
+def lean_early(objective: str, what: str, steps: slice) -> float:
+    """Mean of a metric over some steps, all methods and seeds."""
+    return statistics.fmean(
+        value for runs in lean().values() for run in runs for value in run.history.of(objective, what)[steps]
+    )
+
+
+def lean_learned(method: str) -> str:
+    steps = [language_model._learned_at(run.history, "format") for run in lean()[method]]
+    return f"{np.median([step for step in steps if np.isfinite(step)]):.0f}"
 
 
 @cache
@@ -545,6 +598,42 @@ FIGURES = [
         "the steps of a seed took {} to {} minutes",
         lambda: whole(min(map(minutes, range(1, 6))), max(map(minutes, range(1, 6)))),
     ),
+    # --- the language model with more seeds
+    Figure(README, "a [small language model](study/lean) ({} seeds)", lambda: [str(lean_seeds())]),
+    Figure(
+        README,
+        "in the [lean trainer](study/lean), {} seeds: correctness begins near its plateau ({} at the first step, {} in "
+        "the last five); the area under its curve, per step, changes by {} [{}, {}] (SAW-GRPO, Holm {}) and {} [{}, "
+        "{}] (SAW-GDPO, Holm {}), its end by {} [{}, {}] (Holm {}) and {} [{}, {}] (Holm {})",
+        lambda: [
+            str(lean_seeds()),
+            *two(lean_early("correctness", "mean", slice(1)), lean_early("correctness", "mean", slice(-5, None))),
+            *lean_gaps("correctness", summary.AREA, FINAL),
+        ],
+    ),
+    Figure(
+        README,
+        "equivalent within ±{}, a margin set beforehand (p {} and {} for the area, {} and {} for the end)",
+        lambda: [
+            f"{lean_study.MARGIN * 6:.2f}",
+            *lean_same("correctness", summary.AREA),
+            *lean_same("correctness", FINAL),
+        ],
+    ),
+    Figure(
+        README,
+        "{} seeds in the [lean trainer](study/lean) ([GRPO](study/lean/rewards_grpo.png), "
+        "[GDPO](study/lean/rewards_gdpo.png)): the area under format's curve, per step, rises by {} [{}, {}] "
+        "(SAW-GRPO, Holm {}) and {} [{}, {}] (SAW-GDPO, Holm {}); format is learned at step {} instead of {} and {} "
+        "instead of {} (medians, not tested); its end changes by {} [{}, {}] (Holm {}) and {} [{}, {}] (Holm {}). "
+        "Holm's correction is over all eight comparisons.",
+        lambda: [
+            str(lean_seeds()),
+            *lean_gaps("format", summary.AREA),
+            *(lean_learned(method) for method in ("saw_grpo", "grpo", "saw_gdpo", "gdpo")),
+            *lean_gaps("format", FINAL),
+        ],
+    ),
     # --- step times
     Figure(
         README,
@@ -674,6 +763,7 @@ SETTINGS = {
         *(
             "weights 1:3",
             "8 methods x 5 seeds",
+            "[pipeline], 5 seeds, from a start",
             "95 % bootstrap",
             "with seed 1",
             "good objective with 8 choices",

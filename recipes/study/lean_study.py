@@ -1,0 +1,295 @@
+"""The language model's study with more seeds: GRPO and GDPO with and without SAW, in the lean trainer.
+
+    bash scripts/study.sh lean [--seeds 1,2,...,20] [--method grpo ...] [--out results/study/lean] [KEY=VALUE ...]
+    python -m recipes.study.lean_study --report-only
+
+Trains what is missing (runs/study_lean; a finished training is skipped, an interrupted one starts again), one training
+after another in one thread, then writes steps.csv, from which it makes the tables and figures. KEY=VALUE are Hydra
+overrides of all trainings. ``--against results/study/lm`` compares the curves with those of the pipeline instead; both
+must have begun with the same model and rows.
+
+What is tested was fixed before the first training of this study: the comparisons (:data:`PAIRS`, each objective, final
+reward and area under the curve, all corrected together), and the margin (:data:`MARGIN`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, stdev
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from recipes.ablations import sweep
+from recipes.common.reproduce import run_main, seed_list
+from recipes.common.stages import run_all
+from recipes.study import language_model as lm
+from recipes.study.lean import settings_of, train
+from saw.records.provenance import machine, versions
+from saw.report import figures, summary, tables
+from saw.report.history import LOG, LoggedRun, read_run
+from saw.report.seed_statistics import PairedTest, equivalence, paired_tests
+from saw.runs.compose import checked_override, compose
+
+METHODS = ("grpo", "saw_grpo", "gdpo", "saw_gdpo")
+#: Method -> what it is compared with, seed by seed.
+PAIRS = {"saw_grpo": "grpo", "saw_gdpo": "gdpo"}
+SEEDS = tuple(range(1, 21))
+#: The largest difference that would not matter, as a share of an objective's range.
+MARGIN = 0.02
+MEASURES = {f"last {summary.LAST} steps": summary.final, summary.AREA: summary.area_under_curve}
+#: Random divisions of the runs in the test that compares two sets of curves.
+DIVISIONS = 10_000
+#: Metrics kept of every step.
+KEPT = (
+    *(name for name in lm.KEPT if not name.startswith("timing_s/")),
+    *("timing_s/gen", "timing_s/adv", "timing_s/update_actor", "timing_s/step"),
+)
+Groups = Mapping[str, Sequence[LoggedRun]]
+
+
+def differences(groups: Groups, method: str, objective: str, measure: str) -> list[float]:
+    """A measure of a method less that of its base, one value per common seed."""
+    own, base = (
+        {run.seed: MEASURES[measure](run, objective) for run in groups[name]} for name in (method, PAIRS[method])
+    )
+    return [own[seed] - base[seed] for seed in sorted(own.keys() & base.keys(), key=str)]
+
+
+def comparisons(groups: Groups) -> dict[tuple[str, str, str], tuple[PairedTest, float]]:
+    """(method, objective, measure) -> paired test, by Holm over all of them, and p of the test for equivalence."""
+    gaps = {
+        (method, objective, measure): differences(groups, method, objective, measure)
+        for method, base in PAIRS.items()
+        if {method, base} <= groups.keys()
+        for objective in lm.OBJECTIVES
+        for measure in MEASURES
+    }
+    margins = {objective: MARGIN * (high - low) for objective, (low, high) in lm.OBJECTIVES.items()}
+    return {place: (test, equivalence(gaps[place], margins[place[1]])[1]) for place, test in paired_tests(gaps).items()}
+
+
+def verdicts(groups: Groups) -> summary.Table:
+    """:func:`comparisons` as a table."""
+    rows = tuple(
+        (
+            *(method, objective, measure, str(test.difference)),
+            *(f"{value:.3g}" for value in (test.p, test.p_corrected, test.effect, same)),
+        )
+        for (method, objective, measure), (test, same) in comparisons(groups).items()
+    )
+    margins = " and ".join(f"{MARGIN * (high - low):g} ({name})" for name, (low, high) in lm.OBJECTIVES.items())
+    header = ("method", "objective", "measure", "minus its base", "p", "p, Holm", "Cohen's d", "p, equivalence")
+    note = (
+        f"Bases: {', '.join(f'{base} of {method}' for method, base in PAIRS.items())}. Two-sided paired t-test over "
+        f"common seeds; Holm's correction over all {len(rows)} rows. Equivalence: two one-sided tests (TOST), margins "
+        f"{margins}, which is {MARGIN:.0%} of the range, set beforehand; not corrected."
+    )
+    return summary.Table("With SAW and without", header, rows, left=3, note=note)
+
+
+def welch(lean: Sequence[float], pipeline: Sequence[float]) -> tuple[float, float, float, float]:
+    """Difference of two means, its 95 % interval, and p, without assuming equal spread (Welch)."""
+    found = stats.ttest_ind(lean, pipeline, equal_var=False)
+    interval = found.confidence_interval(0.95)
+    return fmean(lean) - fmean(pipeline), float(interval.low), float(interval.high), float(found.pvalue)
+
+
+def values_of(runs: Sequence[LoggedRun], objective: str) -> dict[str, list[float]]:
+    """What the two trainers are compared by: the first step's mean reward, and each measure; one value per run."""
+    return {
+        "step 1": [run.history.of(objective, "mean")[0] for run in runs],
+        **{name: [measure(run, objective) for run in runs] for name, measure in MEASURES.items()},
+    }
+
+
+def agreement(lean: Groups, pipeline: Groups) -> summary.Table:
+    """Means and spread of both trainers, per method, objective and measure."""
+    rows = [
+        (method, objective, measure, own, values_of(pipeline[method], objective)[measure])
+        for method in lean
+        for objective in lm.OBJECTIVES
+        for measure, own in values_of(lean[method], objective).items()
+    ]
+    tests = [welch(own, other) for *_, own, other in rows]
+    corrected = multipletests([p for *_, p in tests], method="holm")[1]
+    shown = tuple(
+        (
+            *(method, objective, measure),
+            *(f"{fmean(values):.3f} ± {stdev(values):.3f} (n = {len(values)})" for values in (other, own)),
+            f"{gap:z.3f} [{low:z.3f}, {high:z.3f}]",
+            f"{p:.3g}",
+            f"{holm:.3g}",
+        )
+        for (method, objective, measure, own, other), (gap, low, high, p), holm in zip(
+            rows, tests, corrected, strict=True
+        )
+    )
+    header = ("method", "objective", "measure", "pipeline", "lean", "lean minus pipeline", "p", "p, Holm")
+    note = (
+        "Mean ± standard deviation over seeds. Welch's t-test and its 95 % interval; Holm's correction over all rows."
+    )
+    return summary.Table("The lean trainer and the pipeline", header, shown, left=3, note=note)
+
+
+def curve_distance(lean: Sequence[LoggedRun], pipeline: Sequence[LoggedRun], objective: str) -> tuple[float, float]:
+    """Root mean square distance of two mean curves, and how often a random division of the runs is as far apart.
+
+    Returns:
+        tuple[float, float]: the distance, in units of the reward, and p (permutation test).
+    """
+    curves = np.array([run.history.of(objective, "mean") for run in (*pipeline, *lean)])
+    split = len(pipeline)
+
+    def distance(order: np.ndarray) -> float:
+        ordered = curves[order]
+        return float(np.sqrt(np.mean((ordered[:split].mean(axis=0) - ordered[split:].mean(axis=0)) ** 2)))
+
+    rng = np.random.default_rng(0)
+    seen = distance(np.arange(len(curves)))
+    further = sum(distance(rng.permutation(len(curves))) >= seen * (1 - 1e-12) for _ in range(DIVISIONS))
+    return seen, (further + 1) / (DIVISIONS + 1)
+
+
+def curves(lean: Groups, pipeline: Groups) -> summary.Table:
+    """:func:`curve_distance` of every method and objective."""
+    found = {
+        (method, objective): curve_distance(lean[method], pipeline[method], objective)
+        for method in lean
+        for objective in lm.OBJECTIVES
+    }
+    corrected = multipletests([p for _, p in found.values()], method="holm")[1]
+    rows = tuple(
+        (*place, f"{distance:.3f}", f"{p:.3g}", f"{holm:.3g}")
+        for (place, (distance, p)), holm in zip(found.items(), corrected, strict=True)
+    )
+    header = ("method", "objective", "distance of the mean curves", "p", "p, Holm")
+    note = (
+        "Root mean square over the steps, in units of the reward. p: permutation test, the share of random divisions "
+        f"of all runs into two sets of these sizes that are at least as far apart ({DIVISIONS} divisions)."
+    )
+    return summary.Table("Learning curves of both trainers", header, rows, left=2, note=note)
+
+
+def seconds(runs: Sequence[LoggedRun]) -> list[float]:
+    """Seconds of each run's steps."""
+    return [sum(run.history.columns["timing_s/step"]) for run in runs]
+
+
+def read_groups(out: Path) -> dict[str, list[LoggedRun]]:
+    """The runs of ``steps.csv`` by method.
+
+    Raises:
+        SystemExit: if a method has one seed, since nothing can be said about the spread then.
+    """
+    read = lm.read_steps(out / "steps.csv")
+    groups = {name: read[name] for name in METHODS if name in read}
+    for name, runs in groups.items():
+        if len(runs) < 2:
+            raise SystemExit(f"{out / 'steps.csv'} has one training of {name}; a report needs at least two seeds")
+    return groups
+
+
+def report(out: Path) -> str:
+    """Tables and figures from ``steps.csv``; returns the text of ``README.md`` without its provenance."""
+    groups = read_groups(out)
+    shown = [
+        summary.summary(groups, lm.THRESHOLDS),
+        verdicts(groups),
+        lm.learned_at(groups),
+        lm.signal(groups),
+    ]
+    drawn = [
+        (f"{kind}_{base}", what, {name: runs for name, runs in groups.items() if name.endswith(base)})
+        for base in ("grpo", "gdpo")
+        for kind, what in (("rewards", "mean"), ("weights", "weight"))
+    ]
+    return written("The small language model with more seeds, in the lean trainer", shown, drawn, out)
+
+
+def report_against(out: Path, pipeline: Path) -> str:
+    """As :func:`report`, on how far the curves of ``steps.csv`` are from those of the pipeline's."""
+    groups, recorded = read_groups(out), lm.read_steps(pipeline / "steps.csv")
+    drawn = [
+        (
+            f"rewards_{name}",
+            "mean",
+            {f"{name}, pipeline": recorded[name], f"{name}, lean trainer": runs},
+        )
+        for name, runs in groups.items()
+    ]
+    shown = [agreement(groups, recorded), curves(groups, recorded)]
+    return written("The lean trainer against the pipeline", shown, drawn, out)
+
+
+def written(
+    title: str,
+    shown: Sequence[summary.Table],
+    drawn: Sequence[tuple[str, str, Groups]],
+    out: Path,
+) -> str:
+    """Draw the figures (name, metric of an objective, runs), and return the text of the page."""
+    text = [f"# {title}"]
+    for table in shown:
+        text += [f"## {table.title}", tables.markdown(table.header, table.rows, table.left), table.note]
+    for name, what, groups in drawn:
+        if groups:
+            figures.plot_family(groups, {what: figures.ROWS[what]}, out / name, title)
+            text.append(f"![{name}]({name}.png)")
+    return "\n\n".join(text)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=seed_list, default=list(SEEDS), metavar="1,2,3", help="(1 to 20)")
+    parser.add_argument("--method", action="append", choices=METHODS, help="may be repeated (all)")
+    parser.add_argument("--out", type=Path, default=Path("results/study/lean"), help="for CSV, tables and figures")
+    parser.add_argument("--against", type=Path, metavar="FOLDER", help="compare with the pipeline's study in it")
+    parser.add_argument("--report-only", action="store_true", help="train nothing, report what is finished")
+    parser.add_argument("--train-only", action="store_true", help="train, report nothing")
+    parser.add_argument("overrides", nargs="*", type=checked_override, metavar="KEY=VALUE", help="Hydra overrides")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    home = Path(os.environ.get("SAW_RUNS", "runs")).resolve()
+    runs = home / "study_lean"
+    if not arguments.report_only:
+        run_all(sweep.toys("study"), {}, lambda: None)
+        rows = pd.read_parquet(home / "quickstart" / "data" / "train.parquet").to_dict("records")
+        settings = settings_of(compose("experiment=study", "platform=cpu", *arguments.overrides))
+        for seed in arguments.seeds:  # all methods of a seed first, so that an interrupted set still has its pairs
+            for method in arguments.method or METHODS:
+                folder = runs / f"{method}_seed{seed}"
+                if (folder / LOG).exists():
+                    continue
+                words = f"bash scripts/study.sh lean {' '.join(sys.argv[1:] if argv is None else argv)}".strip()
+                train(replace(settings, method=method, seed=seed), home / "study_toys" / "model", rows, folder, words)
+                print(f"{folder.name}: {seconds([read_run(folder)])[0]:.1f} s", flush=True)
+    if arguments.train_only:
+        return
+    finished = [read_run(log.parent) for log in sorted(runs.glob(f"*/{LOG}"))]
+    if not finished:
+        raise SystemExit(f"{runs} has no finished training")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    last = lm.write_steps(finished, arguments.out / "steps.csv", KEPT)
+    times = seconds(finished)
+    trained = f"{len(finished)} trainings, {last} steps of each, {min(times):.0f} to {max(times):.0f} s in one thread"
+    against = [f"--against {arguments.against}"] if arguments.against else []
+    command = " ".join(["bash scripts/study.sh lean", *against, *arguments.overrides])
+    software = versions("torch", "transformers", "torchdata")
+    where = f"`{command}`; {trained}; commits in steps.csv; {machine('cpu')}; {software}."
+    text = report_against(arguments.out, arguments.against) if arguments.against else report(arguments.out)
+    (arguments.out / "README.md").write_text(f"{text}\n\n{where}\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    run_main(main)
