@@ -20,7 +20,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from data_prep import tldr
 from data_prep.toy_tldr import make_posts
@@ -51,7 +51,9 @@ def train_tokenizer(rows: list[Example], vocabulary: int = 600) -> PreTrainedTok
     shared = set.intersection(*(set(question.splitlines(keepends=True)) for question in questions)) - {"\n"}
     texts = questions + [answer for _, answer in rows] + ["system", "user", "assistant"] * len(rows)
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # AutoTokenizer loads a Qwen2's tokenizer with Qwen2's own pieces, whatever was saved
+    qwen2 = Qwen2Tokenizer().backend_tokenizer
+    bpe.normalizer, bpe.pre_tokenizer = qwen2.normalizer, qwen2.pre_tokenizer
     bpe.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()

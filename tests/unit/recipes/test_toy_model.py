@@ -1,8 +1,9 @@
 """The toy model's tokenizer keeps prompts short and loses no text; its labels are the answers'."""
 
 import pytest
+from transformers import AutoTokenizer
 
-from recipes.quickstart.toy_model import IGNORED, encode, examples, train_tokenizer
+from recipes.quickstart.toy_model import IGNORED, encode, examples, make_toy_model, train_tokenizer
 
 
 @pytest.fixture(scope="module", params=("toolrl", "tldr"))
@@ -48,3 +49,17 @@ def test_labels_are_the_answers_tokens_and_nothing_else(task):
         kept = label != IGNORED
         assert tokenizer.decode(label[kept & (label != tokenizer.pad_token_id)]) == answer + tokenizer.eos_token
         assert (row[kept] == label[kept]).all()
+
+
+@pytest.mark.parametrize("kind", ["toolrl", "tldr"])
+def test_the_saved_tokenizer_is_loaded_as_the_one_of_the_warm_up(kind, tmp_path):
+    """Kind: a prompt that training, rollout and warm-up cut into different tokens."""
+    rows = examples(kind, 512, 0)
+    made = train_tokenizer(rows)
+    loaded = AutoTokenizer.from_pretrained(make_toy_model(tmp_path / "model", task=kind, steps=0))
+    assert len(loaded) == len(made)
+    for prompt, answer in rows:
+        ids = [t.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False) for t in (made, loaded)]
+        assert ids[0] == ids[1]
+        assert made.encode(answer) == loaded.encode(answer)
+        assert loaded.decode(loaded.encode(answer)) == answer
