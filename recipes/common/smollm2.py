@@ -23,6 +23,25 @@ from recipes.common.stages import Stage
 #: What ``--model`` calls it.
 NAME = "smollm2"
 PIN = Path(__file__).resolve().parents[2] / "requirements" / "smollm2.txt"
+#: Tokens of the toy data's longest prompt and answer, for its tokenizer.
+TOY_PROMPT, TOY_ANSWER = 256, 96
+#: Overrides for the quickstart's toy data.
+QUICKSTART = (
+    "data.train_batch_size=16",
+    f"data.max_prompt_length={TOY_PROMPT}",
+    f"data.max_response_length={TOY_ANSWER}",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=16",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8",
+    "actor_rollout_ref.actor.optim.lr=1e-5",
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=8",
+    f"actor_rollout_ref.rollout.max_model_len={TOY_PROMPT + TOY_ANSWER}",
+)
+#: Overrides for a rehearsal, after size=toy.
+REHEARSAL = (
+    f"data.max_prompt_length={TOY_PROMPT}",
+    f"data.max_response_length={TOY_ANSWER}",
+    f"actor_rollout_ref.rollout.max_model_len={TOY_PROMPT + TOY_ANSWER}",
+)
 
 
 class Unavailable(RuntimeError):
