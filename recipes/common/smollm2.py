@@ -23,7 +23,8 @@ from recipes.common.stages import Stage
 #: What ``--model`` calls it.
 NAME = "smollm2"
 PIN = Path(__file__).resolve().parents[2] / "requirements" / "smollm2.txt"
-#: Tokens of the toy data's longest prompt and answer, for its tokenizer.
+#: Tokens for the toy data's prompts and answers with its tokenizer. TODO: guessed, not measured; the full test
+#: test_the_toy_rows_fit_the_lengths gives the figures. Micro-batches and learning rate below are guessed too.
 TOY_PROMPT, TOY_ANSWER = 256, 96
 #: Overrides for the quickstart's toy data.
 QUICKSTART = (
