@@ -26,6 +26,7 @@ import psutil
 
 from data_prep.toy_toolrl import write_splits
 from recipes.quickstart.toy_model import make_toy_model
+from saw.records import metrics_file
 from saw.records.provenance import commit, machine, versions
 from saw.report.tables import markdown, write_csv
 from saw.runs.compose import checked_override
@@ -102,7 +103,7 @@ def measure(tree: Path, data: tuple[Path, Path], model: Path, folder: Path, over
     environment = {
         "PYTHONPATH": f"{CLOCK}:{tree}",
         "SAW_IMPORT_CLOCK": str(clock),
-        "VERL_FILE_LOGGER_PATH": str(folder / "metrics.jsonl"),
+        metrics_file.LOCATION: str(folder / "metrics.jsonl"),
     }
     run = TrainingJob(["env", "-C", str(tree), *command], folder, LIMIT, environment)
     start = Start()
