@@ -1,0 +1,116 @@
+"""SmolLM2's study: the questions and their rewards, and from trainings to CSVs to tables, the same each time."""
+
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+
+from recipes.common import smollm2
+from recipes.study import short_answers
+from recipes.study import smollm2_study as study
+from saw.report.history import History, LoggedRun
+from saw.verl.config_checks import check_config
+from tests.configs import compose
+from tests.conftest import ROOT
+
+RESULTS = ROOT / "results" / "smollm2"
+
+
+@pytest.mark.parametrize(
+    ("answer", "word", "form", "length"),
+    [
+        ("The river runs down to the sea.", 1, 1, 1 - 1 / 8),
+        ("The Rivers run slowly down to the sea.", 1, 1, 1.0),
+        ("The driver runs slowly down to the sea.", 0, 1, 1.0),
+        ("the river runs slowly down to the sea.", 1, 0, 1.0),
+        ("The river runs slowly down to the sea", 1, 0, 1.0),
+        ("The river runs. It runs down to the sea.", 1, 0, 1 - 1 / 8),
+        ("The river\nruns slowly down to the sea.", 1, 0, 1.0),
+        ("River. " * 40, 1, 0, 0.0),
+        ("", 0, 0, 0.0),
+    ],
+)
+def test_an_answer_is_scored(answer, word, form, length):
+    """Kind: a reward that a part of the rule already gives, or a value outside of its range."""
+    found = short_answers.score("short_answers", answer, "8 river")
+    assert found == {"word": word, "form": form, "length": length, "score": pytest.approx(word + form + length)}
+
+
+def test_held_out_words_are_not_trained_on(tmp_path, monkeypatch):
+    assert not set(short_answers.TRAIN_WORDS) & set(short_answers.TEST_WORDS)
+    monkeypatch.setattr("sys.argv", ["short_answers", "--out", str(tmp_path)])
+    short_answers.main()
+    rows = {split: pq.read_table(tmp_path / f"{split}.parquet").to_pylist() for split in ("train", "test")}
+    assert len(rows["test"]) == short_answers.TEST_ROWS
+    for split, words in (("train", short_answers.TRAIN_WORDS), ("test", short_answers.TEST_WORDS)):
+        assert {row["reward_model"]["ground_truth"].split()[1] for row in rows[split]} == set(words)
+        assert all(row["reward_model"]["ground_truth"].split()[1] in row["prompt"][1]["content"] for row in rows[split])
+
+
+def test_the_trainings_are_those_of_the_experiment(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAW_RUNS", str(tmp_path))
+    planned = {}
+    monkeypatch.setattr(study, "run_all", lambda shared, chains, last: planned.update(shared=shared, chains=chains))
+    study.main(["--seeds", "2,3", "--method", "grpo", "--method", "saw_gdpo", "--steps", "5", "--train-only"])
+    assert [stage.name for stage in planned["shared"]] == ["smollm2", "data"]
+    assert set(planned["chains"]) == {f"{name}_seed{seed}" for name in ("grpo", "saw_gdpo") for seed in (2, 3)}
+    (stage,) = planned["chains"]["saw_gdpo_seed3"]
+    config = compose(*stage.command[2:])
+    assert check_config(config).method == "saw_gdpo"
+    assert config.data.seed == 3
+    assert config.trainer.total_training_steps == config.trainer.test_freq == 5
+    assert config.actor_rollout_ref.model.path == str(smollm2.default_folder())
+    assert list(config.saw.objectives) == list(short_answers.RANGES)
+
+
+def make_run(tmp_path, method: str, seed: int, step: float) -> LoggedRun:
+    """Each objective rises by ``step`` with each of ten steps."""
+    steps = tuple(range(1, 11))
+    columns = {name: (1.0,) * 10 for name in study.KEPT if "old_log_prob" not in name}
+    for name in short_answers.RANGES:
+        columns[f"saw/{name}/mean"] = tuple(0.1 * seed + step * number for number in steps)
+    validation = {
+        number: {f"saw-val/{name}/mean": 0.1 * seed + step * number for name in short_answers.RANGES}
+        for number in (0, 10)
+    }
+    info = {
+        "config": {"saw": {"method": method}, "data": {"seed": seed}},
+        "ranges": {name: list(bounds) for name, bounds in short_answers.RANGES.items()},
+        "provenance": {"commit": "0123456"},
+    }
+    history = History(steps, tuple(short_answers.RANGES), columns)
+    return LoggedRun(tmp_path / f"{method}_seed{seed}", history, validation, info)
+
+
+def test_the_report_is_made_from_the_csvs_alone(tmp_path):
+    runs = [
+        make_run(tmp_path, name, seed, step) for name, step in (("grpo", 0.02), ("saw_grpo", 0.04)) for seed in (1, 2)
+    ]
+    study.write(runs, tmp_path / "out")
+    groups = study.read(tmp_path / "out")
+    assert {name: [run.seed for run in own] for name, own in groups.items()} == {"grpo": [1, 2], "saw_grpo": [1, 2]}
+    assert groups["saw_grpo"][1].validation == {
+        step: {key: pytest.approx(value) for key, value in of.items()} for step, of in runs[3].validation.items()
+    }
+    text = study.report(tmp_path / "out")
+    name = next(iter(short_answers.RANGES))
+    assert f"| saw_grpo | {name} | 0.150 [0.100, 0.200] (n = 2) | 0.550 [" in text
+    assert f"| saw_grpo | {name} | last 5 steps | 0.160 [" in text  # 0.02 x 8
+    assert "## Against gdpo" not in text
+    assert (tmp_path / "out" / "rewards_grpo_based.png").exists()
+
+
+def test_one_seed_has_no_interval_and_no_p(tmp_path):
+    study.write([make_run(tmp_path, name, 1, 0.02) for name in ("gdpo", "saw_gdpo")], tmp_path / "out")
+    text = study.report(tmp_path / "out")
+    assert "| saw_gdpo | " in text
+    assert "(n = 1)" in text
+    assert "[0." not in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (RESULTS / "steps.csv").exists(), reason="nothing has been trained yet")
+def test_the_committed_report_is_what_its_csvs_give(tmp_path):
+    for name in ("steps.csv", "held_out.csv"):
+        shutil.copy(RESULTS / name, tmp_path)
+    assert study.report(tmp_path) in (RESULTS / "README.md").read_text()
