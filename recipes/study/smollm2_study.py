@@ -45,7 +45,7 @@ def chains(arguments: argparse.Namespace, runs: Path) -> dict[str, list[Stage]]:
             *("--experiment", EXPERIMENT, "--out", str(runs), "--seeds", ",".join(map(str, arguments.seeds))),
             *(text for method in arguments.method for text in ("--method", method)),
             *(f"data.train_files={data / 'train.parquet'}", f"data.val_files={data / 'test.parquet'}"),
-            f"actor_rollout_ref.model.path={smollm2.default_folder()}",
+            *(f"actor_rollout_ref.model.path={smollm2.default_folder()}", smollm2.CACHE),
             f"reward.custom_reward_function.path={short_answers.__file__}",
             *(f"trainer.total_training_steps={arguments.steps}", f"trainer.test_freq={arguments.steps}"),
         ]

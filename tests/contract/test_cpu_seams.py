@@ -2,10 +2,13 @@
 
 import inspect
 import os
+import subprocess
+import sys
 from importlib.metadata import version
 
 import pytest
 import torch
+from ray._private.utils import set_omp_num_threads_if_unset
 from verl.plugin.platform import platform_base, platform_manager
 from verl.utils import distributed, fsdp_utils
 from verl.workers.engine import base as engine_base
@@ -88,6 +91,19 @@ def test_threads_without_work_sleep():
     """The variable that libgomp (torch's) and libiomp (vLLM's) read when loaded; Ray's processes inherit it."""
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
     assert os.environ["KMP_BLOCKTIME"] == "0"
+
+
+@pytest.mark.parametrize("told", [None, "1"])
+def test_rays_workers_may_use_all_cores(told):
+    """Ray, which inherits this process's variables, gives a worker one thread where this one is not set."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment |= {"OMP_NUM_THREADS": told} if told else {}
+    code = "import os, torch, saw.verl.patches.cpu; print(os.environ['OMP_NUM_THREADS'], torch.get_num_threads())"
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    variable, threads = found.stdout.split()[-2:]
+    assert variable == threads
+    assert told in (None, variable)
+    assert 'os.environ.get("OMP_NUM_THREADS")' in inspect.getsource(set_omp_num_threads_if_unset)
 
 
 def test_a_seed_for_a_split_prompt_would_end_vllm():

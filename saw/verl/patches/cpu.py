@@ -25,6 +25,8 @@ os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 # Idle threads sleep. By default they spin, and take the cores from the dozens of other processes.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("KMP_BLOCKTIME", "0")
+# Ray gives a worker one thread unless this is set; the processes of a step take turns, so each may have all cores.
+os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
 
 
 def _device_module() -> types.ModuleType:
