@@ -164,6 +164,8 @@ def checkout(revision: str) -> Iterator[Path]:
         tree = Path(temporary) / "tree"
         subprocess.run(["git", "worktree", "add", "--quiet", "--detach", str(tree), revision], cwd=ROOT, check=True)
         try:
+            if not (tree / "saw" / "runs" / "train.py").exists():  # it would load the rest from this checkout
+                raise SystemExit(f"{revision} has no saw/runs/train.py; choose a later commit for --against")
             yield tree
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", str(tree)], cwd=ROOT, check=True)
