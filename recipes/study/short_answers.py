@@ -1,9 +1,9 @@
-"""Short answers for SmolLM2-135M-Instruct: one sentence about a word, of a given length, with rule-based rewards.
+"""Short answers for SmolLM2-135M-Instruct: one sentence with two given words, of a given length; rule-based rewards.
 
     python -m recipes.study.short_answers --out runs/smollm2/data
 
-Chosen among several tasks, because the untrained model half masters it (results/smollm2): none of its rewards is
-always given, none never, and the answers to one question differ.
+Chosen among seven tasks, because the untrained model half masters it (results/smollm2/tasks.md): each reward is given
+now and then, and the answers to one question differ.
 """
 
 from __future__ import annotations
@@ -30,28 +30,29 @@ TEST_WORDS = (
     *("fish", "door", "lake", "piano", "cake", "desert", "nurse", "bicycle", "storm", "rabbit", "castle", "spoon"),
     *("painter", "valley", "mirror", "bee"),
 )
-LENGTHS = (6, 8, 10, 12)
+LENGTHS = (8, 10, 12)
+TRAIN_ROWS, TEST_ROWS = 480, 48
 #: Objective -> its smallest and largest value.
-RANGES = {"word": (0.0, 1.0), "form": (0.0, 1.0), "length": (0.0, 1.0)}
-TEST_ROWS = len(TEST_WORDS) * len(LENGTHS)
+RANGES = {"words": (0.0, 1.0), "form": (0.0, 1.0), "length": (0.0, 1.0)}
 
 
-def make_rows(words: tuple[str, ...], split: str, seed: int = 0) -> list[dict[str, Any]]:
-    """One row in verl's schema for each word and length, shuffled."""
-    pairs = [(word, length) for word in words for length in LENGTHS]
-    random.Random(seed).shuffle(pairs)
-    return [
-        {
-            "data_source": "short_answers",
-            "prompt": [
-                {"role": "system", "content": "Answer briefly."},
-                {"role": "user", "content": f"Write one sentence of {length} words with the word {word}."},
-            ],
-            "reward_model": {"style": "rule", "ground_truth": f"{length} {word}"},
-            "extra_info": {"index": index, "split": split},
-        }
-        for index, (word, length) in enumerate(pairs)
-    ]
+def make_rows(words: tuple[str, ...], number: int, split: str, seed: int) -> list[dict[str, Any]]:
+    """Rows in verl's schema, each with two words and a length drawn at random."""
+    chance = random.Random(seed)
+    rows = []
+    for index in range(number):
+        first, second = chance.sample(words, 2)
+        length = chance.choice(LENGTHS)
+        question = f"Write one sentence of {length} words with the words {first} and {second}."
+        rows.append(
+            {
+                "data_source": "short_answers",
+                "prompt": [{"role": "system", "content": "Answer briefly."}, {"role": "user", "content": question}],
+                "reward_model": {"style": "rule", "ground_truth": f"{length} {first} {second}"},
+                "extra_info": {"index": index, "split": split},
+            }
+        )
+    return rows
 
 
 @returns(*RANGES, bounds=lambda step: RANGES)
@@ -63,18 +64,19 @@ def score(
     Args:
         data_source (str): not used.
         solution_str (str): the answer.
-        ground_truth (str): number of words, and the word, as in ``"8 river"``.
+        ground_truth (str): number of words, and the two words, as in ``"8 river train"``.
         extra_info (Mapping | None): not used.
 
     Returns:
-        dict[str, float]: ``word``, 1 if the answer has the word or its plural; ``form``, 1 if it is one sentence, from
-        a capital to a full stop; ``length``, 1 for the number of words asked for, less for each word too many or too
-        few, 0 for none or twice as many; and their sum, ``score``.
+        dict[str, float]: ``words``, 1 if the answer has both words or their plurals; ``form``, 1 if it is one sentence,
+        from a capital to a full stop; ``length``, 1 for the number of words asked for, less for each word too many or
+        too few, 0 for none or twice as many; and their sum, ``score``.
     """
-    number, word = ground_truth.split()
+    number, *words = ground_truth.split()
     answer, wanted = solution_str.strip(), int(number)
+    has = [re.search(rf"\b{word}(s|es)?\b", answer, re.IGNORECASE) for word in words]
     rewards = {
-        "word": float(bool(re.search(rf"\b{word}(s|es)?\b", answer, re.IGNORECASE))),
+        "words": float(all(has)),
         "form": float(bool(re.fullmatch(r"[A-Z][^.!?\n]*\.", answer))),
         "length": max(0.0, 1 - abs(len(answer.split()) - wanted) / wanted),
     }
@@ -87,8 +89,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for train.parquet and test.parquet")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for split, words in (("train", TRAIN_WORDS), ("test", TEST_WORDS)):
-        Dataset.from_list(make_rows(words, split)).to_parquet(arguments.out / f"{split}.parquet")
+    splits = {"train": (TRAIN_WORDS, TRAIN_ROWS), "test": (TEST_WORDS, TEST_ROWS)}
+    for seed, (split, (words, number)) in enumerate(splits.items()):
+        Dataset.from_list(make_rows(words, number, split, seed)).to_parquet(arguments.out / f"{split}.parquet")
 
 
 if __name__ == "__main__":

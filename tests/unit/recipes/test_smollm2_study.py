@@ -17,23 +17,24 @@ RESULTS = ROOT / "results" / "smollm2"
 
 
 @pytest.mark.parametrize(
-    ("answer", "word", "form", "length"),
+    ("answer", "words", "form", "length"),
     [
-        ("The river runs down to the sea.", 1, 1, 1 - 1 / 8),
-        ("The Rivers run slowly down to the sea.", 1, 1, 1.0),
-        ("The driver runs slowly down to the sea.", 0, 1, 1.0),
-        ("the river runs slowly down to the sea.", 1, 0, 1.0),
-        ("The river runs slowly down to the sea", 1, 0, 1.0),
-        ("The river runs. It runs down to the sea.", 1, 0, 1 - 1 / 8),
-        ("The river\nruns slowly down to the sea.", 1, 0, 1.0),
-        ("River. " * 40, 1, 0, 0.0),
+        ("The train runs along a wide river.", 1, 1, 1 - 1 / 8),
+        ("The Trains run slowly along a wide River.", 1, 1, 1.0),
+        ("The train runs slowly along a wide lake.", 0, 1, 1.0),
+        ("The training driver runs along a wide river.", 0, 1, 1.0),
+        ("the train runs slowly along a wide river.", 1, 0, 1.0),
+        ("The train runs slowly along a wide river", 1, 0, 1.0),
+        ("The train runs. It runs along a river.", 1, 0, 1.0),
+        ("The train\nruns slowly along a wide river.", 1, 0, 1.0),
+        ("River train. " * 40, 1, 0, 0.0),
         ("", 0, 0, 0.0),
     ],
 )
-def test_an_answer_is_scored(answer, word, form, length):
+def test_an_answer_is_scored(answer, words, form, length):
     """Kind: a reward that a part of the rule already gives, or a value outside of its range."""
-    found = short_answers.score("short_answers", answer, "8 river")
-    assert found == {"word": word, "form": form, "length": length, "score": pytest.approx(word + form + length)}
+    found = short_answers.score("short_answers", answer, "8 river train")
+    assert found == {"words": words, "form": form, "length": length, "score": pytest.approx(words + form + length)}
 
 
 def test_held_out_words_are_not_trained_on(tmp_path, monkeypatch):
@@ -43,8 +44,11 @@ def test_held_out_words_are_not_trained_on(tmp_path, monkeypatch):
     rows = {split: pq.read_table(tmp_path / f"{split}.parquet").to_pylist() for split in ("train", "test")}
     assert len(rows["test"]) == short_answers.TEST_ROWS
     for split, words in (("train", short_answers.TRAIN_WORDS), ("test", short_answers.TEST_WORDS)):
-        assert {row["reward_model"]["ground_truth"].split()[1] for row in rows[split]} == set(words)
-        assert all(row["reward_model"]["ground_truth"].split()[1] in row["prompt"][1]["content"] for row in rows[split])
+        asked = [row["reward_model"]["ground_truth"].split()[1:] for row in rows[split]]
+        assert {word for pair in asked for word in pair} == set(words)
+        for row, (first, second) in zip(rows[split], asked, strict=True):
+            assert first != second
+            assert f"{first} and {second}." in row["prompt"][1]["content"]
 
 
 def test_the_trainings_are_those_of_the_experiment(tmp_path, monkeypatch):
