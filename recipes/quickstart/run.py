@@ -76,8 +76,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def fit_lengths(data: Path, model: Path) -> list[str]:
     """Overrides that fit the lengths to the prompts and answers of a user's own data.
 
-    On a CPU, prompts are padded to their maximum length, so it is set to what the data needs, within the model's
-    context.
+    Longer prompts than the maximum are left out, so it is set to what the data needs, within the model's context.
 
     Raises:
         SystemExit: if no row fits into the model's context.

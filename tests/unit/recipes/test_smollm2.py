@@ -196,5 +196,5 @@ def test_the_toy_rows_fit_the_lengths(real):
     prompts = [
         tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False) for row in rows
     ]
-    assert max(map(len, prompts)) == smollm2.TOY_PROMPT
+    assert max(map(len, prompts)) <= smollm2.TOY_PROMPT
     assert max(len(tokenizer.encode(row["reward_model"]["ground_truth"])) for row in rows) < smollm2.TOY_ANSWER

@@ -541,6 +541,7 @@ def test_flash_attn_is_for_the_gpu_set(machine, variables):
         ("reproduce_table2", ["--rehearse"], "saw reproduce table2 --rehearse"),
         ("run", ["python", "-m", "saw", "memory"], "saw memory"),
         ("study", ["lm"], "saw study lm"),
+        ("study", ["smollm2"], "saw study smollm2"),
         ("sweep", ["--seeds", "1"], "saw sweep --seeds 1"),
         ("test", ["--fast", "tests/unit"], "pytest --fast tests/unit"),
     ],
