@@ -1,4 +1,4 @@
-"""Whether an experiment can start on this machine, and what to do if not: one table, one line per check.
+"""Check whether an experiment can start on this machine, and what to do if not: a table with one line per check.
 
     bash scripts/doctor.sh                                        the machine and the software
     bash scripts/doctor.sh experiment=toolrl saw.method=gdpo        and what this experiment needs

@@ -25,25 +25,12 @@ from verl.utils.tracking import Tracking
 from saw.machine.cluster import running
 from saw.records.files import read_lines
 from saw.records.metrics_file import LOCATION
-from saw.rewards import JUDGE
+from saw.runs.handover import DATA, FILES, FOLDERS, WRITTEN
 from saw.verl.config import ConfigError
 
 logger = logging.getLogger(__name__)
 
 MODEL = "actor_rollout_ref.model"
-#: Keys that name a file, or a packaged module by ``pkg://``; the reward function's has its own check, which loads it.
-FILES = (
-    "data.custom_cls.path",
-    "data.sampler.class_path",
-    "actor_rollout_ref.rollout.router_config_path",
-    "actor_rollout_ref.rollout.agent.agent_loop_config_path",
-    "actor_rollout_ref.rollout.multi_turn.tool_config_path",
-    "actor_rollout_ref.rollout.multi_turn.function_tool_path",
-    "trainer.v1.sampler.custom_sampler.path",
-)
-#: Keys that name a folder to write to, and keys that name a file.
-FOLDERS = ("trainer.default_local_dir", "trainer.rollout_data_dir", "trainer.validation_data_dir")
-WRITTEN = (f"{JUDGE}.cache", f"{JUDGE}.faults")
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
 #: How the name of a part of a model's weights ends.
 SHARD = re.compile(r"-\d+-of-\d+\.(safetensors|bin)$")
@@ -52,7 +39,6 @@ LFS = b"version https://git-lfs"
 _EXPECTED = "expected a folder, or a model of the Hub (OWNER/NAME), with a"
 #: Every tokenizer has one of these files, unless it needs the model's own code.
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
-DATA = ("data.train_files", "data.val_files")
 #: The most parameters of a model that trains on a CPU without having been told to: Qwen2.5-0.5B does, 1.5B does not.
 LARGEST_ON_CPU = 600_000_000
 
@@ -84,7 +70,10 @@ def written_faults(config: DictConfig) -> list[str]:
 
 
 def file_faults(config: DictConfig) -> Iterator[str]:
-    """What is wrong with the files that the configuration names, other than data and models."""
+    """What is wrong with the files that the configuration names, other than data and models.
+
+    The reward function's file is not looked at here: another check loads it.
+    """
     for key in FILES:
         value = OmegaConf.select(config, key)
         if isinstance(value, str) and value and is_local(value) and not local_path(value).is_file():
@@ -178,7 +167,7 @@ def _json(path: Path) -> tuple[dict[str, pa.DataType], int]:
         rows = read_lines(path)
     rows = rows if isinstance(rows, list) else [rows]
     if not all(isinstance(row, dict) for row in rows):
-        raise ValueError("it has rows that are no JSON objects")
+        raise ValueError("it has rows that are not JSON objects")
     return {key: pa.infer_type([value]) for key, value in (rows[0] if rows else {}).items()}, len(rows)
 
 

@@ -77,7 +77,7 @@ def settle(config: DictConfig, platform: str | None) -> None:
 
 
 def _choose(config: DictConfig) -> None:
-    """Choose what the configuration leaves open, and record the choices in it, and so in ``run.json``."""
+    """Choose what the configuration leaves open, and record the choices in it; ``run.json`` then has them too."""
     from saw.verl import attention
 
     chosen = {"platform": os.environ.get(REASON, "by the caller of saw.runs.train.main")}

@@ -114,7 +114,7 @@ def _check_rest(config: DictConfig, settings: Settings) -> None:
 
 
 def _engine_faults(config: DictConfig) -> list[str]:
-    """A strategy of another engine than model_engine: parts of verl read the one, parts the other."""
+    """A strategy that belongs to another engine than model_engine: parts of verl read one setting, parts the other."""
     actor = config.actor_rollout_ref.actor
     kind = get_class(actor["_target_"])
     own = getattr(kind, "strategy", None)
@@ -240,7 +240,7 @@ def _mode_faults(config: DictConfig, settings: Settings) -> list[str]:
     if mode == "separate_async" and not version.SEPARATE_ASYNC:
         wrong.append(
             f"trainer.v1.trainer_mode is {name!r}, which needs verl {version.VERSIONS[-1]}, but verl "
-            f"{verl.__version__} is installed, whose separate_async is another: install the former, or set "
+            f"{verl.__version__} is installed, whose separate_async works differently: install the former, or set "
             f"trainer_mode to {NAME!r}"
         )
     elif mode == "separate_async":
@@ -332,8 +332,8 @@ def _reward_manager_faults(config: DictConfig) -> list[str]:
     if issubclass(inspect.unwrap(kind), MultiRewardManager):  # verl's registry holds a proxy of it
         return []
     return [
-        f"reward.reward_manager.name is {section.name!r} (a {kind.__name__}), which turns a reward into a scalar, and "
-        f"that never enters an advantage; set it to {NAME!r}, or with source=importlib to a class derived from "
+        f"reward.reward_manager.name is {section.name!r} (a {kind.__name__}), which reduces the rewards to a scalar, "
+        f"which no advantage uses; set it to {NAME!r}, or with source=importlib to a class derived from "
         f"{MultiRewardManager.__module__}.{MultiRewardManager.__name__}"
     ]
 
@@ -364,7 +364,7 @@ def _check_rollouts(config: DictConfig, settings: Settings) -> None:
 
 
 def _training_files(config: DictConfig) -> list[str]:
-    """The names of the training files; what is no name is left to the check of the data (:mod:`saw.runs.inputs`)."""
+    """The names of the training files; anything else is left to the check of the data (:mod:`saw.runs.inputs`)."""
     files = config.data.train_files
     names = [files] if isinstance(files, str) else list(files) if isinstance(files, ListConfig) else []
     return [name for name in names if isinstance(name, str)]

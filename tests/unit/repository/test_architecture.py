@@ -12,11 +12,12 @@ from tests.conftest import ROOT
 #: Each room, and the rooms that it may import; a room may always import itself.
 ROOMS = {
     "saw": {"saw.method"},  # the public names
+    "saw.faults": set(),
     "saw.method": set(),
-    "saw.rewards": set(),
+    "saw.rewards": {"saw.faults"},
     "saw.records": set(),
     "saw.machine": set(),
-    "saw.verl": {"saw.method", "saw.rewards", "saw.records", "saw.machine"},
+    "saw.verl": {"saw.faults", "saw.method", "saw.rewards", "saw.records", "saw.machine"},
     "saw.trl": {"saw.method", "saw.records"},
     "saw.slime": {"saw.method"},
     "saw.memory": {"saw.machine", "saw.method", "saw.report", "saw.runs", "saw.verl"},

@@ -13,6 +13,7 @@ import pytest
 from hydra.types import RunMode
 
 import saw.verl  # noqa: F401  it wraps verl's check
+from saw.rewards import JUDGE
 from saw.runs import inputs, train
 from saw.verl.config import ConfigError
 from tests.configs import EXPERIMENTS, composed_with
@@ -415,7 +416,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused(configured, monkeypatch, 
 @pytest.mark.parametrize("key", ["cache", "faults"])
 def test_so_is_the_judge_s(configured, tmp_path, key):
     (tmp_path / "file").touch()
-    section = f"{inputs.JUDGE}.{key}"
+    section = f"{JUDGE}.{key}"
     with pytest.raises(ConfigError, match=f"{section} needs"):
         inputs.check(configured({section: str(tmp_path / "file" / "x")}))
     inputs.check(configured({section: str(tmp_path / "new" / "x")}))

@@ -426,7 +426,7 @@ def test_a_range_that_turns_around_later_is_named_with_its_step(tmp_path):
 def test_a_judge_s_lowest_score_is_below_its_highest(monkeypatch, lowest):
     monkeypatch.setenv("GEMINI_API_KEY", "sk-test")
     message = refused("experiment=tldr", f"+{KWARGS}.judge.lowest={lowest}", f"+{KWARGS}.judge.highest=5")
-    assert f"{KWARGS}.judge.highest: expected a number above judge.lowest, {lowest}; it is 5" in message
+    assert f"{KWARGS}.judge.highest: it is 5; expected a number above judge.lowest, {lowest}" in message
 
 
 def test_the_mark_of_a_failed_reward_is_no_objective():
