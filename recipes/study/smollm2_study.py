@@ -1,6 +1,6 @@
 """GRPO and GDPO with and without SAW on a real language model: SmolLM2-135M-Instruct, short answers, a CPU.
 
-    bash scripts/study.sh smollm2 [--seeds 1,2,3] [--method grpo ...] [--steps 16] [--out results/smollm2]
+    bash scripts/study.sh smollm2 [--seeds 1,2,3] [--method grpo ...] [--steps 16] [--out results/smollm2/study]
     python -m recipes.study.smollm2_study --report-only
 
 Trains what is missing (runs/smollm2; a killed training restarts, a finished one is skipped), then writes steps.csv and
@@ -151,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=seed_list, default=[1], metavar="1,2,3", help="one training each (1)")
     parser.add_argument("--method", action="append", choices=METHODS, help="may be repeated; all if absent")
     parser.add_argument("--steps", type=int, default=16, help="of a training (16)")
-    parser.add_argument("--out", type=Path, default=Path("results/smollm2"), help="for CSVs, tables and figures")
+    parser.add_argument("--out", type=Path, default=Path("results/smollm2/study"), help="for CSVs, tables and figures")
     parser.add_argument("--report-only", action="store_true", help="train nothing, report what is finished")
     parser.add_argument("--train-only", action="store_true", help="train, report nothing")
     arguments = parser.parse_args(argv)

@@ -2,9 +2,11 @@
 
 import shutil
 
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks import phases
 from recipes.common import smollm2
 from recipes.study import short_answers
 from recipes.study import smollm2_study as study
@@ -13,7 +15,7 @@ from saw.verl.config_checks import check_config
 from tests.configs import compose
 from tests.conftest import ROOT
 
-RESULTS = ROOT / "results" / "smollm2"
+RESULTS = ROOT / "results" / "smollm2" / "study"
 
 
 @pytest.mark.parametrize(
@@ -118,3 +120,35 @@ def test_the_committed_report_is_what_its_csvs_give(tmp_path):
     for name in ("steps.csv", "held_out.csv"):
         shutil.copy(RESULTS / name, tmp_path)
     assert study.report(tmp_path) in (RESULTS / "README.md").read_text()
+
+
+MEASURED = ROOT / "results" / "smollm2"
+
+
+def test_the_page_of_what_was_measured_is_that_of_its_csvs():
+    """Kind: text that differs from its data because of a slip or a new measurement."""
+    text = " ".join((MEASURED / "README.md").read_text().split())
+    assert " ".join(phases.report(MEASURED / "phases.csv").split()) in text
+    rows = {name: pd.read_csv(MEASURED / f"{name}.csv", dtype=str) for name in ("settings", "tasks", "steps")}
+    for row in rows["settings"].itertuples(index=False):
+        assert f"| {' | '.join(row)} |" in text
+    for row in rows["tasks"].itertuples(index=False):
+        assert f"| {row.task} | {row.reward} | {row.mean} | {row.groups_with_spread} of {row.groups} |" in text
+    first = rows["steps"].iloc[:2]
+    assert f"a step took {' to '.join(f'{value:.0f}' for value in sorted(map(float, first['seconds'])))} s" in text
+    prompt, answer = (float(first.iloc[1][name]) for name in ("prompt_tokens", "answer_tokens"))
+    assert f"16 prompts of {prompt:.1f} tokens on average x 4 answers of {answer:.1f} tokens" in text
+    assert f"{' and '.join(first['cut'])} were cut off at 48 tokens" in text
+
+
+def test_a_phase_lasts_until_the_next_and_settings_are_apart(tmp_path):
+    path = tmp_path / "phases.csv"
+    path.write_text(
+        "setting,time,phase,trainer,engine\n"
+        "a,1,generation,10,5\na,2,update,11,9\na,3,generation,31,9\na,4,update,31,15\na,5,generation,41,15\n"
+        "b,1,generation,0,0\nb,2,update,1,1\n"
+    )
+    assert list(phases.phases(path)["seconds"]) == [5, 20, 6, 10, 2]
+    text = phases.report(path)
+    assert "| a | 5.5 | 0.0 | 15.0 | 0.0 | 20.5 |" in text
+    assert "| b | 2.0 | 0.0 | 0.0 | 0.0 | 2.0 |" in text
