@@ -23,6 +23,7 @@ from saw.report.tables import markdown
 PHASES = {
     "actor_rollout_compute_log_prob": "old log-probabilities",
     "actor_rollout_update_actor": "update",
+    "actor_rollout_save_checkpoint": "checkpoint",
     "actor_rollout_update_weights": "weights to vLLM",
 }
 GENERATION = "generation"

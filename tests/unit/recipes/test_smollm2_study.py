@@ -134,11 +134,19 @@ def test_the_page_of_what_was_measured_is_that_of_its_csvs():
         assert f"| {' | '.join(row)} |" in text
     for row in rows["tasks"].itertuples(index=False):
         assert f"| {row.task} | {row.reward} | {row.mean} | {row.groups_with_spread} of {row.groups} |" in text
-    first = rows["steps"].iloc[:2]
-    assert f"a step took {' to '.join(f'{value:.0f}' for value in sorted(map(float, first['seconds'])))} s" in text
-    prompt, answer = (float(first.iloc[1][name]) for name in ("prompt_tokens", "answer_tokens"))
-    assert f"16 prompts of {prompt:.1f} tokens on average x 4 answers of {answer:.1f} tokens" in text
-    assert f"{' and '.join(first['cut'])} were cut off at 48 tokens" in text
+    steps = rows["steps"].astype({name: float for name in rows["steps"].columns if name != "setting"})
+    assert f"a step took {steps.seconds.min():.0f} to {steps.seconds.max():.0f} s" in text
+    padded, packed = steps.iloc[1], steps.iloc[2]
+    for step, words in ((padded, " tokens on average in the first"), (packed, " in the second")):
+        assert f"{step.prompt_tokens:.1f} and {step.answer_tokens:.1f}{words}" in text
+    spent = phases.phases(MEASURED / "phases.csv").query("phase == 'update'")["seconds"]
+    tokens = [0.064 * (step.prompt_tokens + step.answer_tokens) for step in (padded, packed)]
+    each = [f"{seconds / of:.1f}" for seconds, of in zip(spent, tokens, strict=True)]
+    assert f"The update took {' and '.join(each)} s per 1,000 tokens" in text
+    assert f"rewards were {packed.reward_1:.3f}, {packed.reward_2:.3f} and {packed.reward_3:.3f}" in text
+    assert f"{packed.cut:.0f} of the answers were cut off" in text
+    assert packed.clip_fraction == 0
+    assert f"between the two was {packed.ppo_kl:.0e}" in text
 
 
 def test_a_phase_lasts_until_the_next_and_settings_are_apart(tmp_path):
@@ -150,5 +158,5 @@ def test_a_phase_lasts_until_the_next_and_settings_are_apart(tmp_path):
     )
     assert list(phases.phases(path)["seconds"]) == [5, 20, 6, 10, 2]
     text = phases.report(path)
-    assert "| a | 5.5 | 0.0 | 15.0 | 0.0 | 20.5 |" in text
-    assert "| b | 2.0 | 0.0 | 0.0 | 0.0 | 2.0 |" in text
+    assert "| a | 5.5 | 0.0 | 15.0 | 0.0 | 0.0 | 20.5 |" in text
+    assert "| b | 2.0 | 0.0 | 0.0 | 0.0 | 0.0 | 2.0 |" in text
