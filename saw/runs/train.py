@@ -9,22 +9,27 @@ Everything that can be checked is checked before files of an earlier training in
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from saw.machine import accelerator, cluster
+from saw.machine import accelerator, cluster, hub
 from saw.records import metrics_file
 from saw.runs import handover
 from saw.runs.compose import CONFIGS
 
 #: The variable that passes the reason for the platform to the composed configuration.
 REASON = "SAW_PLATFORM_REASON"
+#: verl's whole default configuration, in the package ``verl.trainer.config``.
+VERL_DEFAULTS = "_generated_ppo_trainer.yaml"
 #: Keys with which a command line names an experiment.
 EXPERIMENT = ("experiment", "+experiment", "++experiment")
 #: Options with which Hydra shows something instead of starting a training.
@@ -121,6 +126,17 @@ def _fork_workers(config: DictConfig) -> None:
     OmegaConf.update(config, key, py_executable(), force_add=True)
 
 
+def _task_runner(config: DictConfig) -> Any:
+    """verl's task runner; on a running cluster the one that stays on this node and notices lost ones."""
+    from verl.trainer import main_ppo
+
+    if cluster.running(config) is None:
+        return main_ppo.TaskRunnerV1
+    from saw.runs.task_runner import OnThisNode
+
+    return OnThisNode(main_ppo.TaskRunnerV1)
+
+
 def check_settings(config: DictConfig, platform: str | None) -> None:
     """Check the settings alone, without what they name; the doctor calls it too.
 
@@ -136,6 +152,7 @@ def check_settings(config: DictConfig, platform: str | None) -> None:
     from saw.verl.config import ConfigError
 
     settle(config, platform)
+    _refuse_text_for_numbers(config)
     if not config.trainer.use_v1:
         raise ConfigError("trainer.use_v1 is False; expected True: verl's older trainers are not started from here")
     main_ppo.auto_set_device(config)
@@ -146,8 +163,31 @@ def check_settings(config: DictConfig, platform: str | None) -> None:
     )
 
 
+def _refuse_text_for_numbers(config: DictConfig) -> None:
+    """Refuse a text where verl's default is a number: verl would compute with it, minutes later."""
+    from saw.verl.config import ConfigError
+
+    defaults = yaml.load((files("verl.trainer.config") / VERL_DEFAULTS).read_text(), yaml.CSafeLoader)
+    faults = [
+        f"{key} is the text {value!r}; expected a number, or ${{oc.decode:${{oc.env:NAME}}}} to read it from a variable"
+        for key in _numbers(defaults)
+        if isinstance(value := OmegaConf.select(config, key), str)
+    ]
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
+def _numbers(section: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The keys whose values are numbers."""
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{prefix}{key}.")
+        elif type(value) in (int, float):
+            yield prefix + key
+
+
 def check(config: DictConfig, platform: str | None) -> None:
-    """Make a configuration ready for verl, with all open choices made; touches no file.
+    """Make a configuration ready for verl, with all open choices made; leaves every file as it is.
 
     Args:
         config (DictConfig): verl's whole configuration.
@@ -156,14 +196,25 @@ def check(config: DictConfig, platform: str | None) -> None:
     Raises:
         ValueError: naming the key, for what can't work or doesn't exist.
     """
-    from saw.runs import inputs
+    from saw.runs import cluster_checks, inputs
 
     check_settings(config, platform)
+    _look_for_the_hub(config)
     _refuse_large_model(config)
     _choose(config)
     inputs.check(config)
     with _as_config_errors():
         cluster.check(config, cluster.available(config))
+    cluster_checks.check(config)
+
+
+def _look_for_the_hub(config: DictConfig) -> None:
+    """If a model is on the Hub and the Hub does not answer, use its cache only, instead of waiting for each file."""
+    from saw.runs import inputs
+
+    fault = hub.unreachable(inputs.models(config), children=cluster.running(config) is None)
+    if fault:
+        _say(f"the Hub does not answer ({fault}): only what is in its cache is used")
 
 
 @contextmanager
@@ -211,7 +262,7 @@ def main(config: DictConfig) -> None:
     _fork_workers(config)
     _keep_earlier_metrics(config)  # the last thing that can fail before Ray
     with handover.handing_over(config):
-        main_ppo.run_ppo(config, task_runner_class=main_ppo.TaskRunnerV1)
+        main_ppo.run_ppo(config, task_runner_class=_task_runner(config))
 
 
 @hydra.main(config_path="pkg://saw.configs", config_name="train", version_base=None)

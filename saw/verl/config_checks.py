@@ -22,6 +22,7 @@ from verl.trainer.ppo.utils import need_reference_policy
 from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.config import FSDPActorConfig
 
+from saw.machine import environment, requirements
 from saw.machine.cluster import running
 from saw.method.registry import get_method
 from saw.rewards import JUDGE
@@ -92,6 +93,7 @@ def _check_rest(config: DictConfig, settings: Settings) -> None:
             "the penalty from; use actor_rollout_ref.actor.use_kl_loss=True, or saw.kl_in_reward=grpo_only"
         )
     wrong += _engine_faults(config)
+    wrong += _trl_faults(config)
     if settings.needs_gradients:
         wrong += _gradient_faults(config)
     wrong += _mode_faults(config, settings)
@@ -124,6 +126,16 @@ def _engine_faults(config: DictConfig) -> list[str]:
         f"actor_rollout_ref.actor.strategy is {actor.strategy!r}, and model_engine {config.get('model_engine')!r} "
         f"(a {kind.__name__}) has only the strategy {own!r}: set it to that, or use another model_engine"
     ]
+
+
+def _trl_faults(config: DictConfig) -> list[str]:
+    """An installed TRL beside which verl's FSDP engine fails when it loads a model, minutes later."""
+    if not issubclass(get_class(config.actor_rollout_ref.actor["_target_"]), FSDPActorConfig):
+        return []
+    problem = requirements.trl_problem()
+    if problem is None:
+        return []
+    return [f"{problem}; {'; '.join(requirements.repairs([problem], environment.pip_install()))}"]
 
 
 def check_micro_batches(config: DictConfig) -> None:
@@ -354,7 +366,10 @@ def check_group_size(config: DictConfig, settings: Settings) -> None:
 
 def _check_rollouts(config: DictConfig, settings: Settings) -> None:
     """Check the number of rollouts, if the training files show that it is the same for all prompts."""
-    if config.actor_rollout_ref.rollout.n > 1:
+    number = config.actor_rollout_ref.rollout.n
+    if not isinstance(number, int):
+        raise ConfigError(f"actor_rollout_ref.rollout.n is {number!r}; expected the number of samples per prompt")
+    if number > 1:
         return
     agent = config.actor_rollout_ref.rollout.get("agent") or {}
     if (config.data.get("custom_cls") or {}).get("path") or agent.get("agent_loop_manager_class"):

@@ -26,7 +26,7 @@ ROOMS = {
     "saw.doctor": {"saw.machine", "saw.memory", "saw.method", "saw.rewards", "saw.runs", "saw.verl"},
     "saw.cli": set(),
     "saw.__main__": {"saw.cli"},
-    "data_prep": {"saw.rewards"},
+    "data_prep": {"saw.rewards", "saw.machine"},
     "recipes": {"data_prep", "saw.machine", "saw.memory", "saw.method", "saw.records", "saw.report", "saw.rewards"}
     | {"saw.runs", "saw.doctor"},
     "benchmarks": {"data_prep", "recipes", "saw", "saw.records", "saw.report", "saw.rewards", "saw.runs", "saw.verl"},

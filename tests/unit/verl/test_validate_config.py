@@ -9,6 +9,7 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from saw.machine import requirements
 from saw.verl.config import ConfigError, Settings
 from saw.verl.config_checks import check_config
 from saw.verl.names import FAILED
@@ -132,6 +133,18 @@ def test_the_strategy_of_another_engine_is_refused(engine):
 
 
 PRECISION = "actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype"
+
+
+@pytest.mark.parametrize(("engine", "fails"), [("dp", True), ("megatron", False)])
+def test_a_trl_beside_which_verl_loads_no_model_is_refused(monkeypatch, engine, fails):
+    trl = requirements.Problem("trl", "1.16.0", "one with AutoModelForCausalLMWithValueHead, or none", "verl 0.9.1")
+    monkeypatch.setattr(requirements, "trl_problem", lambda: trl)
+    config = compose("platform=gpu", f"model_engine={engine}")
+    if fails:
+        with pytest.raises(ConfigError, match=r"trl: 1\.16\.0 is installed.*pip uninstall trl.*docs/trl\.md"):
+            check_config(config)
+    else:
+        check_config(config)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "float16"])
