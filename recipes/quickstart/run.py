@@ -66,7 +66,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error("--data needs the model's tokenizer: first run python -m recipes.common.smollm2")
     elif arguments.model and not (arguments.model / "config.json").is_file():
         parser.error(
-            f"--model {arguments.model}: expected {smollm2.NAME}, or a Hugging Face model folder with a config.json"
+            f"--model {arguments.model}: expected a Hugging Face model folder with a config.json, or {smollm2.NAME}"
         )
     arguments.method = list(dict.fromkeys(arguments.method or DEFAULT_METHODS))
     arguments.out = arguments.out.resolve()
