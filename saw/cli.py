@@ -76,6 +76,7 @@ COMMANDS = {
             ("tabular", "recipes.study.tabular_study"),
             ("lm", "recipes.study.language_model"),
             ("lean", "recipes.study.lean_study"),
+            ("smollm2", "recipes.study.smollm2_study"),
         ),
     ),
     "benchmark": Command(

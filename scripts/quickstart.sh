@@ -2,6 +2,7 @@
 # From a fresh clone to a figure: set-up, data, model, then GRPO and SAW-GDPO in the real pipeline.
 #
 #   bash scripts/quickstart.sh [--data FILE.parquet] [--model PATH] [--method NAME ...] [--steps N] [KEY=VALUE ...]
+#   bash scripts/quickstart.sh --model smollm2     # with SmolLM2-135M-Instruct, which is downloaded
 #
 # See --help; variables of the set-up are in scripts/environment.sh.
 set -euo pipefail

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recipes.common import smollm2
 from recipes.common.stages import Stage, check_marks, gpus_of_a_node, gpus_of_the_cluster, run_all, show
 from saw.machine.accelerator import cluster_address
 from saw.machine.disk import free_bytes, training_bytes
@@ -26,6 +27,7 @@ PARAMETERS = {"1.5b": 1.54e9, "3b": 3.09e9}
 MADE_BY = {
     "data": ("training data", "validation data"),
     "toy_model": ("model", "tokenizer"),
+    smollm2.NAME: ("model", "tokenizer"),
 }
 #: Overrides that would change a training's row in the table -> the option to use instead.
 TOLD_APART_BY = {
@@ -37,12 +39,13 @@ TOLD_APART_BY = {
 }
 
 
-def parser(description: str | None, name: str) -> argparse.ArgumentParser:
+def parser(description: str | None, name: str, models: Sequence[str] = ()) -> argparse.ArgumentParser:
     """The options that every table has.
 
     Args:
         description (str | None): of the script.
         name (str): of the folder below ``$SAW_RUNS``.
+        models (Sequence[str]): sizes of the table, if it has several.
     """
     options = argparse.ArgumentParser(
         description=description,
@@ -50,6 +53,13 @@ def parser(description: str | None, name: str) -> argparse.ArgumentParser:
         allow_abbrev=False,  # the script looks for the full --dry-run before set-up
     )
     options.set_defaults(table=name)
+    sizes = "may be repeated, all if absent; " if models else ""
+    options.add_argument(
+        "--model",
+        action="append",
+        choices=(*models, smollm2.NAME),
+        help=f"{sizes}{smollm2.NAME}: with --rehearse, this language model instead of the toy model",
+    )
     options.add_argument("--method", action="append", choices=METHODS, help="may be repeated; all if absent")
     options.add_argument("--seeds", type=seed_list, default=[1], metavar="1,2,3", help="one training each (1)")
     options.add_argument("--reading", choices=READINGS, default="controlled", help="in configs/reading (controlled)")
@@ -75,6 +85,11 @@ def parse(options: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpa
         key = parse_override(override).key_or_group
         if key in TOLD_APART_BY:
             options.error(f"{override!r} would move a training to another row of the table; use {TOLD_APART_BY[key]}")
+    models = list(dict.fromkeys(arguments.model or ()))
+    arguments.smollm2 = smollm2.NAME in models
+    if arguments.smollm2 and not arguments.rehearse:
+        options.error(f"--model {smollm2.NAME} takes the toy model's place, so it needs --rehearse")
+    arguments.model = [name for name in models if name != smollm2.NAME]
     for name in ("evaluations", "gpus", "nodes"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             options.error(f"--{name} is {getattr(arguments, name)}; expected at least 1")
@@ -85,6 +100,21 @@ def parse(options: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpa
     default = runs / "rehearsal" / arguments.table if arguments.rehearse else runs / arguments.table
     arguments.out = (arguments.out or default).resolve()
     return arguments
+
+
+def rehearsal_model(arguments: argparse.Namespace, *options: str) -> tuple[Path, list[Stage], Sequence[str]]:
+    """The model of a rehearsal, the stages that make it, and the overrides that fit the lengths to its tokenizer.
+
+    Args:
+        arguments (argparse.Namespace): the common options.
+        options (str): of the toy model.
+    """
+    if arguments.smollm2:
+        folder = smollm2.default_folder()
+        return folder, smollm2.stages(folder), smollm2.REHEARSAL
+    folder = arguments.out / "model"
+    warm = ("-m", "recipes.quickstart.toy_model", *options, "--out", str(folder), "--steps", "60")
+    return folder, [Stage("toy_model", arguments.out, warm)], ()
 
 
 def seed_list(text: str) -> list[int]:

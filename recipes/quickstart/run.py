@@ -1,6 +1,7 @@
 """The quickstart: data, model, GRPO and SAW-GDPO through the real pipeline, a table and a picture.
 
     bash scripts/quickstart.sh [--data FILE.parquet] [--model PATH] [--method NAME ...] [--steps N] [KEY=VALUE ...]
+    bash scripts/quickstart.sh --model smollm2     with SmolLM2-135M-Instruct, which is downloaded
 
 Everything is written to runs/quickstart. Finished stages are skipped; --fresh trains again. KEY=VALUE are Hydra
 overrides of configs/experiment/quickstart.yaml.
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from recipes.common import smollm2
 from recipes.common.reproduce import run_main
 from recipes.common.stages import HOUR, Stage, run_all
 from recipes.common.toys import curves, toy_model, toy_rows
@@ -37,7 +39,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line and check it before anything is started."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="training rows in verl's schema (parquet); toy data if absent")
-    parser.add_argument("--model", type=Path, help="a Hugging Face model folder; a toy model if absent")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        help=f"a Hugging Face model folder, or {smollm2.NAME}, which is downloaded; a toy model if absent",
+    )
     parser.add_argument(
         "--method",
         action="append",
@@ -53,8 +59,15 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"--steps is {arguments.steps}; expected a number that is at least 1")
     if arguments.data and not arguments.data.is_file():
         parser.error(f"--data {arguments.data}: there is no such file")
-    if arguments.model and not (arguments.model / "config.json").is_file():
-        parser.error(f"--model {arguments.model}: expected a Hugging Face model folder with a config.json")
+    arguments.smollm2 = arguments.model == Path(smollm2.NAME)
+    if arguments.smollm2:
+        arguments.model = smollm2.default_folder()
+        if arguments.data and not smollm2.is_complete(arguments.model):
+            parser.error("--data needs the model's tokenizer: first run python -m recipes.common.smollm2")
+    elif arguments.model and not (arguments.model / "config.json").is_file():
+        parser.error(
+            f"--model {arguments.model}: expected a Hugging Face model folder with a config.json, or {smollm2.NAME}"
+        )
     arguments.method = list(dict.fromkeys(arguments.method or DEFAULT_METHODS))
     arguments.out = arguments.out.resolve()
     return arguments
@@ -63,8 +76,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def fit_lengths(data: Path, model: Path) -> list[str]:
     """Overrides that fit the lengths to the prompts and answers of a user's own data.
 
-    On a CPU, prompts are padded to their maximum length, so it is set to what the data needs, within the model's
-    context.
+    Longer prompts than the maximum are left out, so it is set to what the data needs, within the model's context.
 
     Raises:
         SystemExit: if no row fits into the model's context.
@@ -110,6 +122,7 @@ def plan(arguments: argparse.Namespace) -> tuple[list[Stage], dict[str, list[Sta
     model, train_file, test_file = out / "model", out / "data" / "train.parquet", out / "data" / "test.parquet"
     if arguments.model:
         model = arguments.model.resolve()
+        shared += smollm2.stages(model) if arguments.smollm2 else []
     else:
         shared += toy_model(model)
     if arguments.data:
@@ -119,6 +132,7 @@ def plan(arguments: argparse.Namespace) -> tuple[list[Stage], dict[str, list[Sta
     overrides = [
         *(f"data.train_files={train_file}", f"data.val_files={test_file}", f"actor_rollout_ref.model.path={model}"),
         *(fit_lengths(train_file, model) if arguments.data else ()),
+        *(smollm2.QUICKSTART if arguments.smollm2 and not arguments.data else ()),
         *arguments.overrides,
     ]
     settings = hashlib.sha256(json.dumps([overrides, arguments.steps]).encode()).hexdigest()[:8]

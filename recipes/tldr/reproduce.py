@@ -75,14 +75,13 @@ def plan(arguments: argparse.Namespace, environment: dict[str, str]) -> tuple[li
     overrides = [f"judge={arguments.judge}", *arguments.overrides]
     shared = []
     if arguments.rehearse:
-        model = out / "model"
+        model, made, fitting = reproduce.rehearsal_model(arguments, "--task", "tldr")
         posts = ("-m", "data_prep.toy_tldr", "--out", str(out / "posts.jsonl"))
-        warm = ("-m", "recipes.quickstart.toy_model", "--task", "tldr", "--out", str(model), "--steps", "60")
-        shared = [Stage("toy_posts", out, posts), Stage("toy_model", out, warm)]
+        shared = [Stage("toy_posts", out, posts), *made]
         few = ("--train-rows", "64", "--test-rows", "8", "--tokenizer", str(model))
         source = ("--source", str(out / "posts.jsonl"), *few)
         lengths = ("data.max_prompt_length=192", "actor_rollout_ref.rollout.max_model_len=240")
-        overrides = ["size=toy", *lengths, *overrides, f"actor_rollout_ref.model.path={model}"]
+        overrides = ["size=toy", *lengths, *fitting, *overrides, f"actor_rollout_ref.model.path={model}"]
         overrides.append(f"{JUDGE}.cache={out / 'verdicts.sqlite'}")
     shared.append(Stage("data", data, ("-m", "data_prep.tldr", "--out", str(data), *source)))
     chains = {}

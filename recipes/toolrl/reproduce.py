@@ -23,15 +23,14 @@ from recipes.toolrl.table import SIZES, TABLE, Cell
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = reproduce.parser(__doc__, "toolrl")
+    parser = reproduce.parser(__doc__, "toolrl", SIZES)
     parser.add_argument("--source", help="path or URL of ToolRL's raw file (rlla_rl.json) or of its parquet")
     parser.add_argument("--skip-bad", action="store_true", help="leave out rows that the reward could not score")
     parser.add_argument("--check-arguments", action="store_true", help=argparse.SUPPRESS)  # for the shell scripts
-    parser.add_argument("--model", action="append", choices=SIZES, help="may be repeated; both if absent")
     arguments = reproduce.parse(parser, argv)
     if arguments.rehearse and (arguments.source or arguments.skip_bad):
         parser.error("--rehearse makes its own rows; it takes neither --source nor --skip-bad")
-    arguments.model = list(dict.fromkeys(arguments.model or (["1.5b"] if arguments.rehearse else SIZES)))
+    arguments.model = arguments.model or (["1.5b"] if arguments.rehearse else list(SIZES))
     return arguments
 
 
@@ -49,11 +48,11 @@ def plan(arguments: argparse.Namespace) -> tuple[list[Stage], dict[str, list[Sta
     source, overrides = arguments.source or "SOURCE", list(arguments.overrides)
     shared = []
     if arguments.rehearse:
-        source, model = str(out / "raw.json"), out / "model"
+        source = str(out / "raw.json")
         raw = ("-m", "data_prep.toy_toolrl", "--raw", source, "--train-rows", "100")
-        warm = ("-m", "recipes.quickstart.toy_model", "--out", str(model), "--steps", "60")
-        shared = [Stage("toy_rows", out, raw), Stage("toy_model", out, warm)]
-        overrides = ["size=toy", f"actor_rollout_ref.model.path={model}", *overrides]
+        model, made, fitting = reproduce.rehearsal_model(arguments)
+        shared = [Stage("toy_rows", out, raw), *made]
+        overrides = ["size=toy", *fitting, f"actor_rollout_ref.model.path={model}", *overrides]
     skip = ("--skip-bad",) if arguments.skip_bad else ()
     data = out / "data"
     shared.append(Stage("data", data, ("-m", "data_prep.toolrl", "--source", source, "--out", str(data), *skip)))

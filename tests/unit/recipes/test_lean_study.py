@@ -62,7 +62,7 @@ def test_the_settings_are_those_that_verl_is_given(settings):
         seed=1,
         steps=50,
         prompts=16,
-        longest_prompt=40,
+        longest_prompt=43,
         longest_response=48,
         samples=4,
         lr=3e-4,
@@ -230,9 +230,10 @@ def test_rows_whose_prompt_is_too_long_are_left_out(small, model, monkeypatch):
     lengths = [len(lean.tokens_of(tokenizer, row)) for row in ROWS]
     seen = []
     monkeypatch.setattr(lean, "data_order", lambda rows, *_: seen.extend(rows) or iter([ROWS[:2]] * 2))
-    list(lean.steps_of(small, model, ROWS))
-    assert 0 < len(seen) == sum(length <= 40 for length in lengths) < len(ROWS)
-    assert all(len(lean.tokens_of(tokenizer, row)) <= 40 for row in seen)
+    limit = max(lengths) - 1
+    list(lean.steps_of(replace(small, longest_prompt=limit), model, ROWS))
+    assert 0 < len(seen) == sum(length <= limit for length in lengths) < len(ROWS)
+    assert all(len(lean.tokens_of(tokenizer, row)) <= limit for row in seen)
 
 
 def test_the_report_reads_what_a_training_writes(small, model, tmp_path):

@@ -73,7 +73,7 @@ def test_a_training_composes_from_a_wheel(installed, tmp_path):
 def test_a_wheel_knows_which_experiments_there_are(installed, tmp_path):
     done = run(installed, tmp_path, "saw", "train")
     assert done.returncode == 1
-    assert "quickstart, study, tldr, toolrl" in done.stderr
+    assert "quickstart, short_answers, study, tldr, toolrl" in done.stderr
 
 
 def test_verls_own_command_finds_the_plug_in_in_a_wheel(installed, tmp_path):

@@ -543,6 +543,7 @@ def test_flash_attn_is_for_the_gpu_set(machine, variables):
         ("run", ["python", "-m", "saw", "memory"], "saw memory"),
         ("study", ["lm"], "saw study lm"),
         ("study", ["lean"], "saw study lean"),
+        ("study", ["smollm2"], "saw study smollm2"),
         ("sweep", ["--seeds", "1"], "saw sweep --seeds 1"),
         ("test", ["--fast", "tests/unit"], "pytest --fast tests/unit"),
     ],

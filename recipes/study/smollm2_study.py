@@ -1,0 +1,176 @@
+"""GRPO and GDPO with and without SAW on a real language model: SmolLM2-135M-Instruct, short answers, a CPU.
+
+    bash scripts/study.sh smollm2 [--seeds 1,2,3] [--method grpo ...] [--steps 16] [--out results/smollm2/study]
+    python -m recipes.study.smollm2_study --report-only
+
+Trains what is missing (runs/smollm2; a killed training restarts, a finished one is skipped), then writes steps.csv and
+held_out.csv, from which it makes the tables and figures. Questions and rewards: short_answers.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from recipes.ablations import sweep
+from recipes.common import smollm2
+from recipes.common.reproduce import run_main, seed_list
+from recipes.common.stages import Stage, run_all
+from recipes.study import short_answers
+from saw.records.provenance import machine, versions
+from saw.report import figures, summary, tables
+from saw.report.history import History, LoggedRun, read_run
+from saw.report.seed_statistics import bootstrap_mean
+
+EXPERIMENT = "short_answers"
+METHODS = ("grpo", "saw_grpo", "gdpo", "saw_gdpo")
+TIMES = tuple(f"timing_s/{part}" for part in ("gen", "old_log_prob", "adv", "update_actor", "update_weights", "step"))
+#: Metrics kept of every step.
+KEPT = (
+    *(f"saw/{name}/{what}" for name in short_answers.RANGES for what in ("mean", "cv", "weight", "zero_spread")),
+    *TIMES,
+    "response_length/mean",
+)
+
+
+def chains(arguments: argparse.Namespace, runs: Path) -> dict[str, list[Stage]]:
+    """One training for each seed and method, by the name of its folder."""
+    data = runs / "data"
+    asked = sweep.parse(
+        [
+            *("--experiment", EXPERIMENT, "--out", str(runs), "--seeds", ",".join(map(str, arguments.seeds))),
+            *(text for method in arguments.method for text in ("--method", method)),
+            *(f"data.train_files={data / 'train.parquet'}", f"data.val_files={data / 'test.parquet'}"),
+            *(f"actor_rollout_ref.model.path={smollm2.default_folder()}", smollm2.CACHE),
+            f"reward.custom_reward_function.path={short_answers.__file__}",
+            *(f"trainer.total_training_steps={arguments.steps}", f"trainer.test_freq={arguments.steps}"),
+        ]
+    )
+    return sweep.plan(asked)
+
+
+def shared(runs: Path) -> list[Stage]:
+    """The stages that make model and data, if they do not exist."""
+    made = smollm2.stages(smollm2.default_folder())
+    if not (runs / "data" / "test.parquet").exists():
+        made.append(Stage("data", runs, ("-m", "recipes.study.short_answers", "--out", str(runs / "data"))))
+    return made
+
+
+def write(runs: Sequence[LoggedRun], out: Path) -> None:
+    """All runs' steps and validations as two CSVs."""
+    steps, held_out = [], []
+    for run in runs:
+        whose = {"method": run.method, "seed": run.seed, "commit": run.info["provenance"]["commit"]}
+        absent = [float("nan")] * len(run.history.steps)
+        values = {name: run.history.columns.get(name, absent) for name in KEPT}
+        steps.append(pd.DataFrame({**whose, "step": run.history.steps, **values}))
+        held_out += [
+            {**whose, "step": step, **{name: validation[f"saw-val/{name}/mean"] for name in short_answers.RANGES}}
+            for step, validation in sorted(run.validation.items())
+        ]
+    out.mkdir(parents=True, exist_ok=True)
+    pd.concat(steps).to_csv(out / "steps.csv", index=False, float_format="%.7g", na_rep="nan")
+    pd.DataFrame(held_out).to_csv(out / "held_out.csv", index=False, float_format="%.7g", na_rep="nan")
+
+
+def read(out: Path) -> dict[str, list[LoggedRun]]:
+    """The runs of the CSVs by their method."""
+    types = {"commit": str, **dict.fromkeys(KEPT, float)}
+    steps = pd.read_csv(out / "steps.csv", dtype=types, float_precision="round_trip")
+    held_out = pd.read_csv(out / "held_out.csv", dtype={"commit": str}, float_precision="round_trip")
+    groups: dict[str, list[LoggedRun]] = {}
+    for (method, seed, commit), own in steps.groupby(["method", "seed", "commit"], sort=False):
+        same = held_out[(held_out["method"] == method) & (held_out["seed"] == seed)]
+        validation = {
+            int(row["step"]): {f"saw-val/{name}/mean": float(row[name]) for name in short_answers.RANGES}
+            for row in same.to_dict("records")
+        }
+        columns = {name: tuple(own[name]) for name in KEPT}
+        history = History(tuple(own["step"]), tuple(short_answers.RANGES), columns)
+        info = {
+            "config": {"saw": {"method": method}, "data": {"seed": int(seed)}},
+            "ranges": {name: list(bounds) for name, bounds in short_answers.RANGES.items()},
+            "provenance": {"commit": commit},
+        }
+        groups.setdefault(method, []).append(LoggedRun(out / f"{method}_seed{seed}", history, validation, info))
+    return {method: groups[method] for method in METHODS if method in groups}
+
+
+def held_out(groups: Mapping[str, Sequence[LoggedRun]]) -> summary.Table:
+    """Each objective's mean reward on questions that were not trained on, before and after the training."""
+    rows = []
+    for method, runs in groups.items():
+        for name in short_answers.RANGES:
+            ends = [(min(run.validation), max(run.validation)) for run in runs]
+            before, after = (
+                [run.validation[end[place]][f"saw-val/{name}/mean"] for run, end in zip(runs, ends, strict=True)]
+                for place in (0, 1)
+            )
+            gained = [last - first for first, last in zip(before, after, strict=True)]
+            rows.append((method, name, *(str(bootstrap_mean(values)) for values in (before, after, gained))))
+    header = ("method", "objective", "before", "after", "gain")
+    note = (
+        f"{short_answers.TEST_ROWS} questions, one sampled answer each. Brackets: 95 % bootstrap intervals over seeds."
+    )
+    return summary.Table("Held-out questions", header, tuple(rows), left=2, note=note)
+
+
+def seconds(groups: Mapping[str, Sequence[LoggedRun]]) -> summary.Table:
+    """Median seconds per step."""
+    rows = [(method, *(f"{figures.median_of(runs, name):.1f}" for name in TIMES)) for method, runs in groups.items()]
+    header = ("method", *(name.removeprefix("timing_s/") for name in TIMES))
+    note = "Medians over all steps and seeds; other work shared the two cores. nan: a part that is not run."
+    return summary.Table("Seconds per step", header, tuple(rows), left=1, note=note)
+
+
+def report(out: Path) -> str:
+    """Tables and figures from the CSVs; returns the text of ``README.md`` without its provenance."""
+    groups = read(out)
+    shown = [held_out(groups), summary.summary(groups, {})]
+    for base in ("grpo", "gdpo"):
+        own = {method: runs for method, runs in groups.items() if method in (base, f"saw_{base}")}
+        if len(own) == 2:
+            shown.append(summary.tests(own, base))
+    shown.append(seconds(groups))
+    drawn = figures.draw_all(groups, out)
+    text = ["# SmolLM2-135M-Instruct learns short answers"]
+    for table in shown:
+        text += [f"## {table.title}", tables.markdown(table.header, table.rows, table.left), table.note]
+    text += [f"![{path.stem}]({path.name})" for path in drawn]
+    return "\n\n".join(text)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=seed_list, default=[1], metavar="1,2,3", help="one training each (1)")
+    parser.add_argument("--method", action="append", choices=METHODS, help="may be repeated; all if absent")
+    parser.add_argument("--steps", type=int, default=16, help="of a training (16)")
+    parser.add_argument("--out", type=Path, default=Path("results/smollm2/study"), help="for CSVs, tables and figures")
+    parser.add_argument("--report-only", action="store_true", help="train nothing, report what is finished")
+    parser.add_argument("--train-only", action="store_true", help="train, report nothing")
+    arguments = parser.parse_args(argv)
+    arguments.method = arguments.method or list(METHODS)
+    runs = Path(os.environ.get("SAW_RUNS", "runs")).resolve() / "smollm2"
+    if not arguments.report_only:
+        run_all(shared(runs), chains(arguments, runs), lambda: None)
+    if arguments.train_only:
+        return
+    finished = [read_run(mark.parent) for mark in sorted(runs.glob("*/train.done.json"))]
+    if not finished:
+        raise SystemExit(f"{runs} has no finished training")
+    write(finished, arguments.out)
+    software = versions("torch", "verl", "vllm", "transformers")
+    text = report(arguments.out)
+    where = f"`bash scripts/study.sh smollm2`; {len(finished)} trainings, commits in steps.csv; {machine('cpu')}"
+    (arguments.out / "README.md").write_text(f"{text}\n\n{where}; {software}.\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    run_main(main)
