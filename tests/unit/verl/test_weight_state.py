@@ -88,7 +88,9 @@ def test_the_workers_are_told_the_reduction_and_each_step_s_gradients_are_clippe
         made.actor_rollout_wg = SimpleNamespace(objective_gradients=lambda found=found: [found])
         rewards = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
         rows = torch.arange(2)
-        made._step = SimpleNamespace(rewards=rewards, scored=rows, scored_of_row=rows, step=step, gram=None)
+        made._step = SimpleNamespace(
+            rewards=rewards, scored=rows, scored_of_row=rows, step=step, gram=None, objectives=None
+        )
         batch = KVBatchMeta(keys=["p_0_0", "p_1_0"], tags=[{}, {}], partition_id="p", extra_info={"kept": 1})
         metrics: dict[str, float] = {}
         made._compute_old_log_prob_and_gradients(batch, metrics)
