@@ -95,8 +95,8 @@ class World:
         steps (int): number of steps.
         lr (float): learning rate of the gradient ascent.
         penalty (float): weight of a KL penalty against the untrained policy, subtracted from the combined reward.
-        equal_first_step (bool): divide all advantages by their standard deviation in the first step, over all seeds:
-            methods are then compared at the same size of a step, as under an optimiser that adapts to it.
+        adaptive (bool): divide a seed's advantages by the root mean square of all of its advantages so far, as Adam
+            does with gradients: the size of the steps is then the same for every method.
     """
 
     objectives: tuple[Objective, ...]
@@ -105,7 +105,7 @@ class World:
     steps: int = 150
     lr: float = 0.25
     penalty: float = 0.0
-    equal_first_step: bool = False
+    adaptive: bool = False
 
     @property
     def heads(self) -> list[int]:
@@ -247,7 +247,7 @@ def learn(world: World, rule: Rule, seeds: int, first_seed: int = 0) -> Trajecto
     reference = {k: values.log_softmax(dim=-1) for k, values in logits.items()}
     method, compares = advantages(world, rule), compares_gradients(rule)
     memory: Memory = {}
-    scale = 1.0
+    squares = torch.zeros(seeds, 1, dtype=torch.float64)
     previous = torch.full((seeds, size), 1.0 / size, dtype=torch.float64)
     right, weights, cvs, spreads = [_right(world, logits)], [], [], []
     for step in range(world.steps):
@@ -268,10 +268,11 @@ def learn(world: World, rule: Rule, seeds: int, first_seed: int = 0) -> Trajecto
         advantage, used, cv, spread, memory = method(
             rewards, world.penalty * drift, given, previous, step == 0, gram, memory
         )
-        if world.equal_first_step and step == 0:
-            scale = max(float(advantage.std()), 1e-6)
+        if world.adaptive:
+            squares += advantage.square().mean(dim=1, keepdim=True)
+            advantage = advantage * ((step + 1) / squares.clamp(min=1e-12)).sqrt()
         for k, values in log_probs.items():
-            logits[k] += world.lr / scale * _gradient(advantage, choices[k], values)
+            logits[k] += world.lr * _gradient(advantage, choices[k], values)
         previous = used
         right.append(_right(world, logits))
         weights.append(used)

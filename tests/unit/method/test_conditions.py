@@ -56,8 +56,8 @@ def test_several_conditions_and_chains_are_of_the_rewards_as_given():
         saw.Objective("b", 0.0, 1.0, requires={"a": 1.0}),
         saw.Objective("a", 0.0, 1.0),
     ]
-    rewards = torch.tensor([[1.0, 1.0, 0.5], [1.0, 0.4, 1.0], [1.0, 1.0, 0.0]])
-    assert condition(rewards, chosen).tolist() == [[1.0, 0.0, 0.5], [0.0, 0.4, 1.0], [0.0, 0.0, 0.0]]
+    rewards = torch.tensor([[1.0, 1.0, 0.5], [1.0, 0.25, 1.0], [1.0, 1.0, 0.0]])
+    assert condition(rewards, chosen).tolist() == [[1.0, 0.0, 0.5], [0.0, 0.25, 1.0], [0.0, 0.0, 0.0]]
 
 
 def test_integers_can_be_missing_too():
