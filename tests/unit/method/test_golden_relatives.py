@@ -45,7 +45,7 @@ def test_advantages(method):
         expected = np.array(case["advantages"][method])
         if method == "tchebycheff":  # here 0 in every profile
             found, expected = found[~lone], expected[~lone]
-        np.testing.assert_allclose(found, expected, atol=2e-5)
+        np.testing.assert_allclose(found, expected, atol=2e-5, rtol=1e-5)
 
 
 def test_hvo():
@@ -71,7 +71,7 @@ def test_ctwa():
         np.testing.assert_allclose(found.weights, expected["weights"][number], atol=1e-5)
         np.testing.assert_allclose(found.memory["covariance"], expected["covariance"][number], atol=1e-5)
         memory = found.memory
-    assert found.weights.max() > 0.34
+    assert found.weights.max() > 0.335
 
 
 def test_lagrangian():
