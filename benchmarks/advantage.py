@@ -5,6 +5,10 @@
 Every case allocates its output, as in training, and is interleaved with the others, so that all see the same machine;
 times are medians. Extra memory is the peak above the inputs, in (N, T) float32 tensors, measured by torch's profiler on
 a CPU and its allocator on a GPU.
+
+On a CPU, a new tensor takes longer if the C library has to ask the system for its memory. Whether it does depends on
+what the process did before, so both cases are measured, each in a process of its own: memory that is kept, and memory
+that is fresh.
 """
 
 from __future__ import annotations
@@ -12,7 +16,10 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib.util
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +33,11 @@ from saw.records.provenance import commit, machine, versions
 
 VERL = importlib.util.find_spec("verl") is not None
 METHODS = ("grpo", "gdpo", "saw_grpo", "saw_gdpo")
+#: Variables that make glibc keep the memory of freed tensors, or return all of it.
+MEMORY = {
+    "kept": {"MALLOC_MMAP_THRESHOLD_": str(2**40), "MALLOC_TRIM_THRESHOLD_": str(2**40)},
+    "fresh": {"MALLOC_MMAP_THRESHOLD_": str(2**17)},
+}
 
 
 @dataclass
@@ -109,6 +121,18 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def measure(size: str, objectives: int, memory: str, device: str, repeats: int) -> None:
+    """Print the rows of one size, number of objectives and kind of memory."""
+    torch.ones(2**29)  # 2 GiB: on a virtual machine, the first access to a page is slow
+    n, t = map(int, size.split("x"))
+    functions = cases(make_inputs(n, t, objectives, device))
+    seconds = measure_seconds(functions, repeats, device)
+    for name, value in seconds.items():
+        extra = measure_extra_bytes(functions[name], device) / (n * t * 4)
+        ratio = value / seconds["plain multiply"]
+        print(f"| {size} | {objectives} | {memory} | {name} | {value * 1e3:.2f} | {ratio:.1f} | {extra:.2f} |")
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -116,21 +140,22 @@ def main() -> None:
     parser.add_argument("--sizes", default="2048x1024,32768x1024", help="N x T, comma-separated")
     parser.add_argument("--objectives", default="2,8", help="K, comma-separated")
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--memory", choices=MEMORY, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.memory:
+        measure(arguments.sizes, int(arguments.objectives), arguments.memory, arguments.device, arguments.repeats)
+        return
     print(f"{machine(arguments.device)}; {versions('torch', 'verl')}; commit {commit()}; seed 0")
     without = "" if VERL else "; without verl's own estimators, as verl is not installed"
     print(f"median of {arguments.repeats}{without}\n")
-    print("| N x T | K | case | ms | times the multiply | extra (N, T) tensors |\n|---|---:|---|---:|---:|---:|")
-    torch.ones(2**29)  # 2 GiB: on a virtual machine, the first access to a page is slow
+    print("| N x T | K | memory | case | ms | times the multiply | extra (N, T) tensors |")
+    print("|---|---:|---|---|---:|---:|---:|", flush=True)
+    same = ["--device", arguments.device, "--repeats", str(arguments.repeats)]
     for size in arguments.sizes.split(","):
-        n, t = map(int, size.split("x"))
-        for k in map(int, arguments.objectives.split(",")):
-            functions = cases(make_inputs(n, t, k, arguments.device))
-            seconds = measure_seconds(functions, arguments.repeats, arguments.device)
-            for name, value in seconds.items():
-                extra = measure_extra_bytes(functions[name], arguments.device) / (n * t * 4)
-                ratio = value / seconds["plain multiply"]
-                print(f"| {size} | {k} | {name} | {value * 1e3:.2f} | {ratio:.1f} | {extra:.2f} |", flush=True)
+        for k in arguments.objectives.split(","):
+            for memory in MEMORY if arguments.device == "cpu" else ("kept",):  # torch always keeps a GPU's memory
+                command = [sys.executable, "-m", "benchmarks.advantage", "--sizes", size, "--objectives", k, *same]
+                subprocess.run([*command, "--memory", memory], env=os.environ | MEMORY[memory], check=True)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import requests
 
-from recipes.tldr.stand_in_judge import scores
+from recipes.tldr.stand_in_judge import RUBRIC, scores
 from saw.records.provenance import commit, machine
 from saw.rewards.judge import Judge, JudgeOptions, Verdict, prompt
 
@@ -82,14 +82,8 @@ def measure(arguments: argparse.Namespace, faults: float) -> dict[str, Any]:
                 break
             except requests.RequestException:
                 time.sleep(0.2)
-        judge = Judge(
-            JudgeOptions.of(
-                {
-                    **{"model": "stand-in", "base_url": f"{address}/v1", "in_flight": arguments.in_flight},
-                    **{"timeout": arguments.timeout, "attempts": 8, "longest_wait": 5.0},
-                }
-            )
-        )
+        limits = {"in_flight": arguments.in_flight, "timeout": arguments.timeout, "attempts": 8, "longest_wait": 5.0}
+        judge = Judge(JudgeOptions.of({**RUBRIC, "model": "stand-in", "base_url": f"{address}/v1", **limits}))
         memory: list[int] = []
         verdicts, seconds = asyncio.run(ask(judge, arguments.questions, memory))
         stats = requests.get(f"{address}/stats", timeout=5).json()

@@ -42,7 +42,7 @@ def read_jsonl(path: Path) -> Iterator[Any]:
     """Rows of a file with one JSON value per line; empty lines are skipped.
 
     Raises:
-        BadSource: at the first line that is not JSON.
+        BadSource: at the first line that is not valid JSON.
     """
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -51,7 +51,7 @@ def read_jsonl(path: Path) -> Iterator[Any]:
             try:
                 yield json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise BadSource(f"{path}, line {number}: not JSON: {error}") from error
+                raise BadSource(f"{path}, line {number}: not valid JSON: {error}") from error
 
 
 def read_parquet(path: Path) -> Iterator[dict[str, Any]]:

@@ -14,10 +14,11 @@ PEOPLE = ("My brother", "My boss", "A friend", "My neighbour", "Our cat", "My si
 DEEDS = ("ate my lunch", "lost my keys", "sold the car", "moved out", "broke a window", "won a prize")
 PLACES = ("at work", "in Oslo", "at home", "on a train", "in the park", "at school")
 FEELINGS = ("happy", "angry", "sad", "calm", "tired", "proud")
+MOST = len(PEOPLE) * len(DEEDS) * len(PLACES) * len(FEELINGS)
 
 
 def make_posts(number: int, seed: int = 0) -> list[dict[str, str]]:
-    """Different posts; there are 1,296 combinations."""
+    """Different posts, at most :data:`MOST`."""
     chance = random.Random(seed)
     seen: set[tuple[str, ...]] = set()
     posts: list[dict[str, str]] = []
@@ -44,6 +45,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    if not 1 <= arguments.rows <= MOST:
+        parser.error(f"--rows is {arguments.rows}; expected 1 to {MOST}, the number of different posts")
     write_posts(arguments.out, arguments.rows, arguments.seed)
 
 

@@ -22,6 +22,8 @@ ROWS = [
 ]
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2 or not sys.argv[1].endswith(".parquet"):
+        sys.exit("expected the file to write: python examples/own_data.py runs/own/train.parquet")
     path = Path(sys.argv[1])
     path.parent.mkdir(parents=True, exist_ok=True)
     Dataset.from_list(ROWS).to_parquet(path)

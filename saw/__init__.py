@@ -11,12 +11,15 @@ if TYPE_CHECKING:
     from saw.method.context import Context
     from saw.method.objective import Objective
     from saw.method.options import GradientOptions, Options
+    from saw.method.profiles import PROFILES, Profile
     from saw.method.registry import METHODS, Method, measure, weighting
     from saw.method.statistics import ObjectiveStatistics
+    from saw.method.turns import turns_of
 
 __version__ = "0.1.0"
 __all__ = [
     "METHODS",
+    "PROFILES",
     "Advantage",
     "Context",
     "GradientOptions",
@@ -24,9 +27,11 @@ __all__ = [
     "Objective",
     "ObjectiveStatistics",
     "Options",
+    "Profile",
     "compute_advantage",
     "measure",
     "objective_advantages",
+    "turns_of",
     "weighting",
 ]
 #: Where each name is. They are loaded on first use: what follows a run, say, needs no torch.
@@ -34,9 +39,11 @@ _MODULES = {
     **dict.fromkeys(("Advantage", "compute_advantage", "objective_advantages"), "saw.method.advantage"),
     **dict.fromkeys(("METHODS", "Method", "measure", "weighting"), "saw.method.registry"),
     **dict.fromkeys(("GradientOptions", "Options"), "saw.method.options"),
+    **dict.fromkeys(("PROFILES", "Profile"), "saw.method.profiles"),
     "Context": "saw.method.context",
     "Objective": "saw.method.objective",
     "ObjectiveStatistics": "saw.method.statistics",
+    "turns_of": "saw.method.turns",
 }
 
 

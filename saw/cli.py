@@ -121,7 +121,10 @@ def start(name: str, arguments: list[str]) -> None:
     elif parts:
         given = arguments[0] if arguments else None
         if given not in parts:
-            raise typer.BadParameter(f"the first argument is {given!r}; expected {' or '.join(parts)}")
+            first = "there is no first argument" if given is None else f"the first argument is {given!r}"
+            raise typer.BadParameter(
+                f"{first}; expected {' or '.join(parts)}, for example: saw {name} {command.example}"
+            )
         module, rest = parts[given], arguments[1:]
     environment = dict(os.environ)
     package = module.partition(".")[0]

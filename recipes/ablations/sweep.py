@@ -87,14 +87,8 @@ def plan(arguments: argparse.Namespace) -> dict[str, list[Stage]]:
             name, *own = split(method)
             folder = arguments.out / f"{label(method)}_seed{seed}"
             command = (
-                *(
-                    "-m",
-                    "saw.runs.train",
-                    f"experiment={arguments.experiment}",
-                    f"saw.method={name}",
-                    f"data.seed={seed}",
-                ),
-                *(f"trainer.default_local_dir={folder}", f"trainer.experiment_name={folder.name}"),
+                *("-m", "saw.runs.train", f"experiment={arguments.experiment}", f"saw.method={name}"),
+                *(f"data.seed={seed}", f"trainer.default_local_dir={folder}", f"trainer.experiment_name={folder.name}"),
                 *("trainer.resume_mode=auto", *own, *arguments.overrides),
             )
             chains[folder.name] = [Stage("train", folder, command, arguments.hours, trains=True)]

@@ -13,13 +13,14 @@ from typing import Any
 
 import yaml
 
+from saw.report.history import flat
 from saw.report.tables import latex, markdown, write_csv
 from saw.runs.compose import CONFIGS
 
 NOT_RUN = "not run"
 PAPER = Path(__file__).resolve().parents[2] / "results" / "paper.yaml"
 #: Heading of the column with the reasons why a measured cell is not compared with the paper's.
-NOT_COMPARED = "not compared, for its"
+NOT_COMPARED = "no difference because of"
 #: ``evaluation.json`` of each seed.
 Evaluations = dict[int, dict[str, Any]]
 
@@ -81,24 +82,16 @@ def paper_notes(paper: Mapping[str, Any]) -> list[str]:
         paper (Mapping[str, Any]): the table's part of ``results/paper.yaml``.
     """
     ours, theirs = (
-        dict(_flat(yaml.safe_load((CONFIGS / "reading" / f"{name}.yaml").read_text())))
+        dict(flat(yaml.safe_load((CONFIGS / "reading" / f"{name}.yaml").read_text())))
         for name in ("controlled", "as_released")
     )
     keys = [f"`{key}`" for key, value in theirs.items() if ours.get(key) != value]
     return [
-        f"Paper: {paper['source']}. Its numbers are taken to be of the reading `{paper['reading']}` (A): there is a "
-        "difference only where ours are of the same, and nothing else is known to differ.",
-        f"The reading `as_released` (configs/reading) sets otherwise than `controlled`: {', '.join(keys)}.",
+        f"Paper: {paper['source']}. We assume that its numbers belong to the reading `{paper['reading']}` (A). The "
+        "difference is only given if ours have the same reading and nothing else is known to differ.",
+        f"The reading `as_released` (configs/reading) differs from `controlled` in {', '.join(keys)}.",
         "\n".join(["The paper also says:", "", *(f"- {fact}" for fact in paper["also"])]),
     ]
-
-
-def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in section.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ PARAMETERS = {"1.5b": 1.54e9, "3b": 3.09e9}
 #: Stage -> the doctor's lines that may be missing until it has run.
 MADE_BY = {
     "data": ("training data", "validation data"),
-    "toy_model": ("model", "tokenizer", "disk"),
+    "toy_model": ("model", "tokenizer"),
 }
 #: Overrides that would change a training's row in the table -> the option to use instead.
 TOLD_APART_BY = {
@@ -149,7 +149,10 @@ def check_machine(arguments: argparse.Namespace, folders: Iterable[tuple[str, st
     space = free_bytes(arguments.out)
     print(f"disk: {need / 1e9:.0f} GB needed at most, {space / 1e9:.0f} GB free at {arguments.out}")
     if space < need:
-        missing.append(f"disk: {need / 1e9:.0f} GB needed at {arguments.out}, {space / 1e9:.0f} GB free")
+        missing.append(
+            f"disk: {need / 1e9:.0f} GB needed at {arguments.out}, {space / 1e9:.0f} GB free; name a folder on a "
+            "larger disk with --out, or fewer trainings with --method and --seeds"
+        )
     return missing
 
 

@@ -69,11 +69,11 @@ class Stage:
             SystemExit: if it was begun or finished with another command.
         """
         for mark in (self._mark, self._started):
-            if mark.exists() and (stands := json.loads(mark.read_text())["command"]) != list(self.command):
+            if mark.exists() and (earlier := json.loads(mark.read_text())["command"]) != list(self.command):
                 ended = "finished" if mark == self._mark else "begun"
                 raise SystemExit(
                     f"{self.folder} has a stage {self.name} that was {ended} with another command:\n"
-                    f"  there: {shlex.join(stands)}\n  asked: {shlex.join(self.command)}\n"
+                    f"  there: {shlex.join(earlier)}\n  asked: {shlex.join(self.command)}\n"
                     "remove the folder, or choose another --out"
                 )
         return self._mark.exists()

@@ -103,8 +103,8 @@ def learned_at(groups: dict[str, list[LoggedRun]]) -> summary.Table:
             cells.append(f"{np.median(reached):.0f} ({len(reached)} of {len(steps)})" if reached else "never")
         rows.append((label, *cells))
     note = (
-        "Median step (seeds) at which the mean over five steps has made 90 % of the way from the first five to the "
-        "plateau, the median of the second half of the run."
+        "Median step at which the mean over five steps has covered 90 % of the way from the first five steps to the "
+        "plateau (the median of the second half of the run); in brackets, the seeds that get there."
     )
     return summary.Table("Learned at", ("method", *OBJECTIVES), tuple(rows), left=1, note=note)
 
@@ -148,17 +148,17 @@ def signal(groups: dict[str, list[LoggedRun]]) -> summary.Table:
 
 
 def cost(groups: dict[str, list[LoggedRun]]) -> summary.Table:
-    """Median seconds of a step."""
+    """Median seconds per step."""
     rows = []
     for label, runs in groups.items():
         parts = [figures.median_of(runs, name) for name in KEPT if name.startswith("timing_s/")]
         rows.append((label, *(f"{value:.2f}" for value in parts)))
     note = (
-        "Medians over all steps and seeds. Trainings that run two at a time share the machine: benchmarks/step.py "
-        "measures the methods in turn, alone."
+        "Medians over all steps and seeds. The trainings ran two at a time and shared the machine; benchmarks/step.py "
+        "measures one method at a time."
     )
     header = ("method", *(name.removeprefix("timing_s/") for name in KEPT if name.startswith("timing_s/")))
-    return summary.Table("Seconds of a step", header, tuple(rows), left=1, note=note)
+    return summary.Table("Seconds per step", header, tuple(rows), left=1, note=note)
 
 
 def report(out: Path) -> str:

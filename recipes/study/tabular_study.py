@@ -62,15 +62,8 @@ def speeds(seeds: int, out: Path) -> Part:
         row |= columns("both_steps", both) | columns("early_final", final)
         rows.append(row)
         lines.append([name, *cells, show(both), show(final, 3)])
-    header = [
-        "method",
-        "early: steps",
-        "less equal weights",
-        "late: steps",
-        "less equal weights",
-        "both",
-        "early, final",
-    ]
+    header = ["method", "early: steps", "minus equal weights", "late: steps", "minus equal weights", "both: steps"]
+    header.append("early: final P(right)")
     shown = ("grpo", "saw_grpo", "gdpo", "saw_gdpo", "random_gdpo")
     with figure_of(2, 2, (9.0, 6.0)) as (figure, axes):
         for place, name in enumerate(shown):
@@ -89,8 +82,9 @@ def speeds(seeds: int, out: Path) -> Part:
         figure.suptitle(f"Two speeds; mean and 5 to 95 % of {seeds} seeds", fontsize=10)
         figure.savefig(out / "speeds.png", dpi=130)
     text = (
-        f"Two objectives, of 2 and of 20 choices; each keeps a noise of std 0.17 when it is learned; {BASE.prompts} "
-        f"prompts x {BASE.rollouts} rollouts, learning rate {BASE.lr}. Brackets: 95 % bootstrap intervals."
+        "Two objectives, with 2 and 20 choices; once learned, each still has noise with a standard deviation of 0.17. "
+        f"{BASE.prompts} prompts x {BASE.rollouts} rollouts per step, learning rate {BASE.lr}. "
+        "Brackets: 95 % bootstrap intervals."
     )
     return Part(rows, markdown(header, lines, left=1), text)
 
@@ -116,7 +110,7 @@ def falsifier(seeds: int, out: Path) -> Part:
                 first = np.maximum(steps_to(saw_found, 0), steps_to(saw_found, 1))
                 second = np.maximum(steps_to(other, 0), steps_to(other, 1))
                 margin = MARGIN * float(second.mean())
-                gap, p = equivalence(dict(enumerate(first)), dict(enumerate(second)), margin)
+                gap, p = equivalence(first - second, margin)
                 difference = float(stats.ttest_rel(first, second).pvalue)
                 verdict = "equivalent" if p < 0.05 else "not shown to be equivalent"
                 rows.append(
@@ -126,9 +120,12 @@ def falsifier(seeds: int, out: Path) -> Part:
                 )
                 cells = [f"{mean_weights[0]:.2f}", show(gap, 2), f"±{margin:.2f}", f"{p:.2g}", f"{difference:.2g}"]
                 lines.append([label, f"saw_{family}", against, *cells, verdict])
-    header = ["world", "method", "against", "weight of the first", "steps to both, difference", "margin"]
-    header += ["p, equivalence", "p, difference", "verdict"]
-    text = f"Equivalent: the 90 % interval lies within {MARGIN:.0%} of the other's steps, a margin set before the runs."
+    header = ["world", "method", "compared with", "weight of the first", "steps until both are learned, difference"]
+    header += ["margin", "p, equivalence", "p, difference", "verdict"]
+    text = (
+        "Equivalent (TOST): the 90 % interval of the difference lies within the margin, "
+        f"{MARGIN:.0%} of the other method's steps, set before the runs. Differences are paired by seed."
+    )
     return Part(rows, markdown(header, lines, left=3), text)
 
 
@@ -137,10 +134,10 @@ def falsifier(seeds: int, out: Path) -> Part:
 CASES: dict[str, tuple[Objective, str]] = {
     "noise that cannot be learned, 1 in 10": (Objective("other", luck=0.1), "a reward that is luck"),
     "noise that cannot be learned, 1 in 2": (Objective("other", luck=0.5), "a reward that is luck"),
-    "a constant, 1 for every sample": (Objective("other", luck=1.0), "a judge that always says the same"),
-    "large offset, minimum not told": (Objective("other", 8, noise=0.2, offset=5.0), "a wrong minimum"),
+    "a constant, 1 for every sample": (Objective("other", luck=1.0), "a judge that always gives the same score"),
+    "large offset, minimum not configured": (Objective("other", 8, noise=0.2, offset=5.0), "a wrong minimum"),
     "rare binary reward, 1 in 50 at first": (Objective("other", 50), "a hard task"),
-    "learned before, with leftover noise": (Objective("other", 2, start=0.98, noise=0.6), "an easy format"),
+    "already learned, with leftover noise": (Objective("other", 2, start=0.98, noise=0.6), "an easy format"),
 }
 
 
@@ -167,9 +164,9 @@ def misleading(seeds: int, out: Path) -> Part:
             verdict = {(True, False): "helps", (False, True): "hurts", (True, True): "trades one for the other"}
             rows.append(row | {"verdict": verdict.get((better, worse), "no difference")})
             lines.append([label, like, f"saw_{family}", f"{weight:.2f}", *cells, rows[-1]["verdict"]])
-    header = ["the other objective", "like", "method", "its weight, first 20 steps", "good: steps, less equal weights"]
-    header += ["other: steps, less equal weights", "SAW"]
-    text = "The good objective has 8 choices. Differences are paired by seed; a negative one is a gain of SAW."
+    header = ["the other objective", "for example", "method", "its weight, first 20 steps"]
+    header += ["good: steps, minus equal weights", "other: steps, minus equal weights", "SAW"]
+    text = "The good objective has 8 choices. Differences are paired by seed; negative means that SAW is faster."
     return Part(rows, markdown(header, lines, left=3), text)
 
 
@@ -200,7 +197,7 @@ def batch_size(seeds: int, out: Path) -> Part:
     }
     rows, lines = [], []
     for prompts in PROMPTS:
-        # The step size stays the same: with fewer samples the gradient is noisier, not smaller.
+        # The gradient is a mean over the samples: with fewer of them it is noisier, not smaller.
         world = replace(BASE, prompts=prompts)
         for name, rule in rules.items():
             found = learn(world, rule, seeds)
@@ -232,7 +229,7 @@ def batch_size(seeds: int, out: Path) -> Part:
         axes[0][1].legend(frameon=False, fontsize=8)
         figure.savefig(out / "batch_size.png", dpi=130)
     header = ["samples", "method", "error of the weights", "early: steps", "late: steps", "late never learned"]
-    text = "The error is against the weights of an endless batch of the same policy, over all steps and seeds."
+    text = "Error: root mean square difference from the weights for an infinite batch, over all steps and seeds."
     return Part(rows, markdown(header, lines, left=2), text)
 
 
@@ -255,10 +252,10 @@ def kl(seeds: int, out: Path) -> Part:
             for feels in (True, False)
         }
         comparisons = {
-            "as released: SAW without, GRPO with the penalty": (("saw_grpo", False), ("grpo", True)),
-            "weighting alone, both with it": (("saw_grpo", True), ("grpo", True)),
-            "weighting alone, both without it": (("saw_grpo", False), ("grpo", False)),
-            "penalty alone, in GRPO (without less with)": (("grpo", False), ("grpo", True)),
+            "as released: SAW without the penalty, GRPO with it": (("saw_grpo", False), ("grpo", True)),
+            "weighting alone: both with the penalty": (("saw_grpo", True), ("grpo", True)),
+            "weighting alone: both without the penalty": (("saw_grpo", False), ("grpo", False)),
+            "penalty alone: GRPO without it minus GRPO with it": (("grpo", False), ("grpo", True)),
         }
         for label, (first, second) in comparisons.items():
             row: dict = {"penalty": penalty, "comparison": label, "seeds": seeds}
@@ -272,8 +269,8 @@ def kl(seeds: int, out: Path) -> Part:
             lines.append([f"{penalty:g}", label, *cells])
     header = ["penalty", "comparison", "early: steps", "early: final P(right)", "late: steps", "late: final P(right)"]
     text = (
-        "Differences, first less second, paired by seed. The constants are the released code's: the penalty is taken "
-        "off the sum of the rewards (SAW: off a weighted sum with weights that add up to 2)."
+        "Differences, first minus second, paired by seed. As in the released code, the penalty is subtracted from the "
+        "sum of the rewards (for SAW, from a weighted sum with weights that add up to 2)."
     )
     return Part(rows, markdown(header, lines, left=2), text)
 
@@ -304,8 +301,8 @@ def signal(seeds: int, out: Path) -> Part:
     header = ["trained with", "steps ahead", "CV and gain, both objectives", "within early", "within late"]
     header.append("CV and share of groups with spread")
     text = (
-        "Spearman's rank correlation of an objective's CV at a step with what its P(right) gains over the next steps, "
-        "over all steps of a run; mean over seeds."
+        "Spearman's rank correlation, over the steps of a run, between an objective's CV and the gain of its P(right) "
+        "over the next steps; mean over seeds."
     )
     return Part(rows, markdown(header, lines, left=2), text)
 
@@ -319,7 +316,7 @@ PARTS: Mapping[str, tuple[str, Callable[[int, Path], Part]]] = {
     "speeds": ("Objectives that are learned at different speeds", speeds),
     "falsifier": ("The falsifier: objectives whose spread shrinks together", falsifier),
     "misleading": ("Where CV should mislead", misleading),
-    "batch_size": ("How small may a batch be", batch_size),
+    "batch_size": ("How small can a batch be?", batch_size),
     "kl": ("The KL confound of the released code", kl),
     "signal": ("CV as a signal", signal),
     "methods": ("Every method in seven situations", methods),

@@ -14,9 +14,7 @@ import argparse
 import asyncio
 import json
 import math
-import shlex
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,11 +26,10 @@ from rouge_score import rouge_scorer
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
-from recipes.common import sampling
-from recipes.common.files import claim
+from recipes.common import evaluation
 from recipes.common.serve import SERVED, server
 from saw.records.files import read_lines, write_whole
-from saw.records.provenance import commit, machine, versions
+from saw.records.provenance import versions
 from saw.rewards import JUDGE
 from saw.rewards.judge import Judge, JudgeOptions, Verdict, prompt
 from saw.rewards.judge.options import JudgeError
@@ -186,7 +183,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     if not (out / "settings.json").exists() and any(path.exists() for path in written):
         raise SystemExit(f"{out} holds summaries, but no settings.json with their settings; remove it")
-    claim(out, summarising)
+    evaluation.claim(out, summarising)
     left = [path for path in written if not path.exists()]
     if left:
         with server(str(arguments.model), out, arguments.gpus, arguments.vllm) as address:
@@ -221,47 +218,27 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
                     f"the reasons: {options[name].faults}; the same command asks for those again"
                 )
         runs.append(run)
-    result = {
-        "settings": {
-            **summarising,
-            "judge": {
-                name: {"model": judge.model, "temperature": judge.temperature} for name, judge in options.items()
-            },
-            "first_judge": arguments.judge,
-            "second_judge": arguments.second_judge,
-            "rows": len(rows),
-        },
-        "runs": runs,
-        "provenance": {
-            "command": f"python -m recipes.tldr.evaluate {shlex.join(sys.argv[1:])}",
-            "commit": commit(),
-            "machine": machine(),
-            "versions": versions("vllm", "torch", "transformers", "rouge-score"),
-        },
+    settings = {
+        **summarising,
+        "judge": {name: {"model": judge.model, "temperature": judge.temperature} for name, judge in options.items()},
+        "first_judge": arguments.judge,
+        "second_judge": arguments.second_judge,
+        "rows": len(rows),
     }
-    write_whole(out / "evaluation.json", json.dumps(result, indent=2) + "\n")
-    return result
+    software = versions("vllm", "torch", "transformers", "rouge-score")
+    return evaluation.write(out, "recipes.tldr.evaluate", software, settings, runs)
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="a Hugging Face folder or name")
+    parser = evaluation.parser(__doc__, temperature=1.0, max_tokens=512, why="as in training", threads=64)
     parser.add_argument("--data", type=Path, required=True, help="held-out rows, a parquet of data_prep.tldr")
-    parser.add_argument("--out", type=Path, required=True, help="folder for summaries and scores")
     parser.add_argument("--judge", default="gemini", help="a file of configs/judge (gemini)")
     parser.add_argument("--second-judge", help="another judge, to measure how far the two agree")
-    parser.add_argument("--runs", type=int, default=4, help="times that every post is summarised and judged (4)")
-    sampling.add_options(parser, temperature=1.0, max_tokens=512, why="as in training")
-    parser.add_argument("--limit", type=int, help="only the first rows; for rehearsals")
-    parser.add_argument("--threads", type=int, default=64, help="requests in flight to the checkpoint's server (64)")
-    parser.add_argument("--gpus", type=int, default=1, help="copies of the model, one per GPU; 0: on the CPU")
-    parser.add_argument("--vllm", nargs="*", default=[], help="options for `vllm serve`")
     parser.add_argument(
         "--overrides", nargs="*", type=checked_override, default=[], metavar="KEY=VALUE", help="of the judge"
     )
-    arguments = parser.parse_args()
-    arguments.sampling = sampling.from_options(parser, arguments)
+    arguments = evaluation.parse(parser)
     try:
         result = evaluate(arguments)
     except (JobFailed, JudgeError) as failure:

@@ -33,6 +33,8 @@ from saw.runs.compose import CONFIGS, compose
 #: For the cost estimate: tokens of a question besides the post (rubric and two summaries), of a reply, and of a post if
 #: the data does not exist yet.
 RUBRIC_TOKENS, REPLY_TOKENS, POST_TOKENS = 400, 30, 400
+#: The stand-in judge of a rehearsal: the share of its answers that go wrong, and its port in a dry run's commands.
+FAULTY, SHOWN_PORT = 0.1, 8901
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -79,14 +81,9 @@ def plan(arguments: argparse.Namespace, environment: dict[str, str]) -> tuple[li
         shared = [Stage("toy_posts", out, posts), Stage("toy_model", out, warm)]
         few = ("--train-rows", "64", "--test-rows", "8", "--tokenizer", str(model))
         source = ("--source", str(out / "posts.jsonl"), *few)
-        overrides = [
-            "size=toy",
-            "data.max_prompt_length=192",
-            "actor_rollout_ref.rollout.max_model_len=240",
-            *overrides,
-        ]
-        overrides += [f"actor_rollout_ref.model.path={model}"]
-        overrides += [f"{JUDGE}.cache={out / 'verdicts.sqlite'}"]
+        lengths = ("data.max_prompt_length=192", "actor_rollout_ref.rollout.max_model_len=240")
+        overrides = ["size=toy", *lengths, *overrides, f"actor_rollout_ref.model.path={model}"]
+        overrides.append(f"{JUDGE}.cache={out / 'verdicts.sqlite'}")
     shared.append(Stage("data", data, ("-m", "data_prep.tldr", "--out", str(data), *source)))
     chains = {}
     for cell, seed in cells(arguments):
@@ -160,11 +157,15 @@ def main() -> None:
     with ExitStack() as stack:
         environment = {}
         if arguments.rehearse and arguments.dry_run:
-            environment = {"JUDGE_URL": "http://stand-in.invalid/v1"}  # replaced by its address once it runs
+            environment = {"JUDGE_URL": f"http://127.0.0.1:{SHOWN_PORT}/v1"}
         elif arguments.rehearse:
-            stand_in = StandIn(latency=0.02, faults=dict.fromkeys(FAULTS, 0.1 / len(FAULTS)))
+            stand_in = StandIn(latency=0.02, faults=dict.fromkeys(FAULTS, FAULTY / len(FAULTS)))
             environment = {"JUDGE_URL": stack.enter_context(serving(stand_in))}
-        reproduce.run_or_show(arguments, missing, plan(arguments, environment), cells(arguments), TABLE.write)
+        shared, chains = plan(arguments, environment)
+        if arguments.rehearse and arguments.dry_run:  # otherwise it is served from this process
+            server = ("-m", "recipes.tldr.stand_in_judge", "--port", str(SHOWN_PORT), "--faults", str(FAULTY))
+            shared = [Stage("the stand-in judge, in another shell", arguments.out, server), *shared]
+        reproduce.run_or_show(arguments, missing, (shared, chains), cells(arguments), TABLE.write)
 
 
 if __name__ == "__main__":

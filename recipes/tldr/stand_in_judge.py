@@ -17,9 +17,16 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from aiohttp import web
+from omegaconf import OmegaConf
 
+from saw.rewards import JUDGE
+from saw.runs.compose import CONFIGS
+
+#: The rubric of the questions that it can answer, as options of a judge.
+RUBRIC: Any = OmegaConf.to_container(OmegaConf.select(OmegaConf.load(CONFIGS / "objectives" / "tldr.yaml"), JUDGE))
 #: What can go wrong; each was seen with a real judge.
 FAULTS = (
     *("429", "429_retry_after", "500", "reset"),

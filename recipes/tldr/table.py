@@ -13,8 +13,8 @@ from recipes.common.reproduce import METHODS, READINGS
 
 SCORES = ("quality", "conciseness", "total")
 NOTE = """Ours: mean ± standard deviation over seeds (in brackets: over evaluations of one checkpoint); n is seeds x
-evaluations. Quality and conciseness are 0 to 10 by the judge that trained the model. Missing: summaries without a
-verdict, which are in no mean. The difference is ours less the paper's total."""
+evaluations. Quality and conciseness: scores from 0 to 10 by the judge that trained the model. Missing: summaries
+without a verdict, which are left out of every mean. The difference is our total minus the paper's."""
 
 
 class Cell(NamedTuple):
@@ -49,7 +49,7 @@ def remarks(name: str, cell: Mapping[str, Any], evaluation: Mapping[str, Any]) -
 def _agreement(run: Mapping[str, Any]) -> str:
     parts = [
         f"{name}: equal {values['equal']:.2f}, within one {values['within_one']:.2f}, "
-        f"Spearman {values['spearman']:.2f}, second less first {values['mean_difference']:+.2f}, n {values['n']}"
+        f"Spearman {values['spearman']:.2f}, second minus first {values['mean_difference']:+.2f}, n {values['n']}"
         for name, values in run["agreement"].items()
     ]
     return "agreement of the two judges: " + "; ".join(parts)

@@ -14,21 +14,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from recipes.common import sampling
-from recipes.common.files import claim
+from recipes.common import evaluation
 from recipes.common.serve import SERVED, server
 from recipes.toolrl.bfcl import results
 from recipes.toolrl.scores import CATEGORIES, scores
-from saw.records.files import write_whole
-from saw.records.provenance import commit, machine, versions
+from saw.records.provenance import versions
 from saw.rewards.toolrl import format_reward
 from saw.runs.process_tree import Job, JobFailed
 
@@ -87,7 +83,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         "categories": arguments.categories,
         "limit": arguments.limit,
     }
-    claim(out, settings, free=("runs", "max_refused"))
+    evaluation.claim(out, settings, free=("runs", "max_refused"))
     python = bfcl_python()
     folders = [out / f"run{number}" for number in range(1, arguments.runs + 1)]
     which = ["--categories", *arguments.categories]
@@ -111,18 +107,8 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         run = json.loads((folder / "scores.json").read_text())
         answers = folder / "result"
         runs.append({**run, "format": format_counts(answers), "refused": results.refusals(answers)})
-    result = {
-        "settings": settings,
-        "runs": runs,
-        "provenance": {
-            "command": f"python -m recipes.toolrl.evaluate {shlex.join(sys.argv[1:])}",
-            "commit": commit(),
-            "machine": machine(),
-            "versions": f"{runs[0]['package']}, {versions('vllm', 'torch', 'transformers')}",
-        },
-    }
-    write_whole(out / "evaluation.json", json.dumps(result, indent=2) + "\n")
-    return result
+    software = f"{runs[0]['package']}, {versions('vllm', 'torch', 'transformers')}"
+    return evaluation.write(out, "recipes.toolrl.evaluate", software, settings, runs)
 
 
 @contextmanager
@@ -136,11 +122,7 @@ def _server_of(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="a Hugging Face folder or name")
-    parser.add_argument("--out", type=Path, required=True, help="folder for replies and scores")
-    parser.add_argument("--runs", type=int, default=4, help="times that every item is asked (4)")
-    sampling.add_options(parser, temperature=0.001, max_tokens=4096, why="BFCL's own")
+    parser = evaluation.parser(__doc__, temperature=0.001, max_tokens=4096, why="BFCL's own", threads=100)
     parser.add_argument(
         "--multi-turn-sentence",
         action="store_true",
@@ -155,21 +137,13 @@ def main() -> None:
         "refuses all items of a category, the evaluation stops; 1 accepts everything except a run without any reply",
     )
     parser.add_argument("--categories", nargs="+", default=list(CATEGORIES), choices=CATEGORIES, metavar="CATEGORY")
-    parser.add_argument("--limit", type=int, help="only the first items of each category; for rehearsals")
-    parser.add_argument("--threads", type=int, default=100, help="requests in flight (100)")
-    parser.add_argument("--gpus", type=int, default=1, help="copies of the model, one per GPU; 0: on the CPU")
     parser.add_argument(
         "--server",
         help="a running server, http://HOST:PORT/v1; it must support vLLM's top_k, min_p and repetition_penalty "
         "besides OpenAI's parameters",
     )
     parser.add_argument("--served-model", default=SERVED, help="the model's name there")
-    parser.add_argument("--vllm", nargs=argparse.REMAINDER, default=[], help="last: options for `vllm serve`")
-    arguments = parser.parse_args()
-    arguments.sampling = sampling.from_options(parser, arguments)
-    for key in ("runs", "threads"):
-        if getattr(arguments, key) < 1:
-            parser.error(f"--{key} is {getattr(arguments, key)}; expected at least 1")
+    arguments = evaluation.parse(parser)
     if not 0 <= arguments.max_refused <= 1:
         parser.error(f"--max-refused is {arguments.max_refused}; expected a share between 0 and 1")
     try:

@@ -26,6 +26,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = reproduce.parser(__doc__, "toolrl")
     parser.add_argument("--source", help="path or URL of ToolRL's raw file (rlla_rl.json) or of its parquet")
     parser.add_argument("--skip-bad", action="store_true", help="leave out rows that the reward could not score")
+    parser.add_argument("--check-arguments", action="store_true", help=argparse.SUPPRESS)  # for the shell scripts
     parser.add_argument("--model", action="append", choices=SIZES, help="may be repeated; both if absent")
     arguments = reproduce.parse(parser, argv)
     if arguments.rehearse and (arguments.source or arguments.skip_bad):
@@ -75,14 +76,20 @@ def evaluation(arguments: argparse.Namespace, folder: Path) -> Stage:
     return Stage("evaluate", folder, command, 1.0 if arguments.rehearse else arguments.hours)
 
 
+def check_source(arguments: argparse.Namespace) -> list[str]:
+    """What is wrong with ``--source``."""
+    if arguments.rehearse:
+        return []
+    if arguments.source is None:
+        return ["--source: the path or URL of ToolRL's raw file (rlla_rl.json) or of its parquet is needed"]
+    if not arguments.source.startswith(("http://", "https://")) and not Path(arguments.source).is_file():
+        return [f"--source {arguments.source}: there is no such file"]
+    return []
+
+
 def check(arguments: argparse.Namespace) -> list[str]:
     """What is missing for the plan."""
-    missing = []
-    if not arguments.rehearse:
-        if arguments.source is None:
-            missing.append("--source: the path or URL of ToolRL's raw file (rlla_rl.json) or of its parquet is needed")
-        elif not arguments.source.startswith(("http://", "https://")) and not Path(arguments.source).is_file():
-            missing.append(f"--source {arguments.source}: there is no such file")
+    missing = check_source(arguments)
     missing += reproduce.check_machine(arguments, [(cell.size, cell.folder(seed)) for cell, seed in cells(arguments)])
     try:
         print(f"BFCL: {bfcl_python().parents[1]}")
@@ -97,6 +104,9 @@ def check(arguments: argparse.Namespace) -> list[str]:
 def main() -> None:
     """Command line."""
     arguments = parse()
+    if arguments.check_arguments:
+        reproduce.stop_if_missing(arguments, [] if arguments.dry_run else check_source(arguments))
+        return
     missing = check(arguments)
     reproduce.stop_if_missing(arguments, missing)
     reproduce.run_or_show(arguments, missing, plan(arguments), cells(arguments), TABLE.write)

@@ -25,7 +25,9 @@ port=6379
 limit=${SAW_JOIN_LIMIT:-300}
 export SAW_PLATFORM=gpu
 source scripts/environment.sh
-set_up --bfcl
+set_up_unless_dry "" "$@"
+"$python" -m saw reproduce table1 --check-arguments "$@"  # before BFCL's environment is made
+set_up_unless_dry --bfcl "$@"
 die() { echo "slurm.sh: $1" >&2; exit 1; }
 on=(srun --overlap --nodes=1 --ntasks=1 -w)  # no function: in the background, $! would not be srun itself
 

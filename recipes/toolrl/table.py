@@ -14,7 +14,7 @@ from recipes.toolrl.scores import CATEGORIES, scores
 
 SIZES = ("1.5b", "3b")
 NOTE = """Per cent. Ours: mean ± standard deviation over seeds (in brackets: over evaluations of one checkpoint); n is
-seeds x evaluations. The sources do not define the paper's Overall; the difference is the mean of the three less it.
+seeds x evaluations. The sources do not define the paper's Overall; the difference is the mean of the three minus it.
 BFCL's overall counts the categories that the table leaves out as 0."""
 
 

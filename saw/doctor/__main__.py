@@ -4,7 +4,7 @@
     bash scripts/doctor.sh experiment=toolrl saw.method=gdpo        and what this experiment needs
     bash scripts/doctor.sh experiment=tldr judge=openai --no-calls
 
-KEY=VALUE are overrides of configs/train.yaml, as for the training. Exit status 0: nothing is missing.
+Overrides and --config-dir are those of saw train. Exit status 0: nothing is missing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saw.doctor import data, machine, services, software
@@ -26,6 +27,8 @@ from saw.doctor.lines import Line, can_start, examine, missing, ok, say, shorten
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+    from saw.doctor.cluster import Cluster
 
 Check = tuple[str, Callable[[], Line]]
 #: Every line, in the order of the table.
@@ -51,30 +54,45 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="THING",
         help="a line of the table that may be missing now, because it is made before the training; may be repeated",
     )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides of configs/train.yaml")
+    parser.add_argument("--config-dir", "-cd", type=Path, help="a folder with configurations of your own")
+    parser.add_argument("--config-name", "-cn", default="train", help="the primary configuration (train)")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides of the primary configuration")
     arguments = parser.parse_intermixed_args(argv)
     for override in arguments.overrides:
         if "=" not in override and not override.startswith("~"):
             parser.error(f"{override!r} is no Hydra override; expected KEY=VALUE")
+    if arguments.config_dir is not None and not arguments.config_dir.is_dir():
+        parser.error(f"--config-dir is {str(arguments.config_dir)!r}; expected a folder")
     return arguments
 
 
-def diagnose(overrides: Sequence[str], calls: bool = True, later: Sequence[str] = ()) -> list[Line]:
+def diagnose(
+    overrides: Sequence[str],
+    calls: bool = True,
+    later: Sequence[str] = (),
+    config_name: str = "train",
+    config_dir: Path | None = None,
+) -> list[Line]:
     """Run every check.
 
     Args:
         overrides (Sequence[str]): of ``configs/train.yaml``; without an experiment, only machine and software.
         calls (bool): whether the Hub, wandb and the judge may be called.
         later (Sequence[str]): lines of the table that may be missing now.
+        config_name (str): of the primary configuration.
+        config_dir (Path | None): a further folder of configurations.
     """
     found = functools.cache(probe)
-    platform = functools.cache(lambda: platform_of(found))
-    composed, composition = compose(overrides, platform)
+    platform: Callable[[], str] = functools.cache(lambda: platform_of(found))
+    composing = functools.partial(compose, overrides, config_name=config_name, config_dir=config_dir)
+    composed, composition = composing(platform)
+    has_experiment = any(name.lstrip("+").startswith("experiment=") for name in overrides)
+    if composed is not None and has_experiment and needs_gpus(composed, found, calls):
+        platform = functools.partial(str, "gpu")
+        composed, composition = composing(platform)
     composed = settled(composed, platform)
-    experiment = composed if any(name.lstrip("+").startswith("experiment=") for name in overrides) else None
+    experiment = composed if has_experiment else None
     cluster = services.cluster_of(experiment)
-    if calls and experiment is not None:
-        data.look_for_the_hub(experiment.actor_rollout_ref.model.path)
     checks: list[Check] = [
         ("driver and CUDA", lambda: machine.driver(experiment, found())),
         ("GPUs", lambda: machine.gpus(experiment, found(), cluster)),
@@ -90,7 +108,7 @@ def diagnose(overrides: Sequence[str], calls: bool = True, later: Sequence[str] 
         here = functools.partial(data.has_config, composed.actor_rollout_ref.model.path)
         checks.append(("attention", lambda: software.attention(composed, attention_of, here())))
     if experiment is not None:
-        checks += checks_of(experiment, calls, found, platform)
+        checks += checks_of(experiment, calls, found, platform, cluster)
     else:
         checks.append(("configuration", lambda: composition))
     if experiment is not None or cluster is not None:
@@ -102,7 +120,9 @@ def diagnose(overrides: Sequence[str], calls: bool = True, later: Sequence[str] 
     return examine(sorted(checks, key=lambda check: THINGS.index(check[0])), later)
 
 
-def checks_of(config: DictConfig, calls: bool, found: Callable[[], Any], platform: Callable[[], str]) -> list[Check]:
+def checks_of(
+    config: DictConfig, calls: bool, found: Callable[[], Any], platform: Callable[[], str], cluster: Cluster | None
+) -> list[Check]:
     """What an experiment needs besides machine and software.
 
     Args:
@@ -110,15 +130,20 @@ def checks_of(config: DictConfig, calls: bool, found: Callable[[], Any], platfor
         calls (bool): whether the Hub, wandb and the judge may be called.
         found (Callable): the accelerators.
         platform (Callable[[], str]): cpu or gpu.
+        cluster (Cluster | None): the running Ray cluster, whose nodes may have other files.
     """
     listed = data.files_on_hub if calls else None
     judge_model = config.reward.reward_model
-    checks: list[Check] = [
-        ("GPU memory", lambda: machine.gpu_memory(config, found(), fit)),
-        ("model", lambda: data.model(config.actor_rollout_ref.model.path, listed=listed)),
+    path = config.actor_rollout_ref.model.path
+    reading: list[Check] = [
+        ("model", lambda: data.model(path, listed=listed, faults=lambda folder: model_fault(config))),
         ("tokenizer", lambda: data.tokenizer(config, calls)),
         ("training data", lambda: data.files(config, "train_files")),
         ("validation data", lambda: data.files(config, "val_files")),
+    ]
+    checks: list[Check] = [
+        *((thing, functools.partial(services.on_the_nodes, check, cluster)) for thing, check in reading),
+        ("GPU memory", lambda: machine.gpu_memory(config, found(), fit)),
         ("reward function", lambda: data.reward_function(config, reward_function_of)),
         ("configuration", lambda: software.configuration(config, lambda config: check_config(config, platform()))),
         ("wandb", lambda: services.wandb(config, calls)),
@@ -128,6 +153,29 @@ def checks_of(config: DictConfig, calls: bool, found: Callable[[], Any], platfor
     if judge_model.enable:
         checks.append(("judge's model", lambda: data.model(judge_model.model_path, "judge's model", listed=listed)))
     return checks
+
+
+def needs_gpus(config: DictConfig, found: Callable[[], Any], calls: bool) -> bool:
+    """Whether the start would refuse the experiment on a CPU that nobody asked for: it is then checked for GPUs."""
+    from saw.machine.accelerator import NO_ACCELERATOR, decide
+
+    try:
+        if calls:
+            data.look_for_the_hub(config.actor_rollout_ref.model.path)
+        if not decide(os.environ, probe=found).reason.startswith(NO_ACCELERATOR):
+            return False
+        from saw.runs import inputs
+
+        return inputs.is_large_for_a_cpu(config)
+    except Exception:  # noqa: BLE001  the line of the driver, or of the configuration, shows it
+        return False
+
+
+def model_fault(config: DictConfig) -> str | None:
+    """What is wrong with the model, as at the start of a training."""
+    from saw.runs import inputs
+
+    return "; ".join(inputs.model_faults(config)) or None
 
 
 def probe() -> Any:
@@ -147,15 +195,15 @@ def platform_of(found: Callable[[], Any]) -> str:
         return "gpu"
 
 
-def compose(overrides: Sequence[str], platform: Callable[[], str]) -> tuple[DictConfig | None, Line]:
+def compose(overrides: Sequence[str], platform: Callable[[], str], **options: Any) -> tuple[DictConfig | None, Line]:
     """The configuration, None if it cannot be composed, and its line."""
-    thing, needed = "configuration", "overrides of configs/train.yaml"
+    thing, needed = "configuration", "a configuration with these overrides"
     try:
         from saw.runs.compose import compose
 
         if not any(override.startswith("platform=") for override in overrides):
             overrides = (f"platform={platform()}", *overrides)
-        return compose(*overrides), ok(thing, "composes", needed)
+        return compose(*overrides, **options), ok(thing, "composes", needed)
     except Exception as error:  # noqa: BLE001  the machine's lines are still useful
         found = f"{type(error).__name__}: {shortened(str(error))}"
         return None, missing(thing, found, needed, "fix the named override; the experiment was not checked")
@@ -189,22 +237,19 @@ def settled(config: DictConfig | None, platform: Callable[[], str]) -> DictConfi
 
 
 def check_config(config: DictConfig, platform: str | None = None) -> None:
-    """The checks of saw.runs.train before Ray starts: general ones, SAW's, then verl's."""
-    from verl.trainer import main_ppo
+    """The checks of saw.runs.train before Ray starts that have no line of their own.
 
-    from saw.runs import train
-    from saw.verl.config_checks import check_config
+    Raises:
+        ValueError: naming the key.
+    """
+    from saw.runs import inputs, train
 
     config = copy.deepcopy(config)
-    train.settle(config, platform)
     with a_judges_key(config), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on standard output, verl reports that it found nothing
-        check_config(config)
-        main_ppo.validate_config(
-            config=config,
-            use_reference_policy=main_ppo.need_reference_policy(config),
-            use_critic=main_ppo.need_critic(config),
-        )
+        train.check_settings(config, platform)
+    if faults := [*inputs.written_faults(config), *inputs.file_faults(config)]:
+        raise ValueError("; ".join(faults))
 
 
 @contextlib.contextmanager
@@ -242,7 +287,13 @@ def prepare(arguments: argparse.Namespace) -> None:
 def main(arguments: argparse.Namespace) -> None:
     """Show the table; the exit status tells whether the training can start."""
     say("checking the machine and the software; importing verl takes some seconds")
-    lines = diagnose(arguments.overrides, not arguments.no_calls, arguments.later)
+    lines = diagnose(
+        arguments.overrides,
+        not arguments.no_calls,
+        arguments.later,
+        config_name=arguments.config_name,
+        config_dir=arguments.config_dir,
+    )
     show(lines)
     raise SystemExit(0 if can_start(lines) else 1)
 

@@ -88,6 +88,7 @@ def model(
     thing: str = "model",
     cached: Lookup = in_cache,
     listed: Callable[[str], Sequence[str]] | None = files_on_hub,
+    faults: Callable[[Path], str | None] | None = None,
 ) -> Line:
     """A model's configuration and weights: in a folder, in the cache, or on the Hub.
 
@@ -96,17 +97,16 @@ def model(
         thing (str): the line's name.
         cached (Lookup): finds a file of the Hub in the cache.
         listed (Callable | None): lists its files on the Hub; None if the Hub may not be called.
+        faults (Callable | None): what is wrong with a folder, None for nothing; by default :func:`folder_fault`.
     """
     needed = "config.json and weights"
     if "://" in name:
         return warning(thing, f"{name}, not checked", needed, "make sure that every node can read it")
     if Path(name).expanduser().is_dir():
-        folder = Path(name).expanduser()
-        absent = absent_files(lambda file: str(folder / file) if (folder / file).is_file() else None)
-        if absent:
+        if fault := (faults or folder_fault)(Path(name).expanduser()):
             remedy = "copy the whole model there, or name another folder in actor_rollout_ref.model.path"
-            return missing(thing, f"{folder} lacks {', '.join(absent)}", needed, remedy)
-        return ok(thing, f"in {folder}", needed)
+            return missing(thing, fault, needed, remedy)
+        return ok(thing, f"in {Path(name).expanduser()}", needed)
     if not is_on_hub(name):
         if maker := maker_of(Path(name)):
             return note(thing, f"not yet: {name}", needed, f"{maker[0]} makes it before training")
@@ -126,6 +126,16 @@ def model(
     if absent := absent_files(lambda file: file if file in files else None, read=False):
         return missing(thing, f"{name} on the Hub lacks {', '.join(absent)}", needed, "name another model")
     return ok(thing, f"{name}, on the Hub", needed)
+
+
+def folder_fault(folder: Path) -> str | None:
+    """What is wrong with a model's folder; None if nothing is."""
+    from saw.runs import inputs
+
+    if not (folder / "config.json").is_file():
+        return f"{folder}: a folder without config.json"
+    fault = inputs.weights_fault(folder)
+    return f"{folder}: a folder {fault}" if fault else None
 
 
 def download(name: str) -> str:
@@ -184,25 +194,12 @@ def is_hub_name(name: str) -> bool:
     return not name.startswith(("runs/", ".")) and name.count("/") <= 1
 
 
-def load_tokenizer(name: str, local_files_only: bool) -> Any:
-    """A tokenizer."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(name, local_files_only=local_files_only)
-
-
-def tokenizer(
-    config: DictConfig,
-    calls: bool = True,
-    load: Callable[[str, bool], Any] = load_tokenizer,
-    cached: Lookup = in_cache,
-) -> Line:
-    """The tokenizer and its chat template, which prompts need.
+def tokenizer(config: DictConfig, calls: bool = True, cached: Lookup = in_cache) -> Line:
+    """The tokenizer and its chat template, checked as at the start of a training.
 
     Args:
         config (DictConfig): the experiment.
         calls (bool): whether it may be fetched from the Hub.
-        load (Callable[[str, bool], Any]): loads it; the second argument forbids the network.
         cached (Lookup): finds a file of the Hub in the cache.
     """
     section = config.actor_rollout_ref.model
@@ -211,59 +208,42 @@ def tokenizer(
     if not folder.is_dir() and not is_hub_name(name):
         say_it = note if maker_of(folder) else missing
         return say_it("tokenizer", f"{name}: there is no such folder", needed, "see the line of the model")
-    here = folder.is_dir() or cached(name, "tokenizer_config.json") is not None
-    if not here and not calls:
+    if not (calls or folder.is_dir() or cached(name, "tokenizer_config.json")):
         return warning("tokenizer", f"{name}, not here; the Hub was not asked", needed, download(name))
-    try:
-        found = load(str(folder) if folder.is_dir() else name, here)
-    except Exception as error:  # noqa: BLE001  each kind of tokenizer has its own errors
-        text = f"{name}: {type(error).__name__}: {shortened(str(error), 160)}"
-        return missing(
-            "tokenizer", text, needed, "see the line of the model; or set actor_rollout_ref.model.tokenizer_path"
-        )
-    if section.get("custom_chat_template") or getattr(found, "chat_template", None):
-        return ok("tokenizer", f"{type(found).__name__} of {name}", needed)
-    remedy = "set actor_rollout_ref.model.custom_chat_template, or use an instruction-tuned model"
-    return missing("tokenizer", f"{name} has no chat template", needed, remedy)
+    from saw.runs import inputs
+
+    if faults := list(inputs.tokenizer_faults(config)):
+        remedy = "see the line of the model; or set actor_rollout_ref.model.tokenizer_path"
+        return missing("tokenizer", shortened("; ".join(faults)), needed, remedy)
+    return ok("tokenizer", f"of {name}", needed)
 
 
 def files(config: DictConfig, key: str) -> Line:
-    """Data files: they exist, are readable, and have rows and the columns.
+    """Data files, checked as at the start of a training.
 
     Args:
         config (DictConfig): the experiment.
         key (str): ``train_files`` or ``val_files``.
     """
-    names = config.data[key]
-    names = [names] if isinstance(names, str) or names is None else list(names)
+    from saw.runs import inputs
+
     thing = {"train_files": "training data", "val_files": "validation data"}[key]
     if (config.data.get("custom_cls") or {}).get("path"):
         return warning(thing, "read by data.custom_cls, not checked", "", "make sure that it finds its files")
-    columns = [config.data.get("prompt_key", "prompt"), "data_source", "reward_model"]
-    needed = f"rows with {', '.join(columns)}"
+    needed = f"rows with {', '.join(inputs.columns(config))}"
     made = f"{environment.python()} -m data_prep.toolrl (or data_prep.tldr) makes one"
     remedy = f"set data.{key} to an existing file; {made}"
-    if not names or names == [None]:
-        return missing(thing, f"data.{key} names none", needed, remedy)
-    counts, later = [], None
-    for name in names:
-        if "://" in name:
-            return warning(thing, f"{name}, not checked", needed, "make sure that every node can read it")
-        path = Path(name).expanduser()
-        if not path.exists():
-            line = absent_data(thing, path, needed, remedy)
-            if line.status == "missing":
-                return line
-            later = line
-            continue
-        try:
-            rows, first = read_first(path)
-        except Exception as error:  # noqa: BLE001  errors of the file system, Arrow or JSON
-            return missing(thing, f"{path}: {type(error).__name__}: {shortened(str(error), 160)}", needed, remedy)
-        if fault := row_fault(first, columns):
-            return missing(thing, f"{path}: {fault}", needed, remedy)
-        counts.append(f"{rows} rows in {path}" if rows else f"{path}")
-    return later or ok(thing, "; ".join(counts), needed)
+    names = inputs.data_names(config, f"data.{key}")
+    if remote := [name for name in names if "://" in name and not name.startswith("file://")]:
+        return warning(thing, f"{remote[0]}, not checked", needed, "make sure that every node can read it")
+    paths = [Path(name.removeprefix("file://")).expanduser() for name in names]
+    absent = [absent_data(thing, path, needed, remedy) for path in paths if not path.exists()]
+    for line in sorted(absent, key=lambda line: line.status != "missing"):
+        return line
+    if faults := list(inputs.data_faults(config, f"data.{key}")):
+        return missing(thing, shortened("; ".join(faults)), needed, remedy)
+    counts = [inputs.check_rows(config, f"data.{key}", name)[1] for name in names]
+    return ok(thing, "; ".join(f"{rows} rows in {path}" for rows, path in zip(counts, paths, strict=True)), needed)
 
 
 def absent_data(thing: str, path: Path, needed: str, remedy: str) -> Line:
@@ -277,41 +257,6 @@ def absent_data(thing: str, path: Path, needed: str, remedy: str) -> Line:
         return missing(thing, f"{path} was deleted", needed, f"remove {done}, then {script} makes it again")
     alone = f"{environment.python()} -m {module} --out {shlex.quote(str(path.parent))}"
     return note(thing, f"not yet: {path}", needed, f"{script} makes it before training; to make it now: {alone}")
-
-
-def read_first(path: Path) -> tuple[int | None, dict[str, Any] | None]:
-    """The number of rows, None for JSON lines, and the first row, None if there is none.
-
-    Raises:
-        OSError: if the file cannot be read.
-        ValueError: if its format is unknown, or it is broken.
-    """
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        parquet = pq.ParquetFile(path)
-        batch = next(parquet.iter_batches(batch_size=1), None)
-        return parquet.metadata.num_rows, batch.to_pylist()[0] if batch is not None and len(batch) else None
-    if path.suffix not in (".json", ".jsonl"):
-        raise ValueError("expected .parquet, .json or .jsonl, the formats that verl reads")
-    with path.open() as lines:
-        text = lines.readline().strip()
-    if text in ("[", ""):  # one JSON value over several lines
-        text = path.read_text()
-    value = json.loads(text) if text.strip() else None
-    first = (value or [None])[0] if isinstance(value, list) else value
-    return None, first
-
-
-def row_fault(row: Mapping[str, Any] | None, columns: Sequence[str]) -> str | None:
-    """What is wrong with the first row; None if nothing is."""
-    if row is None:
-        return "it has no rows"
-    if absent := [column for column in columns if column not in row]:
-        return f"without the columns {', '.join(absent)}; it has {', '.join(row)}"
-    if not isinstance(row["reward_model"], Mapping) or "ground_truth" not in row["reward_model"]:
-        return f"reward_model is {shortened(repr(row['reward_model']), 60)}; expected a mapping with ground_truth"
-    return None
 
 
 def reward_function(config: DictConfig, load: Callable[[DictConfig], Any]) -> Line:

@@ -126,15 +126,18 @@ def cores(config: DictConfig | None, cluster: Cluster | None = None, there: Any 
     """
     if cluster and cluster.error:
         return warning("cores", "unknown: the Ray cluster does not answer", "", "see the line of the Ray cluster")
+    here = len(os.sched_getaffinity(0))
     if config is None:
-        return ok("cores", f"{cluster.cpus:g}, as Ray counts" if cluster else f"{len(os.sched_getaffinity(0))} logical")
+        return ok("cores", f"{cluster.cpus:g}, as Ray counts" if cluster else f"{here} logical")
     from saw.machine.cluster import Available, available, check, needed
 
     if there is None and cluster is not None:
         there = Available(f"the Ray cluster at {cluster.address}", cluster.nodes, own=False)
     there = there or available(config)
     need = needed(config)
-    found = f"{there.cpus:g} on {there.where}" + (", logical, as Ray counts" if there.own else "")
+    found = f"{there.cpus:g} on {there.where}"
+    if there.own and there.cpus != here:  # the number is only how many actors Ray starts at a time
+        found = f"{here} on {there.where}; Ray counts {there.cpus:g} (ray_kwargs.ray_init.num_cpus)"
     wanted = f"{need.cpus:g}: " + ", ".join(
         f"{cpus:g} {part.rpartition('.')[2]}" for part, cpus in need.parts.items() if cpus
     )
@@ -191,12 +194,16 @@ def disk(config: DictConfig | None, needed: Callable[[DictConfig], float], free:
     found = f"{gigabytes(free)} free at {folder}"
     if config is None:
         return ok("disk", found)
-    need = needed(config)
+    larger = "set trainer.default_local_dir (or SAW_RUNS) to a larger disk"
+    try:
+        need = needed(config)
+    except ValueError:
+        remedy = "see the line of the model; a checkpoint takes 12 bytes per parameter"
+        return warning("disk", found, "checkpoints of a model whose size is not known yet", remedy)
     wanted = f"{gigabytes(need)} for checkpoints" if need else "nothing: trainer.save_freq saves no checkpoint"
     if free >= need:
         return ok("disk", found, wanted)
-    remedy = "set trainer.default_local_dir (or SAW_RUNS) to a larger disk, or lower trainer.max_actor_ckpt_to_keep"
-    return missing("disk", found, wanted, remedy)
+    return missing("disk", found, wanted, f"{larger}, or lower trainer.max_actor_ckpt_to_keep")
 
 
 def ray_disk(folder: Path | None = None, used: float | None = None) -> Line:

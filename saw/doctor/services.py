@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -234,6 +235,14 @@ def cluster_of(
         return look(address, Path(folder))
     except Exception as error:  # noqa: BLE001  each line that needs the cluster shows it
         return Cluster(address or "unknown address", error=f"{type(error).__name__}: {shortened(str(error))}")
+
+
+def on_the_nodes(check: Callable[[], Line], cluster: Cluster | None) -> Line:
+    """A check of files that a training reads: on a running cluster, its nodes may have what this machine lacks."""
+    line = check()
+    if cluster is None or line.status != "missing":
+        return line
+    return replace(line, status="warning", remedy=f"{line.remedy}; unless the nodes of the Ray cluster have it")
 
 
 def ray_cluster(config: DictConfig | None, cluster: Cluster | None) -> Line:

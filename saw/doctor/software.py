@@ -75,7 +75,12 @@ def pins(
     if not differing:
         return ok("versions", f"{len(pinned)} packages as pinned", f"the set {name}")
     others = [pinned[each] for each, fault in differing.items() if ABSENT not in fault]
-    remedy = environment.set_up(name) if environment.made_for() else _pinned(others)
+    if environment.made_for():
+        remedy = environment.set_up(name)
+    elif name == "gpu" and environment.is_for_cpus():
+        remedy = "this environment is for CPUs; the GPU node needs its own (docs/installation.md)"
+    else:
+        remedy = _pinned(others)
     return warning("versions", _some(list(differing.values())), f"the set {name}", remedy)
 
 

@@ -24,6 +24,8 @@ DEVICE_FOLDER = Path("/dev")
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 #: First entries of CUDA_VISIBLE_DEVICES that hide every GPU; Slurm sets the last one.
 HIDES_ALL = ("", "-1", "NoDevFiles")
+#: How the reason begins if the CPU was chosen only for lack of an accelerator.
+NO_ACCELERATOR = "this machine has no accelerator"
 REHEARSE = "SAW_PLATFORM=cpu rehearses on the CPU (a table: with --rehearse)"
 
 
@@ -153,7 +155,7 @@ def _by_machine(told: str, visible: str | None, probe: Callable[[], Found]) -> P
         raise AcceleratorError(unusable(found, visible))
     if told:
         return Platform("gpu", f"{told}; this machine has no accelerator that torch can use")
-    return Platform("cpu", "this machine has no accelerator" + (f" ({found.error})" if found.error else ""))
+    return Platform("cpu", NO_ACCELERATOR + (f" ({found.error})" if found.error else ""))
 
 
 def describe(devices: tuple[Device, ...]) -> str:

@@ -13,6 +13,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 
 #: The file that scripts/setup.sh writes into an environment that it made; its first word is the set.
@@ -78,10 +79,22 @@ def set_up(wanted: str) -> str:
 
 
 def flash_attn() -> str:
-    """The command that installs flash-attn."""
+    """The command that installs flash-attn; never one for an environment without CUDA."""
     if made_for() == "gpu":
         return "bash scripts/setup.sh --flash-attn"
+    if made_for() is not None:
+        return "bash scripts/setup.sh --set gpu --flash-attn on the GPU node (this environment is for CPUs)"
+    if is_for_cpus():
+        return f"{FLASH_ATTN} on the GPU node (this environment is for CPUs: docs/attention.md)"
     return f"{pip_install()} --no-build-isolation {FLASH_ATTN} (needs nvcc of torch's CUDA: docs/attention.md)"
+
+
+def is_for_cpus() -> bool:
+    """Whether the installed torch is a build for CPUs."""
+    try:
+        return metadata.version("torch").endswith("+cpu")
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def cuda() -> str:

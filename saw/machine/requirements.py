@@ -1,12 +1,13 @@
 """Checks whether an environment that setup.sh did not make has the packages that the plug-in needs.
 
 ``python -P saw/machine/requirements.py [EXTRA ...]`` runs it alone: it needs only the standard library and
-``packaging``, and works even if nothing of this project can be imported. The requirements come from ``pyproject.toml``
-and from the metadata of the installed verl and vLLM.
+``packaging``, and works even if nothing of this project can be imported. The requirements come from ``pyproject.toml``,
+or in an installed package from its metadata, and from the metadata of the installed verl and vLLM.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
@@ -54,13 +55,13 @@ def problems(
     """What is missing or has the wrong version, once per package and dependent.
 
     Args:
-        extras (Sequence[str]): of ``pyproject.toml``.
+        extras (Sequence[str]): of this package.
         version (Callable[[str], str | None] | None): gives the installed version of a package, None if it is missing;
             by default in this interpreter.
         requires (Callable[[str], Sequence[str]] | None): gives an installed package's requirements; default likewise.
 
     Raises:
-        ValueError: if an extra is not in ``pyproject.toml``.
+        ValueError: if there is no such extra.
     """
     version = version or _version
     requires = requires or _requires
@@ -81,10 +82,9 @@ def problems(
 
 
 def declared(extras: Sequence[str]) -> list[Requirement]:
-    """The dependencies in ``pyproject.toml``, with those of extras, followed recursively."""
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    known = project["optional-dependencies"]
-    found = list(_for_us(project["dependencies"]))
+    """This package's dependencies, with those of extras, followed recursively."""
+    own, known = _of_checkout() if (REPOSITORY / "pyproject.toml").is_file() else _of_installed()
+    found = list(_for_us(own))
     waiting = list(extras)
     seen: set[str] = set()
     while waiting:
@@ -100,6 +100,27 @@ def declared(extras: Sequence[str]) -> list[Requirement]:
             else:
                 found.append(need)
     return found
+
+
+def _of_checkout() -> tuple[list[str], dict[str, list[str]]]:
+    """The dependencies, and those of each extra, in ``pyproject.toml``."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    return project["dependencies"], project["optional-dependencies"]
+
+
+def _of_installed() -> tuple[list[str], dict[str, list[str]]]:
+    """The same from the metadata of the installed package, where a requirement of an extra has a marker for it."""
+    extras: dict[str, list[str]] = {name: [] for name in metadata.metadata(DISTRIBUTION).get_all("Provides-Extra", [])}
+    own = []
+    for line in metadata.requires(DISTRIBUTION) or []:
+        need = Requirement(line)
+        extra = re.search(r"""extra == ['"]([^'"]+)['"]""", line)
+        if extra is None:
+            own.append(line)
+        elif need.marker is None or need.marker.evaluate({"extra": extra[1]}):
+            need.marker = None
+            extras[extra[1]].append(str(need))
+    return own, extras
 
 
 def report(wrong: Sequence[Problem], python: str = sys.executable, has_pip: bool = True) -> str:

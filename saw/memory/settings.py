@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from saw.method.options import Options
 from saw.method.registry import get_method
+from saw.verl.names import MODES
 
 DTYPE_BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2, "auto": 2}
 #: Key of each limit on a micro-batch's tokens, and the key that replaces it if batches are not dynamic.
@@ -78,7 +79,8 @@ def read_settings(config: DictConfig) -> Settings:
     """Read the settings from a composed configuration.
 
     Raises:
-        ValueError: for what the estimate does not cover: an engine other than FSDP2, LoRA, a rollout other than vLLM.
+        ValueError: for what the estimate does not cover: an engine other than FSDP2, LoRA, a rollout other than vLLM, a
+            rollout with GPUs of its own.
     """
     parts = config.actor_rollout_ref
     actor, rollout, model = parts.actor, parts.rollout, parts.model
@@ -90,6 +92,9 @@ def read_settings(config: DictConfig) -> Settings:
     ):
         if value != allowed:
             raise ValueError(f"actor_rollout_ref.{key} is {value!r}; the memory estimate covers only {allowed!r}")
+    mode = config.trainer.v1.trainer_mode
+    if MODES.get(mode, mode) == "separate_async":
+        raise ValueError(f"trainer.v1.trainer_mode is {mode!r}; the memory estimate covers only one set of GPUs")
     fsdp = actor.fsdp_config
     precision = fsdp.get("mixed_precision") or {}
     options = Options(**OmegaConf.to_container(config.saw.options, resolve=True))  # type: ignore[arg-type]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from saw.method.aggregation import normalise_then_sum_only, sum_then_normalise
+from saw.method.aggregation import sum_then_normalise
 from saw.method.context import Context
-from saw.method.registry import GRPO, Aggregation, weighting
-from saw.method.weighting import equal
+from saw.method.registry import GRPO, weighting
+from saw.method.weighting import MO_GRPO, equal
 
 
 @weighting(
@@ -51,7 +51,7 @@ def covariance_targeted(context: Context) -> tuple[Tensor, dict[str, Tensor]]:
     needs=["lagrangian_targets"],
     reads=["lagrangian.lr"],
     remembers=["multipliers"],
-    aggregations={"lagrangian": Aggregation(normalise_then_sum_only)},
+    aggregations={"lagrangian": MO_GRPO},
 )
 def lagrangian(context: Context) -> tuple[Tensor, dict[str, Tensor]]:
     r"""The Lagrangian of the code of arXiv 2602.06869: maximise some objectives, subject to targets for the others.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from saw.method.registry import Method, Need, check_combination, check_prioritie
 from saw.method.returned import ROUNDING, check_advantages, check_memory, check_weights
 from saw.method.smoothing import smooth
 from saw.method.statistics import ObjectiveStatistics, objective_statistics
+from saw.method.turns import check_method, check_turns, check_values, names_turns, token_advantages
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Advantage:
     Attributes:
         tokens (Tensor | None): shape ``(N, T)``, the sample's advantage on each response token and 0 elsewhere;
             float32, or float64 if the rewards were. None where lengths were given instead of a mask.
-        samples (Tensor): shape ``(N,)``, float64, the advantage of each sample.
+        samples (Tensor): shape ``(N,)``, float64, the advantage of each sample; with objectives of a turn, the mean
+            over its response tokens.
         weights (Tensor): shape ``(K,)``, float64, the weight of each objective before priorities; they sum to 1.
             With weights per group, their mean over the groups.
         proposed (Tensor): shape ``(K,)``, float64, the weights before smoothing or ``log_only``.
@@ -59,11 +62,12 @@ def compute_advantage(
     previous_weights: Sequence[float] | Tensor | None = None,
     gram: Tensor | None = None,
     memory: Mapping[str, Sequence[float] | Tensor] | None = None,
+    turns: Tensor | None = None,
 ) -> Advantage:
     """Weight the objectives of one training step and turn their rewards into token advantages.
 
-    The result is finite for every input that passes the checks. A group of one has advantage 0 (``"paper"``) or
-    its own reward (``"released"``). A sample with an empty response has no tokens but counts in its group. A
+    The result is finite for every input that passes the checks. A group of one has advantage 0 or its own reward,
+    depending on the profile. A sample with an empty response has no tokens but counts in its group. A
     constant objective has CV and deviations 0; a constant batch has equal weights and advantages 0. A missing
     reward is left out of every statistic and contributes nothing to its sample; a sample without any reward has
     advantage 0. An objective that is missing for all samples has weight 0 in the SAW methods.
@@ -89,6 +93,8 @@ def compute_advantage(
             :func:`objective_advantages`, for the gradient methods and ``informativeness="gradient_norm"``.
         memory (Mapping | None): :attr:`Advantage.memory` of the previous step; None or empty at the first step, and for
             methods without one.
+        turns (Tensor | None): shape ``(N, T)``, the model's turn of each token, from 1, and 0 outside of the response
+            (:func:`saw.turns_of`); only read if an objective belongs to a turn.
 
     Returns:
         Advantage: token advantages, weights and statistics.
@@ -96,7 +102,8 @@ def compute_advantage(
     Raises:
         ValueError: for an unknown method or option, contradictory options, mismatched shapes, no rewards, an infinite
             reward, a reward below its minimum, a mask with values other than 0 and 1, a group id that is NaN, or group
-            ids that mix numbers and text. The message names the input, the sample and the value. For a method of your
+            ids that mix numbers and text, an objective of a turn in a method that sums rewards first, or its reward in
+            a sample without that turn. The message names the input, the sample and the value. For a method of your
             own: if its weights are not finite, negative, do not sum to 1 or have a wrong shape.
         TypeError: for inputs of the wrong type, including a group id that is not hashable.
     """
@@ -111,6 +118,11 @@ def compute_advantage(
     objectives = check_objectives(objectives, rewards.shape[1])
     check_combination(method, chosen_options, len(objectives))
     check_priorities(method, [objective.priority for objective in objectives])
+    check_method(method, chosen_options, objectives)
+    by_turn = names_turns(objectives)
+    if by_turn:
+        turns = check_values(turns, responses)
+        check_turns(rewards, objectives, turns)
     needs = chosen.needs(chosen_options)
     objectives = _with_what_is_needed(objectives, needs, _name(chosen, method, chosen_options))
     _check_gradients(gram, needs, chosen_options, method, len(objectives))
@@ -121,7 +133,7 @@ def compute_advantage(
     else:
         # The copy of the mask is turned into the result in place, so only one (N, T) tensor is allocated.
         tokens, lengths = token_mask(responses, dtype)
-    batch = make_batch(rewards, groups, lengths, objectives, penalty=penalty)
+    batch = make_batch(rewards, groups, lengths, objectives, penalty=penalty, ddof=profile.ddof)
     statistics = objective_statistics(batch, profile)
     previous = None
     if previous_weights is not None:
@@ -134,9 +146,15 @@ def compute_advantage(
     weights = proposed = check_weights(returned, statistics.mean, batch.n_groups, chosen_options, who)
     if weights.ndim == 1:
         weights = smooth(proposed, previous, chosen_options)
-    advantages = check_advantages(chosen.aggregation.combine(batch, weights, profile), batch, who)
+    if by_turn and turns is not None and tokens is not None:
+        each = token_advantages(batch, weights, chosen.aggregation, profile, objectives, turns, tokens)
+        tokens = each.to(dtype)
+        advantages = check_advantages(each.sum(dim=1) / batch.lengths.clamp(min=1), batch, who)
+    else:
+        advantages = check_advantages(chosen.aggregation.combine(batch, weights, profile), batch, who)
+        tokens = None if tokens is None else tokens.mul_(advantages.to(dtype)[:, None])
     return Advantage(
-        None if tokens is None else tokens.mul_(advantages.to(dtype)[:, None]),
+        tokens,
         advantages,
         weights if weights.ndim == 1 else weights.mean(dim=0),
         proposed if proposed.ndim == 1 else proposed.mean(dim=0),
@@ -172,8 +190,9 @@ def objective_advantages(
     lengths = torch.ones(len(rewards), dtype=torch.float64, device=getattr(rewards, "device", None))
     check_shapes(rewards, lengths)
     counted = condition(rewards, check_objectives(objectives, rewards.shape[1]))
-    batch = make_batch(counted, groups, lengths, check_objectives(None, rewards.shape[1]))
-    return normalise(batch, Options.of(options).numerics)
+    profile = Options.of(options).numerics
+    batch = make_batch(counted, groups, lengths, check_objectives(None, rewards.shape[1]), ddof=profile.ddof)
+    return normalise(batch, profile)
 
 
 def _name(chosen: Method, method: str, options: Options) -> str:
@@ -183,9 +202,7 @@ def _name(chosen: Method, method: str, options: Options) -> str:
 
 def _with_what_is_needed(objectives: tuple[Objective, ...], needs: Collection[Need], who: str) -> tuple[Objective, ...]:
     if "minima" in needs:
-        objectives = tuple(
-            replace(objective, minimum=0.0) if objective.minimum is None else objective for objective in objectives
-        )
+        objectives = _with_minima(objectives)
     if "maxima" in needs:
         for objective in objectives:
             if objective.maximum is None or objective.maximum == objective.minimum:
@@ -194,6 +211,11 @@ def _with_what_is_needed(objectives: tuple[Objective, ...], needs: Collection[Ne
                     f"{who} needs a maximum above the minimum"
                 )
     return objectives
+
+
+@lru_cache(maxsize=8)  # a training passes the same objectives in each step
+def _with_minima(objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
+    return tuple(replace(given, minimum=0.0) if given.minimum is None else given for given in objectives)
 
 
 def _check_step(step: int) -> int:

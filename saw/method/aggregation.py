@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from saw.method.options import Profile
+from saw.method.profiles import Profile
 from saw.method.reward_batch import RewardBatch, std_of_squares
 
 
@@ -29,7 +29,7 @@ def sum_then_normalise(batch: RewardBatch, weights: Tensor, profile: Profile) ->
     if batch.penalty is not None:
         mean = batch.group_sum(batch.rated_only(batch.penalty)) / batch.group_rated.clamp(min=1)
         combined = combined - batch.rated_only(batch.penalty - batch.of_group(mean))
-    std = std_of_squares(batch.group_sum(combined.square()), batch.group_rated)
+    std = std_of_squares(batch.group_sum(combined.square()), batch.group_rated, batch.ddof)
     advantages = combined / batch.of_group(std + profile.group_eps)
     if profile.lone_sample == "raw":
         raw = _weigh(batch, batch.rewards, factor)
@@ -51,7 +51,7 @@ def normalise_then_sum(batch: RewardBatch, weights: Tensor, profile: Profile) ->
         ValueError: if the batch has a penalty, as there is no combined reward to subtract it from.
     """
     combined = normalise_then_sum_only(batch, weights, profile)
-    return batch.rated_only(whiten(combined, batch.rated_only(batch.lengths), profile.whitening_eps))
+    return whiten_batch(batch, combined, profile)
 
 
 def normalise_then_sum_only(batch: RewardBatch, weights: Tensor, profile: Profile) -> Tensor:
@@ -97,8 +97,28 @@ def _weigh(batch: RewardBatch, values: Tensor, factor: Tensor) -> Tensor:
     return values @ factor if factor.ndim == 1 else (values * batch.of_group(factor)).sum(dim=1)
 
 
-def whiten(advantages: Tensor, lengths: Tensor, eps: float) -> Tensor:
-    """Shift and scale to mean 0 and variance 1 (ddof=1) over the response tokens of the batch.
+def whiten_batch(batch: RewardBatch, advantages: Tensor, profile: Profile, kept: Tensor | None = None) -> Tensor:
+    """Whiten over the response tokens or the samples of the batch, or not at all (``profile.whitening``).
+
+    A sample without any reward is left out, and has advantage 0. So is one that is False in ``kept``, shape ``(N,)``.
+    """
+    if profile.whitening == "none":
+        return batch.rated_only(advantages)
+    counts = batch.lengths if profile.whitening == "tokens" else torch.ones_like(batch.lengths)
+    counts = counts if kept is None else counts * kept
+    return batch.rated_only(
+        whiten(
+            advantages,
+            batch.rated_only(counts),
+            profile.whitening_eps,
+            ddof=profile.ddof,
+            eps_on_std=profile.whitening_eps_on == "std",
+        )
+    )
+
+
+def whiten(advantages: Tensor, lengths: Tensor, eps: float, *, ddof: int = 1, eps_on_std: bool = False) -> Tensor:
+    """Shift and scale to mean 0 and variance 1 over the response tokens of the batch.
 
     Every token of a sample carries the sample's advantage, so the moments over tokens are moments over
     samples, weighted by length.
@@ -106,7 +126,9 @@ def whiten(advantages: Tensor, lengths: Tensor, eps: float) -> Tensor:
     Args:
         advantages (Tensor): shape ``(N,)``.
         lengths (Tensor): tokens of each sample, shape ``(N,)``; 0 leaves a sample out of the moments.
-        eps (float): added to the variance.
+        eps (float): added to the variance, or to the standard deviation.
+        ddof (int): subtracted from the number of tokens in the variance.
+        eps_on_std (bool): whether ``eps`` is added to the standard deviation.
 
     Returns:
         Tensor: shape ``(N,)``.
@@ -114,8 +136,8 @@ def whiten(advantages: Tensor, lengths: Tensor, eps: float) -> Tensor:
     tokens = lengths.sum()
     mean = lengths @ advantages / tokens.clamp(min=1)
     centred = advantages - mean
-    variance = lengths @ centred.square() / (tokens - 1).clamp(min=1)
-    return centred * (variance + eps).rsqrt()
+    variance = lengths @ centred.square() / (tokens - ddof).clamp(min=1)
+    return centred / (variance.sqrt() + eps) if eps_on_std else centred * (variance + eps).rsqrt()
 
 
 def _lone(batch: RewardBatch) -> Tensor:

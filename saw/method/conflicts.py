@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from saw.method.aggregation import normalise, whiten
-from saw.method.options import Profile
+from saw.method.aggregation import normalise, whiten_batch
+from saw.method.profiles import Profile
 from saw.method.registry import Aggregation, weighting
 from saw.method.reward_batch import RewardBatch
 from saw.method.weighting import equal
@@ -66,8 +66,7 @@ def _conflict(parts: Tensor) -> Tensor:
 def _whiten_kept(batch: RewardBatch, parts: Tensor, kept: Tensor, profile: Profile) -> Tensor:
     share = batch.group_sum(kept.double()) / batch.group_size
     combined = torch.where(kept, parts.sum(dim=1) * batch.of_group(share), 0.0)
-    counted = batch.rated_only(batch.lengths * kept)
-    return batch.rated_only(torch.where(kept, whiten(combined, counted, profile.whitening_eps), 0.0))
+    return torch.where(kept, whiten_batch(batch, combined, profile, kept), 0.0)
 
 
 weighting(

@@ -15,7 +15,7 @@ from saw.method.statistics import ObjectiveStatistics
 
 
 class Moments(NamedTuple):
-    """Mean and standard deviation (ddof=1) of each objective, shape ``(K,)`` or ``(G, K)``; NaN without a reward."""
+    """Mean and standard deviation of each objective, shape ``(K,)`` or ``(G, K)``; NaN without a reward."""
 
     mean: Tensor
     std: Tensor

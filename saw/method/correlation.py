@@ -14,7 +14,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from saw.method.aggregation import normalise
-from saw.method.options import Profile
+from saw.method.profiles import Profile
 from saw.method.registry import Aggregation, weighting
 from saw.method.reward_batch import RewardBatch
 from saw.method.weighting import equal

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
-from itertools import count
+from functools import lru_cache
 from numbers import Number
 from typing import Any
 
@@ -27,6 +26,7 @@ def make_batch(
     objectives: Sequence[Objective],
     *,
     penalty: Tensor | None = None,
+    ddof: int = 1,
 ) -> RewardBatch:
     """Check the values given to :func:`saw.compute_advantage` and put them into one object.
 
@@ -36,6 +36,7 @@ def make_batch(
         lengths (Tensor): shape ``(N,)``; everything is computed on its device.
         objectives (Sequence[Objective]): K of them.
         penalty (Tensor | None): shape ``(N,)``.
+        ddof (int): of the variances, see :class:`~saw.method.profiles.Profile`.
 
     Raises:
         ValueError: for no rewards, an infinite value, a reward below its minimum, a penalty that is not finite, a group
@@ -64,6 +65,7 @@ def make_batch(
         priorities=factors,
         penalty=None if penalty is None else _check_penalty(penalty.detach().to(device).double(), n),
         lengths=lengths.double(),
+        ddof=ddof,
     )
 
 
@@ -75,7 +77,7 @@ def check_objectives(objectives: Sequence[Objective] | None, k: int) -> tuple[Ob
         TypeError: for anything but :class:`saw.Objective`.
     """
     if objectives is None:
-        return tuple(Objective(f"objective {i}") for i in range(k))
+        return _unnamed(k)
     if isinstance(objectives, Objective):
         raise TypeError(f"objectives is {objectives!r}; expected a sequence of them, one per column of rewards")
     objectives = tuple(objectives)
@@ -90,6 +92,11 @@ def check_objectives(objectives: Sequence[Objective] | None, k: int) -> tuple[Ob
     requires = {objective.name: objective.requires for objective in objectives}
     check_conditions(requires, {objective.name: objective.range for objective in objectives})
     return objectives
+
+
+@lru_cache(maxsize=8)
+def _unnamed(k: int) -> tuple[Objective, ...]:
+    return tuple(Objective(f"objective {i}") for i in range(k))
 
 
 def check_shapes(rewards: Tensor, responses: Tensor) -> None:
@@ -242,7 +249,8 @@ def group_index(groups: Groups, n: int) -> tuple[Tensor, int]:
 
 def _number(ids: list[Hashable]) -> tuple[np.ndarray, dict[Hashable, int]]:
     """The number of each id, and a mapping from distinct ids to numbers."""
-    numbers: defaultdict[Hashable, int] = defaultdict(count().__next__)
+    distinct = dict.fromkeys(ids)
+    numbers = dict(zip(distinct, range(len(distinct)), strict=True))
     return np.fromiter(map(numbers.__getitem__, ids), dtype=np.int64, count=len(ids)), numbers
 
 

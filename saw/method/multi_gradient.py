@@ -9,10 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from saw.method.aggregation import normalise_then_average, normalise_then_sum_only
 from saw.method.context import Context
-from saw.method.registry import Aggregation, weighting
-from saw.method.weighting import equal, shares
+from saw.method.registry import weighting
+from saw.method.weighting import DVAO, MO_GRPO, equal, shares
 
 #: What both methods read: which gradients are compared.
 _GRADIENTS = ("gradient.layers", "gradient.reduction")
@@ -20,7 +19,7 @@ _GRADIENTS = ("gradient.layers", "gradient.reduction")
 ITERATIONS = 250
 
 
-@weighting("", needs=["gradients"], reads=_GRADIENTS, aggregations={"mgda": Aggregation(normalise_then_average)})
+@weighting("", needs=["gradients"], reads=_GRADIENTS, aggregations={"mgda": DVAO})
 def mgda(context: Context) -> Tensor:
     r"""MGDA (Désidéri 2012; Sener and Koltun, arXiv 1810.04650): the shortest combination of the gradients.
 
@@ -64,7 +63,7 @@ def shortest(gram: Tensor) -> Tensor:
     needs=["gradients", "maxima"],
     reads=["gradnorm.alpha", "gradnorm.lr", *_GRADIENTS],
     remembers=["first_distance"],
-    aggregations={"gradnorm": Aggregation(normalise_then_sum_only)},
+    aggregations={"gradnorm": MO_GRPO},
 )
 def gradnorm(context: Context) -> tuple[Tensor, dict[str, Tensor]]:
     r"""GradNorm (Chen et al., arXiv 1711.02257): bring the weighted gradients to norms that favour who lags behind.

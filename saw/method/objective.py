@@ -25,19 +25,22 @@ class Objective:
             it then use 0, and rewards are not checked against it.
         maximum (float | None): the highest possible reward; None if unknown.
         priority (float): static factor, at least 0, that multiplies the dynamic weight.
+        turn (int | None): the model's turn, from 1, whose tokens alone get this objective's advantage
+            (:mod:`saw.method.turns`); None for the whole response. A sample without that turn has no such reward: NaN.
         requires (Mapping[str, float] | None): other objectives and the reward that each must reach for this one to
             count, such as ``{"format": 1.0}`` (:mod:`saw.method.conditions`).
         otherwise (Literal["minimum", "missing"]): what this objective counts as in the other samples.
 
     Raises:
         ValueError: for a number that is not finite or above 1e70 in absolute value, a negative priority, a maximum
-            below the minimum, or a condition that is no mapping from other objectives to numbers.
+            below the minimum, a turn below 1, or a condition that is no mapping from other objectives to numbers.
     """
 
     name: str
     minimum: float | None = None
     maximum: float | None = None
     priority: float = 1.0
+    turn: int | None = None
     requires: Mapping[str, float] | None = field(default=None, hash=False)
     otherwise: Otherwise = "minimum"
 
@@ -56,6 +59,8 @@ class Objective:
             raise ValueError(
                 f"the maximum of {self.name!r} is {self.maximum}; expected at least its minimum {self.minimum}"
             )
+        if self.turn is not None and (type(self.turn) is not int or self.turn < 1):
+            raise ValueError(f"the turn of {self.name!r} is {self.turn!r}; expected an integer that is at least 1")
         self._check_condition()
 
     def _check_condition(self) -> None:

@@ -1,47 +1,14 @@
-"""Typed options of the advantage computation, and the numerical constants of each reading of the method."""
+"""Typed options of the advantage computation."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-
-@dataclass(frozen=True)
-class Profile:
-    """The constants of one reading of the method.
-
-    Attributes:
-        cv_shift (float): added to every reward, after its minimum is subtracted, before the CV.
-        cv_eps (float): added to the mean in the denominator of the CV.
-        equal_below (float): weights are equal if the sum of the CVs is below this.
-        sum_of_weights (Literal["one", "objectives"]): the sum of the weights where they multiply rewards
-            (:func:`saw.method.aggregation.sum_then_normalise`).
-        lone_sample (Literal["zero", "raw"]): the advantage of a group of one: ``"zero"``, as there is nothing
-            to compare it with, or ``"raw"``, the reward itself (as if mean 0 and std 1).
-        group_eps (float): added to the standard deviation of a group.
-        whitening_eps (float): added to the variance of the batch.
-    """
-
-    cv_shift: float
-    cv_eps: float
-    equal_below: float
-    sum_of_weights: Literal["one", "objectives"]
-    lone_sample: Literal["zero", "raw"]
-    group_eps: float = 1e-6
-    whitening_eps: float = 1e-8
-
-
-#: The paper's Algorithm 1. It has a small constant whose value the sources do not give; 1e-8 is ours.
-PAPER = Profile(cv_shift=1e-8, cv_eps=1e-8, equal_below=1e-8, sum_of_weights="one", lone_sample="zero")
-
-#: The authors' released code, checked against golden values.
-RELEASED = Profile(cv_shift=0.0, cv_eps=1e-8, equal_below=1e-8, sum_of_weights="objectives", lone_sample="raw")
-
-PROFILES: dict[str, Profile] = {"paper": PAPER, "released": RELEASED}
+from saw.method.profiles import PROFILES, Profile
 
 
 class GradientOptions(BaseModel):
@@ -146,7 +113,9 @@ class Options(BaseModel):
     The defaults are the paper's method; every addition is off.
 
     Attributes:
-        profile (Literal["paper", "released"]): the numerical reading, see :data:`PROFILES`.
+        profile (str | Profile): the numerical constants: a name in :data:`~saw.method.profiles.PROFILES` (``paper``,
+            ``released``, ``verl``, ``trl``), or your own :class:`saw.Profile`, which may be given as a mapping of the
+            fields that differ from the paper's.
         informativeness (str): the measure in :mod:`saw.method.informativeness` from which the SAW methods compute their
             weights; ``cv`` is the paper's.
         over (Literal["batch", "group"]): what it is measured over; ``group`` gives each prompt its own weights.
@@ -164,7 +133,7 @@ class Options(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    profile: Literal["paper", "released"] = "paper"
+    profile: str | Profile = "paper"
     informativeness: str = "cv"
     over: Literal["batch", "group"] = "batch"
     ema: float = Field(default=0.0, ge=0.0, lt=1.0)
@@ -177,6 +146,19 @@ class Options(BaseModel):
     gradnorm: GradNormOptions = GradNormOptions()
     ctwa: CTWAOptions = CTWAOptions()
     lagrangian: LagrangianOptions = LagrangianOptions()
+
+    @field_validator("profile", mode="before")
+    @classmethod
+    def _known_profile(cls, given: Any) -> Any:
+        if isinstance(given, Profile) or (isinstance(given, str) and given in PROFILES):
+            return given
+        if not isinstance(given, Mapping):
+            allowed = f"{', '.join(PROFILES)}, or a mapping of saw.Profile's fields"
+            raise ValueError(f"it is {given!r}; allowed are {allowed}")
+        try:
+            return Profile.model_validate(dict(given))
+        except ValidationError as error:
+            raise ValueError("; ".join(map(_fault, error.errors()))) from error
 
     @model_validator(mode="after")
     def _possible(self) -> Options:
@@ -201,4 +183,12 @@ class Options(BaseModel):
     @property
     def numerics(self) -> Profile:
         """The constants of the chosen profile."""
-        return PROFILES[self.profile]
+        return self.profile if isinstance(self.profile, Profile) else PROFILES[self.profile]
+
+
+def _fault(fault: Mapping[str, Any]) -> str:
+    """One fault of a profile: its field, what is wrong, the value."""
+    field = ".".join(map(str, fault["loc"]))
+    if fault["type"] == "extra_forbidden":
+        return f"there is no {field!r}; allowed are {', '.join(Profile.model_fields)}"
+    return f"{field} is {fault['input']!r}: {fault['msg']}"

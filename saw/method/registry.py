@@ -14,9 +14,10 @@ from typing import Any, Literal, TypeVar, get_args
 from pydantic import BaseModel
 from torch import Tensor
 
-from saw.method.aggregation import normalise_then_sum, sum_then_normalise
+from saw.method.aggregation import normalise_then_sum, normalise_then_sum_only, sum_then_normalise
 from saw.method.context import Context
-from saw.method.options import RELEASED_GRADIENT, SECTIONS, Options, Profile
+from saw.method.options import RELEASED_GRADIENT, SECTIONS, Options
+from saw.method.profiles import Profile
 from saw.method.returned import check_measured
 from saw.method.reward_batch import RewardBatch
 from saw.method.smoothing import refuse_smoothing
@@ -88,11 +89,16 @@ class Aggregation:
         takes_penalty (bool): whether the rewards are summed before they are normalised, so that a penalty can be
             subtracted.
         takes_weights (bool): whether a factor on an objective has an effect; without one, priorities are refused.
+        linear (Callable | None): the same without whitening, if that is a weighted sum of each objective's own
+            advantages. Credit by turn needs it (:mod:`saw.method.turns`).
+        whitens (bool): whether ``combine`` whitens the result of ``linear`` over the response tokens.
     """
 
     combine: Callable[[RewardBatch, Tensor, Profile], Tensor]
     takes_penalty: bool = False
     takes_weights: bool = True
+    linear: Callable[[RewardBatch, Tensor, Profile], Tensor] | None = None
+    whitens: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,7 @@ class Method:
 
 WeightFunction = TypeVar("WeightFunction", bound=Callable[[Context], Weighed])
 GRPO = Aggregation(sum_then_normalise, takes_penalty=True)
-GDPO = Aggregation(normalise_then_sum)
+GDPO = Aggregation(normalise_then_sum, linear=normalise_then_sum_only, whitens=True)
 METHODS: dict[str, Method] = {}
 MEASURES: dict[str, Measure] = {}
 

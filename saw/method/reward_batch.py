@@ -26,6 +26,7 @@ class RewardBatch:
         priorities (Tensor): shape ``(K,)``, float64, the user's static weight of each objective.
         penalty (Tensor | None): shape ``(N,)``, float64, subtracted from the combined reward (an in-reward KL penalty).
         lengths (Tensor): shape ``(N,)``, float64, response tokens of each sample.
+        ddof (int): variances are divided by the number of values minus this.
     """
 
     rewards: Tensor
@@ -39,6 +40,7 @@ class RewardBatch:
     priorities: Tensor
     penalty: Tensor | None
     lengths: Tensor
+    ddof: int = 1
 
     def present_only(self, values: Tensor, fill: float = 0.0) -> Tensor:
         """``values``, shape ``(N, K)``, with ``fill`` where the reward is missing."""
@@ -113,13 +115,13 @@ class RewardBatch:
 
     @cached_property
     def group_std(self) -> Tensor:
-        """Standard deviation (ddof=1) per group and objective: shape ``(n_groups, K)``; 0 for less than two rewards."""
-        return std_of_squares(self.group_sum(self.deviations.square()), self.group_count)
+        """Standard deviation per group and objective: shape ``(n_groups, K)``; 0 for less than two rewards."""
+        return std_of_squares(self.group_sum(self.deviations.square()), self.group_count, self.ddof)
 
 
-def std_of_squares(squares: Tensor, number: Tensor) -> Tensor:
-    """Standard deviation (ddof=1) from the sum of squared deviations of ``number`` values; 0 for fewer than two."""
-    return (squares / (number - 1).clamp(min=1)).sqrt()
+def std_of_squares(squares: Tensor, number: Tensor, ddof: int = 1) -> Tensor:
+    """Standard deviation from the sum of squared deviations of ``number`` values; 0 for fewer than two."""
+    return (squares / (number - ddof).clamp(min=1)).sqrt()
 
 
 def extremes(rewards: Tensor, missing: Tensor | None) -> tuple[Tensor, Tensor]:

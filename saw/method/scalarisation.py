@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from saw.method.options import Profile
+from saw.method.profiles import Profile
 from saw.method.registry import Aggregation, weighting
 from saw.method.reward_batch import RewardBatch, std_of_squares
 from saw.method.weighting import equal
@@ -56,7 +56,7 @@ def _normalise(batch: RewardBatch, scores: Tensor, profile: Profile) -> Tensor:
         raise ValueError("a penalty needs a sum of rewards; this method has another combination of them")
     mean = batch.group_sum(scores) / batch.group_rated.clamp(min=1)
     centred = batch.rated_only(scores - batch.of_group(mean))
-    std = std_of_squares(batch.group_sum(centred.square()), batch.group_rated)
+    std = std_of_squares(batch.group_sum(centred.square()), batch.group_rated, batch.ddof)
     return centred / batch.of_group(std + profile.group_eps)
 
 

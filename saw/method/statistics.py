@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from saw.method.options import Profile
+from saw.method.profiles import Profile
 from saw.method.reward_batch import RewardBatch, std_of_squares
 
 
@@ -20,7 +20,7 @@ class ObjectiveStatistics:
 
     Attributes:
         mean (Tensor): float64.
-        std (Tensor): float64, with ddof=1.
+        std (Tensor): float64, with ddof=1 unless the profile says otherwise.
         min (Tensor): float64, the smallest reward seen.
         max (Tensor): float64, the largest reward seen.
         cv (Tensor): float64, coefficient of variation of the shifted rewards, see :func:`coefficient_of_variation`;
@@ -69,7 +69,7 @@ def objective_statistics(batch: RewardBatch, profile: Profile) -> ObjectiveStati
     above = batch.rewards - smallest
     mean_above = batch.present_only(above).sum(dim=0) / number
     squares = batch.present_only(above - mean_above).square().sum(dim=0)
-    std = std_of_squares(squares, number)
+    std = std_of_squares(squares, number, batch.ddof)
     if batch.missing is not None:
         std = std.masked_fill(number == 0, torch.nan)
     mean = smallest + mean_above

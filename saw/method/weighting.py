@@ -16,8 +16,11 @@ from saw.method.options import GradientOptions
 from saw.method.registry import GDPO, GRPO, Aggregation, get_measure, weighting
 from saw.method.smoothing import SMOOTHING
 
+MO_GRPO = Aggregation(normalise_then_sum_only, linear=normalise_then_sum_only)
+DVAO = Aggregation(normalise_then_average, linear=normalise_then_average)
 
-@weighting("", aggregations={"grpo": GRPO, "gdpo": GDPO, "mo_grpo": Aggregation(normalise_then_sum_only)})
+
+@weighting("", aggregations={"grpo": GRPO, "gdpo": GDPO, "mo_grpo": MO_GRPO})
 def equal(context: Context) -> Tensor:
     """Equal weights, ``w_k = 1/K`` (GRPO and GDPO)."""
     return torch.full_like(context.statistics.mean, 1.0 / len(context.statistics.mean))
@@ -64,7 +67,7 @@ def static(context: Context) -> Tensor:
     return given / given.sum()
 
 
-@weighting("", aggregations={"dvao": Aggregation(normalise_then_average)})
+@weighting("", aggregations={"dvao": DVAO})
 def group_std(context: Context) -> Tensor:
     r"""DVAO's weights (arXiv 2605.25604, according to a reading note), separate for each group.
 

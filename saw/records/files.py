@@ -16,8 +16,8 @@ from typing import Any
 def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """The number and the value of each line of a JSON-lines file; the value of a broken line is a :class:`ValueError`.
 
-    Empty lines are skipped. So is a last line that is not JSON and has no line feed: it was cut off when its writer was
-    killed.
+    Empty lines are skipped. So is a last line that is not valid JSON and has no line feed: it was cut off when its
+    writer was killed.
     """
     for number, _, value, is_complete in _lines(path):
         if is_complete or not isinstance(value, ValueError):
@@ -28,25 +28,25 @@ def read_lines(path: Path) -> list[Any]:
     """The values of a JSON-lines file that must be complete; empty lines are skipped.
 
     Raises:
-        ValueError: naming the first line that is not JSON, even a last one that was cut off.
+        ValueError: naming the first line that is not valid JSON, even a last one that was cut off.
     """
     values = []
     for number, line, value, _ in _lines(path):
         if isinstance(value, ValueError):
-            raise ValueError(f"{path}, line {number} is not JSON ({value}): {line[:80]!r}") from value
+            raise ValueError(f"{path}, line {number} is not valid JSON ({value}): {line[:80]!r}") from value
         values.append(value)
     return values
 
 
 def keep_lines(path: Path, wanted: Callable[[Any], bool]) -> list[Any]:
-    """Rewrite a JSON-lines file without unwanted lines and lines that are not JSON (cut off by a kill).
+    """Rewrite a JSON-lines file without unwanted lines and lines that are not valid JSON (cut off by a kill).
 
     Args:
         path (Path): the file; not rewritten if no line is removed and the last one is complete.
         wanted (Callable): whether to keep a line, given its value.
 
     Returns:
-        list[Any]: the removed values, and the text of each removed line that is not JSON.
+        list[Any]: the removed values, and the text of each removed line that is not valid JSON.
     """
     kept, left_out, is_whole = [], [], True
     for _, line, value, is_complete in _lines(path):

@@ -87,7 +87,7 @@ def _records(path: Path) -> list[tuple[int, dict[str, Any]]]:
     records = []
     for number, record in json_lines(path):
         if isinstance(record, ValueError):
-            raise ValueError(f"{path}, line {number}: not JSON: {record}") from record
+            raise ValueError(f"{path}, line {number}: not valid JSON: {record}") from record
         step, data = (record.get("step"), record.get("data")) if isinstance(record, dict) else (None, None)
         if type(step) is not int or not isinstance(data, dict):
             raise ValueError(

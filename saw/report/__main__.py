@@ -81,7 +81,13 @@ def find(given: Path) -> list[Path]:
     logs = {log.with_name(LOG) for log in given.rglob(f"{Path(LOG).stem}*") if log.is_file()}
     below = sorted(log.parent for log in logs if metrics_file.exists(log))
     if not below:
-        raise FileNotFoundError(f"{given}: expected the folder of a training, with a {LOG} in it or below it")
+        others = sorted(str(log) for log in given.glob("*.jsonl"))
+        themselves = f", or the logs themselves: {' '.join(others)}" if others else ""
+        there = f"has no {LOG} in it or below it" if given.is_dir() else "does not exist"
+        raise FileNotFoundError(
+            f"{given} {there}; expected the folder of a training (its trainer.default_local_dir), or a folder of such "
+            f"folders{themselves}"
+        )
     return below
 
 

@@ -98,7 +98,8 @@ def plot_cost(groups: Mapping[str, Sequence[LoggedRun]], path: Path) -> None:
         axis.invert_yaxis()
         axis.set_xlabel("seconds per step, medians")
         axis.grid(alpha=0.25, axis="x")
-        figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=3)
+        if left.any():  # not every trainer logs these times
+            figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=3)
         _save(figure, path)
 
 

@@ -128,7 +128,7 @@ class LoggedRun:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The configuration, flat: ``{"saw.method": "grpo", ...}``."""
-        return dict(_flat(self.info.get("config", {})))
+        return dict(flat(self.info.get("config", {})))
 
     @property
     def method(self) -> str:
@@ -264,10 +264,11 @@ def objectives_of(histories: Iterable[History]) -> list[str]:
     return list(dict.fromkeys(name for history in histories for name in history.objectives))
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested mappings, by their keys joined with dots."""
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{name}.")
+            yield from flat(value, f"{name}.")
         else:
             yield name, value

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import moocore
 import numpy as np
@@ -17,6 +17,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 LEVEL = 0.95
+Name = TypeVar("Name")
 
 
 @dataclass(frozen=True)
@@ -93,14 +94,13 @@ class PairedTest:
     effect: float
 
 
-def paired_tests(baseline: Mapping[int, float], others: Mapping[str, Mapping[int, float]]) -> dict[str, PairedTest]:
-    """Compare methods with a baseline, seed by seed, with Holm's correction.
+def paired_tests(differences: Mapping[Name, ArrayLike]) -> dict[Name, PairedTest]:
+    """Test comparisons that are made together, with Holm's correction.
 
     Args:
-        baseline (Mapping[int, float]): seed -> value.
-        others (Mapping[str, Mapping[int, float]]): method -> seed -> value. Only common seeds count.
+        differences (Mapping): comparison -> method minus baseline, one value per common seed; NaN if missing.
     """
-    gaps = {name: _gaps(baseline, values) for name, values in others.items()}
+    gaps = {name: _present(values) for name, values in differences.items()}
     p = {name: _paired_p(gap) for name, gap in gaps.items()}
     tested = [name for name in p if not math.isnan(p[name])]
     corrected = dict.fromkeys(p, math.nan)
@@ -112,19 +112,18 @@ def paired_tests(baseline: Mapping[int, float], others: Mapping[str, Mapping[int
     }
 
 
-def equivalence(first: Mapping[int, float], second: Mapping[int, float], margin: float) -> tuple[Interval, float]:
+def equivalence(differences: ArrayLike, margin: float) -> tuple[Interval, float]:
     """Two one-sided paired t-tests (TOST): whether the mean difference lies within a margin that was set beforehand.
 
     Args:
-        first (Mapping[int, float]): seed -> value.
-        second (Mapping[int, float]): seed -> value.
+        differences: first minus second, one per seed; NaN if missing.
         margin (float): largest difference that would not matter, above 0.
 
     Returns:
-        tuple[Interval, float]: first minus second, and p; below 0.05 the two are equivalent. If all differences are
-        equal, p is 0 or 1.
+        tuple[Interval, float]: the difference, and p; below 0.05 the two are equivalent. If all differences are equal,
+        p is 0 or 1.
     """
-    gap = _gaps(second, first)
+    gap = _present(differences)
     interval = bootstrap_mean(gap)
     if len(gap) < 2:
         return interval, math.nan
@@ -208,10 +207,6 @@ def _present(values: ArrayLike) -> NDArray[np.float64]:
 def _is_constant(values: NDArray[np.float64]) -> bool:
     """Whether all are equal up to rounding: then no test is meaningful."""
     return bool(np.ptp(values) <= 1e-12 * np.abs(values).max())
-
-
-def _gaps(baseline: Mapping[int, float], values: Mapping[int, float]) -> NDArray[np.float64]:
-    return _present([values[seed] - baseline[seed] for seed in sorted(baseline.keys() & values.keys())])
 
 
 def _paired_p(gap: NDArray[np.float64]) -> float:

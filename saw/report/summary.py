@@ -114,18 +114,14 @@ def tests(groups: Mapping[str, Sequence[LoggedRun]], baseline: str) -> Table:
         gaps = {}
         for label, objective in compared:
             base, own = (_seeded(groups[name], objective, value) for name in (baseline, label))
-            gaps[label, objective] = {seed: own[seed] - base[seed] for seed in own.keys() & base.keys()}
-        # One family of comparisons: Holm's correction covers methods and objectives together.
-        seeds = {seed for gap in gaps.values() for seed in gap}
-        keyed = {f"{label}\0{objective}": gap for (label, objective), gap in gaps.items()}
-        family = paired_tests(dict.fromkeys(seeds, 0.0), keyed)
-        found |= {(*pair, measure): family["\0".join(pair)] for pair in gaps}
+            gaps[label, objective, measure] = [own[seed] - base[seed] for seed in sorted(own.keys() & base.keys())]
+        found |= paired_tests(gaps)  # Holm's correction covers methods and objectives together
     rows = tuple(
         (*place, str(test.difference), _number(test.p), _number(test.p_corrected), _effect(test.effect))
         for place, test in sorted(found.items(), key=lambda item: compared.index(item[0][:2]))
     )
-    header = ("method", "objective", "measure", f"less {baseline}", "p", "p, Holm", "Cohen's d")
-    note = "Two-sided paired t-test over common seeds; Holm over all rows with the same measure."
+    header = ("method", "objective", "measure", f"minus {baseline}", "p", "p, Holm", "Cohen's d")
+    note = "Two-sided paired t-test over common seeds; Holm's correction over this table's rows with the same measure."
     note = " ".join([note, *_ended_early(groups)])
     return Table(f"Against {baseline}", header, rows, left=3, note=note)
 

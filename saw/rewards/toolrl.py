@@ -61,36 +61,6 @@ class Options(BaseModel):
 
 _DEFAULT = Options()
 
-#: Environment variables of the released code and the options that they set.
-_SWITCHES: dict[str, dict[str, Any]] = {
-    "WITHLENGTH": {"length": True},
-    "CORRECTMAX1": {"correctness_max": 1.0},
-    "COARSEREWARD": {"coarse": True},
-    "REFINEDREWARD": {"refined": True},
-    "INTERMEDIATEREWARD": {"intermediate": True},
-    "MAX1STEP30MAX3": {"late_correctness": True},
-    "SCHEDULEREWARD": {"reward_schedule": True},
-    "SCHEDULELENGTH": {"length_schedule": True},
-}
-
-
-def from_released_switches(switches: Mapping[str, str]) -> Options:
-    """Translate the released code's environment variables into options.
-
-    Args:
-        switches (Mapping[str, str]): variable names and values; as in that code, only ``"1"`` turns one on.
-
-    Raises:
-        ValueError: for a variable that the released code does not have.
-    """
-    fields: dict[str, Any] = {}
-    for name, value in switches.items():
-        if name not in _SWITCHES:
-            raise ValueError(f"{name!r} is not a switch of the released code; allowed are {', '.join(_SWITCHES)}")
-        if str(value) == "1":
-            fields.update(_SWITCHES[name])
-    return Options(**fields)
-
 
 def bounds(options: Options | Mapping[str, Any] | None = None, step: int = 0) -> dict[str, tuple[float, float]]:
     """Smallest and largest value of each enabled objective at a training step."""
@@ -202,7 +172,7 @@ def parse_tool_calls(turn: str) -> list[Any]:
     ``</tool_call>``; the turn must contain a ``</tool_call>``, but it may come before the block.
 
     Raises:
-        ValueError: if there is no such block, or a line is not JSON.
+        ValueError: if there is no such block, or a line is not valid JSON.
     """
     opening = turn.find("<tool_call>")
     if opening < 0 or "</tool_call>" not in turn:

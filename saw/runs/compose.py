@@ -19,28 +19,37 @@ from omegaconf import DictConfig
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"  # in a checkout, a link to the folder
 
 
-def compose(*overrides: str) -> DictConfig:
+def compose(*overrides: str, config_name: str = "train", config_dir: Path | None = None) -> DictConfig:
     """The primary configuration with overrides, for GPUs unless they set another platform.
+
+    Args:
+        overrides (str): Hydra's.
+        config_name (str): of the primary configuration, as ``--config-name``.
+        config_dir (Path | None): a further folder of configurations, as ``--config-dir``.
 
     Raises:
         ModuleNotFoundError: if verl, whose configuration the tree builds on, is not installed.
     """
     if not any(override.startswith("platform=") for override in overrides):
         overrides = ("platform=gpu", *overrides)
+    folders = [_verls_configs(), *([config_dir.absolute()] if config_dir else [])]
+    path = ",".join(f"'file://{folder}'" for folder in folders)
     with hydra.initialize_config_dir(str(CONFIGS), version_base=None):
-        return hydra.compose("train", overrides=[f"hydra.searchpath=[file://{_verls_configs()}]", *overrides])
+        return hydra.compose(config_name, overrides=[f"hydra.searchpath=[{path}]", *overrides])
 
 
 def parse_override(override: str) -> Override:
     """Parse an override with Hydra's parser.
 
     Raises:
-        argparse.ArgumentTypeError: if it is no override, or has several values, which only Hydra's sweeps accept.
+        argparse.ArgumentTypeError: if it is not an override, or has several values, which only Hydra's sweeps accept.
     """
     try:
         found = OverridesParser.create().parse_override(override)
     except HydraException as fault:
-        raise argparse.ArgumentTypeError(f"{override!r} is no Hydra override; expected KEY=VALUE ({fault})") from None
+        raise argparse.ArgumentTypeError(
+            f"{override!r} is not a Hydra override; expected KEY=VALUE ({fault})"
+        ) from None
     if found.is_sweep_override():
         raise argparse.ArgumentTypeError(f"{override!r} has several values; expected one, or a list in [brackets]")
     return found

@@ -1,7 +1,8 @@
 """Checks what a training reads and writes, before files of an earlier training are touched.
 
 verl finds most of these faults minutes later, when Ray and the models are up. If the training joins a running Ray
-cluster, its nodes may have files that this machine does not: a fault in what is read is then only a warning.
+cluster, its nodes may have files that this machine does not: a fault in what is read is then only a warning. The start
+(:func:`check`) and the doctor, which has a line for each kind, use the same functions.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from glob import has_magic
 from pathlib import Path
@@ -42,12 +44,18 @@ FILES = (
 FOLDERS = ("trainer.default_local_dir", "trainer.rollout_data_dir", "trainer.validation_data_dir")
 WRITTEN = (f"{JUDGE}.cache", f"{JUDGE}.faults")
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
+#: How the name of a part of a model's weights ends.
+SHARD = re.compile(r"-\d+-of-\d+\.(safetensors|bin)$")
 #: How a file begins that Git LFS has not fetched.
 LFS = b"version https://git-lfs"
 #: The variable that says where verl's file logger writes.
 METRICS = "VERL_FILE_LOGGER_PATH"
+_EXPECTED = "expected a folder, or a model of the Hub (OWNER/NAME), with a"
 #: Every tokenizer has one of these files, unless it needs the model's own code.
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
+DATA = ("data.train_files", "data.val_files")
+#: The most parameters of a model that trains on a CPU without having been told to: Qwen2.5-0.5B does, 1.5B does not.
+LARGEST_ON_CPU = 600_000_000
 
 
 def check(config: DictConfig) -> None:
@@ -59,8 +67,9 @@ def check(config: DictConfig) -> None:
     Raises:
         ConfigError: one line per fault, with the key, the value and what is expected.
     """
-    written = [*_outputs(config), *_resumption(config)]
-    read = [*_files(config), *_data(config), *_model(config)]
+    written = written_faults(config)
+    read = [*file_faults(config), *(fault for key in DATA for fault in data_faults(config, key))]
+    read += [*model_faults(config), *tokenizer_faults(config)]
     address = running(config)
     if address is not None and read:
         for fault in read:
@@ -70,29 +79,40 @@ def check(config: DictConfig) -> None:
         raise ConfigError("\n".join(faults))
 
 
-def _files(config: DictConfig) -> Iterator[str]:
+def written_faults(config: DictConfig) -> list[str]:
+    """What is wrong with the folders and files that a training writes, and with the checkpoint that it resumes."""
+    return [*_outputs(config), *_resumption(config)]
+
+
+def file_faults(config: DictConfig) -> Iterator[str]:
+    """What is wrong with the files that the configuration names, other than data and models."""
     for key in FILES:
         value = OmegaConf.select(config, key)
         if isinstance(value, str) and value and _is_local(value) and not _path(value).is_file():
             yield f"{key} is {value!r}, which does not exist; expected a file"
 
 
-def _data(config: DictConfig) -> Iterator[str]:
+def data_faults(config: DictConfig, key: str) -> Iterator[str]:
+    """What is wrong with the data files of a key in :data:`DATA`."""
     if OmegaConf.select(config, "data.custom_cls.path"):
         return  # that class decides which files it reads, and how
-    for key in ("data.train_files", "data.val_files"):
-        names = _names(OmegaConf.select(config, key))
-        if not names:
-            yield f"{key} is {OmegaConf.select(config, key)!r}; expected a file of rows, or a list of files"
-            continue
-        rows: int | None = 0
-        for name in names:
-            fault, number = _rows(config, key, name)
-            if fault is not None:
-                yield fault
-            rows = None if rows is None or number is None else rows + number
-        if key == "data.train_files" and rows:
-            yield from _too_few(config, rows)
+    names = data_names(config, key)
+    if not names:
+        yield f"{key} is {OmegaConf.select(config, key)!r}; expected a file of rows, or a list of files"
+        return
+    rows: int | None = 0
+    for name in names:
+        fault, number = check_rows(config, key, name)
+        if fault is not None:
+            yield fault
+        rows = None if rows is None or number is None else rows + number
+    if key == "data.train_files" and rows:
+        yield from _too_few(config, rows)
+
+
+def data_names(config: DictConfig, key: str) -> list[str]:
+    """The data files of a key in :data:`DATA`; empty if its value is neither a file's name nor a list of them."""
+    return _names(OmegaConf.select(config, key))
 
 
 def _names(value: Any) -> list[str]:
@@ -114,7 +134,7 @@ def _too_few(config: DictConfig, rows: int) -> Iterator[str]:
         )
 
 
-def _rows(config: DictConfig, key: str, name: str) -> tuple[str | None, int | None]:
+def check_rows(config: DictConfig, key: str, name: str) -> tuple[str | None, int | None]:
     """What is wrong with a data file (None: nothing), and its number of rows (None: unknown)."""
     if not _is_local(name):
         return None, None
@@ -126,16 +146,16 @@ def _rows(config: DictConfig, key: str, name: str) -> tuple[str | None, int | No
     if path.suffix not in (".parquet", ".json", ".jsonl"):
         return f"{key} has {name!r}; expected .parquet, .json or .jsonl, the formats that verl reads", None
     try:
-        columns, rows = _parquet(path) if path.suffix == ".parquet" else _json(path)
+        there, rows = _parquet(path) if path.suffix == ".parquet" else _json(path)
     except (OSError, ValueError, pa.ArrowException) as error:
         return f"{key} has {name!r}, which can't be read ({_first_line(error)}); expected a file of rows", None
     if not rows:
         return f"{key} has {name!r}, which has no rows", rows
-    if absent := [column for column in _needed(config) if column not in columns]:
-        return f"{key} has {name!r} without {', '.join(absent)}; its columns are {', '.join(columns)}", rows
-    for column, (good, expected) in _needed(config).items():
-        if not good(columns[column]):
-            return f"{key} has {name!r}, whose column {column} is of type {columns[column]}; expected {expected}", rows
+    if absent := [column for column in columns(config) if column not in there]:
+        return f"{key} has {name!r} without {', '.join(absent)}; its columns are {', '.join(there)}", rows
+    for column, (good, expected) in columns(config).items():
+        if not good(there[column]):
+            return f"{key} has {name!r}, whose column {column} is of type {there[column]}; expected {expected}", rows
     return None, rows
 
 
@@ -161,7 +181,7 @@ def _json(path: Path) -> tuple[dict[str, pa.DataType], int]:
     return {key: pa.infer_type([value]) for key, value in (rows[0] if rows else {}).items()}, len(rows)
 
 
-def _needed(config: DictConfig) -> dict[str, tuple[Callable[[pa.DataType], bool], str]]:
+def columns(config: DictConfig) -> dict[str, tuple[Callable[[pa.DataType], bool], str]]:
     """The columns that are read by verl, its reward managers and ours: a check of the type, and what is expected."""
     agent = config.actor_rollout_ref.rollout.get("agent") or {}
     own = agent.get("agent_loop_config_path") or agent.get("agent_loop_manager_class")
@@ -185,53 +205,83 @@ def _has_truth(kind: pa.DataType) -> bool:
     return pa.types.is_struct(kind) and kind.get_field_index("ground_truth") >= 0
 
 
-def _model(config: DictConfig) -> Iterator[str]:
-    """Load here what verl's ``HFModelConfig`` will load."""
+def model_faults(config: DictConfig) -> Iterator[str]:
+    """What is wrong with the model: its configuration is loaded as verl's ``HFModelConfig`` will load it."""
     model = config.actor_rollout_ref.model
-    if not isinstance(model.path, str) or not model.path:
-        yield f"{MODEL}.path is {model.path!r}; expected a model's folder, or its name on the Hub"
+    if fault := _path_fault(model.path):
+        yield fault
         return
     if not _is_local(model.path):
         return
-    if os.path.isabs(model.path) and not os.path.isdir(model.path):
-        absence = _absence(Path(model.path))
-        yield f"{MODEL}.path is {model.path!r}, {absence}; expected a model's folder, or its name on the Hub"
-        return
-    trust = {"trust_remote_code": model.trust_remote_code}
-    source = {key: model.get(key) or model.path for key in ("hf_config_path", "tokenizer_path")}
-    named = {key: f"{MODEL}.{key if model.get(key) else 'path'}" for key in source}
-    expected = "expected a folder, or a model of the Hub (OWNER/NAME), with a"
+    key = "hf_config_path" if model.get("hf_config_path") else "path"
     try:
-        AutoConfig.from_pretrained(source["hf_config_path"], **trust)
+        _model_config(config)
     except Exception as error:  # noqa: BLE001  a config.json may hold anything
-        key, path = named["hf_config_path"], source["hf_config_path"]
-        yield f"{key} is {path!r}; {expected} config.json ({_first_line(error)})"
+        yield f"{MODEL}.{key} is {model[key]!r}; {_EXPECTED} config.json ({_first_line(error)})"
     folder = _path(model.path)
-    if folder.is_dir() and (fault := _weights_fault(folder)):
+    if folder.is_dir() and (fault := weights_fault(folder)):
         yield f"{MODEL}.path is {model.path!r}, a folder {fault}"
-    key, path = named["tokenizer_path"], source["tokenizer_path"]
+
+
+def tokenizer_faults(config: DictConfig) -> Iterator[str]:
+    """What is wrong with the tokenizer, loaded as verl's ``HFModelConfig`` will load it."""
+    model = config.actor_rollout_ref.model
+    if _path_fault(model.path) or not _is_local(model.path):
+        return
+    key = "tokenizer_path" if model.get("tokenizer_path") else "path"
+    path = model[key]
     folder = _path(path)
     if folder.is_dir() and not model.trust_remote_code and not any(any(folder.glob(name)) for name in VOCABULARIES):
-        yield f"{key} is {path!r}, a folder without a vocabulary; expected one of {', '.join(VOCABULARIES)} in it"
+        names = ", ".join(VOCABULARIES)
+        yield f"{MODEL}.{key} is {path!r}, a folder without a vocabulary; expected one of {names} in it"
         return  # transformers 5 silently makes a tokenizer without words from it
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **trust)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=model.trust_remote_code)
     except Exception as error:  # noqa: BLE001  each kind of tokenizer raises different errors
-        yield f"{key} is {path!r}; {expected} tokenizer ({_first_line(error)})"
+        yield f"{MODEL}.{key} is {path!r}; {_EXPECTED} tokenizer ({_first_line(error)})"
         return
     if not (model.get("custom_chat_template") or tokenizer.chat_template):
         yield (
-            f"{key} is {path!r}, whose tokenizer has no chat template; set {MODEL}.custom_chat_template, or use an "
-            "instruction-tuned model"
+            f"{MODEL}.{key} is {path!r}, whose tokenizer has no chat template; set {MODEL}.custom_chat_template, or "
+            "use an instruction-tuned model"
         )
 
 
-def _weights_fault(folder: Path) -> str | None:
-    """What is wrong with the weights in a model's folder; None if they look complete."""
+def _path_fault(path: Any) -> str | None:
+    """What is wrong with the model's name; None if it may be a folder, or a name on the Hub."""
+    if not isinstance(path, str) or not path:
+        return f"{MODEL}.path is {path!r}; expected a model's folder, or its name on the Hub"
+    if os.path.isabs(path) and not os.path.isdir(path):
+        return f"{MODEL}.path is {path!r}, {_absence(Path(path))}; expected a model's folder, or its name on the Hub"
+    return None
+
+
+def _model_config(config: DictConfig) -> Any:
+    model = config.actor_rollout_ref.model
+    return AutoConfig.from_pretrained(
+        model.get("hf_config_path") or model.path, trust_remote_code=model.trust_remote_code
+    )
+
+
+def is_large_for_a_cpu(config: DictConfig) -> bool:
+    """Whether the model has more than about :data:`LARGEST_ON_CPU` parameters; a model of the Hub also if unknown."""
+    try:
+        sizes = _model_config(config).get_text_config()
+        layers = 12 * sizes.num_hidden_layers * sizes.hidden_size**2
+        return layers + sizes.vocab_size * sizes.hidden_size > LARGEST_ON_CPU
+    except Exception:  # noqa: BLE001  the check of the model shows it
+        return re.fullmatch(r"[\w.-]+/[\w.-]+", str(config.actor_rollout_ref.model.path)) is not None
+
+
+def weights_fault(folder: Path) -> str | None:
+    """What is wrong with the weights in a model's folder, after the words "a folder"; None if they look complete."""
     files = [file for pattern in WEIGHTS for file in sorted(folder.glob(pattern))]
     if not files:
         return f"without weights; expected {' or '.join(WEIGHTS[::2])} in it"
-    for index in (file for file in files if file.suffix == ".json" and file.is_file()):
+    indices = [file for file in files if file.suffix == ".json" and file.is_file()]
+    if not indices and all(SHARD.search(file.name) for file in files):
+        return f"with {files[0].name}, and without the index of its parts, {WEIGHTS[1]}; download it again"
+    for index in indices:
         try:
             files += [folder / name for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
         except (ValueError, KeyError, TypeError, AttributeError):

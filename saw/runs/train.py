@@ -9,7 +9,8 @@ Everything that can be checked is checked before files of an earlier training in
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
@@ -64,8 +65,9 @@ def settle(config: DictConfig, platform: str | None) -> None:
     """
     from saw.verl.config import ConfigError
 
-    handover.settle(config)
-    cluster.needed(config)  # raises for an invalid count; verl would divide by it
+    with _as_config_errors():
+        handover.settle(config)
+        cluster.needed(config)  # raises for an invalid count; verl would divide by it
     device = config.trainer.device
     if platform and (device == "cpu") != (platform == "cpu"):  # by platform=... on the command line
         raise ConfigError(
@@ -93,14 +95,20 @@ def _say(line: str) -> None:
 
 
 def _keep_earlier_metrics(config: DictConfig) -> None:
-    """Make verl's file logger write beside the checkpoints, and keep what a resumed training logged before."""
+    """Make verl's file logger write beside the checkpoints, and put the metrics of an earlier training aside.
+
+    If this training does not resume it, SAW's trainers delete them once the models are loaded.
+    """
+    from saw.verl.names import MODES
+
     if "file" in config.trainer.logger:
         path = Path(config.trainer.default_local_dir) / "metrics.jsonl"
         # set to nothing, verl would open a file without a name
         path = Path(os.environ.get("VERL_FILE_LOGGER_PATH") or path.resolve())
         os.environ["VERL_FILE_LOGGER_PATH"] = str(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        metrics_file.begin(path, resume=config.trainer.resume_mode != "disable")
+        is_saw = config.trainer.v1.trainer_mode in MODES
+        metrics_file.begin(path, resume=is_saw or config.trainer.resume_mode != "disable")
 
 
 def _fork_workers(config: DictConfig) -> None:
@@ -113,19 +121,18 @@ def _fork_workers(config: DictConfig) -> None:
     OmegaConf.update(config, key, py_executable(), force_add=True)
 
 
-def check(config: DictConfig, platform: str | None) -> None:
-    """Make a configuration ready for verl, with all open choices made; touches no file.
+def check_settings(config: DictConfig, platform: str | None) -> None:
+    """Check the settings alone, without what they name; the doctor calls it too.
 
     Args:
         config (DictConfig): verl's whole configuration.
         platform (str | None): cpu or gpu; None if it is undecided.
 
     Raises:
-        ValueError: naming the key, for what can't work or doesn't exist.
+        ValueError: naming the key, for what can't work.
     """
     from verl.trainer import main_ppo
 
-    from saw.runs import inputs
     from saw.verl.config import ConfigError
 
     settle(config, platform)
@@ -137,12 +144,54 @@ def check(config: DictConfig, platform: str | None) -> None:
         use_reference_policy=main_ppo.need_reference_policy(config),
         use_critic=main_ppo.need_critic(config),
     )
+
+
+def check(config: DictConfig, platform: str | None) -> None:
+    """Make a configuration ready for verl, with all open choices made; touches no file.
+
+    Args:
+        config (DictConfig): verl's whole configuration.
+        platform (str | None): cpu or gpu; None if it is undecided.
+
+    Raises:
+        ValueError: naming the key, for what can't work or doesn't exist.
+    """
+    from saw.runs import inputs
+
+    check_settings(config, platform)
+    _refuse_large_model(config)
     _choose(config)
     inputs.check(config)
-    cluster.check(config, cluster.available(config))
+    with _as_config_errors():
+        cluster.check(config, cluster.available(config))
 
 
-@hydra.main(config_path="pkg://saw.configs", config_name="train", version_base=None)
+@contextmanager
+def _as_config_errors() -> Iterator[None]:
+    """Raise a plain ValueError as a ConfigError, which :func:`command` shows without a traceback."""
+    from saw.verl.config import ConfigError
+
+    try:
+        yield
+    except ValueError as error:
+        if type(error) is not ValueError:
+            raise
+        raise ConfigError(str(error)) from error
+
+
+def _refuse_large_model(config: DictConfig) -> None:
+    """Refuse a large model if the CPU was chosen only for lack of an accelerator: a step would take hours."""
+    from saw.runs import inputs
+    from saw.verl.config import ConfigError
+
+    if os.environ.get(REASON, "").startswith(accelerator.NO_ACCELERATOR) and inputs.is_large_for_a_cpu(config):
+        raise ConfigError(
+            f"{inputs.MODEL}.path is {config.actor_rollout_ref.model.path!r}, too large for a CPU, and "
+            f"{os.environ[REASON]}; use a GPU node, or rehearse with a toy model and size=toy; SAW_PLATFORM=cpu trains "
+            "it on the CPU all the same"
+        )
+
+
 def main(config: DictConfig) -> None:
     """Check a composed configuration, then do what verl's own entry point does after its check.
 
@@ -151,8 +200,10 @@ def main(config: DictConfig) -> None:
     """
     from verl.trainer import main_ppo
 
+    from saw.verl.config import ConfigError
+
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        raise ValueError(
+        raise ConfigError(
             "hydra.mode is MULTIRUN (--multirun), but all trainings of one process would write the same metrics: "
             "saw sweep starts each in its own"
         )
@@ -161,6 +212,17 @@ def main(config: DictConfig) -> None:
     _keep_earlier_metrics(config)  # the last thing that can fail before Ray
     with handover.handing_over(config):
         main_ppo.run_ppo(config, task_runner_class=main_ppo.TaskRunnerV1)
+
+
+@hydra.main(config_path="pkg://saw.configs", config_name="train", version_base=None)
+def command(config: DictConfig) -> None:
+    """:func:`main` for a command line: a refused configuration is one message, without a traceback."""
+    from saw.verl.config import ConfigError
+
+    try:
+        main(config)
+    except ConfigError as error:
+        raise SystemExit(f"saw: {error}") from None
 
 
 def missing_experiment(arguments: Sequence[str]) -> str | None:
@@ -189,4 +251,4 @@ if __name__ == "__main__":
         prepare_environment()
     except accelerator.AcceleratorError as error:
         raise SystemExit(f"saw: {error}") from None
-    main()
+    command()

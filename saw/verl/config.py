@@ -14,6 +14,7 @@ from saw.method.conditions import check_conditions
 from saw.method.objective import LARGEST, Otherwise
 from saw.method.options import Options
 from saw.method.registry import check_combination, check_priorities, get_method
+from saw.method.turns import check_method, names_turns
 from saw.verl.names import NAME, RESERVED_NAMES
 
 
@@ -34,6 +35,8 @@ class ObjectiveSettings(BaseModel):
         requires (dict[str, float]): other objectives and the reward that each must reach for this one to count
             (:mod:`saw.method.conditions`).
         otherwise (Literal["minimum", "missing"]): what this objective counts as in the other samples.
+        turn (int | None): the model's turn, from 1, whose tokens alone get its advantage (:mod:`saw.method.turns`);
+            None for the whole response.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -44,6 +47,7 @@ class ObjectiveSettings(BaseModel):
     priority: float = Field(default=1.0, ge=0.0, le=LARGEST)
     requires: dict[str, float] = {}
     otherwise: Otherwise = "minimum"
+    turn: int | None = Field(default=None, ge=1)
 
     @field_validator("name")
     @classmethod
@@ -82,9 +86,9 @@ class Settings(BaseModel):
         method (str): a name in :data:`saw.METHODS`.
         objectives (tuple[ObjectiveSettings, ...]): given as a mapping from name to the rest, or as a list with names.
         options (Options): see :class:`saw.Options`.
-        kl_in_reward (Literal["combined", "grpo_only"]): which methods the penalty ``algorithm.use_kl_in_reward`` of
-            verl applies to. combined: those with a combined reward, from which it is subtracted. grpo_only: only plain
-            ``grpo``, as in the released code; needs ``profile: released``.
+        kl_in_reward (Literal["combined", "grpo_only"]): the methods to which verl's KL penalty in the reward applies
+            (``algorithm.use_kl_in_reward``). combined: all methods with a combined reward, from which it is subtracted.
+            grpo_only: only plain ``grpo``, as in the released code; needs ``profile: released``.
         max_missing (float): largest share of a step's samples that may lack a reward; above it the training stops, with
             a checkpoint of the previous step. A lost sample, or one whose reward function raised, has no reward. A step
             without any reward always stops the training.
@@ -104,7 +108,13 @@ class Settings(BaseModel):
     @field_validator("method")
     @classmethod
     def _known_method(cls, method: str) -> str:
-        get_method(method)
+        try:
+            get_method(method)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}. One of your own is known once its module is loaded: VERL_USE_EXTERNAL_MODULES=MODULE before "
+                "the command (docs/extend.md)"
+            ) from None
         return method
 
     @field_validator("objectives", mode="before")
@@ -140,6 +150,7 @@ class Settings(BaseModel):
         check_priorities(self.method, [objective.priority for objective in self.objectives])
         # only the names; the ranges may be the reward function's (saw.verl.reward_ranges)
         check_conditions(self.conditions, dict.fromkeys(self.names, (-math.inf, math.inf)))
+        check_method(self.method, self.options, self.objectives)
         return self
 
     @property
@@ -151,6 +162,11 @@ class Settings(BaseModel):
     def conditions(self) -> dict[str, dict[str, float]]:
         """What each objective requires of others."""
         return {objective.name: objective.requires for objective in self.objectives}
+
+    @property
+    def names_turns(self) -> bool:
+        """Whether any objective belongs to a turn."""
+        return names_turns(self.objectives)
 
     @property
     def feels_kl_in_reward(self) -> bool:

@@ -12,6 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
+import verl
 from hydra.utils import get_class
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from verl.plugin.platform import get_platform
@@ -23,15 +25,18 @@ from verl.workers.config import FSDPActorConfig
 from saw.machine.cluster import running
 from saw.method.registry import get_method
 from saw.rewards import JUDGE
+from saw.verl import version
 from saw.verl.config import ConfigError, Settings, check_returned
 from saw.verl.names import FAILED, KWARGS, MODES, NAME, ROLLOUTS
-from saw.verl.reward_ranges import RewardRanges, check_arguments
+from saw.verl.reward_ranges import RewardRanges, check_arguments, exact_minima
 from saw.verl.reward_values import reward_value
 
 logger = logging.getLogger(__name__)
 
 #: Seconds between two polls of verl's replay buffer.
 POLL_INTERVAL = 2.0
+#: verl's agent loop of one turn, and the column of the data that names another for a row.
+SINGLE_TURN, AGENT = "single_turn_agent", "agent_name"
 
 
 def check_config(config: DictConfig) -> Settings | None:
@@ -90,6 +95,7 @@ def _check_rest(config: DictConfig, settings: Settings) -> None:
     if settings.needs_gradients:
         wrong += _gradient_faults(config)
     wrong += _mode_faults(config, settings)
+    wrong += _turn_faults(config, settings)
     wrong += _reward_manager_faults(config)
     model = config.reward.reward_model
     if model.enable and not model.enable_resource_pool:
@@ -193,6 +199,32 @@ def _gradient_faults(config: DictConfig) -> list[str]:
     return wrong
 
 
+def _turn_faults(config: DictConfig, settings: Settings) -> list[str]:
+    """Objectives of a turn that no response can have."""
+    if not settings.names_turns:
+        return []
+    rollout = config.actor_rollout_ref.rollout
+    key, value, most = "multi_turn.max_assistant_turns", *[rollout.multi_turn.max_assistant_turns] * 2
+    if rollout.agent.default_agent_loop == SINGLE_TURN and not _may_have_column(config.data.train_files, AGENT):
+        key, value, most = "agent.default_agent_loop", SINGLE_TURN, 1
+    return [
+        f"saw.objectives.{objective.name}.turn is {objective.turn}, but actor_rollout_ref.rollout.{key} is {value!r}: "
+        f"the model has at most {most} turns. Set turn to at most that, or leave it out; an agent loop of several "
+        "turns is default_agent_loop=tool_agent"
+        for objective in settings.objectives
+        if objective.turn is not None and most is not None and objective.turn > most
+    ]
+
+
+def _may_have_column(files: Any, name: str) -> bool:
+    """Whether a training file has a column; one that can't be looked at here may have it."""
+    for file in [files] if isinstance(files, str) else files:
+        path = Path(file).expanduser()
+        if path.suffix != ".parquet" or not path.is_file() or name in pq.ParquetFile(path).schema_arrow.names:
+            return True
+    return False
+
+
 def _mode_faults(config: DictConfig, settings: Settings) -> list[str]:
     """Settings that an asynchronous trainer does not support, or that verl would refuse after Ray has started."""
     name = config.trainer.v1.trainer_mode
@@ -205,7 +237,13 @@ def _mode_faults(config: DictConfig, settings: Settings) -> list[str]:
             f"would need importance weights: set trainer_mode to {NAME!r}, or use another method"
         )
     mini_batches = config.trainer.v1[mode].get("parameter_sync_step", 1)
-    if mode == "separate_async":
+    if mode == "separate_async" and not version.SEPARATE_ASYNC:
+        wrong.append(
+            f"trainer.v1.trainer_mode is {name!r}, which needs verl {version.VERSIONS[-1]}, but verl "
+            f"{verl.__version__} is installed, whose separate_async is another: install the former, or set "
+            f"trainer_mode to {NAME!r}"
+        )
+    elif mode == "separate_async":
         wrong += _separate_faults(config, settings, mini_batches)
     elif mini_batches != 1:
         wrong.append(
@@ -304,7 +342,7 @@ def check_group_size(config: DictConfig, settings: Settings) -> None:
     """Refuse one rollout per prompt: with nothing to compare a sample to, nothing is learned.
 
     Raises:
-        ConfigError: unless the profile is ``released``, in which the advantage of a group of one is its reward.
+        ConfigError: unless the profile gives a group of one its reward, as ``released`` and ``verl`` do.
     """
     number = config.actor_rollout_ref.rollout.n
     if number < 2 and settings.options.numerics.lone_sample == "zero":
@@ -366,9 +404,11 @@ def _check_group_filter(config: DictConfig, settings: Settings, returned: Iterab
     if not section.get("enable", False):
         return
     metric = section.get("metric")
-    allowed = list(dict.fromkeys(["reward", "score", *settings.names, *(returned or ())]))
+    scalar = ["reward", "score"] if version.FILTER_KNOWS_REWARD else ["score"]
+    allowed = list(dict.fromkeys([*scalar, *settings.names, *(returned or ())]))
     allowed = [key for key in allowed if key != FAILED]
-    if not metric or (returned is not None and metric not in allowed):
+    unknown = metric not in allowed and (returned is not None or metric == "reward")
+    if not metric or unknown:
         raise ConfigError(
             f"algorithm.filter_groups.metric is {metric!r}, and algorithm.filter_groups.enable is True; "
             f"set it to one of {', '.join(allowed)}"
@@ -508,5 +548,5 @@ def _check_first_rewards(settings: Settings, rewards: Mapping[str, Any], ranges:
             raise ConfigError(f"{tried}: {error}") from None
         if math.isinf(value):
             raise ConfigError(f"{tried}, is {value}; expected a finite number, or NaN if it is missing")
-        if value < low:
+        if exact_minima(*torch.tensor([value, low], dtype=torch.float64)) < low:
             raise ConfigError(f"{tried}, is {value:g}, below its minimum {low:g}; see saw.objectives.{name}.minimum")

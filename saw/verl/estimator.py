@@ -42,6 +42,7 @@ class StepRewards:
         submitted (Sequence[int]): verl's global step at which each sample's prompt was submitted to the rollout.
         infos (Sequence[Mapping]): what the reward function returned.
         scalars (Tensor | None): verl's scalar rewards, shape ``(N,)``.
+        turns (Tensor | None): shape ``(R, T)``, the model's turn of each token, if an objective belongs to a turn.
         advantage (Advantage | None): the result, once the estimator has run.
     """
 
@@ -60,6 +61,7 @@ class StepRewards:
     submitted: Sequence[int] = ()
     infos: Sequence[Mapping[str, Any]] = ()
     scalars: Tensor | None = None
+    turns: Tensor | None = None
     advantage: Advantage | None = None
 
     def missing_shares(self) -> list[float]:
@@ -117,9 +119,13 @@ def estimate(
         previous_weights=step.previous_weights,
         gram=step.gram,
         memory=step.memory,
+        turns=None if step.turns is None else step.turns[rows],
     )
     if len(rows) == len(response_mask) and advantage.tokens is not None:
         return advantage.tokens, advantage.tokens
     # Every output of a session gets the session's advantage; padding gets none.
+    if step.turns is not None and advantage.tokens is not None:  # with turns, a session has one output
+        tokens = of_all_rows(advantage.tokens, step.scored_of_row)
+        return tokens, tokens
     tokens = response_mask * of_all_rows(advantage.samples, step.scored_of_row).float()[:, None]
     return tokens, tokens

@@ -1,4 +1,4 @@
-"""A step of several mini-batches: verl's ``separate_async`` samples, weights and updates each in turn, and logs once.
+"""A step of several mini-batches: for each in turn, ``separate_async`` samples, weights and updates; it logs once.
 
 verl 0.9.1 merges the metrics of mini-batches by parts of their names, so that those of an objective called ``summary``
 would be summed. Here the rewards of the step are combined, and its metrics are computed from them.

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 from verl.utils.import_utils import load_extern_object
 
 from saw.method.conditions import check_conditions
@@ -16,6 +18,27 @@ from saw.method.objective import LARGEST
 from saw.method.registry import get_method
 from saw.verl.config import ConfigError, Settings
 from saw.verl.names import KWARGS
+
+#: Precisions in which reward functions and reward models compute.
+PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
+#: Relative error of the coarsest of them, bfloat16.
+ROUNDING = 2.0**-8
+
+
+def exact_minima(rewards: Tensor, minima: Tensor) -> Tensor:
+    """Replace rewards that are below their minimum only because they were computed in a lower precision.
+
+    A reward of 0.7 from a float32 tensor is 0.69999999 as a Python number, which would count as below 0.7.
+
+    Args:
+        rewards (Tensor): any shape, float64, NaN where missing.
+        minima (Tensor): of a shape that broadcasts, float64; -inf if unknown.
+    """
+    for precision in PRECISIONS:
+        rounded = minima.to(precision).double()
+        is_close = (rounded - minima).abs() <= ROUNDING * minima.abs()  # not if it overflows or becomes 0
+        rewards = torch.where((rewards == rounded) & (rewards < minima) & is_close, minima, rewards)
+    return rewards
 
 
 @dataclass(frozen=True)

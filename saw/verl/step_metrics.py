@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from saw.method.advantage import Advantage
+from saw.method.metrics import training_metrics
 from saw.verl.mini_batches import together
 from saw.verl.names import FAILED
 from saw.verl.reward_values import reward_value
@@ -30,27 +30,6 @@ from saw.verl.reward_values import reward_value
 if TYPE_CHECKING:
     from saw.verl.estimator import StepRewards
     from saw.verl.gradients import ObjectiveGradients
-
-
-def training_metrics(advantage: Advantage, names: Sequence[str]) -> dict[str, float]:
-    """Metrics of one training step."""
-    statistics = advantage.statistics
-    columns = {
-        "mean": statistics.mean,
-        "std": statistics.std,
-        "min": statistics.min,
-        "max": statistics.max,
-        "cv": statistics.cv,
-        "weight": advantage.weights,
-        "proposed_weight": advantage.proposed,
-        "zero_spread": statistics.zero_spread,
-        "missing": statistics.missing,
-    }
-    return {
-        f"saw/{name}/{what}": float(value)
-        for what, column in columns.items()
-        for name, value in zip(names, column.tolist(), strict=True)
-    }
 
 
 def step_metrics(mini_batches: Sequence[StepRewards], names: Sequence[str]) -> dict[str, float]:
@@ -124,8 +103,8 @@ def failed_samples(infos: Sequence[Mapping[str, Any]]) -> int:
     return sum(info.get(FAILED) == 1.0 for info in infos)
 
 
-def sample_counts(failed: int, lost: int, prefix: str = "saw") -> dict[str, float]:
-    """Samples without any reward: those whose reward function raised, and those that never came back."""
+def sample_counts(failed: int, lost: float, prefix: str = "saw") -> dict[str, float]:
+    """Samples without any reward: those whose reward function raised, and those that never came back (NaN: unknown)."""
     return {f"{prefix}/failed": float(failed), f"{prefix}/lost": float(lost)}
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -30,9 +31,10 @@ from saw.method.advantage import objective_advantages
 from saw.method.objective import Objective
 from saw.method.registry import get_method
 from saw.method.weighting import clip_norms
-from saw.records import run_info, validation_samples
+from saw.records import metrics_file, run_info, validation_samples
 from saw.rewards import JUDGE
 from saw.verl import step_metrics as objective_metrics
+from saw.verl import version
 from saw.verl.agent_loops import AgentLoopDied, Watch, died
 from saw.verl.config import ConfigError
 from saw.verl.config_checks import check_config, check_group_size
@@ -41,11 +43,12 @@ from saw.verl.mini_batches import rewards_of, scalars_of, together
 from saw.verl.names import FAILED, MODES, NAME, ROLLOUTS, SCALARS
 from saw.verl.patches import vllm_log_level  # noqa: F401  logs: before verl imports vLLM
 from saw.verl.replay_buffer import BUFFERS, AllLost, MultiRewardReplayBuffer
-from saw.verl.reward_ranges import RewardRanges
+from saw.verl.reward_ranges import RewardRanges, exact_minima
 from saw.verl.reward_values import plain
 from saw.verl.transfer_queue import (
     check_range,
     checked_objective_matrix,
+    checked_turns,
     lost_samples,
     of_all_rows,
     prompt_of,
@@ -121,10 +124,17 @@ class MultiRewardTrainer(PPOTrainer):
         """Write ``run.json`` beside the metrics."""
         super().on_init_end()
         self._ranges.over(range(1, self.total_training_steps + 1))  # raises for a schedule that goes wrong later
+        self._delete_earlier_metrics()
         ranges = dict(zip(self.settings.names, self._ranges.at(1), strict=True))
         config = self.config.copy()
         config.trainer.v1.trainer_mode = {mode: name for name, mode in MODES.items()}[self.mode]  # as set by the user
         run_info.write(config, ranges, self.total_training_steps)
+
+    def _delete_earlier_metrics(self) -> None:
+        """Delete those of a training that this one replaces; only now that the models are loaded."""
+        trainer, metrics = self.config.trainer, os.environ.get("VERL_FILE_LOGGER_PATH")
+        if trainer.resume_mode == "disable" and "file" in trainer.logger and metrics:
+            metrics_file.begin(Path(metrics), resume=False)
 
     def fit(self, agent_loop_manager: AgentLoopManager):
         """Train, and watch the agent loop workers; a custom manager may have others."""
@@ -227,7 +237,7 @@ class MultiRewardTrainer(PPOTrainer):
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         rewards = self._step
-        self.state.see(rewards.rewards[rewards.scored], self.settings)
+        self.state.track_minima(rewards.rewards[rewards.scored], self.settings)
         rewards.objectives = self._objectives(rewards.submitted)
         with rewards_of_step(rewards) as step:
             batch = super()._compute_advantage(batch, metrics)
@@ -309,9 +319,8 @@ class MultiRewardTrainer(PPOTrainer):
                 )
 
     def _rewards(self, batch: KVBatchMeta) -> StepRewards:
-        data = tq.kv_batch_get(
-            keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields", "rm_scores"]
-        )
+        fields = ["extra_fields", "rm_scores", *(["response_mask"] if self.settings.names_turns else [])]
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
         scores = data["rm_scores"].to_padded_tensor(0.0).sum(dim=-1)
         if not scores.isfinite().all():
             raise ConfigError(
@@ -324,16 +333,23 @@ class MultiRewardTrainer(PPOTrainer):
         prompts = [prompt_of(batch.keys[row]) for row in scored.tolist()]
         if not self._rollouts and len(set(prompts)) == len(prompts):
             check_group_size(self.config, self.settings)
+        rewards = checked_objective_matrix(infos, self.settings)
+        turns = None
+        if self.settings.names_turns:
+            turns = checked_turns(data["response_mask"], rewards, scored, of_row, self.settings)
         lost = lost_samples(prompts, self._expected_samples(prompts))
         # a prompt's rewards follow the schedule of the step at which it was submitted; the tags have it
         submitted = [batch.tags[row].get("global_steps", self.global_steps) for row in scored.tolist()]
+        rewards = checked_objective_matrix(infos, self.settings)
+        minima = {step: [low for low, _ in self._ranges.at(step)] for step in set(submitted)}
+        rewards[scored] = exact_minima(rewards[scored], rewards.new_tensor([minima[step] for step in submitted]))
         return StepRewards(
             settings=self.settings,
             objectives=self._objectives(submitted),
             step=self.global_steps,
             previous_weights=self.state.weights,
             memory=self.state.memory,
-            rewards=checked_objective_matrix(infos, self.settings),
+            rewards=rewards,
             scored=scored,
             scored_of_row=of_row,
             lost=lost,
@@ -341,6 +357,7 @@ class MultiRewardTrainer(PPOTrainer):
             submitted=submitted,
             infos=scored_infos,
             scalars=scores[scored],
+            turns=turns,
             scores=scores if self.config.algorithm.use_kl_in_reward and self.settings.feels_kl_in_reward else None,
         )
 
@@ -354,6 +371,7 @@ class MultiRewardTrainer(PPOTrainer):
                 priority=objective.priority,
                 requires=objective.requires or None,
                 otherwise=objective.otherwise,
+                turn=objective.turn,
             )
             for objective, (low, high) in zip(self.settings.objectives, self._ranges.over(submitted), strict=True)
         ]
@@ -401,7 +419,7 @@ class MultiRewardTrainer(PPOTrainer):
             for key, values in infos.items()
         }
         failed = sum(value == 1.0 for value in infos.pop(FAILED, []))
-        lost = sum((expected_acc_counts or {}).values()) - len(sample_uids)
+        lost: float = math.nan if expected_acc_counts is None else sum(expected_acc_counts.values()) - len(sample_uids)
         if failed or lost > 0:
             logger.warning("validation: the reward function failed for %d samples, and %d were lost", failed, lost)
         for row in range(len(sample_uids)):
@@ -409,9 +427,12 @@ class MultiRewardTrainer(PPOTrainer):
                 for scalar in SCALARS & infos.keys():  # verl has 0 there, which is not a reward
                     infos[scalar][row] = None
         validation_samples.log(self.config.trainer, self.global_steps, *self._val_texts, infos, self.settings.names)
-        metrics = super()._val_metrics_update(
-            data_sources, sample_uids, infos, sample_turns, expected_acc_counts=expected_acc_counts
-        )
+        if version.VALIDATION_COUNTS_SAMPLES:
+            more = {"expected_acc_counts": expected_acc_counts}
+        else:  # it averages neither without None nor without NaN: its own means are NaN where a reward is missing
+            infos = {key: [math.nan if value is None else value for value in values] for key, values in infos.items()}
+            more = {}
+        metrics = super()._val_metrics_update(data_sources, sample_uids, infos, sample_turns, **more)
         counts = objective_metrics.sample_counts(failed, lost, prefix="saw-val")
         return metrics | objective_metrics.validation_metrics(infos, self.settings.names) | counts
 

@@ -11,6 +11,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from saw.method.objective import LARGEST
+from saw.method.turns import check_turns, turns_of
 from saw.verl.config import ConfigError, Settings, check_returned
 from saw.verl.reward_values import reward_value
 
@@ -56,6 +57,39 @@ def checked_objective_matrix(infos: Sequence[Mapping[str, Any]], settings: Setti
     for info in infos:
         check_returned(settings, info)
     return _matrix(infos, settings.names)
+
+
+def checked_turns(masks: Tensor, rewards: Tensor, scored: Tensor, scored_of_row: Tensor, settings: Settings) -> Tensor:
+    """The model's turn of each token, after a check that the rewards of turns have one.
+
+    Taken from the masks as the agent loop made them: rollout correction may remove tokens from them later.
+
+    Args:
+        masks (Tensor): nested, R response masks.
+        rewards (Tensor): shape ``(R, K)``, NaN where missing.
+        scored (Tensor): the rows used, see :func:`scored_rows`.
+        scored_of_row (Tensor): shape ``(R,)``, see :func:`scored_rows`.
+        settings (Settings): with an objective that belongs to a turn.
+
+    Returns:
+        Tensor: shape ``(R, T)``, see :func:`saw.turns_of`.
+
+    Raises:
+        ConfigError: if a sample has several outputs, whose turns can't be numbered, or a reward belongs to a turn that
+            its sample doesn't have.
+    """
+    if int((scored_of_row >= 0).sum()) > len(scored):
+        named = ", ".join(repr(objective.name) for objective in settings.objectives if objective.turn is not None)
+        raise ConfigError(
+            f"the agent loop returned several outputs for a sample, and saw.objectives has {named} with a turn: turns "
+            "are counted within one output; return one, or leave the turn out"
+        )
+    turns = turns_of(masks.to_padded_tensor(0))
+    try:
+        check_turns(rewards[scored], settings.objectives, turns[scored])
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return turns
 
 
 def check_range(rewards: Tensor, names: Sequence[str], minima: Sequence[float]) -> None:

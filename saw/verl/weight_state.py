@@ -36,12 +36,12 @@ class State:
     grams: list[list[list[float]]] = field(default_factory=list)
     rollouts: dict[str, int] = field(default_factory=dict)
 
-    def see(self, rewards: Tensor, settings: Settings) -> None:
+    def track_minima(self, rewards: Tensor, settings: Settings) -> None:
         """Update the running minima with one step's rewards.
 
         Args:
             rewards (Tensor): shape ``(N, K)``, NaN where missing.
-            settings (Settings): shows which objectives have one.
+            settings (Settings): states which objectives have a running minimum.
         """
         for column, objective in zip(rewards.unbind(dim=1), settings.objectives, strict=True):
             present = column[~column.isnan()]

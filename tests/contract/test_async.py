@@ -1,4 +1,4 @@
-"""What SAW relies on in verl 0.9.1's asynchronous trainers: fails when upstream changes it, or fixes what we refuse."""
+"""What SAW relies on in verl's asynchronous trainers: fails when upstream changes it, or fixes what we refuse."""
 
 import asyncio
 import inspect
@@ -20,6 +20,7 @@ from verl.workers.rollout import replica
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer
 
 from saw.verl import trainer as trainer_module
+from saw.verl import version
 from saw.verl.config_checks import POLL_INTERVAL
 from saw.verl.names import MODES
 from saw.verl.patches import cpu_weights
@@ -27,6 +28,7 @@ from saw.verl.replay_buffer import BUFFERS
 from saw.verl.trainer import SAWColocateAsyncTrainer, SAWSeparateAsyncTrainer, SAWTrainer
 from tests.unit.verl.test_async import COLOCATE, SEPARATE, SYNC, quickstart
 
+separate = pytest.mark.skipif(not version.SEPARATE_ASYNC, reason="this verl's separate_async is another, and refused")
 KINDS = {
     "saw": SAWTrainer,
     "saw_colocate_async": SAWColocateAsyncTrainer,
@@ -34,7 +36,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("settings", [SYNC, COLOCATE, SEPARATE])
+@pytest.mark.parametrize("settings", [SYNC, COLOCATE, pytest.param(SEPARATE, marks=separate)])
 def test_verl_finds_what_it_looks_up_by_the_mode_s_name(settings, monkeypatch):
     """With our own name there, verl would use another section, one mini-batch per step, the wrong buffer, no queue."""
     config = quickstart(settings)
@@ -61,6 +63,7 @@ def test_verl_finds_what_it_looks_up_by_the_mode_s_name(settings, monkeypatch):
     assert written[0].trainer.v1.trainer_mode == name  # run.json says what was set
 
 
+@separate
 def test_the_workers_of_an_asynchronous_trainer_stay_verl_s():
     """The trainer uses a worker that saves and restores its model; any other worker could not."""
     config = quickstart(SEPARATE)
@@ -93,6 +96,7 @@ def test_what_verl_s_asynchronous_buffer_throws_away():
     assert "> self.max_off_policy_threshold" in inspect.getsource(replay_buffer.ReplayBufferAsync._stale_terminal_keys)
 
 
+@separate
 def test_a_request_that_a_server_refuses_is_no_failure():
     """A rollout taken out of service returns its requests; otherwise their groups would count as lost."""
     source = inspect.getsource(vLLMHttpServer)
@@ -113,6 +117,7 @@ def test_verl_asserts_of_a_separate_rollout_what_is_checked_before_ray():
         assert words in source
 
 
+@separate
 def test_without_hybrid_replicas_verl_fails():
     """When this fails, verl has fixed it, and actor_rollout_ref.hybrid_engine=False can be allowed."""
     source = inspect.getsource(PPOTrainerSeparateAsync._setup)
@@ -121,6 +126,7 @@ def test_without_hybrid_replicas_verl_fails():
         trainer_separate_async.logger.info("", flush=True)
 
 
+@separate
 def test_verl_calls_a_step_idle_that_waits_longer_than_the_poll_interval():
     assert inspect.signature(replay_buffer.ReplayBuffer.__init__).parameters["poll_interval"].default == POLL_INTERVAL
     idle = PPOTrainerSeparateAsync._step_had_idle

@@ -150,6 +150,8 @@ def compiling(monkeypatch):
 
     monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)
     with config.patch(disable=False):
+        # It looks up torch's functions when it first compiles, which must be before a test replaces some of them.
+        torch.compile(torch.neg, backend="eager")(torch.zeros(1))
         yield
 
 
@@ -165,7 +167,7 @@ def entropy_of(kind: str):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("entropy", "flash_attn"), LOGITS_COPIES)
-def test_copies_of_the_logits(entropy, flash_attn, autocast_of_cuda, compiling):
+def test_copies_of_the_logits(entropy, flash_attn, compiling, autocast_of_cuda):
     """Measured with verl's own functions; the table is at most one copy above.
 
     flash-attn is replaced by a stand-in, and compiled code is the CPU's: a GPU's may need less.

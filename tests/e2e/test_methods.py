@@ -22,6 +22,9 @@ PLANS: list[tuple[str, dict]] = [
         (method, {})
         for method in ("grpo", "gdpo", "saw_grpo", "saw_gdpo", "random_grpo", "random_gdpo", "mo_grpo", "dvao")
     ),
+    *((method, {}) for method in ("corr_grpo", "corr_gdpo", "gd2po", "gd2po_snr", "mgda", "gradnorm", "ctwa")),
+    *((method, {}) for method in ("tchebycheff", "hvo")),
+    ("lagrangian", {"lagrangian": {"targets": [None, 1.0]}}),
     ("static_grpo", {"static_weights": [1, 3]}),
     ("static_gdpo", {"static_weights": [1, 3]}),
     *(("saw_gdpo", {"informativeness": name}) for name in ("normalised_variance", "range_std", "advantage_entropy")),
@@ -92,7 +95,7 @@ def test_every_method_trains(tmp_path, toy_data, warm_model):
     assert record["ranges"] == {"format": [0.0, 1.0], "correctness": [-3.0, 3.0]}
     assert record["provenance"]["command"].startswith("python -m saw train experiment=quickstart")
     report([str(tmp_path), "--out", str(tmp_path / "report")])
-    assert "saw.runs.train" in (tmp_path / "report" / "index.html").read_text()
+    assert "python -m saw train" in (tmp_path / "report" / "index.html").read_text()
     state = json.loads((tmp_path / "checkpoints" / f"global_step_{steps}" / "saw_state.json").read_text())
     assert state["weights"] == [weight[-1], history.of("correctness", "weight")[-1]]
     assert state["minima"] == {

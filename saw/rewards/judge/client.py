@@ -330,7 +330,7 @@ def _read(body: str, hide: Callable[[str], str]) -> _Reply:
     try:
         completion = json.loads(body)
     except (ValueError, RecursionError):
-        raise ValueError(f"the response is not JSON: {_shortened(hide(body))}") from None
+        raise ValueError(f"the response is not valid JSON: {_shortened(hide(body))}") from None
     try:
         choice = completion["choices"][0]
         text, refusal = choice["message"].get("content"), choice["message"].get("refusal")

@@ -19,6 +19,9 @@ class JudgeError(ValueError):
 class JudgeOptions(BaseModel):
     """A judge: its server, prompt, limits and prices.
 
+    ``prompt``, ``objectives``, ``lowest`` and ``highest`` are the rubric; a task sets them, see
+    ``configs/objectives/tldr.yaml``.
+
     Attributes:
         model (str): the model's name on the server.
         base_url (str | None): address of an OpenAI-compatible server, including ``/v1`` or the like; None uses the
@@ -52,10 +55,10 @@ class JudgeOptions(BaseModel):
     base_url: str | None = None
     server_name: str | None = Field(default=None, min_length=1)
     api_key_env: str | None = None
-    prompt: str = "tldr.txt"
-    objectives: tuple[str, ...] = Field(default=("quality", "conciseness"), min_length=1)
-    lowest: int = 0
-    highest: int = 10
+    prompt: str
+    objectives: tuple[str, ...] = Field(min_length=1)
+    lowest: int
+    highest: int
     temperature: float = Field(default=0.1, ge=0.0)
     max_tokens: int = Field(default=256, ge=1)
     extra_body: dict[str, Any] = {}
@@ -117,6 +120,9 @@ class JudgeOptions(BaseModel):
             for fault in error.errors():
                 key = ".".join(("judge", *map(str, fault["loc"])))
                 message = fault["msg"].removeprefix("Value error, ")
+                if fault["type"] == "missing":
+                    lines.append(f"{key} is not set; a task's objectives set it, for example objectives=tldr")
+                    continue
                 if fault["type"] == "extra_forbidden":
                     message = f"there is no such setting; allowed are {', '.join(cls.model_fields)}"
                 lines.append(f"{key}: {message}; it is {fault['input']!r}")

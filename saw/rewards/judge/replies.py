@@ -79,7 +79,7 @@ def parse(
     if len(verdicts) > 1:
         raise BadReply(f"there are {len(verdicts)} JSON objects with different scores; expected one")
     if any(_pairs(part, objectives) and not shown.has(part) for part in broken):
-        raise BadReply("besides a JSON object there are scores in braces that are not JSON; expected one JSON object")
+        raise BadReply("besides a JSON object there are scores in braces that are not valid JSON; expected one object")
     return verdicts[0]
 
 
@@ -107,7 +107,7 @@ def _after_thought(reply: str) -> str:
 def _objects(text: str) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
     """The outermost JSON objects of a text, as text and parsed; and all other parts in braces.
 
-    An object inside braces that are not JSON, or never close, is not returned: it is part of something broken.
+    An object inside braces that are not valid JSON, or never close, is not returned: it is part of something broken.
     """
     objects: list[tuple[str, dict[str, Any]]] = []
     broken: list[str] = []

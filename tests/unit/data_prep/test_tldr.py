@@ -5,6 +5,7 @@ import json
 import pytest
 from datasets import Dataset, load_dataset
 
+from data_prep import toy_tldr
 from data_prep.tldr import BadSource, prepare
 from data_prep.toy_tldr import make_posts, write_posts
 
@@ -114,9 +115,9 @@ def test_an_odd_row_is_named_by_file_row_and_fault(tmp_path, toy_model, row, fau
 @pytest.mark.parametrize(
     ("name", "content", "fault"),
     [
-        ("a.jsonl", b'{"prompt": "p", "comp', "line 1: not JSON"),
-        ("a.jsonl", b'{"prompt": "p", "completion": "s"}\n{"prompt": "p", "comp', "line 2: not JSON"),
-        ("a.jsonl", b'{"prompt": "\xff"}', "line 1: not JSON"),
+        ("a.jsonl", b'{"prompt": "p", "comp', "line 1: not valid JSON"),
+        ("a.jsonl", b'{"prompt": "p", "completion": "s"}\n{"prompt": "p", "comp', "line 2: not valid JSON"),
+        ("a.jsonl", b'{"prompt": "\xff"}', "line 1: not valid JSON"),
         ("a.jsonl", b"[1, 2]\n", "row 0 is int; expected an object"),
         ("a.json", b'[{"prompt": "p", "completion": "s"}, {"pro', "is not a complete JSON array, after 1 rows"),
         ("a.jsonl", b'{"prompt": "\\ud800", "completion": "s"}', "row 0: prompt contains half of a surrogate pair"),
@@ -189,3 +190,12 @@ def test_without_a_network_it_says_what_to_do(tmp_path, toy_model, monkeypatch):
 def test_a_parquet_is_read_too(tmp_path, posts, toy_model):
     load_dataset("json", data_files=str(posts), split="train").to_parquet(tmp_path / "posts.parquet")
     assert make(tmp_path / "out", tmp_path / "posts.parquet", toy_model)["posts"] == 60
+
+
+@pytest.mark.parametrize("rows", ["0", str(toy_tldr.MOST + 1)])
+def test_a_number_of_toy_posts_that_cannot_be_made_is_named(rows, tmp_path, monkeypatch, capsys):
+    """Kind: a search for one more different post that never ends."""
+    monkeypatch.setattr("sys.argv", ["toy_tldr", "--out", str(tmp_path / "posts.jsonl"), "--rows", rows])
+    with pytest.raises(SystemExit):
+        toy_tldr.main()
+    assert f"--rows is {rows}; expected 1 to {toy_tldr.MOST}" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import importlib.metadata
 import io
 import json
 import os
+import shutil
 import socket
 import stat
 import subprocess
@@ -35,6 +36,8 @@ from saw.machine import environment
 from saw.machine.accelerator import Device, Found, cluster_address
 from saw.machine.requirements import Problem
 from saw.memory import fit
+from saw.runs import inputs
+from saw.runs.compose import compose as own_compose
 from tests.configs import compose
 
 GB = 10**9
@@ -301,16 +304,25 @@ def test_gpu_memory(gpu, cpu):
 def test_cores(gpu):
     assert machine.cores(gpu).status == "ok"
     few = Available("this machine", (Room(8, 4),), own=True)
-    is_missing(machine.cores(gpu, there=few), "8 on this machine", "22", "9 TransferQueue", "num_data_storage_units")
+    is_missing(machine.cores(gpu, there=few), "Ray counts 8", "22", "9 TransferQueue", "num_data_storage_units")
     assert machine.cores(gpu, cluster_of((11, 2), (11, 2))).status == "ok"
     is_missing(machine.cores(gpu, cluster_of((11, 2), (10, 2))), "21 on the Ray cluster at head:6379")
-    is_missing(machine.cores(gpu, there=Available("this machine", (Room(8, 0),), own=True)), "8 on this machine")
+    is_missing(machine.cores(gpu, there=Available("this machine", (Room(8, 0),), own=True)), "Ray counts 8")
     assert (
         machine.cores(gpu, there=Available("this machine", (Room(64, 0),), own=True)).status == "ok"
     )  # GPUs: their line
     assert machine.cores(gpu, SILENT).status == "warning"
     assert machine.cores(None).status == "ok"
     assert "logical" in machine.cores(None).found
+
+
+def test_cores_are_the_machine_s_and_what_ray_counts_is_said_beside_them(gpu, monkeypatch):
+    """Kind: a setting, ray_init.num_cpus, that is shown as a measurement."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(2)))
+    line = machine.cores(gpu, there=Available("this machine", (Room(32, 4),), own=True))
+    assert line.found == "2 on this machine; Ray counts 32 (ray_kwargs.ray_init.num_cpus)"
+    assert machine.cores(gpu, there=Available("this machine", (Room(2, 0),), own=True)).found == "2 on this machine"
+    assert machine.cores(gpu, cluster_of((32, 4))).found == "32 on the Ray cluster at head:6379"
 
 
 @pytest.mark.parametrize(
@@ -345,6 +357,18 @@ def test_disk(gpu, cpu):
     all_kept = changed(gpu, {"trainer": {"max_actor_ckpt_to_keep": None, "total_training_steps": 11}})
     assert estimates.checkpoint_bytes(all_kept) == 1.5e9 * (3 * 12 + 4)
     assert machine.disk(None, estimates.checkpoint_bytes).status == "ok"
+
+
+def test_the_disk_for_a_model_that_is_not_here_yet_is_unknown(gpu):
+    """Kind: the text of an exception in place of what was found."""
+
+    def unknown(config):
+        raise ValueError("sizes are unknown")
+
+    line = machine.disk(gpu, unknown, free=GB)
+    assert (line.status, line.found.split(" at ")[0]) == ("warning", "1.0 GB free")
+    assert "ValueError" not in str(line)
+    assert line.remedy
 
 
 def test_rays_disk(tmp_path):
@@ -390,6 +414,7 @@ NO_TORCH = Problem("torch", None, "torch>=2.6", "saw-rl")
 def test_what_repairs_packages_is_what_helps_in_this_environment(monkeypatch, pinned, made_for):
     """Kind: advice that goes in a circle: set-up only checks an environment that it did not make."""
     monkeypatch.setattr(environment, "made_for", lambda: made_for)
+    monkeypatch.setattr(environment, "is_for_cpus", lambda: False)
     versions = {"torch": "2.12.0", "verl": "0.9.0", "vllm": "0.24.0"}
 
     def installed(name):
@@ -405,6 +430,12 @@ def test_what_repairs_packages_is_what_helps_in_this_environment(monkeypatch, pi
         assert "openai" not in line.remedy  # absent, and not needed by what is looked for
         if made_for is None:
             assert "'verl==0.9.1'" in line.remedy
+
+
+def test_the_pins_of_the_gpu_set_are_not_offered_for_a_cpu_s_environment(monkeypatch, pinned):
+    monkeypatch.setattr(environment, "made_for", lambda: None)
+    monkeypatch.setattr(environment, "is_for_cpus", lambda: True)
+    assert "install " not in software.pins("gpu", pinned, lambda name: "0", {}).remedy
 
 
 def test_versions_of_another_set_are_in_another_environment(monkeypatch, pinned):
@@ -467,7 +498,7 @@ def test_attention(gpu, cpu):
     assert software.attention(gpu, lambda config: flash).status == "ok"
     line = software.attention(gpu, lambda config: sdpa)
     assert line.status == "warning"
-    assert "--no-build-isolation" in line.remedy
+    assert environment.flash_attn() in line.remedy
     assert software.attention(cpu, lambda config: sdpa).status == "ok"
     assert software.attention(gpu, lambda config: None).status == "ok"  # another engine's
 
@@ -503,25 +534,25 @@ def test_configuration(gpu, cpu):
 
 
 @pytest.fixture
-def weights(tmp_path):
-    """A model of two files of weights."""
+def weights(tmp_path, toy_model):
+    """A toy model with two files of weights."""
     folder = tmp_path / "weights"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    parts = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
+    shutil.copytree(toy_model, folder)
+    (folder / "model.safetensors").unlink()
+    parts = {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
     for part in parts.values():
-        (folder / part).touch()
+        (folder / part).write_text("some weights")
     return folder
 
 
 def test_a_model_in_a_folder(weights):
     assert data.model(str(weights)).status == "ok"
-    (weights / "model-2.safetensors").unlink()
-    is_missing(data.model(str(weights)), "model-2.safetensors")
+    (weights / "model-2-of-2.safetensors").unlink()
+    is_missing(data.model(str(weights)), "model-2-of-2.safetensors")
     (weights / "model.safetensors.index.json").unlink()
-    is_missing(data.model(str(weights)), "model.safetensors")
-    (weights / "model.safetensors").touch()
+    is_missing(data.model(str(weights)), "model-1-of-2.safetensors", "index")
+    (weights / "model.safetensors").write_text("some weights")
     assert data.model(str(weights)).status == "ok"
     (weights / "config.json").unlink()
     is_missing(data.model(str(weights)), "config.json")
@@ -546,30 +577,32 @@ def test_a_model_of_the_hub(weights):
     assert environment.program("hf") in data.model(hub, cached=nothing, listed=offline).remedy
     is_missing(data.model(hub, cached=nothing, listed=lambda name: ["README.md"]), "config.json")
     assert data.model(hub, cached=nothing, listed=None).status == "warning"
-    (weights / "model-1.safetensors").unlink()  # a download that was cut short
-    is_missing(data.model(hub, cached=cached, listed=offline), "without model-1.safetensors")
+    (weights / "model-1-of-2.safetensors").unlink()  # a download that was cut short
+    is_missing(data.model(hub, cached=cached, listed=offline), "without model-1-of-2.safetensors")
 
 
-def test_tokenizer(gpu):
-    here = lambda name, file: "somewhere"  # noqa: E731
-    away = lambda name, file: None  # noqa: E731
+def test_tokenizer(gpu, weights, monkeypatch):
+    here = changed(gpu, {"actor_rollout_ref": {"model": {"path": str(weights)}}})
+    assert data.tokenizer(here).status == "ok"
+    for file in weights.glob("chat_template*"):
+        file.unlink()
+    kept = json.loads((weights / "tokenizer_config.json").read_text())
+    kept.pop("chat_template", None)
+    (weights / "tokenizer_config.json").write_text(json.dumps(kept))
+    is_missing(data.tokenizer(here), "no chat template", "custom_chat_template")
+    (weights / "tokenizer.json").unlink()
+    is_missing(data.tokenizer(here), "without a vocabulary")
+    assert data.tokenizer(gpu, calls=False, cached=lambda name, file: None).status == "warning"
     asked = []
 
-    def load(template):
-        def loaded(name, local):
-            asked.append(local)
-            if template is OSError:
-                raise OSError("no tokenizer.json")
-            return Namespace(chat_template=template)
+    def load(name, **_):
+        asked.append(name)
+        raise OSError("no tokenizer.json")
 
-        return loaded
-
-    assert data.tokenizer(gpu, load=load("{{ messages }}"), cached=here).status == "ok"
-    assert data.tokenizer(gpu, load=load("{{ messages }}"), cached=away).status == "ok"
-    assert asked == [True, False]
-    is_missing(data.tokenizer(gpu, load=load(None), cached=here), "no chat template", "custom_chat_template")
-    is_missing(data.tokenizer(gpu, load=load(OSError), cached=here), "no tokenizer.json")
-    assert data.tokenizer(gpu, calls=False, load=load(OSError), cached=away).status == "warning"
+    monkeypatch.setattr(inputs.AutoTokenizer, "from_pretrained", load)
+    is_missing(data.tokenizer(gpu), "no tokenizer.json")
+    is_missing(data.tokenizer(gpu, calls=False, cached=lambda name, file: "somewhere"), "no tokenizer.json")
+    assert asked == [gpu.actor_rollout_ref.model.path] * 2
 
 
 ROW = {"prompt": [{"role": "user", "content": "?"}], "data_source": "toy", "reward_model": {"ground_truth": "!"}}
@@ -581,7 +614,7 @@ def rows(path: Path, *values: dict) -> Path:
 
 
 def with_files(config, *files: Path):
-    return changed(config, {"data": {"train_files": [str(file) for file in files]}})
+    return changed(config, {"data": {"train_files": [str(file) for file in files], "train_batch_size": 1}})
 
 
 def test_data_files(gpu, tmp_path):
@@ -594,15 +627,17 @@ def test_data_files(gpu, tmp_path):
     )
     broken = tmp_path / "broken.parquet"
     broken.write_text("PAR1 and no more")
-    is_missing(data.files(with_files(gpu, broken), "train_files"), "broken.parquet", "Arrow")
+    is_missing(data.files(with_files(gpu, broken), "train_files"), "broken.parquet", "can't be read")
     bare = rows(tmp_path / "bare.parquet", {key: value for key, value in ROW.items() if key != "data_source"})
-    is_missing(data.files(with_files(gpu, bare), "train_files"), "without the columns data_source")
+    is_missing(data.files(with_files(gpu, bare), "train_files"), "without data_source")
     without = rows(tmp_path / "without.parquet", {**ROW, "reward_model": {"style": "rule"}})
     is_missing(data.files(with_files(gpu, without), "train_files"), "ground_truth")
     empty = tmp_path / "empty.parquet"
     pq.write_table(pa.Table.from_pylist([ROW]).slice(0, 0), empty)
     is_missing(data.files(with_files(gpu, empty), "train_files"), "no rows")
-    is_missing(data.files(with_files(gpu), "train_files"), "data.train_files names none")
+    is_missing(data.files(with_files(gpu), "train_files"), "data.train_files is []")
+    few = changed(with_files(gpu, good), {"data": {"train_batch_size": 3}})
+    is_missing(data.files(few, "train_files"), "data.train_batch_size is 3", "2 rows")
     table = tmp_path / "table.csv"
     table.touch()
     is_missing(data.files(with_files(gpu, table), "train_files"), "expected .parquet")
@@ -909,12 +944,11 @@ def test_the_cluster_that_the_training_would_join(gpu, monkeypatch, others):
 @pytest.fixture
 def in_order(monkeypatch, tmp_path, weights):
     """Overrides of a quickstart that can start."""
-    monkeypatch.setattr("saw.runs.compose.compose", compose)  # keeps what it has composed
+    monkeypatch.setattr("saw.runs.compose.compose", lambda *given, **_: compose(*given))  # keeps what it has composed
     monkeypatch.setattr(software.pins, "__defaults__", (tmp_path, importlib.metadata.version, {}))
-    monkeypatch.setattr(data.tokenizer, "__defaults__", (True, lambda *_: Namespace(chat_template="x"), data.in_cache))
     monkeypatch.setattr(machine.shared_memory, "__defaults__", (100 * GB, GB))
     monkeypatch.setattr(machine.ray_disk, "__defaults__", (tmp_path, 0.5))
-    file = rows(tmp_path / "rows.parquet", ROW)
+    file = rows(tmp_path / "rows.parquet", *[ROW] * 32)
     return [
         "experiment=quickstart",
         f"data.train_files={file}",
@@ -942,6 +976,14 @@ def test_an_experiment_in_order_can_start(in_order, capsys):
         ("saw.options.ema=2", "configuration"),
         ("saw.no_such_key=1", "configuration"),
         ("trainer.nnodes=2", "Ray cluster"),
+        ("data.train_batch_size=64", "training data"),
+        ("actor_rollout_ref.model.hf_config_path=/nowhere", "model"),
+        ("actor_rollout_ref.model.tokenizer_path=/nowhere", "tokenizer"),
+        ("trainer.validation_data_dir=/dev/null/x", "configuration"),
+        ("trainer.resume_mode=never", "configuration"),
+        ("trainer.logger=[wandbb]", "configuration"),
+        ("actor_rollout_ref.rollout.multi_turn.tool_config_path=/nowhere", "configuration"),
+        ("trainer.use_v1=False", "configuration"),
         # what the start refuses, the doctor does
         ("trainer.project_name=${oc.env:SAW_NOT_SET}", "configuration"),
         ("+mine=${oc.env:SAW_SOME_TOKEN,none}", "configuration"),
@@ -961,6 +1003,53 @@ def test_a_platform_that_was_not_decided_is_refused_as_by_the_start(in_order, mo
     monkeypatch.setenv("SAW_PLATFORM", "gpu")
     lines = {line.thing: line for line in doctor.diagnose(["platform=cpu", *in_order], calls=False)}
     is_missing(lines["configuration"], "SAW_PLATFORM=cpu")
+
+
+NO_GPU = SimpleNamespace(name="cpu", reason="this machine has no accelerator")
+
+
+@pytest.mark.parametrize(("reason", "missing_gpus"), [(NO_GPU.reason, True), ("SAW_PLATFORM is cpu", False)])
+def test_a_full_size_experiment_is_not_startable_on_a_cpu_that_nobody_chose(
+    in_order, others, monkeypatch, reason, missing_gpus
+):
+    """Kind: the doctor looks at the CPU's platform where the dry run of the same training looks at the GPUs'."""
+    cpu = SimpleNamespace(name="cpu", reason=reason)
+    monkeypatch.setattr(others["saw.machine.accelerator"], "decide", lambda *_, **__: cpu)
+    monkeypatch.setattr(inputs, "LARGEST_ON_CPU", 1)
+    lines = {line.thing: line for line in doctor.diagnose(in_order, calls=False)}
+    assert (lines["GPUs"].status == "missing") == missing_gpus
+    assert (lines["driver and CUDA"].status == "missing") == missing_gpus
+    assert lines["configuration"].status == "ok"
+
+
+def test_a_toy_is_startable_on_a_machine_without_an_accelerator(in_order, others, monkeypatch):
+    monkeypatch.setattr(others["saw.machine.accelerator"], "decide", lambda *_, **__: NO_GPU)
+    assert can_start(doctor.diagnose(in_order, calls=False))
+
+
+def test_what_the_nodes_of_a_cluster_may_have_is_a_warning():
+    """As at the start, which then only warns."""
+    absent = missing("model", "no folder", "one", "make it")
+    assert services.on_the_nodes(lambda: absent, None) == absent
+    assert services.on_the_nodes(lambda: absent, cluster_of((8, 1))).status == "warning"
+    assert services.on_the_nodes(lambda: ok("model", "here"), cluster_of((8, 1))).status == "ok"
+
+
+def test_it_takes_the_folder_of_an_experiment_of_one_s_own(in_order, monkeypatch, tmp_path):
+    """Kind: the doctor refuses what saw train takes: --config-dir FOLDER experiment=own."""
+    monkeypatch.setattr("saw.runs.compose.compose", own_compose)
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    own = "# @package _global_\ndefaults: [quickstart, _self_]\nsaw: {max_missing: 0.25}\n"
+    (tmp_path / "mine" / "experiment" / "own.yaml").write_text(own)
+    seen = []
+    stock = doctor.check_config
+    monkeypatch.setattr(doctor, "check_config", lambda config, platform: (seen.append(config), stock(config, platform)))
+    for option in ("--config-dir", "-cd"):
+        arguments = doctor.parse(["--no-calls", option, str(tmp_path / "mine"), "experiment=own", *in_order[1:]])
+        with pytest.raises(SystemExit) as ended:
+            doctor.main(arguments)
+        assert ended.value.code == 0
+        assert seen.pop().saw.max_missing == 0.25
 
 
 def test_paths_are_looked_at_as_the_start_will_write_them(in_order, monkeypatch, tmp_path):
@@ -1012,6 +1101,12 @@ def test_wrong_arguments_are_refused(given, fault, capsys):
     with pytest.raises(SystemExit):
         doctor.parse(given)
     assert fault in capsys.readouterr().err
+
+
+def test_a_folder_of_configurations_that_is_not_there_is_named(capsys):
+    with pytest.raises(SystemExit):
+        doctor.parse(["--config-dir", "/nowhere/at/all", "experiment=own"])
+    assert "--config-dir is '/nowhere/at/all'" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- the dry run of a table

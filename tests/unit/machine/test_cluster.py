@@ -18,7 +18,7 @@ TABLE_1 = ("experiment=toolrl", "platform=gpu")
 
 @pytest.fixture(autouse=True)
 def no_cluster(monkeypatch):
-    """A Ray cluster that runs on this machine is not the test's."""
+    """A Ray cluster running on this machine must not affect the test."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("ray._private.services.find_bootstrap_address", lambda temp_dir: None)
 

@@ -84,8 +84,25 @@ def test_only_where_set_up_installs_it_is_the_remedy(monkeypatch, made_for):
     """Kind: advice that goes in a circle, as set-up only checks an environment that it did not make."""
     monkeypatch.setattr(environment, "made_for", lambda: made_for)
     assert ("setup.sh" in environment.cuda()) == (made_for is not None)
-    assert ("setup.sh" in environment.flash_attn()) == (made_for == "gpu")
-    assert ("pip install" in environment.flash_attn()) == (made_for != "gpu")
+    assert ("setup.sh" in environment.flash_attn()) == (made_for is not None)
+
+
+@pytest.mark.parametrize(
+    ("made_for", "torch", "expected"),
+    [
+        ("gpu", "2.11.0", "bash scripts/setup.sh --flash-attn"),
+        ("cpu", "2.13.0+cpu", "--set gpu --flash-attn"),
+        ("released", "2.11.0", "--set gpu --flash-attn"),  # the CUDA build, in a set for a CPU
+        (None, "2.13.0+cpu", "on the GPU node"),
+        (None, "2.11.0+cu130", "pip install --no-build-isolation flash-attn"),
+    ],
+)
+def test_flash_attn_is_never_offered_for_a_cpu_s_environment(monkeypatch, made_for, torch, expected):
+    monkeypatch.setattr(environment, "made_for", lambda: made_for)
+    monkeypatch.setattr(environment.metadata, "version", {"torch": torch}.__getitem__)
+    monkeypatch.setattr(environment, "pip_install", lambda: "pip install")
+    assert expected in environment.flash_attn()
+    assert ("pip install" in environment.flash_attn()) == ("pip" in expected)
 
 
 def test_a_damaged_environment_is_made_again(monkeypatch):

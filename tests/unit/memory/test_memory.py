@@ -83,7 +83,7 @@ def test_a_shape_has_its_model_s_parameters(name, billions):
     ],
 )
 def test_a_folder_s_config_gives_the_shape(tmp_path, sizes):
-    """Kind: a field that a family of models leaves out or means otherwise. Biases of llama's o_proj are not Qwen2's."""
+    """Kind: a field that other models leave out or use differently. Llama's biases in o_proj are not Qwen2's."""
     (tmp_path / "config.json").write_text(json.dumps(SIZES | sizes))
     from transformers import AutoConfig
 
@@ -95,7 +95,7 @@ def test_a_folder_s_config_gives_the_shape(tmp_path, sizes):
 
 @pytest.mark.parametrize("key", ["num_experts", "num_local_experts", "n_routed_experts"])
 def test_a_model_with_experts_is_not_taken_for_one_without(tmp_path, key):
-    """Kind: an estimate that is far too small, and looks like any other."""
+    """Kind: an estimate that is far too small without any sign of it."""
     (tmp_path / "config.json").write_text(json.dumps(SIZES | {key: 128}))
     with pytest.raises(ValueError, match=f"{key}: 128"):
         shape_of(str(tmp_path))
@@ -130,7 +130,7 @@ def test_what_is_sharded_by_hand(config):
 
 
 def test_settings_come_from_their_keys(config):
-    """Kind: a key that is read under another name, or not at all. Each changes what it should, in its direction."""
+    """Kind: a key is read under a wrong name, or not at all. Each must change its number in the right direction."""
     base, fsdp = read_settings(config), "actor_rollout_ref.actor.fsdp_config"
     for key, value, field, expected in (
         (f"{fsdp}.model_dtype", "bf16", "weight_bytes", 2),
@@ -180,7 +180,7 @@ def test_actor_and_reference_have_a_sequence_parallelism_each_and_verl_reads_two
 
 @pytest.mark.parametrize("dynamic", [True, False])
 def test_the_reference_has_micro_batches_of_its_own(config, dynamic):
-    """Kind: a setting of the actor's that is taken for the reference's."""
+    """Kind: the actor's setting is used for the reference."""
     parts = "actor_rollout_ref."
     own = changed(
         config,
@@ -198,7 +198,7 @@ def test_the_reference_has_micro_batches_of_its_own(config, dynamic):
 
 
 def test_the_fused_kernels_are_those_that_the_start_would_choose(config):
-    """Kind: one choice in two places. What the user sets holds in both."""
+    """Kind: one choice made in two places; a user's setting must hold in both."""
     key = "actor_rollout_ref.model.use_fused_kernels"
 
     def fused(*pairs, flash_attn=False, **model):
@@ -218,13 +218,14 @@ def test_the_fused_kernels_are_those_that_the_start_would_choose(config):
     [
         ("actor_rollout_ref.actor.strategy", "megatron"),
         ("actor_rollout_ref.model.lora_rank", 8),
+        ("trainer.v1.trainer_mode", "saw_separate_async"),
         ("actor_rollout_ref.rollout.name", "sglang"),
         ("actor_rollout_ref.actor.fsdp_config.model_dtype", "int8"),
         ("actor_rollout_ref.actor.ppo_max_token_len_per_gpu", None),
     ],
 )
 def test_what_the_estimate_does_not_cover_is_refused_by_name(config, key, value):
-    """Kind: a number for a training that is another one."""
+    """Kind: a number that belongs to another training."""
     with pytest.raises(ValueError, match=key.replace(".", r"\.")):
         estimate(changed(config, (key, value)), MODEL, 4)
 
@@ -274,7 +275,7 @@ def test_the_share_of_several_nodes(config):
 
 
 def test_what_fits_and_what_to_lower(config):
-    """The remedy, taken, makes it fit; a step more does not."""
+    """With the remedy applied it fits; with one step more it does not."""
     assert fits(found_of(config), usable(80)) == []
     gpu = usable(24)
     tight = found_of(config)
@@ -302,7 +303,7 @@ def test_a_limit_below_a_sequence_is_said(config):
 
 
 def test_the_reference_s_remedy_names_the_reference_s_own_key(config):
-    """Kind: dynamic batches of one part, fixed ones of another."""
+    """Kind: one part has dynamic batches, another fixed ones."""
     parts = "actor_rollout_ref."
     mixed = changed(
         config,
@@ -355,7 +356,7 @@ def test_without_flash_attn_only_the_logits_take_less(config):
     ],
 )
 def test_the_smallest_gpu_that_torch_can_use_counts(monkeypatch, sizes, usable_by_torch, expected):
-    """Kind: a second look at the machine, by nvidia-smi, which knows neither hidden nor divided GPUs."""
+    """Kind: the machine is also queried through nvidia-smi, which does not know hidden or divided GPUs."""
     devices = tuple(accelerator.Device("GPU", None if size is None else size * GIB) for size in sizes)
     found = accelerator.Found("580.1", devices, "13.0", usable_by_torch, None)
     monkeypatch.setattr(accelerator, "probe", lambda: found)
@@ -376,7 +377,7 @@ def test_an_nvidia_smi_that_torch_contradicts_is_not_believed(tmp_path, monkeypa
     ("table", "gib", "good"), [(table1, 80, True), (table1, 24, False), (table2, 12, False), (table2, None, True)]
 )
 def test_a_dry_run_says_whether_it_fits(table, gib, good, monkeypatch, capsys, tmp_path):
-    """Kind: an estimate that is for another model, for no GPU, or without a consequence."""
+    """Kind: an estimate for another model, for no GPU, or one that is ignored."""
     monkeypatch.setattr(report, "memory_of_a_gpu", lambda: usable(gib) if gib else None)
     monkeypatch.setattr(common, "gpus_of_a_node", lambda: 4)
     monkeypatch.setattr(common, "diagnose", lambda arguments, plan: True)  # the doctor, who has tests of his own
@@ -408,7 +409,7 @@ def test_the_command_line_s_status_says_whether_it_fits(capsys):
 
 
 def test_the_document_s_tables_are_the_code_s():
-    """Kind: a formula that changed after the text; python -m saw.memory --document prints them."""
+    """Kind: a formula changed but the text did not; python -m saw.memory --document prints the tables."""
     text = (ROOT / "docs" / "memory.md").read_text()
     for part in report.document():
         assert part in text

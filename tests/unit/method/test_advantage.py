@@ -134,7 +134,7 @@ def test_group_of_one():
     assert released.tokens[0].tolist() == pytest.approx([3.0] * 3, rel=1e-5)
 
 
-@pytest.mark.parametrize("profile", ["paper", "released"])
+@pytest.mark.parametrize("profile", saw.PROFILES)
 @pytest.mark.parametrize("method", METHODS)
 def test_empty_response_has_no_tokens_and_counts_in_its_group(method, profile):
     mask = full_mask(4)
@@ -147,7 +147,7 @@ def test_empty_response_has_no_tokens_and_counts_in_its_group(method, profile):
     assert (everything_empty.tokens == 0).all()
 
 
-@pytest.mark.parametrize("profile", ["paper", "released"])
+@pytest.mark.parametrize("profile", saw.PROFILES)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e6 + 0.1])
 def test_constant_batch_has_equal_weights_and_no_advantage(method, profile, value):
@@ -187,7 +187,7 @@ def test_objective_missing_everywhere_is_as_if_it_were_not_there(method):
         assert both.weights.tolist() == [1.0, 0.0]
 
 
-@pytest.mark.parametrize("profile", ["paper", "released"])
+@pytest.mark.parametrize("profile", saw.PROFILES)
 @pytest.mark.parametrize("method", METHODS)
 def test_sample_without_any_reward_has_no_advantage_and_no_say(method, profile):
     groups = ["p"] * 4 + ["q"]

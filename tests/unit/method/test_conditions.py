@@ -13,6 +13,7 @@ from saw.method.registry import METHODS
 from saw.verl.config import ConfigError, Settings
 from saw.verl.config_checks import check_config
 from tests.configs import compose
+from tests.methods import own_options
 
 NAN = math.nan
 REWARDS = torch.tensor([[1.0, 0.2], [0.0, 0.9], [1.0, 0.6], [0.0, 0.4], [1.0, 0.4]])
@@ -85,13 +86,7 @@ def test_statistics_are_of_the_rewards_that_count():
 @pytest.mark.parametrize("method", sorted(METHODS))
 @pytest.mark.parametrize("otherwise", ["minimum", "missing"])
 def test_every_method_sees_the_rewards_that_count(method, otherwise):
-    options = {"seed": 1} if method.startswith("random") else {}
-    if method.startswith("static"):
-        options = {"static_weights": (1, 2)}
-    if method.startswith("gradient"):
-        options = {"gradient": {"lr": 1e-6}}
-    if method == "lagrangian":
-        options = {"lagrangian": {"targets": (None, 0.5)}}
+    options = own_options(method)
     plain = [GATE, saw.Objective("short", -1.0, 1.0)]
     more = {"method": method, "gram": torch.eye(2), "options": options}
     by_hand = advantage(condition(REWARDS, gated(otherwise)), plain, **more)

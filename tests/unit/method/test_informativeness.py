@@ -9,7 +9,8 @@ import torch
 import saw
 from saw.method.context import Context
 from saw.method.inputs import make_batch
-from saw.method.options import PAPER, Options
+from saw.method.options import Options
+from saw.method.profiles import PAPER
 from saw.method.registry import get_measure
 from saw.method.statistics import objective_statistics
 from tests.objectives import objectives

@@ -38,7 +38,7 @@ common = settings(max_examples=60, deadline=None)
 
 
 @common
-@given(batches(), st.sampled_from(METHODS), st.sampled_from(["paper", "released"]))
+@given(batches(), st.sampled_from(METHODS), st.sampled_from(sorted(saw.PROFILES)))
 def test_always_finite_and_zero_off_the_response(batch, method, profile):
     rewards, groups, mask = batch
     result = saw.compute_advantage(rewards, groups, mask, method=method, options={"profile": profile})
@@ -130,7 +130,7 @@ def test_group_normalised_advantages_add_up_to_zero(batch):
 
 
 @common
-@given(batches(missing=False), st.sampled_from(METHODS), st.sampled_from(["paper", "released"]))
+@given(batches(missing=False), st.sampled_from(METHODS), st.sampled_from(sorted(saw.PROFILES)))
 def test_a_step_without_missing_rewards_is_computed_as_one_with_some(batch, method, profile):
     """Steps without missing rewards take a shortcut; an added sample without any reward disables it."""
     rewards, groups, mask = batch

@@ -22,7 +22,7 @@ from tests.conftest import GOLDEN
 
 
 def test_the_single_turn_sentence_is_the_default_in_several_turns_too():
-    """What the released handler does with the stock package, which never tells it the kind of item."""
+    """As the released handler with the stock package, which never tells it the kind of item."""
     messages = [
         {"role": "user", "content": "Sort it."},
         {"role": "assistant", "content": "Done."},
@@ -135,7 +135,7 @@ def test_golden_decoding():
     ],
 )
 def test_decoding_cuts_at_the_closing_tag(reply, calls):
-    """Where the calls end, wherever the tags stand, and alike for both checkers."""
+    """Where the calls end, wherever the tags are; the same for both checkers."""
     assert executable_calls(reply) == calls
     assert tool_calls(reply) == [("f", {"a": 1})] * len(calls)
 

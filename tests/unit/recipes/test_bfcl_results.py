@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from recipes.common.files import claim
+from recipes.common.evaluation import claim
 from recipes.toolrl import evaluate as toolrl
 from recipes.toolrl.bfcl import results
 from recipes.toolrl.evaluate import format_counts

@@ -99,7 +99,7 @@ def test_a_finished_training_is_not_done_again_but_with_fresh(plan, capsys):
         (["--steps", "0"], "--steps is 0; expected a number that is at least 1"),
         (["--data", "none.parquet"], "--data none.parquet: there is no such file"),
         (["--model", "none"], "--model none: expected a Hugging Face model folder"),
-        (["x"], "'x' is no Hydra override"),
+        (["x"], "'x' is not a Hydra override"),
     ],
 )
 def test_wrong_options_are_refused(options, fault, capsys):

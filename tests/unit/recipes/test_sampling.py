@@ -28,7 +28,7 @@ def sent(request: dict) -> dict:
 
 
 def test_a_request_has_every_parameter():
-    """None is left to the server, and what is not chosen changes nothing."""
+    """None is left to the server, and the defaults have no effect."""
     body = sent(Sampling(temperature=0.5, max_tokens=7).request(seed=3))
     assert body == {
         **{"temperature": 0.5, "max_tokens": 7, "seed": 3, "top_p": 1.0, "top_k": -1, "min_p": 0.0},
@@ -51,7 +51,7 @@ def test_a_parameter_out_of_its_range_is_named(name, value):
 
 
 def test_options_of_a_command_line_lead_to_the_same_parameters():
-    """The evaluation hands its parameters to BFCL's environment on a command line."""
+    """The evaluation passes its parameters to BFCL's environment on a command line."""
     parser = argparse.ArgumentParser()
     sampling.add_options(parser, temperature=1.0, max_tokens=5, why="x")
     assert sampling.from_options(parser, parser.parse_args([])) == Sampling(temperature=1.0, max_tokens=5)
@@ -123,7 +123,7 @@ def test_verl_hands_engine_options_to_vllm():
 
 
 class _Client:
-    """Stands for the OpenAI client, and keeps what it was asked."""
+    """Replaces the OpenAI client, and records the requests."""
 
     requests: list[dict] = []  # noqa: RUF012
 
@@ -191,7 +191,7 @@ def test_summaries_are_drawn_as_the_results_say(summarising):
 
 @pytest.mark.parametrize("other", [["--temperature", "0.5"], ["--repetition-penalty", "1.1"], ["--limit", "2"]])
 def test_summaries_that_were_drawn_otherwise_are_not_taken_for_these(summarising, other):
-    """What a folder holds was drawn with other parameters than the results would name."""
+    """Kind: the results would name other parameters than those that the folder's summaries were sampled with."""
     summarising()
     with pytest.raises(SystemExit, match="holds an evaluation with"):
         summarising(*other)
@@ -213,8 +213,32 @@ def test_summaries_of_other_posts_are_refused(summarising, tmp_path):
         summarising()
 
 
+def test_options_for_vllm_reach_the_server(summarising, monkeypatch):
+    """Kind: an option with dashes is taken for one of the evaluation's own."""
+    served = []
+
+    @contextmanager
+    def server(*arguments):
+        served.append(arguments)
+        yield "http://127.0.0.1:9/v1"
+
+    monkeypatch.setattr(tldr, "server", server)
+    summarising("--vllm", "--max-model-len", "100")
+    assert served[0][-1] == ["--max-model-len", "100"]
+
+
+@pytest.mark.parametrize("option", ["--runs", "--threads", "--limit"])
+@pytest.mark.parametrize("evaluate", [tldr, toolrl])
+def test_a_number_below_one_is_named(evaluate, option, monkeypatch, capsys):
+    data = ["--data", "d"] if evaluate is tldr else []
+    monkeypatch.setattr("sys.argv", ["evaluate", "--model", "m", "--out", "o", *data, option, "0"])
+    with pytest.raises(SystemExit):
+        evaluate.main()
+    assert f"{option} is 0; expected at least 1" in capsys.readouterr().err
+
+
 def test_bfcl_is_asked_as_the_results_say(tmp_path, monkeypatch):
-    """The evaluation hands all parameters and a seed for each run to BFCL's environment, and writes them down."""
+    """The evaluation passes all parameters and one seed per run to BFCL's environment, and records them."""
     asked = []
 
     def bfcl(what, folder, arguments, time_limit):
@@ -247,7 +271,7 @@ def test_bfcl_is_asked_as_the_results_say(tmp_path, monkeypatch):
 
 
 def test_the_client_sends_what_is_beyond_openais_own_parameters():
-    """With the real client and a server that keeps the request's body."""
+    """With the real client and a server that records the request's body."""
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
     from threading import Thread
 

@@ -47,7 +47,7 @@ def test_a_failed_chain_ends_and_the_others_go_on(tmp_path):
 
 
 def test_chains_run_at_the_same_time(tmp_path):
-    """Each waits for the other's file: one after the other they would never end."""
+    """Each waits for the other's file: run one after the other, they would never end."""
     wait = "import time; from pathlib import Path\nwhile not Path({!r}).exists(): time.sleep(0.05)"
     ends = {name: tmp_path / name / "count" for name in "ab"}
     chains = {}
@@ -108,7 +108,7 @@ def test_commands_are_shown_as_a_shell_takes_them(tmp_path, capsys):
 
 
 def test_a_command_that_is_shown_runs_where_the_environment_is_not_active(tmp_path):
-    """Kind: python is another one in the shell, or none."""
+    """Kind: the shell has another python, or none."""
     shown = Stage("a", tmp_path, ("-c", "import os, sys; print(sys.prefix, os.environ['K'])"), environment={"K": "v w"})
     shell = {"PATH": "/usr/bin:/bin"}
     done = subprocess.run(["bash", "-c", shown.line()], capture_output=True, text=True, env=shell, check=True)

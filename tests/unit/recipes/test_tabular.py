@@ -60,7 +60,7 @@ def test_a_penalty_reaches_only_who_feels_it():
 
 
 def test_the_kl_study_takes_the_penalty_off_the_sum_of_the_rewards():
-    """A penalty at the wrong scale: whatever divides the rewards and not the penalty, or the other way round."""
+    """Kind: a penalty at the wrong scale, because only the rewards or only the penalty are divided."""
     world = World(SMALL.objectives, prompts=1, penalty=0.5)
     rewards = torch.tensor([[[1.0, 0.0], [0.0, 0.0], [1.0, 1.0], [0.0, 1.0]]], dtype=torch.float64)
     penalty = torch.tensor([[0.5, 0.25, 0.0, -0.25]], dtype=torch.float64)

@@ -33,7 +33,7 @@ def test_missing_verdicts_are_in_no_mean():
 
 
 def test_costs_that_are_not_known_are_counted_and_in_no_sum():
-    """A kind: verdicts without tokens, without dollars, without one of the scores."""
+    """Kind: verdicts without tokens, without dollars, without one of the scores."""
     verdicts = [
         verdict(8.0, dollars=0.5),
         verdict(6.0, uncounted=1, dollars=0.25),
@@ -49,7 +49,7 @@ def test_costs_that_are_not_known_are_counted_and_in_no_sum():
 
 
 def test_a_prompt_of_ones_own_is_checked_before_anything_is_written(tmp_path):
-    """A kind: templates with a field that nobody fills in, on the evaluation's side."""
+    """Kind: templates with a field that the evaluation does not fill in."""
     path = tmp_path / "own.txt"
     path.write_text("$model_sumary")
     override = f"reward.custom_reward_function.reward_kwargs.judge.prompt={path}"
@@ -124,7 +124,7 @@ def test_table_holds_ours_the_papers_and_what_was_not_run(tmp_path):
     ],
 )
 def test_what_was_not_measured_as_the_paper_did_has_no_difference(tmp_path, changes, reason):
-    """A difference from the paper that is one of the set-up: the reading, the judge, the model."""
+    """Kind: a difference from the paper that comes from the set-up: reading, judge or model."""
     write_evaluation(tmp_path, "saw_gdpo", 1, 8.0, **changes)
     text, rows, _ = TABLE.make(tmp_path)
     (row,) = [row for row in rows if row["seeds"]]
@@ -182,12 +182,26 @@ def test_a_missing_key_is_named_before_anything_runs(ready, monkeypatch):
 
 
 def test_a_dry_run_leaves_the_key_to_the_doctor_but_not_a_second_judge_s(ready, monkeypatch):
-    """Kind: one fault told several times."""
+    """Kind: one fault is reported several times."""
     monkeypatch.delenv("GEMINI_API_KEY")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     assert missing([*ready, "--dry-run"]) == []
     (fault,) = missing([*ready, "--dry-run", "--second-judge", "openai"])
     assert "OPENAI_API_KEY" in fault
+
+
+def test_a_rehearsal_s_dry_run_can_be_copied(tmp_path, monkeypatch):
+    """Kind: an address in the shown commands at which nobody will ever listen."""
+    shown = []
+    monkeypatch.setattr("sys.argv", ["reproduce", "--rehearse", "--dry-run", "--out", str(tmp_path)])
+    monkeypatch.setattr(common, "run_or_show", lambda arguments, missing, plan, *_: shown.append(plan))
+    reproduce.main()
+    ((shared, chains),) = shown
+    server = shared[0].command
+    assert server[:2] == ("-m", "recipes.tldr.stand_in_judge")
+    port = server[server.index("--port") + 1]
+    addresses = {stage.environment.get("JUDGE_URL") for stages in chains.values() for stage in stages}
+    assert addresses - {None} == {f"http://127.0.0.1:{port}/v1"}
 
 
 def missing(options):

@@ -85,12 +85,33 @@ def test_what_is_missing_is_named(ready, options, fault):
     assert any(fault in line for line in reproduce.check(reproduce.parse([*ready, *options])))
 
 
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [([], "--source"), (["--source", "absent.json"], "absent.json: there is no such file"), (["--rehearse"], None)],
+)
+def test_arguments_are_checked_alone(ready, monkeypatch, capsys, options, fault):
+    """The script does so before it installs what only a right command needs."""
+    never = lambda *_: pytest.fail("more than the arguments was looked at")  # noqa: E731
+    monkeypatch.setattr(reproduce, "check", never)
+    monkeypatch.setattr(common, "run_or_show", never)
+    for dry_run in ([], ["--dry-run"]):  # which names it with everything else
+        monkeypatch.setattr("sys.argv", ["reproduce", "--check-arguments", *options, *dry_run])
+        if fault is None or dry_run:
+            reproduce.main()
+            continue
+        with pytest.raises(SystemExit) as ended:
+            reproduce.main()
+        assert ended.value.code == 2
+        assert fault in capsys.readouterr().err
+
+
 def test_disk_space_is_counted_for_what_is_left_to_do(ready, monkeypatch):
     need = 1.54e9 * (2 * 12 + 4)
     arguments = reproduce.parse([*ready, "--model", "1.5b", "--method", "grpo", "--seeds", "1,2"])
     monkeypatch.setattr(common, "free_bytes", lambda folder: 1.5 * need)
     (fault,) = reproduce.check(arguments)
     assert fault.startswith("disk: 86 GB needed")
+    assert "--out" in fault
     done = arguments.out / "1.5b_grpo_controlled_seed1"
     done.mkdir(parents=True)
     (done / "merge.done.json").write_text("{}")
@@ -105,7 +126,7 @@ def test_a_missing_bfcl_environment_is_named_with_its_command(ready, monkeypatch
 
 @pytest.mark.parametrize("value", ["cpu", "CPU "])
 def test_a_platform_that_a_table_would_overrule_is_refused(ready, monkeypatch, value):
-    """Kind: the remedy SAW_PLATFORM=cpu alone, where a table's trainings have SAW_PLATFORM=gpu."""
+    """Kind: the remedy is SAW_PLATFORM=cpu alone, although a table's trainings have SAW_PLATFORM=gpu."""
     monkeypatch.setenv("SAW_PLATFORM", value)
     (fault,) = reproduce.check(reproduce.parse(ready))
     for part in ("SAW_PLATFORM", "--rehearse"):
@@ -118,7 +139,7 @@ def test_a_platform_that_a_table_would_overrule_is_refused(ready, monkeypatch, v
     [
         (["--seeds", "1,x"], "'1,x': expected numbers"),
         (["--gpus", "0"], "--gpus is 0; expected at least 1"),
-        (["trainer"], "'trainer' is no Hydra override"),
+        (["trainer"], "'trainer' is not a Hydra override"),
         (["--rehearse"], "takes neither --source nor --skip-bad"),
         (["--method", "ppo"], "invalid choice: 'ppo'"),
         *(  # kind: an override by which a training would be counted in another row

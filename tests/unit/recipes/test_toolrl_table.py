@@ -131,7 +131,7 @@ def test_an_evaluation_of_some_categories_is_left_out(tmp_path):
     ],
 )
 def test_what_was_not_measured_as_the_paper_did_has_no_difference(tmp_path, changes, reason):
-    """A difference from the paper that is one of the set-up: the reading, the model, a setting, a part of the items."""
+    """Kind: a difference from the paper that comes from the set-up: reading, model, a setting, some of the items."""
     write_evaluation(tmp_path, "1.5b", "saw_gdpo", 1, **changes)
     text, rows, _ = TABLE.make(tmp_path)
     (row,) = [row for row in rows if row["seeds"]]
@@ -141,7 +141,7 @@ def test_what_was_not_measured_as_the_paper_did_has_no_difference(tmp_path, chan
 
 
 def test_one_seed_that_was_measured_otherwise_is_enough(tmp_path):
-    """The mean of seeds of which one was trained with another setting is no number of the paper's."""
+    """A mean over seeds, one of which was trained with another setting, is not comparable with the paper's."""
     write_evaluation(tmp_path, "1.5b", "saw_gdpo", 1)
     write_evaluation(tmp_path, "1.5b", "saw_gdpo", 2, overrides=["trainer.total_epochs=1"])
     (row,) = [row for row in TABLE.make(tmp_path)[1] if row["seeds"]]

@@ -38,7 +38,7 @@ def test_a_line_ends_with_a_line_feed_only(sign, tmp_path):
 
 def test_a_damaged_line_is_named(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"a": 1}\n\n{"a": ')
-    with pytest.raises(ValueError, match=r"x\.jsonl, line 3 is not JSON"):
+    with pytest.raises(ValueError, match=r"x\.jsonl, line 3 is not valid JSON"):
         read_lines(tmp_path / "x.jsonl")
 
 
@@ -47,7 +47,7 @@ COMPLETE = '{"id": "a", "result": "é\u2028"}\n'.encode()
 
 @pytest.mark.parametrize("length", range(1, len(COMPLETE)))
 def test_a_line_that_is_cut_anywhere_is_left_out(length, tmp_path):
-    """Also within a character of several bytes; what is appended later begins its own line."""
+    """Also inside a multi-byte character; what is appended later begins its own line."""
     path = tmp_path / "x.jsonl"
     path.write_bytes(COMPLETE + COMPLETE[:length])
     left_out = keep_lines(path, lambda value: True)
@@ -61,7 +61,7 @@ def test_a_line_that_is_cut_anywhere_is_left_out(length, tmp_path):
     "damage", [b'{"id": "b", "res{"id": "c", "result": "x"}\n', b"\x00" * 40 + b"\n", b"\xff\xfe\n"]
 )
 def test_damage_in_the_middle_is_left_out_too(damage, tmp_path):
-    """What an earlier version appended to a cut line, or a disk that lost its power left."""
+    """Lines that an earlier version appended to a cut line, or that a power failure left."""
     path = tmp_path / "x.jsonl"
     path.write_bytes(COMPLETE + damage + COMPLETE)
     assert len(keep_lines(path, lambda value: True)) == 1
@@ -82,7 +82,7 @@ def test_a_reader_of_a_growing_file_leaves_out_what_is_not_written_yet(length, t
     path = tmp_path / "x.jsonl"
     path.write_bytes(COMPLETE + COMPLETE[:length])
     assert [number for number, _ in json_lines(path)] == [1]
-    with pytest.raises(ValueError, match="line 2 is not JSON"):
+    with pytest.raises(ValueError, match="line 2 is not valid JSON"):
         read_lines(path)
 
 
@@ -94,7 +94,7 @@ def test_a_broken_line_within_is_handed_over(tmp_path):
 
 
 def test_two_processes_that_write_one_file_do_not_write_into_each_other(tmp_path):
-    """Kind: one name for what is not finished yet."""
+    """Kind: two writers use the same name for their unfinished file."""
     path = tmp_path / "running.json"
     code = "import sys, pathlib; from saw.records import files; files.write_whole(pathlib.Path(sys.argv[1]), 'other')"
 

@@ -61,7 +61,7 @@ def test_an_empty_start_and_a_line_cut_off_are_no_record(tmp_path):
 
 
 def test_a_number_that_is_missing_is_not_given_again(tmp_path):
-    """Kind: a part overwrites another. The number follows the largest, not the count, whatever bears it."""
+    """Kind: one part overwrites another. The number is one above the largest, whatever the number of parts."""
     path = tmp_path / "metrics.jsonl"
     log(tmp_path / "metrics.2.jsonl", (1, {"a": 1}))
     log(path, (2, {"a": 2}))
@@ -115,9 +115,9 @@ def test_what_was_put_aside_comes_back_unless_something_was_logged(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"step": 2, "da', "not JSON"),
-        ("\0\0\0", "not JSON"),
-        ('"\\ud800', "not JSON"),
+        ('{"step": 2, "da', "not valid JSON"),
+        ("\0\0\0", "not valid JSON"),
+        ('"\\ud800', "not valid JSON"),
         ("[2]", r"expected \{\"step\": an integer"),
         ('{"step": "2", "data": {}}', "an integer"),
         ('{"step": true, "data": {}}', "an integer"),
@@ -126,7 +126,7 @@ def test_what_was_put_aside_comes_back_unless_something_was_logged(tmp_path):
 )
 @pytest.mark.parametrize("name", ["metrics.jsonl", "metrics.1.jsonl"])
 def test_a_broken_line_names_its_file_and_number(tmp_path, name, line, message):
-    """Kind: a fault in a file is shown without the file; whichever part it is in."""
+    """Kind: a fault is reported without its file, whichever part it is in."""
     log(tmp_path / "metrics.2.jsonl", (1, {"a": 1}))
     (tmp_path / name).write_text(f'{{"step": 1, "data": {{}}}}\n{line}\n{{"step": 3, "data": {{}}}}\n')
     with pytest.raises(ValueError, match=rf"{name}, line 2: .*{message}"):
@@ -134,7 +134,7 @@ def test_a_broken_line_names_its_file_and_number(tmp_path, name, line, message):
 
 
 def test_only_a_line_feed_ends_a_line(tmp_path):
-    """Kind: JSON that holds a character at which ``str.splitlines`` splits; and a last line in the middle of one."""
+    """Kind: JSON with a character at which ``str.splitlines`` splits, also in a last line that is cut off."""
     path = tmp_path / "metrics.jsonl"
     odd = "a\u2028b\u2029c\u0085d\x1ce"
     whole = json.dumps({"step": 1, "data": {"note": odd.replace("\x1c", "")}}, ensure_ascii=False).encode()

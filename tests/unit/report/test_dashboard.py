@@ -6,8 +6,8 @@ import pytest
 from pydantic import ValidationError
 from wandb_workspaces.workspaces import internal
 
+from saw.method.metrics import training_metrics
 from saw.report import dashboard
-from saw.verl.step_metrics import training_metrics
 
 
 def test_the_definition_is_one_by_the_library_s_schema(tmp_path, capsys):

@@ -230,7 +230,7 @@ def test_methods_with_equal_numbers_are_no_copies(tmp_path):
 
 
 def test_a_seed_that_was_trained_twice_is_one_seed(tmp_path):
-    """Kind: n is said to be the number of seeds, and is that of the folders; or the last of a seed wins in a test."""
+    """Kind: n counts folders instead of seeds, or a test uses only the last training of a seed."""
     for name, method, seed, high in (
         *(("a", "grpo", 1, 0.2), ("b", "grpo", 1, 0.4), ("c", "grpo", 2, 0.5)),
         *(("d", "saw_grpo", 1, 0.5), ("e", "saw_grpo", 2, 0.8), ("f", "saw_grpo", 2, 0.9)),
@@ -248,6 +248,16 @@ def test_a_seed_that_was_trained_twice_is_one_seed(tmp_path):
     assert front.endswith("| 2 |")
 
 
+def test_only_seeds_that_both_have_are_paired(tmp_path):
+    for method, seed, mean in (
+        *(("grpo", 1, 0.2), ("grpo", 2, 0.4), ("grpo", 4, 0.9)),
+        *(("saw_grpo", 1, 0.3), ("saw_grpo", 2, 0.6), ("saw_grpo", 3, 0.0)),
+    ):
+        make_run(tmp_path / "runs" / f"{method}_{seed}", method, seed, format={"mean": mean})
+    text = summary_of(tmp_path / "report", tmp_path / "runs", "--baseline", "grpo")
+    assert "| saw_grpo | format | last 5 steps | 0.150 [0.100, 0.200] (n = 2) |" in text
+
+
 def test_runs_of_which_nobody_knows_the_seed_are_runs(tmp_path):
     for name, mean in (("a", 0.2), ("b", 0.4)):
         folder = make_run(tmp_path / "runs" / name / "grpo", "grpo", 1, format={"mean": mean})
@@ -256,7 +266,7 @@ def test_runs_of_which_nobody_knows_the_seed_are_runs(tmp_path):
 
 
 def test_a_run_that_ended_early_is_left_out_and_named(tmp_path):
-    """Kind: the last steps of a run that died are averaged with those of the ones that went on."""
+    """Kind: the last steps of a run that died are averaged with those of runs that continued."""
     for seed, steps in ((1, 20), (2, 20), (3, 4)):
         folder = make_run(tmp_path / "runs" / f"grpo_{seed}", "grpo", seed, steps=steps, gain=0.01)
         record = json.loads((folder / "run.json").read_text()) | {"total_steps": 20}
@@ -273,7 +283,7 @@ def test_a_run_that_ended_early_is_left_out_and_named(tmp_path):
 
 @pytest.mark.parametrize("total", [20, None])
 def test_a_method_whose_runs_all_ended_early_is_shown_and_marked(tmp_path, total):
-    """With the number of steps that was asked for, or without: then the other method's."""
+    """With the planned number of steps, or without it: then the other method's last step counts."""
     for method, steps in (("grpo", 4), ("saw_grpo", 20)):
         for seed in (1, 2):
             folder = make_run(tmp_path / "runs" / f"{method}_{seed}", method, seed, steps=steps)
@@ -287,7 +297,7 @@ def test_a_method_whose_runs_all_ended_early_is_shown_and_marked(tmp_path, total
 
 
 def test_a_run_without_a_step_is_named_and_the_others_reported(pair, tmp_path):
-    """Kind: one folder without numbers refuses the report of all."""
+    """Kind: one folder without metrics prevents the report of all."""
     empty = {
         "not_begun": "",
         "validated_only": '{"step": 0, "data": {"val-core/x": 1.0, "saw-val/format/mean": 0.5}}\n',
@@ -313,10 +323,32 @@ def test_without_any_step_there_is_no_report(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ([], ["has no metrics.jsonl", "trainer.default_local_dir"]),
+        (["grpo.jsonl", "summary.md"], ["has no metrics.jsonl", "grpo.jsonl"]),  # as results/quickstart
+        (None, ["does not exist", "trainer.default_local_dir"]),
+    ],
+)
+def test_a_folder_that_is_no_training_s_is_told_which_is(tmp_path, capsys, files, words):
+    folder = tmp_path / "runs"
+    if files is not None:
+        folder.mkdir()
+    for name in files or ():
+        (folder / name).touch()
+    with pytest.raises(SystemExit):
+        main([str(folder)])
+    error = capsys.readouterr().err
+    for word in [str(folder), *words]:
+        assert word in error
+    assert "summary.md" not in error
+
+
+@pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("metrics.jsonl", '{"step": 1, "da\n{"step": 2, "data": {}}\n', "metrics.jsonl, line 1: not JSON"),
-        ("metrics.1.jsonl", '{"step": 1, "da\n{"step": 2, "data": {}}\n', "metrics.1.jsonl, line 1: not JSON"),
+        ("metrics.jsonl", '{"step": 1, "da\n{"step": 2, "data": {}}\n', "metrics.jsonl, line 1: not valid JSON"),
+        ("metrics.1.jsonl", '{"step": 1, "da\n{"step": 2, "data": {}}\n', "metrics.1.jsonl, line 1: not valid JSON"),
         ("run.json", '{"config": {"saw"', "run.json: not valid JSON"),
         ("run.json", "[]", "run.json: run.json is '[]'; expected an object"),
         ("run.json", '{"config": null}', "run.json: config is 'None'"),
@@ -325,7 +357,7 @@ def test_without_any_step_there_is_no_report(tmp_path, capsys):
     ],
 )
 def test_a_broken_file_is_named(pair, tmp_path, capsys, file, content, message):
-    """Kind: a fault in a file of one of many runs is shown without the file."""
+    """Kind: a fault in one of many runs is reported without its file."""
     (pair[1] / file).write_text(content)
     with pytest.raises(SystemExit):
         main([str(tmp_path / "runs"), "--out", str(tmp_path / "report")])
@@ -350,7 +382,7 @@ def test_a_user_s_own_files_are_no_trainings(pair, tmp_path):
 
 
 def test_logs_in_one_folder_are_two_trainings(tmp_path):
-    """Kind: what is known by the folder's name is taken for one training. results/quickstart has such logs."""
+    """Kind: several logs in one folder are taken for one training. results/quickstart has such logs."""
     folder = make_run(tmp_path / "run", "grpo", 1, format={"mean": 0.2})
     (folder / "run.json").unlink()
     (folder / "metrics.jsonl").rename(folder / "grpo.jsonl")
@@ -361,7 +393,7 @@ def test_logs_in_one_folder_are_two_trainings(tmp_path):
 
 
 def test_folders_of_one_name_keep_their_samples_warnings_and_origin(tmp_path):
-    """Kind: what is kept by the last part of a path overwrites another's."""
+    """Kind: runs are kept by the last part of their path, so that one overwrites another."""
     for place in ("a/x", "b/x", "b/y"):
         folder = make_run(tmp_path / place / "run", f"grpo_{place[0]}", 1, format={"max": 2.0})
         sample = {"step": 4, "input": f"asked in {place}", "output": "o", "rewards": {"format": 1.0}}
@@ -389,7 +421,7 @@ def test_a_run_without_a_record_makes_no_setting_differ(pair, tmp_path):
 
 @pytest.mark.parametrize("thresholds", [["formt=0.9"], ["format=0.9", "correctnes=1"], ["=0.9"], ["Format=0.9"]])
 def test_a_misspelt_threshold_is_refused(pair, tmp_path, thresholds, capsys):
-    """Kind: a name that nothing has gives an empty column."""
+    """Kind: an unknown name gives an empty column."""
     with pytest.raises(SystemExit) as refusal:
         summary_of(tmp_path / "report", *pair, *(part for text in thresholds for part in ("--threshold", text)))
     said = f"{refusal.value}{capsys.readouterr().err}"
@@ -427,7 +459,7 @@ SAMPLE = {"step": 4, "input": "a question", "output": "an answer", "rewards": {"
     ],
 )
 def test_samples_that_cannot_be_read_are_counted(pair, tmp_path, after, broken):
-    """Kind: a line that its writer did not finish crashes the report of everything else."""
+    """Kind: one unfinished line makes the whole report fail."""
     file = pair[0] / "val_samples.jsonl"
     file.write_bytes((json.dumps(SAMPLE) + "\n").encode() + (after if isinstance(after, bytes) else after.encode()))
     text = summary_of(tmp_path / "report", *pair)
@@ -437,7 +469,7 @@ def test_samples_that_cannot_be_read_are_counted(pair, tmp_path, after, broken):
 
 
 def test_a_sample_may_hold_what_other_readers_split_at(pair, tmp_path):
-    """Kind: JSON lines are split where no line ends."""
+    """Kind: JSON lines are split inside a line."""
     odd = "one\u2028two\u2029three\u0085four"
     line = json.dumps(SAMPLE | {"output": odd}, ensure_ascii=False)
     (pair[0] / "val_samples.jsonl").write_text(line + "\r\n" + line + "\n", encoding="utf-8")

@@ -17,6 +17,8 @@ ROOMS = {
     "saw.records": set(),
     "saw.machine": set(),
     "saw.verl": {"saw.method", "saw.rewards", "saw.records", "saw.machine"},
+    "saw.trl": {"saw.method", "saw.records"},
+    "saw.slime": {"saw.method"},
     "saw.memory": {"saw.machine", "saw.method", "saw.report", "saw.runs", "saw.verl"},
     "saw.runs": {"saw.verl", "saw.rewards", "saw.records", "saw.machine"},
     "saw.report": {"saw.records"},

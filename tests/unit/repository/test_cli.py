@@ -34,7 +34,7 @@ def test_every_command_is_listed():
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_help_shows_an_example_that_starts_the_command(name, started, monkeypatch):
-    """An example whose first argument is no part of the command, or a module that is not there."""
+    """Kind: an example whose first argument is not a part of the command, or a module that does not exist."""
     command = cli.COMMANDS[name]
     for option in ("--help", "-h"):
         assert f"saw {name} {command.example}" in invoke(name, option).output
@@ -51,6 +51,7 @@ def test_a_part_that_is_none_is_refused_with_those_that_are(given, started):
     result = invoke("reproduce", *given)
     assert result.exit_code == 2
     assert "table1 or table2" in result.output
+    assert "saw reproduce table1 " in " ".join(result.output.split())
     assert not started
 
 
@@ -62,7 +63,7 @@ def test_options_of_hydra_and_values_with_spaces_pass_through(started):
 
 @pytest.mark.parametrize("name", ["doctor", "sweep", "train"])
 def test_a_checkout_s_recipes_are_found_from_any_folder(name, started, monkeypatch):
-    """Kind: a command that finds the recipes only where it is started in the checkout; the user's own path stays."""
+    """Kind: a command finds the recipes only if it is started in the checkout. The user's own path is kept."""
     for path, expected in (("/own", f"/own{os.pathsep}{ROOT}"), ("", str(ROOT))):
         monkeypatch.setenv("PYTHONPATH", path)
         invoke(name)

@@ -113,7 +113,7 @@ OF_A_READING = {
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_a_reading_has_the_last_word_in_every_experiment(experiment):
-    """A reading that is set in part: another of its values is left at the experiment's or at the default."""
+    """Kind: a reading is set only in part; one of its values keeps the experiment's or the default value."""
     for place, reading in enumerate(READINGS):
         config = compose(f"experiment={experiment}", f"reading={reading}")
         found = {key: OmegaConf.select(config, key) for key in OF_A_READING}
@@ -130,7 +130,7 @@ def test_every_table_is_controlled_unless_it_is_told():
 
 
 def test_the_released_reading_has_no_dual_clip():
-    """verl's dual clip touches what the plain clip leaves: a ratio above clip_ratio_c with a negative advantage."""
+    """verl's dual clip applies where the plain clip does not: a ratio above clip_ratio_c with a negative advantage."""
     config = compose("experiment=toolrl", "reading=as_released").actor_rollout_ref.actor
     old = torch.zeros(1, 6)
     new = torch.tensor([[-30.0, -0.1, 0.1, 1.5, 19.9, 50.0]], requires_grad=True)  # verl limits the difference to 20

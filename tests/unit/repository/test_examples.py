@@ -90,7 +90,7 @@ REWARDS = torch.tensor([[1.0, -3.0], [0.9, 0.0], [1.0, 0.0], [0.9, -3.0]], dtype
 
 
 def test_own_weighting(own_weighting):
-    """What is lacking is 0.05 and 0.75 of the ranges."""
+    """The means are 0.05 and 0.75 of the range below the maximum."""
     result = saw.compute_advantage(REWARDS, [0, 0, 1, 1], torch.ones(4), method="lagging_gdpo", objectives=OBJECTIVES)
     assert result.weights.tolist() == pytest.approx([1 / (1 + math.exp(2.8)), 1 / (1 + math.exp(-2.8))])
     missing = REWARDS.clone()
@@ -142,6 +142,15 @@ def test_own_data_and_experiment(monkeypatch, tmp_path):
         truth = row["reward_model"]["ground_truth"]
         rewards = score(data_source=row["data_source"], solution_str=truth, ground_truth=truth)
         assert rewards == {"right_tool": 1.0, "brevity": pytest.approx(0.9)}
+
+
+@pytest.mark.parametrize("arguments", [[], ["one.parquet", "two.parquet"], ["rows.json"]])
+def test_own_data_says_what_it_needs(monkeypatch, tmp_path, arguments):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["own_data.py", *arguments])
+    with pytest.raises(SystemExit, match=r"own_data\.py runs/own/train\.parquet"):
+        runpy.run_path(str(EXAMPLES / "own_data.py"), run_name="__main__")
+    assert not list(tmp_path.iterdir())
 
 
 def test_plain_torch(capsys):

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """The folder of an installed wheel, built from a copy of the sources, for building leaves files behind."""
+    """The folder of an installed wheel, built from a copy of the sources because building leaves files behind."""
     source, site = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
     for name in ("saw", "configs", "recipes", "data_prep"):
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
@@ -44,7 +44,7 @@ def test_a_wheel_brings_its_data_and_no_package_of_another_name(installed):
 
 
 def run(installed: Path, folder: Path, *command: str) -> subprocess.CompletedProcess:
-    """A command that finds nothing but the installed package."""
+    """Runs a command that sees only the installed package."""
     return subprocess.run(
         [sys.executable, "-m", *command],
         cwd=folder,  # not the checkout, which would be found first

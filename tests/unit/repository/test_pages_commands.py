@@ -18,6 +18,7 @@ INSIDE = ("python", "python3", "pip", "saw", "ray", "hf", "wandb", "pytest", "ru
 OWN = {
     "README.md": {"pip install '.[verl]'", "python -m verl.trainer.main_ppo"},
     "installation.md": {"pip install vllm==0.24.0", "pip install -e '.[all]'"},
+    "trl.md": {"pip install '.[trl,report]'"},
     "attention.md": {"pip install --no-build-isolation flash-attn==2.8.3"},
     "gpu_tests.md": {"python -m pytest tests/gpu/test_torch_only.py", "python -m pip install --no-index"},
 }
@@ -59,7 +60,7 @@ def test_the_scripts_and_commands_that_are_named_exist(page):
 
 @pytest.mark.slow
 def test_the_bare_folder_for_a_gpu_is_complete_beside_another_package_of_that_name(tmp_path):
-    """Kind: an installed package called tests, which comes before a folder without __init__.py."""
+    """Kind: an installed package called tests, which is found before a folder without __init__.py."""
     (block,) = (block for block in blocks(ROOT / "docs" / "gpu_tests.md") if "bare" in block)
     (tmp_path / "site" / "tests").mkdir(parents=True)
     (tmp_path / "site" / "tests" / "__init__.py").write_text("# another project's\n")

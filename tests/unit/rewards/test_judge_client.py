@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from recipes.tldr.stand_in_judge import FAULTS, StandIn, scores, serving
+from recipes.tldr.stand_in_judge import FAULTS, RUBRIC, StandIn, scores, serving
 from saw.rewards.judge import Judge, JudgeOptions, prompt
 from saw.rewards.judge.cache import Cache
 from saw.rewards.judge.client import _retry_after
@@ -31,7 +31,7 @@ SILENT = ("never_ends", "slow_drip")
 
 def options(address: str, **more) -> JudgeOptions:
     quick = {"timeout": 30.0, "longest_wait": 0.3, "attempts": 4}
-    return JudgeOptions.of({"model": "stand-in", "base_url": address, **quick, **more})
+    return JudgeOptions.of({**RUBRIC, "model": "stand-in", "base_url": address, **quick, **more})
 
 
 def fields(number: int) -> dict[str, str]:
@@ -293,12 +293,20 @@ def test_a_key_that_is_not_there_is_an_error_at_once(monkeypatch):
 )
 def test_wrong_options_are_named(wrong, message):
     with pytest.raises(JudgeError, match=message):
-        JudgeOptions.of({"model": "m", "base_url": "http://x/v1", **wrong})
+        JudgeOptions.of({**RUBRIC, "model": "m", "base_url": "http://x/v1", **wrong})
 
 
 def test_a_judge_without_a_server_is_refused():
     with pytest.raises(JudgeError, match=r"judge.base_url is not set"):
-        Judge(JudgeOptions.of({"model": "m"}))
+        Judge(JudgeOptions.of({**RUBRIC, "model": "m"}))
+
+
+@pytest.mark.parametrize("absent", RUBRIC)
+def test_a_rubric_belongs_to_a_task(absent):
+    """Kind: the rubric of one task is the default of every other."""
+    rest = {key: value for key, value in RUBRIC.items() if key != absent}
+    with pytest.raises(JudgeError, match=f"^judge.{absent} is not set; .* objectives=tldr$"):
+        JudgeOptions.of({"model": "m", **rest})
 
 
 class Replying(StandIn):
@@ -389,7 +397,7 @@ def test_a_second_reply_is_read_as_strictly_as_the_first():
 
 @pytest.mark.parametrize("planted", [VERDICT, VERDICT.replace('"', "'"), VERDICT.replace(" ", "\n")])
 def test_a_verdict_that_the_summary_plants_is_not_the_judges(planted):
-    """The judge quotes the summary, and its own verdict is not JSON."""
+    """The judge quotes the summary, and its own verdict is not valid JSON."""
     verdict, stand_in = judged(completion(f"The summary says {VERDICT}; I say 1 and 2."), summary=f"A dog. {planted}")
     assert "are quoted from the material" in verdict.fault
     assert planted not in stand_in.asked[0][0]["content"]

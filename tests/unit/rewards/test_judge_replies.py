@@ -182,7 +182,7 @@ def test_a_draft_in_a_thought_that_is_all_there_is_is_no_verdict(reply):
     ],
 )
 def test_an_object_beside_a_broken_one_is_no_verdict(reply):
-    """The judge's own verdict is not JSON or is cut off, but something else in the reply is JSON."""
+    """The judge's own verdict is not valid JSON or is cut off, but something else in the reply is JSON."""
     with pytest.raises(BadReply):
         read(reply)
 

@@ -14,6 +14,25 @@ CALL = '{"name": "f", "parameters": {"a": 1, "b": "x"}}'
 TRUTH = f"<think> t </think>\n<tool_call>\n{CALL}\n</tool_call>"
 
 
+#: Environment variable of the released code -> the option that it sets.
+SWITCHES = {
+    "WITHLENGTH": {"length": True},
+    "CORRECTMAX1": {"correctness_max": 1.0},
+    "COARSEREWARD": {"coarse": True},
+    "REFINEDREWARD": {"refined": True},
+    "INTERMEDIATEREWARD": {"intermediate": True},
+    "MAX1STEP30MAX3": {"late_correctness": True},
+    "SCHEDULEREWARD": {"reward_schedule": True},
+    "SCHEDULELENGTH": {"length_schedule": True},
+}
+
+
+def released(switches: dict[str, str]) -> toolrl.Options:
+    """The options of a run of the released code; it turns a switch on by setting the variable to 1."""
+    assert set(switches.values()) <= {"1"}
+    return toolrl.Options(**{key: value for name in switches for key, value in SWITCHES[name].items()})
+
+
 def turn(*calls: str) -> str:
     return "<think> t </think>\n<tool_call>\n" + "\n".join(calls) + "\n</tool_call>"
 
@@ -37,7 +56,7 @@ def test_no_variant_is_left_out(golden):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_golden(golden, variant):
     setting = golden["variants"][variant]
-    options = toolrl.from_released_switches(setting["switches"])
+    options = released(setting["switches"])
     for case in golden["cases"]:
         ours = toolrl.score(case["response"], case["ground_truth"], options, setting["step"])
         reference = case["scores"][variant]
@@ -45,13 +64,6 @@ def test_golden(golden, variant):
         assert ours == pytest.approx({**expected, "score": reference["total"]}, abs=1e-9)
         for name, (low, high) in toolrl.bounds(options, setting["step"]).items():
             assert low - 1e-9 <= ours[name] <= high + 1e-9
-
-
-def test_released_switches():
-    assert toolrl.from_released_switches({}) == toolrl.Options()
-    assert toolrl.from_released_switches({"WITHLENGTH": "0", "CORRECTMAX1": "1"}) == toolrl.Options(correctness_max=1)
-    with pytest.raises(ValueError, match="'WITHLENGHT' is not a switch of the released code; allowed are WITHLENGTH"):
-        toolrl.from_released_switches({"WITHLENGHT": "1"})
 
 
 def test_bad_options_are_named():
@@ -204,7 +216,7 @@ def test_golden_tags():
     golden = json.loads((GOLDEN / "toolrl_tags.json").read_text())
     assert len(golden["cases"]) > 50
     for name, setting in golden["settings"].items():
-        options = toolrl.from_released_switches(setting["switches"])
+        options = released(setting["switches"])
         for case in golden["cases"]:
             ours = toolrl.score(case["response"], case["ground_truth"], options, setting["step"])
             reference = case["scores"][name]

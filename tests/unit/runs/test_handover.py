@@ -22,7 +22,7 @@ CLUSTER = "10.0.0.1:6379"
 
 @pytest.fixture(autouse=True)
 def no_cluster(monkeypatch, tmp_path):
-    """A Ray cluster that runs on this machine is not the test's."""
+    """A Ray cluster running on this machine must not affect the test."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delenv("SAW_RUNS", raising=False)
     monkeypatch.setattr("ray._private.services.find_bootstrap_address", lambda temp_dir: None)
@@ -75,7 +75,7 @@ NAMES = [
 
 @pytest.mark.parametrize("variable", NAMES)
 def test_a_key_is_not_read_into_the_configuration(monkeypatch, variable):
-    """Kind: verl prints the configuration, and the record of the run holds it."""
+    """Kind: a key that is in the configuration, which verl prints and run.json contains."""
     monkeypatch.setenv(variable, "sk-0123456789")
     config = composed_with(QUICKSTART, {"mine.list": [{"header": f"Bearer ${{oc.env:{variable}}}"}]})
     with pytest.raises(ValueError, match=rf"mine\.list\[0\]\.header.*{variable}") as refused:
@@ -88,7 +88,7 @@ def test_a_key_is_not_read_into_the_configuration(monkeypatch, variable):
     ["${oc.env:'MY_TOKEN'}", "${ oc.env : MY_TOKEN }", "${oc.env:${mine.name}}", "${oc.select:no,${oc.env:MY_TOKEN}}"],
 )
 def test_a_key_is_seen_however_it_is_written(monkeypatch, text):
-    """Kind: a name that is looked for in the text, and not where it is read."""
+    """Kind: a variable's name is searched in the text instead of where it is read."""
     monkeypatch.setenv("MY_TOKEN", "sk-0123456789")
     with pytest.raises(ValueError, match=r"mine\.header.*MY_TOKEN") as refused:
         settle(composed_with(QUICKSTART, {"mine.name": "MY_TOKEN", "mine.header": text}))
@@ -158,7 +158,7 @@ def test_a_module_of_a_package_and_a_home_stay_right(tmp_path, monkeypatch):
 
 
 def test_the_listed_keys_are_keys_of_the_tree(monkeypatch):
-    """A key that verl has renamed would be passed over."""
+    """A key that verl has renamed would be skipped silently."""
     monkeypatch.setenv("GEMINI_API_KEY", "x")
     config = composed_with(TLDR)
     added = {"data.sampler.class_path"}  # by who uses it, with a +
@@ -180,7 +180,7 @@ def test_storage_units_are_sized_where_nothing_is_set():
 
 
 def test_the_cpu_platform_starts_on_a_cluster_that_runs_already(monkeypatch, caplog):
-    """Ray refuses these options there; a Ray of the process's own is given them."""
+    """Ray refuses these options on a running cluster; a Ray that the process starts gets them."""
     config = composed_with(QUICKSTART)
     settle(config)
     assert config.ray_kwargs.ray_init.num_cpus == 32
@@ -233,7 +233,7 @@ def test_paths_in_variables_are_absolute(tmp_path):
 @pytest.mark.parametrize("value", ["", " "])
 @pytest.mark.parametrize("name", ["GEMINI_API_KEY", "WANDB_API_KEY", "HF_TOKEN", "VLLM_API_KEY"])
 def test_an_empty_key_does_not_replace_that_of_the_nodes(name, value):
-    """Kind: a variable that is set to nothing here and to something there. What is no key may be empty."""
+    """Kind: a variable that is empty here but set on the nodes. Variables that are not keys may be empty."""
     config = composed_with(TLDR)
     assert variables(config, {name: value}) == ({}, {})
     assert name in variables(config, {name: "k"})[1]

@@ -24,12 +24,12 @@ def make_run(tmp_path, script, time_limit=20) -> TrainingJob:
 
 @pytest.fixture(autouse=True)
 def marked(monkeypatch):
-    """What this process starts bears its number: other tests run jobs at the same time."""
+    """Jobs of this process have its id in their environment: other tests run jobs at the same time."""
     monkeypatch.setenv("SAW_TESTED_BY", str(os.getpid()))
 
 
 def run_ids() -> set[str]:
-    """Of all processes that come from this one."""
+    """Ids of the runs that this process started."""
     ids = set()
     for process in psutil.process_iter():
         try:
@@ -42,7 +42,7 @@ def run_ids() -> set[str]:
 
 
 def wait_for_processes(owner: Path) -> str:
-    """Wait until a job and its child are there; its id."""
+    """Wait until a job and its child run, and return the job's id."""
     deadline = time.monotonic() + 20
     while not owner.exists() or not owner.read_text() or len(processes_of(json.loads(owner.read_text())["run_id"])) < 2:
         assert time.monotonic() < deadline, "the job did not start"
@@ -91,7 +91,7 @@ def test_nothing_is_left_when_the_follower_is_interrupted_or_killed(tmp_path, ho
 
 @pytest.mark.slow
 def test_a_folder_in_use_is_refused(tmp_path):
-    """By another process that follows a job there; its metrics stay."""
+    """Refused if another process follows a job in the folder; its metrics are kept."""
     code = (
         "import sys; from pathlib import Path; from saw.runs.process_tree import TrainingJob;"
         f"job = TrainingJob(['bash', '-c', {LOG_STEP + STUBBORN + 'sleep 60'!r}], Path(sys.argv[1]), 60);"
@@ -118,7 +118,7 @@ def test_a_process_that_bears_the_job_s_id_is_its_own(tmp_path):
 @pytest.mark.parametrize("started", [None, 1.0, "then"])
 @pytest.mark.parametrize("whose", [lambda: os.getppid(), lambda: 1])
 def test_a_process_that_was_given_the_owner_s_number_is_not_in_the_way(tmp_path, whose, started):
-    """Kind: a process id is taken for a process. It is another one if it neither began then nor bears the job's id."""
+    """Kind: a reused process id. It is another process if neither its start time nor its job id match."""
     owner = {"run_id": "gone", "owner": whose()} | ({} if started is None else {"started": started})
     tmp_path.joinpath("running.json").write_text(json.dumps(owner))
     make_run(tmp_path, "exit 0").follow(print, interval=0.1)
@@ -148,7 +148,7 @@ OLD = '{"step": 1, "data": {"old": 1}}\n'
 @pytest.mark.parametrize("resume", [False, True])
 @pytest.mark.parametrize("script", ["exit 1", "exit 0", ': > "$VERL_FILE_LOGGER_PATH"; exit 1'])
 def test_a_job_that_logs_nothing_leaves_the_metrics_as_they_were(tmp_path, script, resume):
-    """Kind: a start that is refused, here by the job's own check, costs the earlier training's metrics."""
+    """Kind: a refused start, here by the job's own check, deletes the earlier training's metrics."""
     (tmp_path / "metrics.jsonl").write_text(OLD)
     (tmp_path / "metrics.3.jsonl").write_text(OLD)
     run = make_run(tmp_path, script)
@@ -216,7 +216,7 @@ def test_the_log_of_an_earlier_job_is_kept(tmp_path):
 
 @pytest.mark.parametrize("titles", [["ray::A"], ["ray::" + "x" * 2000, "ray::A"]])
 def test_a_process_that_renames_itself_still_bears_the_id(tmp_path, titles):
-    """Kind: a process of the run that cannot be found. Ray's agents wrote over their environment and were left."""
+    """Kind: a process of the run that is not found. Ray's agents overwrote their environment and survived."""
     code = f"import time, setproctitle\nfor title in {titles!r}: setproctitle.setproctitle(title)\ntime.sleep(60)"
     with Job([sys.executable, "-c", code], tmp_path, 20).running() as process:
         run_id = json.loads((tmp_path / "running.json").read_text())["run_id"]

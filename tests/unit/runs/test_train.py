@@ -55,7 +55,7 @@ def configured(earlier, toy_model, toy_data):
 
 @pytest.fixture
 def start(configured, monkeypatch):
-    """Starts a training that ends where verl would start Ray; returns what verl was given."""
+    """Starts a training that ends where verl would start Ray, and returns what verl got."""
     from verl.trainer import main_ppo
 
     given = []
@@ -191,7 +191,7 @@ WRONG = {**WRONG_SETTINGS, **WRONG_BATCHES, **WRONG_INPUTS}
 
 @pytest.mark.parametrize("what", WRONG)
 def test_a_refused_start_touches_nothing_of_an_earlier_training(start, earlier, what):
-    """Kind: a check that comes after the metrics have made way. Without resuming they would be deleted."""
+    """Kind: a check that runs after the metrics were put aside; without resuming, they would be deleted."""
     changes, says = WRONG[what]
     before = contents(earlier)
     with pytest.raises(ValueError if what != "verl's own check" else Exception, match=says):
@@ -215,7 +215,7 @@ def test_nor_does_one_whose_metrics_have_no_place(start, earlier, tmp_path, monk
 
 
 def test_metrics_whose_variable_is_empty_go_beside_the_checkpoints(start, earlier, monkeypatch):
-    """Kind: a variable that is set to nothing; verl would open a file without a name."""
+    """Kind: a variable that is set but empty; verl would open a file without a name."""
     monkeypatch.setenv("VERL_FILE_LOGGER_PATH", "")
     start()
     assert os.environ["VERL_FILE_LOGGER_PATH"] == str(earlier / "metrics.jsonl")
@@ -244,7 +244,12 @@ def _shards(file: Path) -> None:
     (file.parent / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1-of-2.safetensors"}}')
 
 
+def _without_index(file: Path) -> None:
+    (file.parent / "model-1-of-2.safetensors").write_text("some weights")
+
+
 WEIGHTS = {
+    "no index": _without_index,
     "weights that are links": lambda file: file.symlink_to("gone"),
     "weights that are pointers": lambda file: file.write_text("version https://git-lfs.github.com/spec/v1\noid x\n"),
     "empty weights": lambda file: file.touch(),
@@ -336,6 +341,7 @@ def broken(path: Path, name: str) -> dict:
         ("weights that are pointers", "folder whose model.safetensors is a pointer of Git LFS"),
         ("empty weights", "folder whose model.safetensors is empty"),
         ("shards", "folder whose model-1-of-2.safetensors is missing"),
+        ("no index", "folder with model-1-of-2.safetensors, and without the index"),
         ("a list in config.json", "model.path is .*config.json"),
         ("weights", "folder without weights"),
         ("a tokenizer's file", "model.path is .*vocabulary.*tokenizer.json"),
@@ -344,7 +350,7 @@ def broken(path: Path, name: str) -> dict:
     ],
 )
 def test_what_is_there_and_broken_is_refused_too(configured, tmp_path, toy_model, toy_data, name, says):
-    """Kind: a look whether something is there, and not what."""
+    """Kind: a check that something exists, but not what it is."""
     shutil.copytree(toy_model, tmp_path / "model")
     shutil.copy(toy_data[0], tmp_path / "rows.parquet")
     inputs.check(configured({MODEL: str(tmp_path / "model"), "data.train_files": str(tmp_path / "rows.parquet")}))
@@ -375,7 +381,7 @@ def test_all_that_is_missing_is_said_at_once(configured):
 
 
 def test_on_a_running_cluster_what_the_nodes_may_have_is_a_warning(configured, monkeypatch, caplog, tmp_path):
-    """Kind: a machine that is looked at for others. What is written is looked at all the same."""
+    """Kind: this machine is checked instead of the cluster's nodes. What is written is checked nevertheless."""
     monkeypatch.setenv("RAY_ADDRESS", CLUSTER)
     checkpoint = {"trainer.resume_mode": "resume_path", "trainer.resume_from_path": f"{NOWHERE}/global_step_3"}
     with caplog.at_level(logging.WARNING):
@@ -419,10 +425,94 @@ def test_so_is_the_judge_s(configured, tmp_path, key):
 # ---------------------------------------------------------------- a start that passes
 
 
-@pytest.mark.parametrize(("mode", "left"), [("disable", []), ("auto", ["metrics.1.jsonl", "metrics.2.jsonl"])])
-def test_a_start_that_passes_makes_way(start, earlier, mode, left):
+@pytest.mark.parametrize("mode", ["disable", "auto"])
+def test_a_start_that_passes_makes_way(start, earlier, mode):
+    """Without resuming they are deleted as well, but by the trainer, when the models are loaded."""
     start({"trainer.resume_mode": mode})
+    assert sorted(path.name for path in earlier.iterdir()) == ["metrics.1.jsonl", "metrics.2.jsonl"]
+
+
+@pytest.mark.parametrize(("mode", "left"), [("disable", []), ("auto", ["metrics.1.jsonl", "metrics.2.jsonl"])])
+def test_metrics_of_a_trainer_that_is_not_saw_s_make_way_before_it(configured, earlier, mode, left):
+    train._keep_earlier_metrics(configured({"trainer.v1.trainer_mode": "sync", "trainer.resume_mode": mode}))
     assert sorted(path.name for path in earlier.iterdir()) == left
+
+
+# ---------------------------------------------------------------- a CPU that nobody chose
+
+
+def large(toy_model: Path, folder: Path) -> Path:
+    """The toy model's folder with the sizes of Qwen2.5-1.5B."""
+    shutil.copytree(toy_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    sizes = {"hidden_size": 1536, "num_hidden_layers": 28, "vocab_size": 151_936, "layer_types": None}
+    (folder / "config.json").write_text(json.dumps({**config, **sizes}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("reason", "refused"),
+    [
+        ("this machine has no accelerator", True),
+        ("this machine has no accelerator (the driver is gone)", True),
+        ("SAW_PLATFORM is cpu", False),
+        ("CUDA_VISIBLE_DEVICES is '', which hides the GPUs", False),
+        (None, False),
+    ],
+)
+def test_a_large_model_is_not_trained_on_a_cpu_that_nobody_chose(
+    start, monkeypatch, toy_model, tmp_path, reason, refused
+):
+    """Kind: a full-size training on the CPU, for lack of a GPU, that takes months."""
+    if reason is not None:
+        monkeypatch.setenv(train.REASON, reason)
+    path = str(large(toy_model, tmp_path / "large"))
+    if refused:
+        with pytest.raises(ConfigError, match=rf"{MODEL} is '{path}'.*no accelerator.*size=toy; SAW_PLATFORM=cpu"):
+            start({MODEL: path})
+    else:
+        start({MODEL: path})
+    start()  # a toy model is what a CPU is for
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [("Qwen/Qwen2.5-1.5B-Instruct", True), ("runs/quickstart/model", False), (NOWHERE, False), (None, False)],
+)
+def test_a_model_that_cannot_be_read_is_large_only_if_it_is_one_of_the_hub(configured, monkeypatch, path, expected):
+    def unreachable(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(inputs.AutoConfig, "from_pretrained", unreachable)
+    assert inputs.is_large_for_a_cpu(configured({MODEL: path})) == expected
+
+
+# ---------------------------------------------------------------- the message of a refusal
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"saw.method": "saw_gdop"}, ["saw.method", "'saw_gdop'", "saw_gdpo", "VERL_USE_EXTERNAL_MODULES"]),
+        ({"data.train_files": NOWHERE}, ["data.train_files", NOWHERE]),
+        ({"trainer.nnodes": 0}, ["trainer.nnodes is 0"]),  # a ValueError of saw.machine
+        ({"trainer.project_name": "${oc.env:SAW_SOME_TOKEN,none}"}, ["trainer.project_name", "SAW_SOME_TOKEN"]),
+        ({"trainer.n_gpus_per_node": 4}, ["n_gpus_per_node"]),
+    ],
+)
+def test_the_command_shows_a_refusal_without_a_traceback(configured, changes, words):
+    with pytest.raises(SystemExit) as ended:
+        train.command(configured(changes))
+    assert str(ended.value).startswith("saw: ")
+    for word in words:
+        assert word in str(ended.value)
+
+
+def test_an_error_of_the_user_s_own_code_keeps_its_traceback(configured, tmp_path):
+    (tmp_path / "mine.py").write_text("def compute_score(**_):\n    raise ValueError('a bug of mine')\n")
+    own = {"reward.custom_reward_function.path": str(tmp_path / "mine.py")}
+    with pytest.raises(ValueError, match="a bug of mine"):
+        train.command(configured({**own, "reward.custom_reward_function.name": "compute_score"}))
 
 
 def test_a_refused_start_makes_no_folder(start, tmp_path):
@@ -435,7 +525,7 @@ def test_a_refused_start_makes_no_folder(start, tmp_path):
 
 
 def test_a_multirun_is_refused(start, earlier, monkeypatch):
-    """Kind: the second training of a process, which has the first one's variables, deletes the first one's metrics."""
+    """Kind: a process's second training inherits the first one's variables and deletes its metrics."""
     before = contents(earlier)
     monkeypatch.setattr(train.HydraConfig, "initialized", lambda: True)
     monkeypatch.setattr(train.HydraConfig, "get", lambda: SimpleNamespace(mode=RunMode.MULTIRUN))
@@ -469,7 +559,7 @@ def test_verl_s_check_runs_once_and_what_is_open_is_settled_before_it_starts(sta
     ],
 )
 def test_a_command_without_an_experiment_says_that_and_which_there_are(arguments):
-    """Kind: an error that is about what follows from the missing part."""
+    """Kind: an error reports a consequence of the missing part instead of the part."""
     said = train.missing_experiment(arguments)
     assert said is not None
     assert "experiment=NAME" in said

@@ -37,7 +37,7 @@ STEP = 3
 
 
 class Rewards:
-    """A reward function whose second objective moves up with the step: from 10 times the step to 10 above."""
+    """A reward function whose second objective rises with the step: from 10 times the step to 10 above."""
 
     @staticmethod
     def bounds(step: int) -> dict[str, tuple[float, float]]:
@@ -45,7 +45,7 @@ class Rewards:
 
 
 class Trainer(SAWSeparateAsyncTrainer):
-    """verl's own step over mini-batches that are there, without workers."""
+    """verl's own step over given mini-batches, without workers."""
 
     def __init__(self, folder, method="saw_gdpo", max_missing=1.0, **options):
         objectives: dict[str, Any] = {name: {} for name in NAMES}
@@ -112,7 +112,7 @@ SECOND = rows([1.0, 1.0, 0.0, 0.0], [39.0, 39.0, 40.0, 38.0], score=3.0)
 
 
 def weights_of(infos: list[dict], **options) -> list[float]:
-    """What the method gives one mini-batch."""
+    """The method's result for one mini-batch."""
     rewards = torch.tensor([[info[name] for name in NAMES] for info in infos], dtype=torch.float64)
     objectives = [Objective(NAMES[0], minimum=0.0, maximum=1.0), Objective(NAMES[1], minimum=30.0, maximum=40.0)]
     return saw.compute_advantage(
@@ -124,7 +124,7 @@ def weights_of(infos: list[dict], **options) -> list[float]:
 
 
 def test_the_metrics_of_a_step_are_of_all_of_its_mini_batches(trainer, monkeypatch):
-    """Kind: verl merges by parts of names; it would sum one objective's weights and take the least of the other's."""
+    """Kind: verl merges by parts of names: it would sum one objective's weights and take the minimum of the other's."""
     metrics = trainer().do(monkeypatch, FIRST, SECOND)
     assert metrics["saw/sum_total/mean"] == 5 / 8
     assert metrics["saw/minimal/mean"] == (126 + 156) / 8
@@ -169,7 +169,7 @@ def test_what_the_judge_cost_is_summed_and_verl_s_score_is_of_the_whole_step(tra
 
 
 def test_smoothing_counts_steps(trainer, monkeypatch):
-    """Kind: an average that forgets twice as fast since a step has two mini-batches."""
+    """Kind: an average that forgets twice as fast because a step has two mini-batches."""
     made = trainer(ema=0.5)
     first = made.do(monkeypatch, FIRST, FIRST)
     plain = weights_of(FIRST)
@@ -200,7 +200,7 @@ def test_random_weights_are_drawn_once_a_step(trainer, monkeypatch):
 
 
 def test_weights_of_mini_batches_stay_weights(trainer, monkeypatch):
-    """Kind: a mean of ones that rounding carries above 1, and the next step refuses."""
+    """Kind: rounding makes a mean of ones larger than 1, which the next step refuses."""
     made = trainer(ema=0.5)
     made.parameter_sync_step = 3
     made.config.data.train_batch_size = 6
@@ -214,7 +214,7 @@ def test_weights_of_mini_batches_stay_weights(trainer, monkeypatch):
 
 
 def test_a_reward_s_range_is_that_of_the_step_that_submitted_its_prompt(trainer, monkeypatch, caplog):
-    """Kind: a schedule by the step that trains; rewards of an earlier step are below its minimum, or never above."""
+    """Kind: the schedule of the training step is used, so rewards of an earlier step seem to be below the minimum."""
     early = rows([0.0, 1.0, 1.0, 1.0], [20.0, 21.0, 22.0, 23.0])
     made = trainer()
     with caplog.at_level(logging.WARNING):
@@ -240,7 +240,7 @@ def test_where_a_batch_has_prompts_of_several_steps_the_ranges_are_united():
 @pytest.mark.parametrize("position", [0, 1])
 @pytest.mark.parametrize("saved", [False, True])
 def test_a_stop_saves_nothing_and_names_the_checkpoint_to_go_on_from(trainer, monkeypatch, tmp_path, position, saved):
-    """Prompts of this step are out of the queue already, and a mini-batch before is in the weights."""
+    """Prompts of this step have left the queue, and an earlier mini-batch has changed the weights."""
     if saved:
         (tmp_path / "global_step_1").mkdir()
         (tmp_path / "latest_checkpointed_iteration.txt").write_text("1")
@@ -300,7 +300,7 @@ def buffer() -> MultiRewardReplayBufferAsync:
     [("drop", 2, {"old", "old failed"}), ("drop", 9, set()), ("wait", 2, set()), ("drop", None, set())],
 )
 def test_a_failed_group_is_trained_on_and_counted_unless_it_is_too_old(buffer, strategy, threshold, stale):
-    """verl draws another in its place, and nobody hears of it; where all fail, it would go on for ever."""
+    """verl would silently draw another; if all fail, it would continue forever."""
     buffer.max_off_policy_strategy, buffer.max_off_policy_threshold = strategy, threshold
     reasons = buffer._terminal_eviction_reasons(5, "train")
     assert reasons[0] == stale
@@ -409,7 +409,7 @@ def test_switching_at_verl_s_own_interval_passes(right):
 
 
 def test_the_rollout_s_own_gpus_are_counted():
-    """Kind: a pool that nobody has counted, for which Ray would wait for ever."""
+    """Kind: a resource pool that is not counted, for which Ray would wait forever."""
     together = cluster.needed(quickstart(COLOCATE))
     apart = cluster.needed(quickstart(SEPARATE, {"actor_rollout_ref.rollout.n_gpus_per_node": 3}))
     assert (together.gpus, apart.gpus) == (1, 4)

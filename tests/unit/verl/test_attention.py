@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import GPT2Config, Qwen2Config
 from verl.utils.config import omega_conf_to_dataclass
 
+from saw.machine import environment
 from saw.records import run_info
 from saw.runs import train
 from saw.verl import attention
@@ -40,7 +41,7 @@ def gpu(model):
 
 
 def changed(base: tuple[str, ...], *overrides: str) -> DictConfig:
-    """A configuration with overrides; composed anew for each, the tests would take five times as long."""
+    """A configuration with overrides; composing it for every test would take five times as long."""
     config = compose(*base)
     OmegaConf.set_struct(config, False)
     config.merge_with_dotlist([override.lstrip("+") for override in overrides])
@@ -49,7 +50,7 @@ def changed(base: tuple[str, ...], *overrides: str) -> DictConfig:
 
 @pytest.fixture
 def flash_attn(monkeypatch):
-    """Has flash-attn importable, in a version."""
+    """Makes a version of flash-attn importable."""
 
     def install(version: str = "2.8.3", **names: object) -> None:
         module = types.ModuleType("flash_attn")
@@ -115,7 +116,7 @@ def test_sdpa_where_it_cannot_work_with_the_reason_the_cost_and_the_remedy(gpu, 
     config = gpu()
     choice = choose(config)
     assert (choice.name, choice.fused) == ("sdpa", True)
-    for part in (says, "quadratic", "fused", "--no-build-isolation flash-attn=="):
+    for part in (says, "quadratic", "fused", re.escape(environment.flash_attn())):
         assert re.search(part, choice.reason), part
     assert "\n" not in choice.reason
     attention.apply(config, choice)
@@ -275,7 +276,7 @@ BACKEND = "actor_rollout_ref.model.fused_kernel_options.impl_backend"
 @pytest.mark.parametrize("asked", [[], [f"+{KEY}=sdpa"]])
 @pytest.mark.parametrize("fused", [True, False])
 def test_fused_kernels_that_a_user_has_set_are_kept(gpu, monkeypatch, flash_attn, fused, asked, installed):
-    """Kind: a False of the user's that is not told from the default."""
+    """Kind: a user's False is not distinguished from the default."""
     flash_attn() if installed else no_flash_attn(monkeypatch, flash_attn)
     config = gpu(f"{FUSED}={fused}", f"{BACKEND}=triton", *asked)
     choice = choose(config)
@@ -292,7 +293,7 @@ def test_fused_kernels_that_a_user_has_set_are_kept(gpu, monkeypatch, flash_attn
     [(True, [], False), (False, [], True), (False, [f"+{KEY}=sdpa"], True), (True, [f"+{KEY}=sdpa"], False)],
 )
 def test_fused_kernels_that_are_left_open_are_chosen_and_written(gpu, monkeypatch, flash_attn, installed, asked, fused):
-    """Kind: one setting of the user's that closes another. verl gets True or False, never null."""
+    """Kind: one user setting prevents another choice. verl gets True or False, never null."""
     flash_attn() if installed else no_flash_attn(monkeypatch, flash_attn)
     for backend in (f"{BACKEND}=null", f"{BACKEND}=liger"):
         config = gpu(*asked, backend)
@@ -383,7 +384,7 @@ def test_the_choice_is_said_in_one_line_and_is_in_run_json(gpu, monkeypatch, fla
 
 @pytest.fixture
 def start(monkeypatch, tmp_path, toy_model, toy_data):
-    """Starts a training of the quickstart that ends where verl would begin; returns verl's configuration."""
+    """Starts a quickstart training that ends where verl would begin, and returns verl's configuration."""
     from verl.trainer import main_ppo
 
     import saw.verl  # noqa: F401

@@ -91,7 +91,7 @@ def node(tmp_path):
 
 
 def ended(launcher: subprocess.Popen) -> tuple[dict, str, str]:
-    """What a worker reports, the rest of its output, and its errors, once it has ended."""
+    """A worker's report, the rest of its output, and its errors, once it has ended."""
     out, err = launcher.outputs  # type: ignore[attr-defined]
     launcher.wait(timeout=60)
     deadline = time.monotonic() + 60

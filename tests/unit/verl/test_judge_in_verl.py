@@ -55,7 +55,7 @@ def test_a_key_that_is_not_there_stops_before_ray(name, monkeypatch):
 def test_a_key_that_the_nodes_of_a_running_cluster_may_have_is_not_asked_of_the_driver(
     monkeypatch, caplog, named_by, value
 ):
-    """Kind: one of three ways to name a cluster that is not looked at. The line says who must have the key."""
+    """Kind: one of three ways to name a cluster is ignored. The message names who must have the key."""
     address = "10.0.0.1:6379"
     found = address if named_by == "ray start" else None
     monkeypatch.setattr("ray._private.services.find_bootstrap_address", lambda temp_dir: found)
@@ -96,7 +96,7 @@ RUBRIC = {"prompt": "tldr.txt", "objectives": ["quality", "conciseness"], "lowes
 
 @pytest.mark.parametrize("judge", ["gemini", "openai", "server", "verl"])
 def test_the_rubric_comes_with_the_task_whichever_judge_it_is(judge):
-    """Kind: a judge that brings the rubric of one task into another."""
+    """Kind: a judge brings one task's rubric into another task."""
     own = OmegaConf.select(compose("objectives=toolrl", f"judge={judge}"), SECTION)
     assert not RUBRIC.keys() & own.keys()
     section = OmegaConf.select(compose("objectives=tldr", f"judge={judge}"), SECTION)
@@ -205,7 +205,7 @@ def test_samples_go_to_a_file_and_to_wandb(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("before", ["", '{"step": 6}\n', '{"step": 6}\n{"step": 7, "inp'])
 def test_samples_after_a_line_that_a_kill_has_cut_begin_their_own(tmp_path, before):
-    """Kind: appending to a file whose last line is no line; whole and empty files are the neighbours."""
+    """Kind: appending to a file whose last line is cut off; also to complete and empty files."""
     file = tmp_path / "val_samples.jsonl"
     file.write_text(before)
     section = OmegaConf.create({"log_val_generations": 1, "default_local_dir": str(tmp_path), "logger": ["file"]})
@@ -228,7 +228,7 @@ def small_ray(monkeypatch):
 
 @pytest.mark.slow
 def test_a_judge_whose_process_cannot_start_gives_no_verdict(small_ray, monkeypatch):
-    options = JudgeOptions.of({"model": "m", "base_url": "http://127.0.0.1:9/v1", "api_key_env": "NOT_HERE"})
+    options = JudgeOptions.of({**RUBRIC, "model": "m", "base_url": "http://127.0.0.1:9/v1", "api_key_env": "NOT_HERE"})
     for _ in range(2):
         verdict = asyncio.run(judge_actor.ask(options, {"reddit_text": "", "human_summary": "", "model_summary": ""}))
         assert all(math.isnan(score) for score in verdict.scores.values())
@@ -245,7 +245,7 @@ PARTS = ("requests", "input_tokens", "output_tokens", "dollars", "cached")
 @pytest.mark.parametrize("absent", [{"quality": 1.0}, {}, {"judge_seconds": 2.0}])
 @pytest.mark.parametrize("position", [0, 1, 2])
 def test_costs_are_summed_over_the_samples_that_have_some(absent, position):
-    """A kind: samples of which the reward function says nothing, or not all; wherever they are in the batch."""
+    """Kind: samples for which the reward function reports no cost, or only part of it, anywhere in the batch."""
     infos = [info(1.0), info(3.0, cached=1.0)]
     infos.insert(position, absent)
     result = step_metrics.judge_metrics(infos)
@@ -258,7 +258,7 @@ def test_costs_are_summed_over_the_samples_that_have_some(absent, position):
 @pytest.mark.parametrize("nothing", [None, math.nan, math.inf, "?"])
 @pytest.mark.parametrize("part", PARTS)
 def test_a_part_of_the_cost_that_is_not_known_is_in_no_sum(part, nothing):
-    """A kind: one value of one sample is None, NaN or no number."""
+    """Kind: one value of one sample is None, NaN or not a number."""
     result = step_metrics.judge_metrics([judge_info(**{part: nothing}), info(1.0)])
     expected = {"requests": 2.0, "input_tokens": 20.0, "output_tokens": 4.0, "dollars": 1.0}
     for name, value in expected.items():
@@ -286,7 +286,7 @@ def test_what_nobody_knows_is_nan_and_what_is_known_is_not_said_to_be_unknown():
     ],
 )
 def test_a_prompt_that_cannot_be_filled_in_stops_before_ray(tmp_path, text, fault):
-    """A kind: templates that would fail, or say nothing, at the first sample of the first step."""
+    """Kind: templates that would fail, or send nothing, at the first sample of the first step."""
     path = tmp_path / "own.txt"
     path.write_text(text)
     with pytest.raises(ConfigError, match=f"{SECTION}.prompt: {path} .*{fault}"):
@@ -294,7 +294,7 @@ def test_a_prompt_that_cannot_be_filled_in_stops_before_ray(tmp_path, text, faul
 
 
 def test_what_verl_serves_is_cached_by_its_model_and_not_by_its_router():
-    """A kind: the router's address is another one in every run, and one name may stand for several models."""
+    """Kind: the router's address differs between runs, and one name may be used for several models."""
 
     def served(model, router, *overrides):
         config = configuration("judge=verl", f"reward.reward_model.model_path={model}", *overrides)
@@ -304,6 +304,7 @@ def test_what_verl_serves_is_cached_by_its_model_and_not_by_its_router():
     assert (first.server, first.model) == (served("m", "10.0.0.2:81").server, "m")
     alias = f"{SECTION}.model=judge"
     assert served("m", "10.0.0.1:80", alias).server != served("other", "10.0.0.1:80", alias).server
-    assert first.server != judge_actor.options_of({"model": "m", "base_url": "http://10.0.0.1:80/v1"}, None).server
-    plain = judge_actor.options_of({"model": "m"}, "10.0.0.1:80")
-    assert plain.server == judge_actor.options_of({"model": "m"}, "10.0.0.2:81").server
+    own = {**RUBRIC, "model": "m"}
+    assert first.server != judge_actor.options_of({**own, "base_url": "http://10.0.0.1:80/v1"}, None).server
+    plain = judge_actor.options_of(own, "10.0.0.1:80")
+    assert plain.server == judge_actor.options_of(own, "10.0.0.2:81").server

@@ -31,9 +31,10 @@ def test_what_follows_a_run_needs_no_torch(module):
 
 
 def test_every_public_name_is_there():
-    for name in set(saw.__all__) - {"METHODS"}:
+    for name in set(saw.__all__) - {"METHODS", "PROFILES"}:
         assert getattr(saw, name).__name__ == name
     assert "saw_gdpo" in saw.METHODS
+    assert "paper" in saw.PROFILES
     assert set(saw.__all__) <= set(dir(saw))
     with pytest.raises(AttributeError, match="nope"):
         _ = saw.nope

@@ -11,12 +11,13 @@ from verl import DataProto
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 import saw
+from saw.method.metrics import training_metrics
 from saw.verl.config import ConfigError, Settings
 from saw.verl.config_checks import check_config
 from saw.verl.estimator import StepRewards, estimate, rewards_of_step
 from saw.verl.replay_buffer import has_spread
 from saw.verl.reward_manager import Failures, MultiRewardManager, finite_score, with_finite_score
-from saw.verl.step_metrics import training_metrics, validation_metrics
+from saw.verl.step_metrics import validation_metrics
 from saw.verl.transfer_queue import checked_objective_matrix, objective_matrix, reward_infos, scored_rows
 from tests.configs import compose
 from tests.objectives import objectives
@@ -139,7 +140,7 @@ PENALTY = torch.tensor([0.5, 0.25, 0.0, 2.0], dtype=torch.float64)  # KL of each
 
 
 def under(reading, method):
-    """The samples' advantages by the settings of a table's row in a reading, as the trainer would hand them over."""
+    """The samples' advantages with the settings of a table's row in a reading, called as by the trainer."""
     config = compose("experiment=toolrl", f"reading={reading}", f"saw.method={method}")
     settings = check_config(config)
     keys, mask = [f"p_{i}_0" for i in range(4)], torch.ones(4, 2, dtype=torch.int64)
@@ -163,7 +164,7 @@ def normalised(values):
 
 
 def test_grpo_as_released_takes_the_penalty_off_the_sum_of_the_rewards():
-    """A reading that is set in part: with the paper's profile it would be taken off the mean, twice as much of it."""
+    """Kind: half of a reading. With the paper's profile the penalty applies to the mean, so it counts twice."""
     summed = np.array(REWARDS).sum(axis=1)
     np.testing.assert_allclose(under("as_released", "grpo"), normalised(summed - PENALTY.numpy()), atol=1e-9)
     half = normalised(summed / 2 - PENALTY.numpy())
@@ -181,7 +182,7 @@ def test_no_other_method_feels_the_penalty_as_released(method):
 
 
 def test_a_released_group_of_one_keeps_its_own_score_less_the_penalty():
-    """Golden values have no penalty: a lone sample's advantage is its score, and the score has the penalty off."""
+    """Golden values have no penalty: a lone sample's advantage is its score, from which the penalty was subtracted."""
     found = saw.compute_advantage(
         torch.tensor([[1.0, 2.0]]), ["p"], torch.ones(1, 1), method="grpo", options={"profile": "released"},
         penalty=torch.tensor([0.5]),

@@ -35,7 +35,7 @@ def test_mapping_and_list_mean_the_same():
     [
         ({"method": "ppo"}, ["saw.method", "'ppo'", "saw_grpo, saw_gdpo"]),
         ({"metod": "grpo"}, ["saw.metod", "no such setting"]),
-        ({"options": {"profile": "new"}}, ["saw.options.profile", "'new'", "'paper' or 'released'"]),
+        ({"options": {"profile": "new"}}, ["saw.options.profile", "'new'", "paper, released"]),
         ({"objectives": {}}, ["saw.objectives", "at least 1"]),
         ({"objectives": {"a": {"minimum": "low"}}}, ["saw.objectives.a.minimum", "number", "'low'"]),
         ({"objectives": {"a": {"minimum": 0, "priority": -1}}}, ["priority", "greater than or equal to 0", "-1"]),
@@ -64,7 +64,7 @@ def test_bad_section(changes, words):
 
 @pytest.mark.parametrize("objectives", [{"a": {"minimum": 0, "priority": -1}}, [{"name": "a", "priority": -1}]])
 def test_a_wrong_objective_is_the_only_fault(objectives):
-    """Kind: what follows from a fault (no objective is left) hides it."""
+    """Kind: a consequence of a fault (no objective is left) hides the fault."""
     with pytest.raises(ConfigError) as error:
         settings(objectives=objectives)
     assert len(str(error.value).splitlines()) == 1
@@ -105,7 +105,7 @@ def test_bad_configuration(override, words):
 
 
 def test_the_released_kl_goes_with_the_released_profile():
-    """A penalty that means something else: half of a reading, on the command line or in a file of one's own."""
+    """Kind: half of a reading changes what the penalty means, on the command line or in a user's own file."""
     released = {"profile": "released"}
     assert settings(method="grpo", kl_in_reward="grpo_only", options=released).feels_kl_in_reward
     for options in ({}, {"profile": "paper"}):
@@ -139,7 +139,7 @@ CORRECTION = "algorithm.rollout_correction"
     ],
 )
 def test_what_the_objectives_gradients_would_not_see_is_refused(method, override, words):
-    """What changes the update's gradient after, or otherwise than, the objectives', which are then not its parts."""
+    """Settings that change the update's gradient but not the objectives', which are then not its parts."""
     with pytest.raises(ConfigError) as error:
         check_config(compose(*method, override))
     for word in words:
@@ -197,7 +197,7 @@ def test_a_reward_function_that_fails_on_its_own_reference_says_when(tmp_path, t
 @pytest.mark.parametrize("value", ["null", "[]", "5", "GARBAGE", "/nowhere.parquet"])
 @pytest.mark.parametrize("rollouts", [1, 2])
 def test_data_that_cannot_be_read_is_left_to_the_check_of_the_data(tmp_path, value, rollouts):
-    """Kind: a look into the data for something else fails with an error that names neither key nor file."""
+    """Kind: reading the data for another purpose fails with an error that names neither key nor file."""
     (tmp_path / "rows.parquet").write_bytes(b"no rows")
     data = f"data.train_files={value}".replace("GARBAGE", str(tmp_path / "rows.parquet"))
     minima = [f"++saw.objectives.{name}.minimum=0" for name in ("format", "correctness")]
@@ -325,3 +325,67 @@ def test_a_reward_without_bounds_needs_a_minimum(tmp_path, toy_data):
         check_config(compose(*arguments))
     minima = [f"++saw.objectives.{name}.minimum=-1" for name in ("format", "correctness")]
     check_config(compose(*arguments, *minima))
+
+
+# ---------------------------------------------------------------- objectives of a turn
+
+ROLLOUT = "actor_rollout_ref.rollout"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"turn": 0}, ["saw.objectives.format.turn", "greater than or equal to 1", "0"]),
+        ({"turn": 1.5}, ["saw.objectives.format.turn", "integer", "1.5"]),
+        ({"turn": "first"}, ["saw.objectives.format.turn", "integer", "'first'"]),
+    ],
+)
+def test_a_bad_turn(changes, words):
+    with pytest.raises(ConfigError) as error:
+        settings(objectives={"format": {"minimum": 0, **changes}})
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("method", ["grpo", "saw_grpo", "gradient_gdpo"])
+def test_a_turn_needs_a_method_with_an_advantage_of_each_objective(method):
+    objectives = {"format": {"minimum": 0, "turn": 1}, "correctness": {"minimum": -3}}
+    assert settings(objectives=objectives).names_turns
+    with pytest.raises(ConfigError, match=rf"saw: the turn of 'format' is 1, but {method} "):
+        settings(objectives=objectives, method=method)
+    assert not settings(method=method).names_turns
+
+
+@pytest.mark.parametrize(
+    ("turn", "most", "agent", "words"),
+    [
+        (2, "null", "single_turn_agent", ["correctness.turn is 2", "default_agent_loop is 'single_turn_agent'"]),
+        (3, 2, "tool_agent", ["correctness.turn is 3", "max_assistant_turns is 2", "at most 2 turns"]),
+        (1, "null", "single_turn_agent", []),
+        (2, 2, "tool_agent", []),
+        (9, "null", "tool_agent", []),
+    ],
+)
+def test_a_turn_that_no_response_can_have(toy_data, turn, most, agent, words):
+    config = compose(
+        f"+saw.objectives.correctness.turn={turn}",
+        f"{ROLLOUT}.multi_turn.max_assistant_turns={most}",
+        f"{ROLLOUT}.agent.default_agent_loop={agent}",
+        f"data.train_files={toy_data[0]}",
+    )
+    if not words:
+        assert check_config(config).names_turns
+        return
+    with pytest.raises(ConfigError) as error:
+        check_config(config)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_row_may_name_an_agent_loop_of_several_turns(toy_data, tmp_path):
+    table = pq.read_table(toy_data[0])
+    path = tmp_path / "train.parquet"
+    pq.write_table(table.append_column("agent_name", [["tool_agent"] * len(table)]), path)
+    turn = "+saw.objectives.correctness.turn=2"
+    assert check_config(compose(turn, f"data.train_files={path}")).names_turns
+    assert check_config(compose(turn, "data.train_files=elsewhere.parquet")).names_turns  # on another node

@@ -52,7 +52,7 @@ def reward_file(tmp_path, body: str, name: str = "reward") -> list[str]:
 
 @pytest.mark.parametrize("name", ["naive", "dapo", "prime", "gdpo", "remote", "sawx"])
 def test_another_reward_manager_is_refused(name):
-    """Its penalties reach no advantage, and it knows no training step; verl registers these, but for the last."""
+    """Its penalties reach no advantage, and it has no training step; verl registers all of these except the last."""
     message = refused(f"reward.reward_manager.name={name}")
     assert f"reward.reward_manager.name is {name!r}" in message
     assert "'saw'" in message
@@ -92,7 +92,7 @@ def test_a_reward_manager_without_its_file_is_refused(tmp_path):
 
 
 def test_a_reward_model_without_a_reward_function_is_refused():
-    """verl takes the model's scalar past the reward manager, and every sample is lost for want of a dict."""
+    """verl bypasses the reward manager with the model's scalar, and every sample is lost because there is no dict."""
     message = refused(
         *("reward.reward_model.enable=true", "reward.reward_model.enable_resource_pool=true"), f"{FUNCTION}.path=null"
     )
@@ -125,7 +125,7 @@ def test_gradient_methods_ask_for_the_engine_and_not_for_the_name_of_its_strateg
 
 @pytest.mark.parametrize("engine", sorted(ENGINES.keys() - {"dp"}))
 def test_the_strategy_of_another_engine_is_refused(engine):
-    """verl asks the strategy in one place and the engine in another."""
+    """verl reads the strategy in one place and the engine in another."""
     message = refused("platform=gpu", f"model_engine={engine}", "actor_rollout_ref.actor.strategy=fsdp2")
     assert "actor_rollout_ref.actor.strategy is 'fsdp2'" in message
     assert repr(ENGINES[engine]) in message
@@ -186,7 +186,7 @@ def test_a_group_filter_that_is_off_may_say_anything():
 
 
 def test_a_group_filter_by_another_key_of_the_reward_function(tmp_path, toy_data):
-    """Known where the function is tried; where it is not, the first step says so."""
+    """Reported if the function is tried; otherwise by the first step."""
     body = "def reward(**kwargs):\n    return {'format': 1.0, 'correctness': 2.0, 'acc': 1.0}\n"
     filtered = [f"data.train_files={toy_data[0]}", f"{FILTER}.enable=true", *MINIMA]
     check_config(compose(*reward_file(tmp_path, body), *filtered, f"{FILTER}.metric=acc"))
@@ -200,7 +200,7 @@ N = "actor_rollout_ref.rollout.n"
 
 
 def rows_with(tmp_path, toy_data, numbers: list[int | None] | None, suffix: str = "parquet") -> str:
-    """A training file whose rows say how many rollouts they want, or do not."""
+    """A training file whose rows have, or lack, their number of rollouts."""
     table = pq.read_table(toy_data[0]).slice(0, 4)
     if numbers is not None:
         table = table.append_column("__rollout_n__", pa.array(numbers, pa.int64()))
@@ -291,7 +291,7 @@ def test_bounds_and_checks_take_it_too(tmp_path, what):
 
 
 def test_a_reward_function_is_told_where_a_served_judge_is(tmp_path):
-    """verl then hands over two more arguments."""
+    """verl then passes two more arguments."""
     served = ["reward.reward_model.enable=true", "reward.reward_model.enable_resource_pool=true", *MINIMA]
     body = DECLARED.format(declared="", kind="async ", parameters=ALL)
     assert "'reward_router_address'" in refused(*reward_file(tmp_path, body), *served)
@@ -360,9 +360,15 @@ def test_the_first_rewards_are_checked_as_the_training_would(tmp_path, toy_data,
 
 @pytest.mark.parametrize("value", ["None", "float('nan')", "-3", "True", "__import__('numpy').float32(-3)"])
 def test_first_rewards_that_may_be(tmp_path, toy_data, value):
-    """A missing one may be, and one at its minimum, of whatever kind of number."""
+    """A missing reward is accepted, and one at its minimum, as any type of number."""
     body = REWARD.format(value=value)
     check_config(compose(*reward_file(tmp_path, body), f"data.train_files={toy_data[0]}", *MINIMA))
+
+
+def test_the_first_reward_at_its_minimum_in_float32_may_be(tmp_path, toy_data):
+    body = REWARD.format(value="__import__('torch').tensor(0.7).item()")
+    minima = ["+saw.objectives.format.minimum=0.7", MINIMA[1]]
+    check_config(compose(*reward_file(tmp_path, body), f"data.train_files={toy_data[0]}", *minima))
 
 
 def test_a_running_minimum_has_no_below(tmp_path, toy_data):
@@ -398,7 +404,7 @@ def test_training_data_without_rows_is_refused(tmp_path, toy_data):
     ],
 )
 def test_ranges_that_cannot_be_are_refused(tmp_path, bounds, overrides, words):
-    """Whoever states them: the reward function, the configuration, or each one end."""
+    """Wherever they are stated: by the reward function, in the configuration, or one end by each."""
     body = DECLARED.format(declared=f", bounds=lambda step: {bounds}", kind="", parameters="**kwargs")
     message = refused(*reward_file(tmp_path, body), *overrides)
     for word in words:
@@ -454,7 +460,7 @@ def training_row(tmp_path, **more) -> str:
 
 
 def test_a_reward_function_that_reads_what_the_reward_manager_adds_is_tried_with_it(tmp_path):
-    """A kind: a function that works in training, and would fail only when it is tried."""
+    """Kind: a function that works in training and would fail only when it is tried."""
     overrides = ["experiment=quickstart", *reward_file(tmp_path, NEEDS), training_row(tmp_path), *MINIMA]
     assert check_config(compose(*overrides)) is not None
 

@@ -34,13 +34,13 @@ def settings(**more) -> Settings:
 def test_running_minima_fall_and_never_rise():
     state = State()
     for rewards, lowest in (([[5.0, 2.0], [5.0, 3.0]], 2.0), ([[5.0, NAN], [5.0, 4.0]], 2.0), ([[-9.0, -1.0]], -1.0)):
-        state.see(torch.tensor(rewards), settings())
+        state.track_minima(torch.tensor(rewards), settings())
         assert state.minima == {"b": lowest}
 
 
 def test_nothing_is_known_before_the_first_reward():
     state = State()
-    state.see(torch.tensor([[1.0, NAN]]), settings())
+    state.track_minima(torch.tensor([[1.0, NAN]]), settings())
     assert state.minima == {}
 
 
@@ -67,7 +67,7 @@ def test_the_learning_rate_of_the_weights_is_the_actor_s():
 
 
 def test_the_workers_are_told_the_reduction_and_each_step_s_gradients_are_clipped(monkeypatch):
-    """An option that does not arrive; an average over steps of gradients of which only the average was clipped."""
+    """Kind: an option that is ignored, or an average over steps that is clipped instead of each step's gradients."""
     options = {"gradient": {"lr": 1.0, "accumulate": 2, "reduction": "sum", "clip": 1.0, "layers": [3]}}
     section = Settings.model_validate(
         {"method": "gradient_grpo", "objectives": {"a": {"minimum": 0}, "b": {"minimum": 0}}, "options": options}
@@ -135,7 +135,7 @@ def test_the_trainer_saves_and_restores_it(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("other", [["b", "a"], ["a"], ["a", "b", "c"], ["a", "c"]])
 def test_a_checkpoint_of_other_objectives_is_refused(tmp_path, monkeypatch, other):
-    """Kind: weights and Gram matrices are lists, which another order of the objectives would exchange silently."""
+    """Kind: weights and Gram matrices are lists, which another order of the objectives would silently mix up."""
     config = {"trainer": {"default_local_dir": str(tmp_path), "resume_mode": "auto", "resume_from_path": None}}
     make_trainer(config, monkeypatch, steps=4)._save_checkpoint()
     changed = make_trainer(config, monkeypatch, steps=4)
@@ -155,7 +155,7 @@ def test_a_checkpoint_from_before_objectives_were_saved_is_read(tmp_path, monkey
 
 
 def test_a_minimum_that_is_no_longer_running_is_the_configured_one():
-    """Kind: a resumed training measures the CV from a minimum that only the earlier one had."""
+    """Kind: a resumed training measures the CV from a minimum that was only the earlier training's."""
     made = SAWTrainer.__new__(SAWTrainer)
     made.state = State(minima={"a": -7.0, "b": -2.0})
     made.settings = settings()

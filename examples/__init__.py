@@ -1,0 +1,1 @@
+"""Examples of everything that can be extended (docs/extend.md)."""

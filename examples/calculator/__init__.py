@@ -1,0 +1,1 @@
+"""Dialogues of two turns with a calculator (docs/turns.md)."""

@@ -1,0 +1,39 @@
+"""What a method demands of the trainer that it runs in; a trainer refuses what it cannot give, before a rollout."""
+
+from __future__ import annotations
+
+from saw.method.options import Options
+from saw.method.registry import get_method
+
+#: Options that read the weights of the previous step.
+_SMOOTHING = ("ema", "max_change")
+
+
+def refuse_gradients(method: str, options: Options, host: str) -> None:
+    """For a trainer without the policy gradients of each objective.
+
+    Raises:
+        ValueError: naming the method and the measure, if they compare gradients.
+    """
+    if "gradients" in get_method(method).needs(options):
+        raise ValueError(
+            f"method is {method!r} with informativeness {options.informativeness!r}, which compares the policy "
+            f"gradients of the objectives; {host} does not compute them: use another method or measure, or verl"
+        )
+
+
+def refuse_memory(method: str, options: Options, host: str) -> None:
+    """For a trainer that keeps nothing for a method between two steps.
+
+    Raises:
+        ValueError: naming the option or the method that needs the previous step.
+    """
+    chosen = get_method(method)
+    remedy = f"{host} keeps nothing between two steps: leave it out, or use verl or TRL"
+    for option in _SMOOTHING:
+        if option in chosen.reads(options) and (value := getattr(options, option)):
+            raise ValueError(f"options.{option} is {value}, which needs the weights of the previous step; {remedy}")
+    if names := getattr(chosen.weighting, "remembers", ()):
+        raise ValueError(
+            f"method is {method!r}, which remembers {', '.join(sorted(names))} from step to step; {remedy}"
+        )

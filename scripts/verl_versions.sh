@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Run the contract tests with other versions of verl, each in a folder of its own; the environment stays as it is.
+#
+#   bash scripts/verl_versions.sh [VERSION...]      default: all that saw/verl/version.py names
+#   bash scripts/verl_versions.sh latest            the newest release: which seams moved? For a nightly run
+#
+# Only verl changes. Everything else (torch, vLLM, TransferQueue) is the environment's.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+cd "$repository"
+set_up --dev
+versions=("$@")
+if [ $# = 0 ]; then
+  read -ra versions <<< "$(sed -nE 's/^VERSIONS = \((.*)\)$/\1/p' saw/verl/version.py | tr -d '",')"
+fi
+
+failed=()
+for version in "${versions[@]}"; do
+  folder=$repository/.cache/verl/$version
+  if [ "$version" = latest ]; then rm -rf "$folder"; fi
+  if [ ! -d "$folder/verl" ]; then
+    wanted=verl
+    if [ "$version" != latest ]; then wanted=verl==$version; fi
+    "$python" -m pip install --quiet --no-deps --target "$folder" "$wanted"
+  fi
+  # After the repository: old wheels of verl bring a package named tests.
+  export PYTHONPATH=$repository:$folder SAW_ANY_VERL=1
+  found=$("$python" -c 'from importlib.metadata import version; print(version("verl"))')
+  echo "verl $found:"
+  "$python" -m pytest -q --tb=line --durations-min=60 -m "contract and not slow" tests/contract || failed+=("$found")
+done
+if [ ${#failed[@]} != 0 ]; then
+  echo "seams moved in verl ${failed[*]}: see the tests that failed above" >&2
+  exit 1
+fi
