@@ -59,6 +59,11 @@ def same(column: str, world: str, family: str, against: str = "equal weights") -
     return cell("falsifier", column, world=world, family=family, against=against)
 
 
+def every(situation: str, *methods: str) -> list[float]:
+    """Steps until everything is learned in one of the seven situations."""
+    return [cell("methods", "steps", situation=situation, method=method) for method in methods]
+
+
 MEAN_WEIGHTS = "static weights, SAW's mean"
 
 
@@ -285,6 +290,30 @@ def lowest_to_highest(values: list[float]) -> list[str]:
 
 
 FIGURES = [
+    # --- tabular: every method
+    Figure(
+        README,
+        "with {} steps instead of {} (`gdpo`) for a late objective and {} instead of {} for a rare one",
+        lambda: whole(*every("late objective", "saw_gdpo", "gdpo"), *every("rare", "saw_gdpo", "gdpo")),
+    ),
+    Figure(
+        README,
+        "late, rare and conflicting objectives ({}, {} and {} steps)",
+        lambda: whole(*(every(name, "tchebycheff")[0] for name in ("late objective", "rare", "conflicting"))),
+    ),
+    Figure(README, "needs {} steps beside luck", lambda: whole(*every("luck", "tchebycheff"))),
+    Figure(
+        README,
+        "not `saw_gdpo` ({} steps instead of {} with `mo_grpo`)",
+        lambda: whole(*every("luck", "saw_gdpo", "mo_grpo")),
+    ),
+    Figure(
+        README,
+        "learned after {} steps instead of {}, with `grpo` after {} instead of {}",
+        lambda: whole(*every("gate", "gdpo", "gdpo, no condition", "grpo", "grpo, no condition")),
+    ),
+    Figure(README, "by chance: {} steps for a late objective", lambda: whole(*every("late objective", "gd2po"))),
+    Figure(README, "slowest there ({} steps)", lambda: whole(*every("conflicting", "corr_grpo"))),
     # --- tabular: speeds
     Figure(
         "README.md",

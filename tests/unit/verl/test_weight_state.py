@@ -133,6 +133,30 @@ def test_the_trainer_saves_and_restores_it(tmp_path, monkeypatch):
     assert fresh.state == State()
 
 
+def lagrangian() -> Settings:
+    return Settings.model_validate(
+        {
+            "method": "lagrangian",
+            "objectives": {"a": {"minimum": 0}, "b": {"minimum": 0}},
+            "options": {"lagrangian": {"targets": [None, 1]}},
+        }
+    )
+
+
+def test_what_a_method_remembers_is_saved_and_restored(tmp_path, monkeypatch):
+    config = {"trainer": {"default_local_dir": str(tmp_path), "resume_mode": "auto", "resume_from_path": None}}
+    first = make_trainer(config, monkeypatch, steps=4)
+    first.settings, first.state = lagrangian(), State(memory={"multipliers": [1.0, 0.1 + 0.2]})
+    first._save_checkpoint()
+    second = make_trainer(config, monkeypatch, steps=4)
+    second.settings = lagrangian()
+    second._load_checkpoint()
+    assert second.state.memory == {"multipliers": [1.0, 0.1 + 0.2]}
+    other = make_trainer(config, monkeypatch, steps=4)  # saw_gdpo
+    with pytest.raises(ConfigError, match=r"saw\.method is 'saw_gdpo', .* another method \(multipliers\)"):
+        other._load_checkpoint()
+
+
 @pytest.mark.parametrize("other", [["b", "a"], ["a"], ["a", "b", "c"], ["a", "c"]])
 def test_a_checkpoint_of_other_objectives_is_refused(tmp_path, monkeypatch, other):
     """Kind: weights and Gram matrices are lists, which another order of the objectives would silently mix up."""
