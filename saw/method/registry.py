@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel
 from torch import Tensor
 
 from saw.method.aggregation import normalise_then_sum, normalise_then_sum_only, sum_then_normalise
@@ -303,7 +302,7 @@ def _changed(options: Options) -> Iterator[tuple[str, Any]]:
     reading is chosen: it sets them for every method.
     """
     for field, value in options:
-        if not isinstance(value, BaseModel) and value != type(options).model_fields[field].default:
+        if field not in SECTIONS and value != type(options).model_fields[field].default:
             yield field, value
     released = options.profile == "released"
     for section in SECTIONS:
