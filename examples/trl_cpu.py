@@ -1,4 +1,4 @@
-"""SAW in TRL, on a CPU: the quickstart's small tool-calling task, with the quickstart's model, in about two minutes.
+"""SAW in TRL, on a CPU: the quickstart's small tool-calling task, with the quickstart's model, within two minutes.
 
     bash scripts/setup.sh --dev                                              # once: brings TRL
     bash scripts/run.sh python examples/trl_cpu.py                           # saw_gdpo

@@ -106,38 +106,30 @@ def whiten_batch(batch: RewardBatch, advantages: Tensor, profile: Profile, kept:
         return batch.rated_only(advantages)
     counts = batch.lengths if profile.whitening == "tokens" else torch.ones_like(batch.lengths)
     counts = counts if kept is None else counts * kept
-    return batch.rated_only(
-        whiten(
-            advantages,
-            batch.rated_only(counts),
-            profile.whitening_eps,
-            ddof=profile.ddof,
-            eps_on_std=profile.whitening_eps_on == "std",
-        )
-    )
+    return batch.rated_only(whiten(advantages, batch.rated_only(counts), profile))
 
 
-def whiten(advantages: Tensor, lengths: Tensor, eps: float, *, ddof: int = 1, eps_on_std: bool = False) -> Tensor:
-    """Shift and scale to mean 0 and variance 1 over the response tokens of the batch.
+def whiten(advantages: Tensor, counts: Tensor, profile: Profile) -> Tensor:
+    """Shift and scale to mean 0 and variance 1, over values that count more or less often.
 
     Every token of a sample carries the sample's advantage, so the moments over tokens are moments over
     samples, weighted by length.
 
     Args:
         advantages (Tensor): shape ``(N,)``.
-        lengths (Tensor): tokens of each sample, shape ``(N,)``; 0 leaves a sample out of the moments.
-        eps (float): added to the variance, or to the standard deviation.
-        ddof (int): subtracted from the number of tokens in the variance.
-        eps_on_std (bool): whether ``eps`` is added to the standard deviation.
+        counts (Tensor): how often each counts, shape ``(N,)``; 0 leaves it out of the moments.
+        profile (Profile): ``ddof``, and the epsilon and what it is added to.
 
     Returns:
         Tensor: shape ``(N,)``.
     """
-    tokens = lengths.sum()
-    mean = lengths @ advantages / tokens.clamp(min=1)
+    number = counts.sum()
+    mean = counts @ advantages / number.clamp(min=1)
     centred = advantages - mean
-    variance = lengths @ centred.square() / (tokens - ddof).clamp(min=1)
-    return centred / (variance.sqrt() + eps) if eps_on_std else centred * (variance + eps).rsqrt()
+    variance = counts @ centred.square() / (number - profile.ddof).clamp(min=1)
+    if profile.whitening_eps_on == "std":
+        return centred / (variance.sqrt() + profile.whitening_eps)
+    return centred * (variance + profile.whitening_eps).rsqrt()
 
 
 def _lone(batch: RewardBatch) -> Tensor:

@@ -11,7 +11,8 @@ turn. With the weights, priorities and normalised rewards of :mod:`saw.method.ag
 .. math:: A_{jm} = \sum_k c_k\, A_{jk}\, [k \text{ is an outcome or belongs to turn } m]
 
 where c_k is the method's factor, such as :math:`n w_k \alpha_k` in GDPO and MO-GRPO. GDPO then whitens over all
-response tokens. Without an objective that names a turn, this is the method itself.
+response tokens; under a profile that whitens over samples, each turn of a sample counts once. Without an objective that
+names a turn, this is the method itself.
 """
 
 from __future__ import annotations
@@ -177,9 +178,11 @@ def token_advantages(
     present = torch.ones_like(batch.rewards) if batch.missing is None else (~batch.missing).double()
     rated = present @ reaches.double() > 0  # (N, M)
     advantages = torch.stack(each, dim=1) * rated
-    if aggregation.whitens:
+    if aggregation.whitens and profile.whitening != "none":
         lengths = turns.new_zeros(len(turns), number + 1, dtype=torch.float64)
-        lengths = lengths.scatter_add_(1, turns, tokens.double())[:, 1:] * rated
-        whitened = whiten(advantages.flatten(), lengths.flatten(), profile.whitening_eps)
+        counts = lengths.scatter_add_(1, turns, tokens.double())[:, 1:] * rated
+        if profile.whitening == "samples":  # each turn of a sample counts once
+            counts = (counts > 0).double()
+        whitened = whiten(advantages.flatten(), counts.flatten(), profile)
         advantages = whitened.view_as(advantages) * rated
     return advantages.gather(1, (turns - 1).clamp(min=0)) * tokens

@@ -70,6 +70,22 @@ def test_gdpo_whitens_over_all_tokens_by_hand():
     assert not tokens[~MASK.bool()].any()
 
 
+@pytest.mark.parametrize("whitening", ["tokens", "samples", "none"])
+@pytest.mark.parametrize("on", ["variance", "std"])
+@pytest.mark.parametrize("ddof", [0, 1])
+def test_every_constant_of_a_profile_counts_by_turn_too_by_hand(whitening, on, ddof):
+    h = 0.5 / (math.sqrt(0.5 / (2 - ddof)) + 1e-6)
+    profile = {"whitening": whitening, "whitening_eps_on": on, "whitening_eps": 0.25, "ddof": ddof}
+    objectives = (saw.Objective("tool", turn=1, priority=3.0), OUTCOME)
+    before = np.array([2 * h, 2 * h, -h, -h, -2 * h, h])
+    counted = before if whitening == "tokens" else before[[0, 2, 4, 5]]  # each turn of each sample once
+    variance = counted.var(ddof=ddof)
+    scale = math.sqrt(variance) + 0.25 if on == "std" else math.sqrt(variance + 0.25)
+    expected = before if whitening == "none" else (before - counted.mean()) / scale
+    tokens = advantage(objectives=objectives, method="gdpo", options={"profile": profile}).tokens
+    close(tokens[MASK.bool()], expected)
+
+
 def test_dvao_by_hand():
     """Each weight is the spread's share in the group, here 1/2."""
     close(advantage(method="dvao").tokens, [[0, 0, 0, 0, -H / 2, -H / 2], [0, 0, 0, H / 2, 0, 0]])

@@ -18,7 +18,7 @@ INSIDE = ("python", "python3", "pip", "saw", "ray", "hf", "wandb", "pytest", "ru
 OWN = {
     "README.md": {"pip install '.[verl]'", "python -m verl.trainer.main_ppo"},
     "installation.md": {"pip install vllm==0.24.0", "pip install -e '.[all]'"},
-    "trl.md": {"pip install '.[trl,report]'"},
+    "trl.md": {"pip install '.[trl,report]'", "python examples/trl_cpu.py", "saw report runs/trl"},
     "attention.md": {"pip install --no-build-isolation flash-attn==2.8.3"},
     "gpu_tests.md": {"python -m pytest tests/gpu/test_torch_only.py", "python -m pip install --no-index"},
 }
