@@ -26,6 +26,7 @@ import psutil
 
 from data_prep.toy_toolrl import write_splits
 from recipes.quickstart.toy_model import make_toy_model
+from saw.records import metrics_file
 from saw.records.provenance import commit, machine, versions
 from saw.report.tables import markdown, write_csv
 from saw.runs.compose import checked_override
@@ -102,7 +103,7 @@ def measure(tree: Path, data: tuple[Path, Path], model: Path, folder: Path, over
     environment = {
         "PYTHONPATH": f"{CLOCK}:{tree}",
         "SAW_IMPORT_CLOCK": str(clock),
-        "VERL_FILE_LOGGER_PATH": str(folder / "metrics.jsonl"),
+        metrics_file.LOCATION: str(folder / "metrics.jsonl"),
     }
     run = TrainingJob(["env", "-C", str(tree), *command], folder, LIMIT, environment)
     start = Start()
@@ -163,6 +164,8 @@ def checkout(revision: str) -> Iterator[Path]:
         tree = Path(temporary) / "tree"
         subprocess.run(["git", "worktree", "add", "--quiet", "--detach", str(tree), revision], cwd=ROOT, check=True)
         try:
+            if not (tree / "saw" / "runs" / "train.py").exists():  # it would load the rest from this checkout
+                raise SystemExit(f"{revision} has no saw/runs/train.py; choose a later commit for --against")
             yield tree
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", str(tree)], cwd=ROOT, check=True)

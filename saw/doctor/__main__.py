@@ -60,7 +60,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     arguments = parser.parse_intermixed_args(argv)
     for override in arguments.overrides:
         if "=" not in override and not override.startswith("~"):
-            parser.error(f"{override!r} is no Hydra override; expected KEY=VALUE")
+            parser.error(f"{override!r} is not a Hydra override; expected KEY=VALUE")
     if arguments.config_dir is not None and not arguments.config_dir.is_dir():
         parser.error(f"--config-dir is {str(arguments.config_dir)!r}; expected a folder")
     return arguments

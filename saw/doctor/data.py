@@ -234,15 +234,15 @@ def files(config: DictConfig, key: str) -> Line:
     made = f"{environment.python()} -m data_prep.toolrl (or data_prep.tldr) makes one"
     remedy = f"set data.{key} to an existing file; {made}"
     names = inputs.data_names(config, f"data.{key}")
-    if remote := [name for name in names if "://" in name and not name.startswith("file://")]:
+    if remote := [name for name in names if not inputs.is_local(name)]:
         return warning(thing, f"{remote[0]}, not checked", needed, "make sure that every node can read it")
-    paths = [Path(name.removeprefix("file://")).expanduser() for name in names]
+    paths = list(map(inputs.local_path, names))
     absent = [absent_data(thing, path, needed, remedy) for path in paths if not path.exists()]
     for line in sorted(absent, key=lambda line: line.status != "missing"):
         return line
-    if faults := list(inputs.data_faults(config, f"data.{key}")):
+    faults, counts = inputs.check_data(config, f"data.{key}")
+    if faults:
         return missing(thing, shortened("; ".join(faults)), needed, remedy)
-    counts = [inputs.check_rows(config, f"data.{key}", name)[1] for name in names]
     return ok(thing, "; ".join(f"{rows} rows in {path}" for rows, path in zip(counts, paths, strict=True)), needed)
 
 

@@ -26,14 +26,10 @@ def refuse_memory(method: str, options: Options, host: str) -> None:
     """For a trainer that keeps nothing for a method between two steps.
 
     Raises:
-        ValueError: naming the option or the method that needs the previous step.
+        ValueError: naming the option that needs the previous step.
     """
     chosen = get_method(method)
     remedy = f"{host} keeps nothing between two steps: leave it out, or use verl or TRL"
     for option in _SMOOTHING:
         if option in chosen.reads(options) and (value := getattr(options, option)):
             raise ValueError(f"options.{option} is {value}, which needs the weights of the previous step; {remedy}")
-    if names := getattr(chosen.weighting, "remembers", ()):
-        raise ValueError(
-            f"method is {method!r}, which remembers {', '.join(sorted(names))} from step to step; {remedy}"
-        )

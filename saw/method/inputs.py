@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from functools import lru_cache
+from itertools import count
 from numbers import Number
 from typing import Any
 
@@ -249,8 +251,7 @@ def group_index(groups: Groups, n: int) -> tuple[Tensor, int]:
 
 def _number(ids: list[Hashable]) -> tuple[np.ndarray, dict[Hashable, int]]:
     """The number of each id, and a mapping from distinct ids to numbers."""
-    distinct = dict.fromkeys(ids)
-    numbers = dict(zip(distinct, range(len(distinct)), strict=True))
+    numbers: dict[Hashable, int] = defaultdict(count().__next__)  # a new id gets the next number
     return np.fromiter(map(numbers.__getitem__, ids), dtype=np.int64, count=len(ids)), numbers
 
 

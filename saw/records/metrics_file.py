@@ -13,6 +13,9 @@ from typing import Any
 
 from saw.records.files import json_lines
 
+#: The variable that tells verl's logger which file to write.
+LOCATION = "VERL_FILE_LOGGER_PATH"
+
 
 def begin(path: Path, resume: bool) -> None:
     """Prepare for a training: keep the old metrics under a numbered name if it resumes, otherwise delete them."""

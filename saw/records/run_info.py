@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saw.records.files import write_whole
+from saw.records.metrics_file import LOCATION
 from saw.records.provenance import commit, machine, versions
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def write(config: DictConfig, ranges: Mapping[str, tuple[float, float]], total_s
     """
     from omegaconf import OmegaConf  # verl brings it; other trainers need not have it
 
-    metrics = os.environ.get("VERL_FILE_LOGGER_PATH")
+    metrics = os.environ.get(LOCATION)
     write_record(
         Path(metrics).parent if metrics else Path(config.trainer.default_local_dir),
         OmegaConf.to_container(config, resolve=True),

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.resolvers import oc
 
 from saw.machine.cluster import UNITS, ray_init, running, storage_units
+from saw.records.metrics_file import LOCATION
 from saw.rewards import JUDGE
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ SECRET = re.compile(
 OF_THIS_PROCESS = frozenset({"SAW_RUN_ID", "VLLM_HOST_IP", "VLLM_PORT", "WANDB_SERVICE"})
 #: Variables that hold a path, which may be relative to this process's folder.
 PATHS = frozenset(
-    {"SAW_RUNS", "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "TENSORBOARD_DIR", "VERL_FILE_LOGGER_PATH"}
+    {"SAW_RUNS", "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "TENSORBOARD_DIR", LOCATION}
     | {"WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"}
 )
 

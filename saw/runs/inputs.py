@@ -24,6 +24,7 @@ from verl.utils.tracking import Tracking
 
 from saw.machine.cluster import running
 from saw.records.files import read_lines
+from saw.records.metrics_file import LOCATION
 from saw.rewards import JUDGE
 from saw.verl.config import ConfigError
 
@@ -48,8 +49,6 @@ WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "p
 SHARD = re.compile(r"-\d+-of-\d+\.(safetensors|bin)$")
 #: How a file begins that Git LFS has not fetched.
 LFS = b"version https://git-lfs"
-#: The variable that says where verl's file logger writes.
-METRICS = "VERL_FILE_LOGGER_PATH"
 _EXPECTED = "expected a folder, or a model of the Hub (OWNER/NAME), with a"
 #: Every tokenizer has one of these files, unless it needs the model's own code.
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
@@ -88,26 +87,28 @@ def file_faults(config: DictConfig) -> Iterator[str]:
     """What is wrong with the files that the configuration names, other than data and models."""
     for key in FILES:
         value = OmegaConf.select(config, key)
-        if isinstance(value, str) and value and _is_local(value) and not _path(value).is_file():
+        if isinstance(value, str) and value and is_local(value) and not local_path(value).is_file():
             yield f"{key} is {value!r}, which does not exist; expected a file"
 
 
-def data_faults(config: DictConfig, key: str) -> Iterator[str]:
+def data_faults(config: DictConfig, key: str) -> list[str]:
     """What is wrong with the data files of a key in :data:`DATA`."""
+    return check_data(config, key)[0]
+
+
+def check_data(config: DictConfig, key: str) -> tuple[list[str], list[int | None]]:
+    """What is wrong with the data files of a key in :data:`DATA`, and each file's number of rows (None: unknown)."""
     if OmegaConf.select(config, "data.custom_cls.path"):
-        return  # that class decides which files it reads, and how
+        return [], []  # that class decides which files it reads, and how
     names = data_names(config, key)
     if not names:
-        yield f"{key} is {OmegaConf.select(config, key)!r}; expected a file of rows, or a list of files"
-        return
-    rows: int | None = 0
-    for name in names:
-        fault, number = check_rows(config, key, name)
-        if fault is not None:
-            yield fault
-        rows = None if rows is None or number is None else rows + number
-    if key == "data.train_files" and rows:
-        yield from _too_few(config, rows)
+        return [f"{key} is {OmegaConf.select(config, key)!r}; expected a file of rows, or a list of files"], []
+    found = [_check_rows(config, key, name) for name in names]
+    faults, rows = [fault for fault, _ in found if fault is not None], [number for _, number in found]
+    total = sum(number or 0 for number in rows)
+    if key == "data.train_files" and None not in rows and total:
+        faults += _too_few(config, total)
+    return faults, rows
 
 
 def data_names(config: DictConfig, key: str) -> list[str]:
@@ -134,11 +135,11 @@ def _too_few(config: DictConfig, rows: int) -> Iterator[str]:
         )
 
 
-def check_rows(config: DictConfig, key: str, name: str) -> tuple[str | None, int | None]:
+def _check_rows(config: DictConfig, key: str, name: str) -> tuple[str | None, int | None]:
     """What is wrong with a data file (None: nothing), and its number of rows (None: unknown)."""
-    if not _is_local(name):
+    if not is_local(name):
         return None, None
-    path = _path(name)
+    path = local_path(name)
     if not path.is_file():
         if has_magic(name):
             return f"{key} has {name!r}, a pattern; expected the files themselves, as a list", None
@@ -211,14 +212,14 @@ def model_faults(config: DictConfig) -> Iterator[str]:
     if fault := _path_fault(model.path):
         yield fault
         return
-    if not _is_local(model.path):
+    if not is_local(model.path):
         return
     key = "hf_config_path" if model.get("hf_config_path") else "path"
     try:
         _model_config(config)
     except Exception as error:  # noqa: BLE001  a config.json may hold anything
         yield f"{MODEL}.{key} is {model[key]!r}; {_EXPECTED} config.json ({_first_line(error)})"
-    folder = _path(model.path)
+    folder = local_path(model.path)
     if folder.is_dir() and (fault := weights_fault(folder)):
         yield f"{MODEL}.path is {model.path!r}, a folder {fault}"
 
@@ -226,11 +227,11 @@ def model_faults(config: DictConfig) -> Iterator[str]:
 def tokenizer_faults(config: DictConfig) -> Iterator[str]:
     """What is wrong with the tokenizer, loaded as verl's ``HFModelConfig`` will load it."""
     model = config.actor_rollout_ref.model
-    if _path_fault(model.path) or not _is_local(model.path):
+    if _path_fault(model.path) or not is_local(model.path):
         return
     key = "tokenizer_path" if model.get("tokenizer_path") else "path"
     path = model[key]
-    folder = _path(path)
+    folder = local_path(path)
     if folder.is_dir() and not model.trust_remote_code and not any(any(folder.glob(name)) for name in VOCABULARIES):
         names = ", ".join(VOCABULARIES)
         yield f"{MODEL}.{key} is {path!r}, a folder without a vocabulary; expected one of {names} in it"
@@ -305,12 +306,12 @@ def _outputs(config: DictConfig) -> Iterator[str]:
             folders[key] = None
     for key in WRITTEN:
         value = OmegaConf.select(config, key)
-        folders[key] = str(Path(value).parent) if isinstance(value, str) and _is_local(value) else None
-    own_metrics = os.environ.get(METRICS)
+        folders[key] = str(Path(value).parent) if isinstance(value, str) and is_local(value) else None
+    own_metrics = os.environ.get(LOCATION)
     if own_metrics:
-        folders[METRICS] = str(Path(own_metrics).parent)
+        folders[LOCATION] = str(Path(own_metrics).parent)
     for key, folder in folders.items():
-        if isinstance(folder, str) and (fault := _unwritable(_path(folder))):
+        if isinstance(folder, str) and (fault := _unwritable(local_path(folder))):
             yield f"{key} needs the folder {folder!r}, but {fault}; expected one that can be made and written to"
     yield from _metrics(config, Path(own_metrics) if own_metrics else folders[FOLDERS[0]])
 
@@ -325,7 +326,7 @@ def _metrics(config: DictConfig, place: Path | str | None) -> Iterator[str]:
     if place is not None:
         file = place if isinstance(place, Path) else Path(place) / "metrics.jsonl"
         if os.path.exists(file) and not (file.is_file() and os.access(file, os.W_OK)):
-            yield f"the metrics go to {str(file)!r}, which is not a file that can be written; set {METRICS} to another"
+            yield f"the metrics go to {str(file)!r}, which is not a file that can be written; set {LOCATION} to another"
 
 
 def _unwritable(folder: Path) -> str | None:
@@ -348,17 +349,19 @@ def _resumption(config: DictConfig) -> Iterator[str]:
     path = trainer.resume_from_path
     if not isinstance(path, str) or not path.rpartition("global_step_")[2].rstrip("/").isdigit():
         yield f"trainer.resume_from_path is {path!r}; expected a folder whose name is global_step_N"
-    elif running(config) is None and not _path(path).is_dir():
-        yield f"trainer.resume_from_path is {path!r}, {_absence(_path(path))}; expected a checkpoint's folder"
-    elif running(config) is None and not (_path(path) / "actor").is_dir():
+    elif running(config) is None and not local_path(path).is_dir():
+        yield f"trainer.resume_from_path is {path!r}, {_absence(local_path(path))}; expected a checkpoint's folder"
+    elif running(config) is None and not (local_path(path) / "actor").is_dir():
         yield f"trainer.resume_from_path is {path!r}, which has no folder 'actor'; expected a checkpoint's folder"
 
 
-def _is_local(name: str) -> bool:
+def is_local(name: str) -> bool:
+    """Whether a name is that of a file of this machine, or of the Hub, and not a URL of another place."""
     return "://" not in name or name.startswith("file://")
 
 
-def _path(name: str) -> Path:
+def local_path(name: str) -> Path:
+    """The path of a file of this machine."""
     return Path(name.removeprefix("file://")).expanduser()
 
 

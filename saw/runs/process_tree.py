@@ -188,7 +188,7 @@ class TrainingJob(Job):
         # Even without resuming: the training may still be refused, so nothing is removed before it has logged.
         aside = metrics_file.put_aside(self.metrics)
         earlier = metrics_file.parts(self.metrics)
-        self.environment = {**self.environment, "VERL_FILE_LOGGER_PATH": str(self.metrics.resolve())}
+        self.environment = {**self.environment, metrics_file.LOCATION: str(self.metrics.resolve())}
         steps = _Tail(self.metrics)
 
         def look() -> None:

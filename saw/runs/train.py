@@ -104,8 +104,8 @@ def _keep_earlier_metrics(config: DictConfig) -> None:
     if "file" in config.trainer.logger:
         path = Path(config.trainer.default_local_dir) / "metrics.jsonl"
         # set to nothing, verl would open a file without a name
-        path = Path(os.environ.get("VERL_FILE_LOGGER_PATH") or path.resolve())
-        os.environ["VERL_FILE_LOGGER_PATH"] = str(path)
+        path = Path(os.environ.get(metrics_file.LOCATION) or path.resolve())
+        os.environ[metrics_file.LOCATION] = str(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         is_saw = config.trainer.v1.trainer_mode in MODES
         metrics_file.begin(path, resume=is_saw or config.trainer.resume_mode != "disable")

@@ -117,7 +117,7 @@ class SawGRPOTrainer(GRPOTrainer):
             **self._saw_memory,
         )
         if training:
-            self._saw_memory = _memory_of(result)
+            self._saw_memory = {"previous_weights": result.weights.tolist()}
         return result
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -146,11 +146,6 @@ class SawGRPOTrainer(GRPOTrainer):
             if (saved := state.pop(what)) != own:
                 raise ValueError(f"{what} of the checkpoint is {saved!r} ({path}), and of this training {own!r}")
         self._saw_memory = state
-
-
-def _memory_of(result: Advantage) -> dict[str, Any]:
-    memory = {name: values.tolist() for name, values in getattr(result, "memory", {}).items()}
-    return {"previous_weights": result.weights.tolist(), **({"memory": memory} if memory else {})}
 
 
 def _refuse_trl_s_own(aggregation: str, scale_rewards: str, method: str) -> None:

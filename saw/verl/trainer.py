@@ -132,7 +132,7 @@ class MultiRewardTrainer(PPOTrainer):
 
     def _delete_earlier_metrics(self) -> None:
         """Delete those of a training that this one replaces; only now that the models are loaded."""
-        trainer, metrics = self.config.trainer, os.environ.get("VERL_FILE_LOGGER_PATH")
+        trainer, metrics = self.config.trainer, os.environ.get(metrics_file.LOCATION)
         if trainer.resume_mode == "disable" and "file" in trainer.logger and metrics:
             metrics_file.begin(Path(metrics), resume=False)
 

@@ -110,6 +110,8 @@ def test_a_folder_in_use_is_refused(tmp_path):
 def test_a_process_that_bears_the_job_s_id_is_its_own(tmp_path):
     with subprocess.Popen(["sleep", "60"], env={**os.environ, RUN_ID: "outer/x1"}) as process:
         tmp_path.joinpath("running.json").write_text(json.dumps({"run_id": "x1", "owner": process.pid}))
+        while not psutil.Process(process.pid).environ():  # Linux shows none for a moment after the program has started
+            time.sleep(0.01)
         with pytest.raises(JobFailed, match="in use by process"):
             make_run(tmp_path, "exit 0").follow(print)
         process.kill()
