@@ -11,7 +11,7 @@ import torch
 import saw
 from saw.method.inputs import check_objectives, make_batch
 from saw.method.multi_gradient import shortest
-from saw.method.options import PAPER
+from saw.method.profiles import PAPER
 from saw.method.registry import METHODS
 from tests.conftest import GOLDEN
 from tests.objectives import objectives
