@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=96, help="width of the model, a multiple of 96 (96)")
     parser.add_argument("--prompts", type=int, default=16, help="prompts per step, with four responses each (16)")
     parser.add_argument("--tokens", type=int, default=48, help="tokens per response (48)")
-    parser.add_argument("--hours", type=float, default=2.0, help="time limit (2)")
+    parser.add_argument("--hours", type=float, default=2.0, help="time limit, in hours (2)")
     parser.add_argument("--out", type=Path, help="folder for steps.csv (not written if absent)")
     parser.add_argument("--keep", type=Path, help="folder for log and metrics (temporary if absent)")
     arguments = parser.parse_args()

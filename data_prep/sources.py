@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import reprlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,10 @@ from typing import Any
 import ijson
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from saw.machine import hub
+
+logger = logging.getLogger(__name__)
 
 
 class BadSource(ValueError):
@@ -101,3 +106,36 @@ def fault_of_messages(value: Any) -> str:
             if fault := fault_of_text(turn.get(key)):
                 return f"has a message {place} whose {key} {fault}"
     return ""
+
+
+def look_for_the_hub(name: str) -> str:
+    """If a name is on the Hub and the Hub does not answer, use its cache only, instead of waiting for each file.
+
+    Returns:
+        str: for an error message: that the Hub does not answer, and why; empty if it does.
+    """
+    fault = hub.unreachable([name])
+    if fault is None:
+        return ""
+    logger.warning("the Hub does not answer (%s): only what is in its cache is used", fault)
+    return f"; the Hub does not answer ({fault})"
+
+
+def load_tokenizer(name: str) -> Any:
+    """A tokenizer with a chat template.
+
+    Args:
+        name (str): a folder or the Hub's name.
+
+    Raises:
+        BadSource: if it cannot be used.
+    """
+    from transformers import AutoTokenizer
+
+    fault = look_for_the_hub(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer.get_chat_template()
+    except (OSError, ValueError) as error:
+        raise BadSource(f"--tokenizer {name} cannot be used: {error}{fault}") from error
+    return tokenizer

@@ -24,7 +24,15 @@ from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetsError
 from datasets.utils.logging import disable_progress_bar
 
-from data_prep.sources import BadSource, fault_of_text, read_json, read_jsonl, read_parquet
+from data_prep.sources import (
+    BadSource,
+    fault_of_text,
+    load_tokenizer,
+    look_for_the_hub,
+    read_json,
+    read_jsonl,
+    read_parquet,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +49,13 @@ def load(source: str | None, name: str, revision: str) -> Iterable[Any]:
         BadSource: if the source cannot be opened; a fault inside a file is raised when its row is read.
     """
     if source is None:
+        fault = look_for_the_hub(name)
         try:
             return load_dataset(name, revision=revision, split="train")
         except (OSError, ConnectionError, ValueError, DatasetsError) as error:
             where = _where(source, name, revision)
-            raise BadSource(f"{where} could not be read ({error}); without a network, use --source FILE") from error
+            why = f"{error}{fault}"
+            raise BadSource(f"{where} could not be read ({why}); without a network, use --source FILE") from error
     path = Path(source)
     if not path.is_file():
         raise BadSource(f"{source}: there is no such file")
@@ -171,16 +181,10 @@ def prepare(
     Raises:
         BadSource: if the source cannot be read, or has too few posts.
     """
-    from transformers import AutoTokenizer
-
     wanted = _read_ids(ids) if ids else None
     if min(sizes) < 1:
         raise BadSource(f"{sizes[0]} training and {sizes[1]} evaluation rows requested; expected at least 1 of each")
-    try:
-        encoder = AutoTokenizer.from_pretrained(tokenizer)
-        encoder.get_chat_template()
-    except (OSError, ValueError) as error:
-        raise BadSource(f"--tokenizer {tokenizer} cannot be used: {error}") from error
+    encoder = load_tokenizer(tokenizer)
     rows_read = read(load(source, *hub), *columns, _where(source, *hub))
     posts = {name: (post, summary) for name, post, summary in rows_read}
     names = [*wanted["train"], *wanted["test"]] if wanted else sorted(posts)  # sorted: independent of the source
@@ -239,8 +243,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--hub", default=HUB, help=f"the Hub's data set ({HUB})")
     parser.add_argument("--revision", default=REVISION, help=f"its revision ({REVISION})")
-    parser.add_argument("--post-column", default=POST, help=f"({POST})")
-    parser.add_argument("--summary-column", default=SUMMARY, help=f"({SUMMARY})")
+    parser.add_argument("--post-column", default=POST, help=f"column of the posts ({POST})")
+    parser.add_argument("--summary-column", default=SUMMARY, help=f"column of the summaries ({SUMMARY})")
     parser.add_argument("--tokenizer", default="Qwen/Qwen2.5-1.5B-Instruct", help="of the trained model")
     parser.add_argument("--train-rows", type=int, default=TRAIN_ROWS)
     parser.add_argument("--test-rows", type=int, default=TEST_ROWS)

@@ -32,7 +32,7 @@ from datasets.arrow_writer import ArrowWriter
 from datasets.utils.logging import disable_progress_bar
 
 from data_prep.download import DownloadFailed, fetch
-from data_prep.sources import BadSource, fault_of_messages, fault_of_text, read_json, read_parquet
+from data_prep.sources import BadSource, fault_of_messages, fault_of_text, load_tokenizer, read_json, read_parquet
 from saw.rewards.toolrl import format_reward, is_tool_call, parse_tool_calls
 
 logger = logging.getLogger(__name__)
@@ -328,13 +328,7 @@ def _split_raw(raw: Dataset) -> dict[str, Dataset]:
 
 def measure_prompts(splits: dict[str, Dataset], tokenizer: str, limit: int) -> dict[str, Any]:
     """Prompt lengths in tokens, including the chat template, and how many are above the limit."""
-    from transformers import AutoTokenizer
-
-    try:
-        encoder = AutoTokenizer.from_pretrained(tokenizer)
-        encoder.get_chat_template()
-    except (OSError, ValueError) as error:
-        raise BadSource(f"--tokenizer {tokenizer} cannot be used: {error}") from error
+    encoder = load_tokenizer(tokenizer)
     lengths = np.array(
         [
             len(encoder.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False))

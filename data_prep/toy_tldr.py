@@ -19,11 +19,11 @@ MOST = len(PEOPLE) * len(DEEDS) * len(PLACES) * len(FEELINGS)
 
 def make_posts(number: int, seed: int = 0) -> list[dict[str, str]]:
     """Different posts, at most :data:`MOST`."""
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     seen: set[tuple[str, ...]] = set()
     posts: list[dict[str, str]] = []
     while len(posts) < number:
-        who, what, where, mood = choice = tuple(map(chance.choice, (PEOPLE, DEEDS, PLACES, FEELINGS)))
+        who, what, where, mood = choice = tuple(map(rng.choice, (PEOPLE, DEEDS, PLACES, FEELINGS)))
         if choice in seen:
             continue
         seen.add(choice)

@@ -74,16 +74,16 @@ def make_rows(number: int, split: str, seed: int, start: int = 0) -> list[dict[s
     Returns:
         list[dict[str, Any]]: rows in verl's schema.
     """
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     rows = []
     for index in range(start, start + number):
         if index % 8 == 7:
-            question, output = chance.choice(GREETINGS), response_turn()
+            question, output = rng.choice(GREETINGS), response_turn()
         else:
-            name = chance.choice(list(TOOLS))
+            name = rng.choice(list(TOOLS))
             _, _, values, wordings = TOOLS[name]
-            value = chance.choice(values)
-            question, output = chance.choice(wordings).format(value), tool_turn(name, value)
+            value = rng.choice(values)
+            question, output = rng.choice(wordings).format(value), tool_turn(name, value)
         rows.append(
             make_row(SYSTEM_PROMPT, f"**Dialogue Records History**\n<user> {question} </user>", output, index, split)
         )

@@ -45,7 +45,7 @@ COMMANDS = {
         "saw.runs.train",
     ),
     "quickstart": Command(
-        "Data, model, GRPO and SAW-GDPO on a small task, a table and a picture.",
+        "Train GRPO and SAW-GDPO on a small task, from making its data and model to a table and a figure.",
         "--method saw_gdpo --steps 8",
         "recipes.quickstart.run",
     ),
@@ -55,27 +55,27 @@ COMMANDS = {
         "recipes.ablations.sweep",
     ),
     "report": Command(
-        "Tables, figures and a page from trainings.",
+        "Compare trainings: tables, figures and a page.",
         "runs/quickstart/checkpoints --baseline grpo",
         "saw.report",
     ),
     "dashboard": Command(
-        "Create or update a wandb workspace with the trajectories of each objective.",
+        "Create or update a wandb workspace with the curves of each objective.",
         "--project NAME",
         "saw.report.dashboard",
     ),
     "reproduce": Command(
-        "A table of the paper, from the raw data to the table.",
+        "Reproduce a table of the paper, from the raw data to the table.",
         "table1 --source rlla_rl.json --model 1.5b --method saw_gdpo --dry-run",
         choices=(("table1", "recipes.toolrl.reproduce"), ("table2", "recipes.tldr.reproduce")),
     ),
     "study": Command(
-        "The study on two cores.",
+        "Run our studies: a tabular simulation, and a small language model.",
         "tabular --seeds 300",
         choices=(("tabular", "recipes.study.tabular_study"), ("lm", "recipes.study.language_model")),
     ),
     "benchmark": Command(
-        "Timings of the estimators, the rewards, the judge's client, a step, or a start.",
+        "Time the estimators, the rewards, the judge's client, a step, or a start.",
         "advantage --sizes 2048x1024",
         choices=tuple((name, f"benchmarks.{name}") for name in ("advantage", "rewards", "judge", "step", "start")),
     ),
@@ -85,7 +85,7 @@ COMMANDS = {
         "saw.memory",
     ),
     "doctor": Command(
-        "Whether a training can start on this machine, and what to do if not.",
+        "Check whether a training can start on this machine, and what to do if not.",
         "experiment=quickstart",
         "saw.doctor",
     ),

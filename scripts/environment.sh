@@ -123,6 +123,7 @@ case ${SAW_VENV:-} in
     venv=active
     python=$(command -v python || command -v python3) || fail "SAW_VENV is active, but there is no python on PATH"
     ;;
+  none) fail "SAW_VENV is none; expected active, for the Python on PATH, or a folder (./none, if it has that name)" ;;
   *)
     decide_platform
     decide_requirements

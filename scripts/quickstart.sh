@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One command from a fresh clone to a picture: set-up, data, model, GRPO and SAW-GDPO through the real pipeline.
+# From a fresh clone to a figure: set-up, data, model, then GRPO and SAW-GDPO in the real pipeline.
 #
 #   bash scripts/quickstart.sh [--data FILE.parquet] [--model PATH] [--method NAME ...] [--steps N] [KEY=VALUE ...]
 #

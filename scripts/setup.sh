@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make the virtual environment: pinned requirements, for this machine's CPU or GPU. A second run does nothing.
+# Make the virtual environment, with pinned requirements for this machine's CPU or GPU. A second run does nothing.
 #
 #   bash scripts/setup.sh [--set cpu | gpu | released] [--dev] [--bfcl] [--flash-attn] [--check]
 #

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The study that fits on two cores (results/README.md): what SAW does, when, and why.
+# Our studies on two cores (results/README.md): what SAW does, when, and why.
 #
-#   bash scripts/study.sh tabular [--seeds 300] [--only PART]    a tabular world, minutes
+#   bash scripts/study.sh tabular [--seeds 300] [--only PART]    a tabular simulation, minutes
 #   bash scripts/study.sh lm [--seeds 1,2,3,4,5]                 a small language model in the real pipeline, hours
 #
 # See --help; finished trainings are skipped. Variables of the set-up are in scripts/environment.sh.

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Run the contract tests with other versions of verl, each in a folder of its own; the environment stays as it is.
+# Run the contract tests with other versions of verl, each in its own folder; the environment is not changed.
 #
 #   bash scripts/verl_versions.sh [VERSION...]      default: all that saw/verl/version.py names
-#   bash scripts/verl_versions.sh latest            the newest release: which seams moved? For a nightly run
+#   bash scripts/verl_versions.sh latest            the newest release: has verl changed what we rely on? For nightly runs
 #
 # Only verl changes. Everything else (torch, vLLM, TransferQueue) is the environment's.
 set -euo pipefail
@@ -30,6 +30,6 @@ for version in "${versions[@]}"; do
   "$python" -m pytest -q --tb=line --durations-min=60 -m "contract and not slow" tests/contract || failed+=("$found")
 done
 if [ ${#failed[@]} != 0 ]; then
-  echo "seams moved in verl ${failed[*]}: see the tests that failed above" >&2
+  echo "verl ${failed[*]} has changed something that the plug-in relies on: see the tests that failed above" >&2
   exit 1
 fi

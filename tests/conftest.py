@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import shutil
+from collections.abc import Iterator
 from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
@@ -95,3 +97,56 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     from data_prep.toy_toolrl import write_splits
 
     return write_splits(tmp_path_factory.mktemp("data"), train_rows=32, test_rows=8)
+
+
+class Hub:
+    """Stands in for the Hugging Face Hub: what it answers, what it was asked, and an empty cache of it."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, cache: Path):
+        self.patch, self.cache = patch, cache
+        self.asked: list[str] = []
+
+    def answers(self, error: OSError | None) -> None:
+        """From now on it answers if there is no error."""
+
+        def reach(address: str, limit: float) -> None:
+            self.asked.append(address)
+            if error is not None:
+                raise error
+
+        self.patch.setattr("saw.machine.hub.reach", reach)
+
+    def is_offline(self) -> tuple[bool, bool]:
+        """Whether this process's children, and whether this process, use the cache only."""
+        from huggingface_hub import constants
+
+        return os.environ.get("HF_HUB_OFFLINE") == "1", constants.HF_HUB_OFFLINE
+
+    def has_cached(self, name: str, folder: Path) -> Path:
+        """Put a model's files into the cache; returns the folder in it."""
+        place = self.cache / f"models--{name.replace('/', '--')}"
+        (place / "refs").mkdir(parents=True)
+        (place / "refs" / "main").write_text("0" * 40)
+        return shutil.copytree(folder, place / "snapshots" / ("0" * 40))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """The Hub is asked anew, nothing tries it twice, and the process is as before afterwards."""
+    import datasets
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _http
+
+    from saw.machine import hub
+
+    def again(_: float) -> None:
+        raise AssertionError("the Hub is tried again")
+
+    monkeypatch.setattr(_http.time, "sleep", again)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    hub.fault.cache_clear()
+    yield Hub(monkeypatch, tmp_path / "hub")
+    hub.fault.cache_clear()

@@ -22,7 +22,7 @@ from saw.method.registry import METHODS
 from saw.runs.compose import CONFIGS, checked_override, parse_override
 
 #: Experiment -> its toy model's path in the folder of all runs, and how it is made. The study's model starts with
-#: almost no correct format but is right now and then, so format has more to learn.
+#: almost no correct format but sometimes the right call, so format has more to learn.
 TOY_MODELS = {
     "quickstart": ("quickstart/model",),
     "study": ("study_toys/model", "--steps", "1200", "--spoilt-format", "0.85", "--wrong-value", "0.4"),
@@ -45,7 +45,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help=f"may be repeated; names: {', '.join(METHODS)}",
     )
     parser.add_argument("--seeds", type=seed_list, default=[1], metavar="1,2,3", help="one training each (1)")
-    parser.add_argument("--hours", type=float, default=72, help="time limit for a training (72)")
+    parser.add_argument("--hours", type=float, default=72, help="time limit of a training, in hours (72)")
     parser.add_argument("--out", type=Path, help="folder for everything ($SAW_RUNS/sweep/EXPERIMENT)")
     parser.add_argument("--dry-run", action="store_true", help="print every command")
     parser.add_argument(

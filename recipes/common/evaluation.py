@@ -30,12 +30,14 @@ def parser(
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--model", required=True, help="a Hugging Face folder or name")
     options.add_argument("--out", type=Path, required=True, help="folder for replies and scores")
-    options.add_argument("--runs", type=int, default=4, help="times that every item is asked (4)")
+    options.add_argument("--runs", type=int, default=4, help="number of times that every item is asked (4)")
     sampling.add_options(options, temperature=temperature, max_tokens=max_tokens, why=why)
     options.add_argument("--limit", type=int, help="only the first items (BFCL: of each category); for rehearsals")
     options.add_argument("--threads", type=int, default=threads, help=f"requests in flight to the server ({threads})")
     options.add_argument("--gpus", type=int, default=1, help="copies of the model, one per GPU; 0: on the CPU")
-    options.add_argument("--vllm", nargs=argparse.REMAINDER, default=[], help="last: options for `vllm serve`")
+    options.add_argument(
+        "--vllm", nargs=argparse.REMAINDER, default=[], help="options for `vllm serve`; must come last"
+    )
     return options
 
 

@@ -20,7 +20,7 @@ from saw.runs.compose import CONFIGS
 NOT_RUN = "not run"
 PAPER = Path(__file__).resolve().parents[2] / "results" / "paper.yaml"
 #: Heading of the column with the reasons why a measured cell is not compared with the paper's.
-NOT_COMPARED = "no difference because of"
+NOT_COMPARED = "not compared because of"
 #: ``evaluation.json`` of each seed.
 Evaluations = dict[int, dict[str, Any]]
 
@@ -87,8 +87,8 @@ def paper_notes(paper: Mapping[str, Any]) -> list[str]:
     )
     keys = [f"`{key}`" for key, value in theirs.items() if ours.get(key) != value]
     return [
-        f"Paper: {paper['source']}. We assume that its numbers belong to the reading `{paper['reading']}` (A). The "
-        "difference is only given if ours have the same reading and nothing else is known to differ.",
+        f"Paper: {paper['source']}. We assume that its runs used the reading `{paper['reading']}` (A). A difference is "
+        "given only for rows with the same reading, and only if we know of nothing else that differs.",
         f"The reading `as_released` (configs/reading) differs from `controlled` in {', '.join(keys)}.",
         "\n".join(["The paper also says:", "", *(f"- {fact}" for fact in paper["also"])]),
     ]

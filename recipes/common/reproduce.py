@@ -56,7 +56,9 @@ def parser(description: str | None, name: str) -> argparse.ArgumentParser:
     options.add_argument("--evaluations", type=int, help="per checkpoint (4; in a rehearsal 2)")
     options.add_argument("--gpus", type=int, help="per node (the reading's: 4, as released 8)")
     options.add_argument("--nodes", type=int, default=1, help="nodes of the Ray cluster at RAY_ADDRESS (1)")
-    options.add_argument("--hours", type=float, default=72, help="time limit for a training or an evaluation (72)")
+    options.add_argument(
+        "--hours", type=float, default=72, help="time limit of a training or an evaluation, in hours (72)"
+    )
     options.add_argument("--out", type=Path, help=f"folder for everything ($SAW_RUNS/{name})")
     options.add_argument("--dry-run", action="store_true", help="print every command and check what it needs")
     options.add_argument("--rehearse", action="store_true", help="toy model and data, on a CPU; one row unless named")

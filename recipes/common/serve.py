@@ -38,7 +38,7 @@ def server(model: str, folder: Path, gpus: int, arguments: Sequence[str] = ()) -
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {"TORCHDYNAMO_DISABLE": "1"} if gpus == 0 else {}  # compiling costs more than it saves
+    environment = {"TORCHDYNAMO_DISABLE": "1"} if gpus == 0 else {}  # on a CPU, compiling costs more than it saves
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", *serve_arguments(model, port, gpus, arguments)]
     job = Job(command, folder, SERVER_LIMIT, environment, name="server")
     with job.running() as process:

@@ -66,11 +66,11 @@ class Stage:
         """Whether it is finished.
 
         Raises:
-            SystemExit: if it was begun or finished with another command.
+            SystemExit: if it was started or finished with another command.
         """
         for mark in (self._mark, self._started):
             if mark.exists() and (earlier := json.loads(mark.read_text())["command"]) != list(self.command):
-                ended = "finished" if mark == self._mark else "begun"
+                ended = "finished" if mark == self._mark else "started"
                 raise SystemExit(
                     f"{self.folder} has a stage {self.name} that was {ended} with another command:\n"
                     f"  there: {shlex.join(earlier)}\n  asked: {shlex.join(self.command)}\n"
@@ -83,7 +83,7 @@ class Stage:
         return json.loads(self._mark.read_text())
 
     def forget(self) -> None:
-        """Remove its marks, as if it had never begun."""
+        """Remove its marks, as if it had never started."""
         for mark in (self._mark, self._started):
             mark.unlink(missing_ok=True)
 
@@ -186,7 +186,7 @@ def run_all(
 
 
 def check_marks(shared: Sequence[Stage], chains: Mapping[str, Sequence[Stage]]) -> None:
-    """Check, before anything runs, that no stage was begun or finished with another command.
+    """Check, before anything runs, that no stage was started or finished with another command.
 
     Raises:
         SystemExit: if there is one.

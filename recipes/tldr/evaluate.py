@@ -236,7 +236,12 @@ def main() -> None:
     parser.add_argument("--judge", default="gemini", help="a file of configs/judge (gemini)")
     parser.add_argument("--second-judge", help="another judge, to measure how far the two agree")
     parser.add_argument(
-        "--overrides", nargs="*", type=checked_override, default=[], metavar="KEY=VALUE", help="of the judge"
+        "--overrides",
+        nargs="*",
+        type=checked_override,
+        default=[],
+        metavar="KEY=VALUE",
+        help="Hydra overrides of the first judge",
     )
     arguments = evaluation.parse(parser)
     try:

@@ -2,7 +2,7 @@
 
     python -m recipes.tldr.stand_in_judge --port 8901 [--latency 0.05] [--faults 0.3]
 
-For rehearsals, tests and the benchmark: it costs nothing and needs no key. Quality is the share of the reference's
+It is for rehearsals, tests and the benchmark, costs nothing and needs no key. Quality is the share of the reference's
 words that the summary has; conciseness falls with words beyond the reference's. Do not train a real model on it.
 """
 
@@ -63,7 +63,7 @@ class StandIn:
             raise ValueError(f"no such fault: {', '.join(unknown)}; expected {', '.join(FAULTS)}")
         self.latency = latency
         self.faults = dict(faults or {})
-        self.chance = random.Random(seed)
+        self.rng = random.Random(seed)
         self.counts: Counter[str] = Counter()
         self.in_flight = self.most_in_flight = 0
         self.keys: set[str] = set()
@@ -76,9 +76,7 @@ class StandIn:
             self.keys.add(request.headers.get("Authorization", ""))
             body = await request.json()
             prompt = body["messages"][0]["content"]
-            (fault,) = self.chance.choices(
-                [*self.faults, "right"], [*self.faults.values(), 1 - sum(self.faults.values())]
-            )
+            (fault,) = self.rng.choices([*self.faults, "right"], [*self.faults.values(), 1 - sum(self.faults.values())])
             self.counts[fault] += 1
             await asyncio.sleep(self.latency)
             return await self._respond(request, fault, scores(prompt))

@@ -12,9 +12,10 @@ from recipes.common.paper_table import PaperTable
 from recipes.common.reproduce import METHODS, READINGS
 
 SCORES = ("quality", "conciseness", "total")
-NOTE = """Ours: mean ± standard deviation over seeds (in brackets: over evaluations of one checkpoint); n is seeds x
-evaluations. Quality and conciseness: scores from 0 to 10 by the judge that trained the model. Missing: summaries
-without a verdict, which are left out of every mean. The difference is our total minus the paper's."""
+NOTE = """Ours: mean ± standard deviation over seeds; in brackets, the standard deviation over evaluations of one
+checkpoint. n is seeds x evaluations. Quality and conciseness are scores from 0 to 10, by the judge of the training;
+total is their sum. Missing is the number of summaries without a verdict, which are left out of every mean. The
+difference is our total minus the paper's."""
 
 
 class Cell(NamedTuple):

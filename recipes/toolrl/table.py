@@ -13,9 +13,11 @@ from recipes.common.reproduce import METHODS, READINGS
 from recipes.toolrl.scores import CATEGORIES, scores
 
 SIZES = ("1.5b", "3b")
-NOTE = """Per cent. Ours: mean ± standard deviation over seeds (in brackets: over evaluations of one checkpoint); n is
-seeds x evaluations. The sources do not define the paper's Overall; the difference is the mean of the three minus it.
-BFCL's overall counts the categories that the table leaves out as 0."""
+NOTE = """All accuracies are in per cent. Ours: mean ± standard deviation over seeds; in brackets, the standard
+deviation over evaluations of one checkpoint. n is seeds x evaluations. "Mean of the three" is that of Non-Live, Live
+and Multi-Turn; "mean by items" is weighted by their numbers of items. BFCL's overall counts the categories that the
+table leaves out as 0. The sources do not define the paper's Overall; the difference is our mean of the three minus
+it."""
 
 
 class Cell(NamedTuple):

@@ -1,4 +1,4 @@
-"""Whether an experiment can start on this machine, and what to do if not: one table, one line per check.
+"""Check whether an experiment can start on this machine, and what to do if not: a table with one line per check.
 
     bash scripts/doctor.sh                                        the machine and the software
     bash scripts/doctor.sh experiment=toolrl saw.method=gdpo        and what this experiment needs
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from saw.doctor import data, machine, services, software
 from saw.doctor.estimates import checkpoint_bytes, fit
 from saw.doctor.lines import Line, can_start, examine, missing, ok, say, shortened, show
+from saw.machine import hub
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -160,12 +161,12 @@ def needs_gpus(config: DictConfig, found: Callable[[], Any], calls: bool) -> boo
     from saw.machine.accelerator import NO_ACCELERATOR, decide
 
     try:
-        if calls:
-            data.look_for_the_hub(config.actor_rollout_ref.model.path)
-        if not decide(os.environ, probe=found).reason.startswith(NO_ACCELERATOR):
-            return False
         from saw.runs import inputs
 
+        if calls:
+            data.look_for_the_hub(inputs.models(config))
+        if not decide(os.environ, probe=found).reason.startswith(NO_ACCELERATOR):
+            return False
         return inputs.is_large_for_a_cpu(config)
     except Exception:  # noqa: BLE001  the line of the driver, or of the configuration, shows it
         return False
@@ -281,7 +282,7 @@ def prepare(arguments: argparse.Namespace) -> None:
     warnings.simplefilter("ignore")  # from verl's imports; the table shows what matters
     logging.disable(logging.WARNING)
     if arguments.no_calls:
-        data.leave_the_hub_alone()
+        hub.use_cache_only()
 
 
 def main(arguments: argparse.Namespace) -> None:

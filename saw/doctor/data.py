@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saw.doctor.lines import Line, missing, note, ok, shortened, warning
-from saw.doctor.services import reach
-from saw.machine import environment
+from saw.doctor.lines import Line, missing, note, ok, say, shortened, warning
+from saw.machine import environment, hub
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -29,45 +27,19 @@ MAKERS: Mapping[str, tuple[str, str]] = {
 }
 #: The files in a folder of data.
 SPLITS = ("train.parquet", "test.parquet")
-WEIGHTS = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
-
-Lookup = Callable[[str, str], str | None]
-
-
-def in_cache(repository: str, file: str) -> str | None:
-    """The path of a Hub's file in this machine's cache; None if it is not there."""
-    from huggingface_hub import try_to_load_from_cache
-
-    path = try_to_load_from_cache(repository, file)
-    return path if isinstance(path, str) else None
 
 
 @functools.cache
 def hub_fault() -> str | None:
     """Why the Hub does not answer, tried only once; None if it does."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set"
-    try:
-        reach(constants.ENDPOINT)
-    except OSError as error:
-        return shortened(str(error), 160)
-    return None
+    say(f"calling the Hub, {hub.limit():g} s at most")
+    return hub.fault()
 
 
-def look_for_the_hub(model: str) -> None:
-    """For a model on the Hub: if the Hub does not answer, do not call it again."""
-    if is_on_hub(model) and hub_fault():
-        leave_the_hub_alone()
-
-
-def leave_the_hub_alone() -> None:
-    """Make every library use only the cache; otherwise each would wait half a minute for the Hub."""
-    from huggingface_hub import constants
-
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    constants.HF_HUB_OFFLINE = True  # it may have been imported before
+def look_for_the_hub(names: Sequence[Any]) -> None:
+    """For models on the Hub: if it does not answer, do not call it again."""
+    if any(map(hub.is_on_hub, names)) and hub_fault():
+        hub.use_cache_only()
 
 
 def files_on_hub(repository: str) -> list[str]:
@@ -86,7 +58,7 @@ def files_on_hub(repository: str) -> list[str]:
 def model(
     name: str,
     thing: str = "model",
-    cached: Lookup = in_cache,
+    cached: hub.Lookup = hub.in_cache,
     listed: Callable[[str], Sequence[str]] | None = files_on_hub,
     faults: Callable[[Path], str | None] | None = None,
 ) -> Line:
@@ -107,12 +79,12 @@ def model(
             remedy = "copy the whole model there, or name another folder in actor_rollout_ref.model.path"
             return missing(thing, fault, needed, remedy)
         return ok(thing, f"in {Path(name).expanduser()}", needed)
-    if not is_on_hub(name):
+    if not hub.is_on_hub(name):
         if maker := maker_of(Path(name)):
             return note(thing, f"not yet: {name}", needed, f"{maker[0]} makes it before training")
         remedy = "name an existing folder or a model of the Hub (OWNER/NAME) in actor_rollout_ref.model.path"
         return missing(thing, f"{name}: there is no such folder", needed, remedy)
-    absent = absent_files(lambda file: cached(name, file))
+    absent = hub.absent_files(lambda file: cached(name, file))
     if not absent:
         return ok(thing, f"{name}, in this machine's cache", needed)
     found = f"{name}, not in the cache (without {absent[0]})"
@@ -123,7 +95,7 @@ def model(
     except Exception as error:  # noqa: BLE001  the Hub's client has errors of several libraries
         remedy = f"where there is a network: {download(name)} (HF_TOKEN for a model with restricted access)"
         return missing(thing, f"{found}; the Hub: {type(error).__name__}: {shortened(str(error), 160)}", needed, remedy)
-    if absent := absent_files(lambda file: file if file in files else None, read=False):
+    if absent := hub.absent_files(lambda file: file if file in files else None, read=False):
         return missing(thing, f"{name} on the Hub lacks {', '.join(absent)}", needed, "name another model")
     return ok(thing, f"{name}, on the Hub", needed)
 
@@ -143,7 +115,7 @@ def download(name: str) -> str:
     return f"{environment.program('hf')} download {name}"
 
 
-def has_config(name: str, cached: Lookup = in_cache) -> bool:
+def has_config(name: str, cached: hub.Lookup = hub.in_cache) -> bool:
     """Whether a model's config.json is on this machine.
 
     Args:
@@ -151,7 +123,7 @@ def has_config(name: str, cached: Lookup = in_cache) -> bool:
         cached (Lookup): finds a file of the Hub in the cache.
     """
     folder = Path(name).expanduser()
-    return (folder / "config.json").is_file() or (is_hub_name(name) and cached(name, "config.json") is not None)
+    return (folder / "config.json").is_file() or (hub.is_hub_name(name) and cached(name, "config.json") is not None)
 
 
 def maker_of(folder: Path) -> tuple[str, str] | None:
@@ -160,41 +132,7 @@ def maker_of(folder: Path) -> tuple[str, str] | None:
     return MAKERS.get(folder.relative_to(runs).as_posix()) if folder.is_relative_to(runs) else None
 
 
-def absent_files(find: Callable[[str], str | None], read: bool = True) -> list[str]:
-    """The files that a model lacks.
-
-    Args:
-        find (Callable[[str], str | None]): gives the path of a file, None if it does not exist.
-        read (bool): open the index of sharded weights, and look for each of its files.
-    """
-    absent = [] if find("config.json") else ["config.json"]
-    name = next((name for name in WEIGHTS if find(name)), None)
-    if name is None:
-        return [*absent, "model.safetensors"]
-    if read and name.endswith(".index.json"):
-        index = json.loads(Path(str(find(name))).read_text())
-        absent += [part for part in sorted(set(index["weight_map"].values())) if not find(part)]
-    return absent
-
-
-def is_on_hub(name: str) -> bool:
-    """Whether a model is on the Hub, not in a folder."""
-    return not Path(name).expanduser().is_dir() and is_hub_name(name)
-
-
-def is_hub_name(name: str) -> bool:
-    """Whether a string may be a model's name on the Hub."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return not name.startswith(("runs/", ".")) and name.count("/") <= 1
-
-
-def tokenizer(config: DictConfig, calls: bool = True, cached: Lookup = in_cache) -> Line:
+def tokenizer(config: DictConfig, calls: bool = True, cached: hub.Lookup = hub.in_cache) -> Line:
     """The tokenizer and its chat template, checked as at the start of a training.
 
     Args:
@@ -205,7 +143,7 @@ def tokenizer(config: DictConfig, calls: bool = True, cached: Lookup = in_cache)
     section = config.actor_rollout_ref.model
     name, needed = section.get("tokenizer_path") or section.path, "one with a chat template"
     folder = Path(name).expanduser()
-    if not folder.is_dir() and not is_hub_name(name):
+    if not folder.is_dir() and not hub.is_hub_name(name):
         say_it = note if maker_of(folder) else missing
         return say_it("tokenizer", f"{name}: there is no such folder", needed, "see the line of the model")
     if not (calls or folder.is_dir() or cached(name, "tokenizer_config.json")):
@@ -230,7 +168,7 @@ def files(config: DictConfig, key: str) -> Line:
     thing = {"train_files": "training data", "val_files": "validation data"}[key]
     if (config.data.get("custom_cls") or {}).get("path"):
         return warning(thing, "read by data.custom_cls, not checked", "", "make sure that it finds its files")
-    needed = f"rows with {', '.join(inputs.columns(config))}"
+    needed = f"rows with {', '.join(map(str, inputs.columns(config)))}"
     made = f"{environment.python()} -m data_prep.toolrl (or data_prep.tldr) makes one"
     remedy = f"set data.{key} to an existing file; {made}"
     names = inputs.data_names(config, f"data.{key}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from saw.doctor.cluster import LIMIT as CLUSTER_LIMIT
 from saw.doctor.cluster import REFUSED, Cluster, look
 from saw.doctor.lines import Line, missing, ok, say, shortened, warning
-from saw.machine import environment
+from saw.machine import environment, hub
 from saw.rewards import JUDGE
 
 if TYPE_CHECKING:
@@ -34,33 +33,17 @@ def netrc_has(address: str) -> bool:
 
 
 def reach(address: str, limit: float = LIMIT) -> None:
-    """Call a server; any answer is accepted.
+    """Call a server, and say so.
 
     Args:
         address (str): its URL.
-        limit (float): seconds for the whole call; requests' own timeout applies per address of a server.
+        limit (float): seconds for the whole call.
 
     Raises:
         OSError: if there is no answer.
     """
-    import requests
-
-    faults: list[OSError] = []
-
-    def call() -> None:
-        try:
-            requests.head(address, timeout=limit)
-        except OSError as error:
-            faults.append(error)
-
     say(f"calling {address}, {limit:g} s at most")
-    calling = threading.Thread(target=call, daemon=True)
-    calling.start()
-    calling.join(limit)
-    if calling.is_alive():
-        raise TimeoutError(f"no answer within {limit:g} s")
-    if faults:
-        raise faults[0]
+    hub.reach(address, limit)
 
 
 def wandb(

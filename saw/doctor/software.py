@@ -44,7 +44,11 @@ def packages(check: Callable[[], Sequence[Problem]]) -> Line:
     from saw.machine.requirements import repairs
 
     made_for = environment.made_for()
-    remedy = environment.set_up(made_for) if made_for else "; ".join(repairs(wrong, environment.pip_install()))
+    too_many = [problem for problem in wrong if problem.name == "trl"]  # set-up removes nothing
+    remedies = repairs(too_many if made_for else wrong, environment.pip_install())
+    if made_for and too_many != wrong:
+        remedies.append(environment.set_up(made_for))
+    remedy = "; ".join(remedies)
     return missing("packages", _some([str(problem) for problem in wrong]), "what the plug-in imports", remedy)
 
 

@@ -87,7 +87,7 @@ def _pools(config: DictConfig) -> dict[str, tuple[int, int]]:
         sections["reward.reward_model"] = config.reward.reward_model
     if OmegaConf.select(config, "distillation.enabled"):
         sections["distillation"] = config.distillation
-    if config.trainer.v1.trainer_mode.endswith("separate_async"):
+    if str(config.trainer.v1.trainer_mode).endswith("separate_async"):  # what it may be is checked elsewhere
         sections[ROLLOUT] = config.actor_rollout_ref.rollout
     for name, section in sections.items():
         for key in ("nnodes", "n_gpus_per_node"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import sys
 import tomllib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -76,9 +77,29 @@ def problems(
         for by, need in needs
         if not _fits(version(need.name), need)
     ]
+    if version("verl") is not None and (beside := trl_problem()):
+        wrong.append(beside)
     if version(DISTRIBUTION) is None:
         wrong.insert(0, Problem(DISTRIBUTION, None, DISTRIBUTION, "verl, to find the plug-in,"))
     return list(dict.fromkeys(wrong))
+
+
+def trl_problem() -> Problem | None:
+    """The installed TRL, if verl cannot load a model beside it; None if there is none, or one that verl can import."""
+    if find_spec("trl") is None:
+        return None
+    try:  # as verl does, in verl.models.transformers.monkey_patch
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                from trl.experimental.ppo import AutoModelForCausalLMWithValueHead
+            except ImportError:
+                from trl import AutoModelForCausalLMWithValueHead  # noqa: F401
+    except Exception as error:  # noqa: BLE001  whatever TRL raises there
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        needed = f"one with AutoModelForCausalLMWithValueHead, or none ({why})"
+        return Problem("trl", _version("trl") or "TRL", needed, f"verl {_version('verl')}")
+    return None
 
 
 def declared(extras: Sequence[str]) -> list[Requirement]:
@@ -144,13 +165,16 @@ def repairs(wrong: Sequence[Problem], install: str) -> list[str]:
         wrong (Sequence[Problem]): the problems.
         install (str): the command before the packages, as in ``python -m pip install``.
     """
-    chosen = {DISTRIBUTION, "torch", "vllm"}
+    chosen = {DISTRIBUTION, "torch", "vllm", "trl"}
     specs = sorted({f"'{problem.needed}'" for problem in wrong if problem.name not in chosen})
     lines = [f"install them: {install} {' '.join(specs)}"] if specs else []
     if _has(wrong, DISTRIBUTION):
         lines.append(f"install this repository: {install} --no-deps -e {REPOSITORY}")
     if _has(wrong, "torch") or _has(wrong, "vllm"):
         lines.append("install a torch and vLLM that match each other and the driver (docs/installation.md)")
+    if _has(wrong, "trl"):
+        uninstall = install.replace(" pip install", " pip uninstall", 1)
+        lines.append(f"remove TRL: {uninstall} trl (SAW in TRL has an environment of its own: docs/trl.md)")
     return lines
 
 

@@ -66,7 +66,7 @@ def normalise_then_sum_only(batch: RewardBatch, weights: Tensor, profile: Profil
 
 
 def normalise_then_average(batch: RewardBatch, weights: Tensor, profile: Profile) -> Tensor:
-    r"""DVAO (arXiv 2605.25604): the mean of the advantages of each objective, by weights and priorities.
+    r"""DVAO (arXiv 2605.25604): the mean of the objectives' advantages, weighted by weights times priorities.
 
     .. math:: A_j = \sum_k w_k \alpha_k A_{jk} / \sum_k w_k \alpha_k
 
@@ -110,7 +110,7 @@ def whiten_batch(batch: RewardBatch, advantages: Tensor, profile: Profile, kept:
 
 
 def whiten(advantages: Tensor, counts: Tensor, profile: Profile) -> Tensor:
-    """Shift and scale to mean 0 and variance 1, over values that count more or less often.
+    """Shift and scale to mean 0 and variance 1, where each value counts a given number of times.
 
     Every token of a sample carries the sample's advantage, so the moments over tokens are moments over
     samples, weighted by length.

@@ -1,4 +1,4 @@
-"""What a method demands of the trainer that it runs in; a trainer refuses what it cannot give, before a rollout."""
+"""Refuses, before the first rollout, a method that needs something that the trainer cannot provide."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SMOOTHING = ("ema", "max_change")
 
 
 def refuse_gradients(method: str, options: Options, host: str) -> None:
-    """For a trainer without the policy gradients of each objective.
+    """Refuse methods that compare policy gradients, for a trainer that does not compute those of each objective.
 
     Raises:
         ValueError: naming the method and the measure, if they compare gradients.
@@ -23,7 +23,7 @@ def refuse_gradients(method: str, options: Options, host: str) -> None:
 
 
 def refuse_memory(method: str, options: Options, host: str) -> None:
-    """For a trainer that keeps nothing for a method between two steps.
+    """Refuse options that need the previous weights, for a trainer that keeps nothing between two steps.
 
     Raises:
         ValueError: naming the option, or the method, that needs the previous step.

@@ -118,7 +118,7 @@ class Options(BaseModel):
             fields that differ from the paper's.
         informativeness (str): the measure in :mod:`saw.method.informativeness` from which the SAW methods compute their
             weights; ``cv`` is the paper's.
-        over (Literal["batch", "group"]): what it is measured over; ``group`` gives each prompt its own weights.
+        over (Literal["batch", "group"]): over what the measure is taken; ``group`` gives each prompt its own weights.
         ema (float): in [0, 1), share of the previous step's weights in this step's.
         floor (float): in [0, 1/K], the smallest weight of an objective.
         max_change (float | None): in (0, 1], the largest change of a weight from one step to the next.
@@ -187,7 +187,7 @@ class Options(BaseModel):
 
 
 def _fault(fault: Mapping[str, Any]) -> str:
-    """One fault of a profile: its field, what is wrong, the value."""
+    """A message for one fault of a profile: the field, what is wrong, the value."""
     field = ".".join(map(str, fault["loc"]))
     if fault["type"] == "extra_forbidden":
         return f"there is no {field!r}; allowed are {', '.join(Profile.model_fields)}"

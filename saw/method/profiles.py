@@ -22,8 +22,8 @@ class Profile(BaseModel):
         equal_below (float): weights are equal if the sum of the CVs is below this.
         sum_of_weights (Literal["one", "objectives"]): the sum of the weights where they multiply rewards
             (:func:`saw.method.aggregation.sum_then_normalise`).
-        lone_sample (Literal["zero", "raw"]): the advantage of a group of one: ``"zero"``, as there is nothing
-            to compare it with, or ``"raw"``, the reward itself (as if mean 0 and std 1).
+        lone_sample (Literal["zero", "raw"]): the advantage of a group of one: ``"zero"``, because there is nothing to
+            compare it with, or ``"raw"``, the reward itself (as if the group had mean 0 and std 1).
         ddof (Literal[0, 1]): variances are divided by the number of values minus this: in a group, in whitening and in
             the CV.
         group_eps (float): added to the standard deviation of a group.

@@ -1,4 +1,4 @@
-"""Checks of what weightings, measures and aggregations return: anybody can register one, and wrong weights train."""
+"""Checks what weightings, measures and aggregations return: yours may be wrong, and training would go on regardless."""
 
 from __future__ import annotations
 
@@ -49,9 +49,10 @@ def check_weights(weights: Any, like: Tensor, groups: int, options: Options, met
 
 
 def check_measured(values: Any, like: Tensor, groups: int, options: Options) -> Tensor:
-    """Check the shape of what a measure returned; arguments as in :func:`check_weights`, which sees what comes of it.
+    """Check the shape of what a measure returned; arguments as in :func:`check_weights`.
 
-    Nothing here depends on the values: a weighting may run under ``torch.vmap``.
+    The values are not checked here, because a weighting may run under ``torch.vmap``; :func:`check_weights` checks the
+    weights that are computed from them.
 
     Returns:
         Tensor: shape ``(K,)``, or ``(G, K)`` with ``options.over="group"``.

@@ -1,4 +1,4 @@
-"""The rewards of one step, with their groups and missing values worked out once."""
+"""The rewards of one step; what depends on groups and missing values is computed once."""
 
 from __future__ import annotations
 

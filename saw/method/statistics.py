@@ -43,7 +43,7 @@ def coefficient_of_variation(mean: Tensor, std: Tensor, minima: Tensor, profile:
     r"""Relative spread of an objective, :math:`CV_k = \sigma(s_k) / (\mu(s_k) + \delta)`.
 
     With :math:`s_{jk} = r_{jk} - min_k + \delta`; the shift does not change the standard deviation, so the mean and
-    std of the rewards suffice (paper, section 4; constants in :class:`~saw.method.options.Profile`).
+    std of the rewards suffice (paper, section 4; constants in :class:`~saw.method.profiles.Profile`).
 
     Args:
         mean (Tensor): mean of the rewards, shape ``(K,)``.

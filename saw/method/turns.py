@@ -31,7 +31,7 @@ from saw.method.reward_batch import RewardBatch
 
 
 class HasTurn(Protocol):
-    """An objective, here or in the plug-in's settings, as far as its turn is concerned."""
+    """What is read here of an objective: :class:`saw.Objective`, or that of the plug-in's settings."""
 
     @property
     def name(self) -> str: ...
@@ -42,7 +42,7 @@ class HasTurn(Protocol):
 def turns_of(mask: Tensor) -> Tensor:
     """Number the model's turns in responses that alternate between the model and its tools.
 
-    Two turns without a token of another between them count as one.
+    Two turns of the model with no other token between them count as one.
 
     Args:
         mask (Tensor): shape ``(N, T)``, non-zero on the model's own tokens.

@@ -42,7 +42,7 @@ def shares(values: Tensor, equal_below: float) -> Tensor:
     """Each value's share of the sum over the last dimension; equal shares, except for NaN, if the sum is too small."""
     known = ~values.isnan()
     values = values.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
-    # Of absolute values: shares of negative or infinite ones are no weights, and compute_advantage refuses them.
+    # Absolute: a negative or infinite value then gives a share that compute_advantage refuses.
     total = values.abs().sum(dim=-1, keepdim=True)
     known = known | ~known.any(dim=-1, keepdim=True)  # a group without any reward; its advantages are 0 anyway
     fallback = known / known.sum(dim=-1, keepdim=True)
@@ -56,8 +56,8 @@ def random(context: Context) -> Tensor:
     They depend on the seed and the step only, so a resumed run and all processes draw the same ones.
     """
     mean = context.statistics.mean
-    chance = np.random.default_rng([context.options.seed or 0, context.step])
-    return torch.as_tensor(chance.dirichlet(np.ones(len(mean))), dtype=mean.dtype, device=mean.device)
+    rng = np.random.default_rng([context.options.seed or 0, context.step])
+    return torch.as_tensor(rng.dirichlet(np.ones(len(mean))), dtype=mean.dtype, device=mean.device)
 
 
 @weighting("static_", needs=["static_weights"], reads=["static_weights"])

@@ -28,9 +28,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="saw report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a training's folder, or a folder of them")
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder for the report (report)")
-    parser.add_argument("--title", help="of the page (the runs' folder)")
+    parser.add_argument("--title", help="title of the page (the runs' folder)")
     parser.add_argument("--baseline", help="a method, by its name in the report; others are tested against it")
     parser.add_argument(
         "--threshold",

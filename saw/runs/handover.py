@@ -25,35 +25,36 @@ from saw.rewards import JUDGE
 
 logger = logging.getLogger(__name__)
 
-#: Paths that are written to.
-OUTPUTS = (
-    "trainer.default_local_dir",
-    "trainer.rollout_data_dir",
-    "trainer.validation_data_dir",
-    "global_profiler.save_path",
-    f"{JUDGE}.cache",
-    f"{JUDGE}.faults",
-)
-#: Paths that are read; one that doesn't exist may be something else, such as a model's name on the Hub. A judge's
-#: prompt is not among them: it is a name in ``saw/rewards/judge/prompts``, or an absolute path.
-INPUTS = (
-    "data.train_files",
-    "data.val_files",
+#: Keys of folders that a training writes to, and of files that it writes.
+FOLDERS = ("trainer.default_local_dir", "trainer.rollout_data_dir", "trainer.validation_data_dir")
+WRITTEN = (f"{JUDGE}.cache", f"{JUDGE}.faults")
+#: Keys of all paths that are written to.
+OUTPUTS = (*FOLDERS, "global_profiler.save_path", *WRITTEN)
+#: Keys of data files.
+DATA = ("data.train_files", "data.val_files")
+#: Keys of other files that are read; a value may also name a packaged module, by ``pkg://``.
+FILES = (
     "data.custom_cls.path",
     "data.sampler.class_path",
-    "actor_rollout_ref.model.path",
-    "actor_rollout_ref.model.hf_config_path",
-    "actor_rollout_ref.model.tokenizer_path",
-    "actor_rollout_ref.model.lora_adapter_path",
     "actor_rollout_ref.rollout.router_config_path",
     "actor_rollout_ref.rollout.agent.agent_loop_config_path",
     "actor_rollout_ref.rollout.multi_turn.tool_config_path",
     "actor_rollout_ref.rollout.multi_turn.function_tool_path",
+    "trainer.v1.sampler.custom_sampler.path",
+)
+#: Keys of all paths that are read; a path that doesn't exist may be something else, such as a model's name on the Hub.
+#: A judge's prompt is not among them: it is a name in ``saw/rewards/judge/prompts``, or an absolute path.
+INPUTS = (
+    *DATA,
+    *FILES,
+    "actor_rollout_ref.model.path",
+    "actor_rollout_ref.model.hf_config_path",
+    "actor_rollout_ref.model.tokenizer_path",
+    "actor_rollout_ref.model.lora_adapter_path",
     "reward.custom_reward_function.path",
     "reward.reward_manager.module.path",
     "reward.reward_model.model_path",
     "trainer.resume_from_path",
-    "trainer.v1.sampler.custom_sampler.path",
 )
 
 #: Options of ``ray.init`` that Ray refuses for a running cluster: its nodes already have theirs.

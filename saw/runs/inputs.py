@@ -19,31 +19,23 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer
+from verl.utils.checkpoint.checkpoint_manager import get_checkpoint_tracker_filename
 from verl.utils.tracking import Tracking
 
+from saw.machine import environment, hub
 from saw.machine.cluster import running
 from saw.records.files import read_lines
 from saw.records.metrics_file import LOCATION
-from saw.rewards import JUDGE
+from saw.runs.handover import DATA, FILES, FOLDERS, WRITTEN
 from saw.verl.config import ConfigError
 
 logger = logging.getLogger(__name__)
 
 MODEL = "actor_rollout_ref.model"
-#: Keys that name a file, or a packaged module by ``pkg://``; the reward function's has its own check, which loads it.
-FILES = (
-    "data.custom_cls.path",
-    "data.sampler.class_path",
-    "actor_rollout_ref.rollout.router_config_path",
-    "actor_rollout_ref.rollout.agent.agent_loop_config_path",
-    "actor_rollout_ref.rollout.multi_turn.tool_config_path",
-    "actor_rollout_ref.rollout.multi_turn.function_tool_path",
-    "trainer.v1.sampler.custom_sampler.path",
-)
-#: Keys that name a folder to write to, and keys that name a file.
-FOLDERS = ("trainer.default_local_dir", "trainer.rollout_data_dir", "trainer.validation_data_dir")
-WRITTEN = (f"{JUDGE}.cache", f"{JUDGE}.faults")
+#: The model that verl serves as a judge, if it does.
+JUDGE_MODEL = "reward.reward_model.model_path"
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
 #: How the name of a part of a model's weights ends.
 SHARD = re.compile(r"-\d+-of-\d+\.(safetensors|bin)$")
@@ -52,7 +44,6 @@ LFS = b"version https://git-lfs"
 _EXPECTED = "expected a folder, or a model of the Hub (OWNER/NAME), with a"
 #: Every tokenizer has one of these files, unless it needs the model's own code.
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
-DATA = ("data.train_files", "data.val_files")
 #: The most parameters of a model that trains on a CPU without having been told to: Qwen2.5-0.5B does, 1.5B does not.
 LARGEST_ON_CPU = 600_000_000
 
@@ -68,7 +59,7 @@ def check(config: DictConfig) -> None:
     """
     written = written_faults(config)
     read = [*file_faults(config), *(fault for key in DATA for fault in data_faults(config, key))]
-    read += [*model_faults(config), *tokenizer_faults(config)]
+    read += [*model_faults(config), *tokenizer_faults(config), *judge_model_faults(config)]
     address = running(config)
     if address is not None and read:
         for fault in read:
@@ -84,7 +75,10 @@ def written_faults(config: DictConfig) -> list[str]:
 
 
 def file_faults(config: DictConfig) -> Iterator[str]:
-    """What is wrong with the files that the configuration names, other than data and models."""
+    """What is wrong with the files that the configuration names, other than data and models.
+
+    The reward function's file is not looked at here: another check loads it.
+    """
     for key in FILES:
         value = OmegaConf.select(config, key)
         if isinstance(value, str) and value and is_local(value) and not local_path(value).is_file():
@@ -100,6 +94,9 @@ def check_data(config: DictConfig, key: str) -> tuple[list[str], list[int | None
     """What is wrong with the data files of a key in :data:`DATA`, and each file's number of rows (None: unknown)."""
     if OmegaConf.select(config, "data.custom_cls.path"):
         return [], []  # that class decides which files it reads, and how
+    column = config.data.get("prompt_key", "prompt")
+    if not isinstance(column, str):
+        return [f"data.prompt_key is {column!r}; expected the name of the column with the messages"], []
     names = data_names(config, key)
     if not names:
         return [f"{key} is {OmegaConf.select(config, key)!r}; expected a file of rows, or a list of files"], []
@@ -178,7 +175,7 @@ def _json(path: Path) -> tuple[dict[str, pa.DataType], int]:
         rows = read_lines(path)
     rows = rows if isinstance(rows, list) else [rows]
     if not all(isinstance(row, dict) for row in rows):
-        raise ValueError("it has rows that are no JSON objects")
+        raise ValueError("it has rows that are not JSON objects")
     return {key: pa.infer_type([value]) for key, value in (rows[0] if rows else {}).items()}, len(rows)
 
 
@@ -186,7 +183,7 @@ def columns(config: DictConfig) -> dict[str, tuple[Callable[[pa.DataType], bool]
     """The columns that are read by verl, its reward managers and ours: a check of the type, and what is expected."""
     agent = config.actor_rollout_ref.rollout.get("agent") or {}
     own = agent.get("agent_loop_config_path") or agent.get("agent_loop_manager_class")
-    messages = (_anything if own else _is_list, "a list of messages with role and content")
+    messages = (_anything if own else _are_messages, "a list of messages with role and content")
     needed: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {config.data.get("prompt_key", "prompt"): messages}
     if config.reward.reward_manager.source == "register":
         needed["data_source"] = (_anything, "text")
@@ -198,12 +195,24 @@ def _anything(kind: pa.DataType) -> bool:
     return True
 
 
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+def _are_messages(kind: pa.DataType) -> bool:
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+        return False
+    item = kind.value_type  # null: the first row of a JSON file has an empty list
+    if pa.types.is_null(item):
+        return True
+    return pa.types.is_struct(item) and all(item.get_field_index(name) >= 0 for name in ("role", "content"))
 
 
 def _has_truth(kind: pa.DataType) -> bool:
     return pa.types.is_struct(kind) and kind.get_field_index("ground_truth") >= 0
+
+
+def models(config: DictConfig) -> list[Any]:
+    """Everything that names a model or a part of one: folders, names on the Hub, or anything else."""
+    model = config.actor_rollout_ref.model
+    judge = [OmegaConf.select(config, JUDGE_MODEL)] if config.reward.reward_model.enable else []
+    return [model.path, model.get("hf_config_path"), model.get("tokenizer_path"), *judge]
 
 
 def model_faults(config: DictConfig) -> Iterator[str]:
@@ -214,6 +223,9 @@ def model_faults(config: DictConfig) -> Iterator[str]:
         return
     if not is_local(model.path):
         return
+    if fault := _hub_fault(f"{MODEL}.path", model.path):
+        yield fault
+        return
     key = "hf_config_path" if model.get("hf_config_path") else "path"
     try:
         _model_config(config)
@@ -222,6 +234,26 @@ def model_faults(config: DictConfig) -> Iterator[str]:
     folder = local_path(model.path)
     if folder.is_dir() and (fault := weights_fault(folder)):
         yield f"{MODEL}.path is {model.path!r}, a folder {fault}"
+
+
+def judge_model_faults(config: DictConfig) -> Iterator[str]:
+    """What is wrong with the model that verl serves as a judge, if it does and the Hub does not answer."""
+    name = OmegaConf.select(config, JUDGE_MODEL)
+    if config.reward.reward_model.enable and isinstance(name, str) and (fault := _hub_fault(JUDGE_MODEL, name)):
+        yield fault
+
+
+def _hub_fault(key: str, name: str) -> str | None:
+    """What of a model on the Hub is not in this machine's cache, if the Hub does not answer."""
+    if not hub.is_on_hub(name) or (why := hub.fault()) is None:
+        return None
+    absent = hub.absent_files(lambda file: hub.in_cache(name, file))
+    if not absent:
+        return None
+    return (
+        f"{key} is {name!r}, of which this machine's cache lacks {absent[0]}, and the Hub does not answer ({why}); "
+        f"where there is a network: {environment.program('hf')} download {name}; or set it to a folder"
+    )
 
 
 def tokenizer_faults(config: DictConfig) -> Iterator[str]:
@@ -294,7 +326,18 @@ def weights_fault(folder: Path) -> str | None:
             start = opened.read(len(LFS))
         if not start or start == LFS:
             return f"whose {file.name} is {'a pointer of Git LFS: git lfs pull fetches it' if start else 'empty'}"
+        if file.suffix == ".safetensors" and (fault := _cut_off(file)):
+            return f"whose {file.name} is broken or cut off ({fault}); download or copy it again"
     return None
+
+
+def _cut_off(file: Path) -> str | None:
+    """What the header of a safetensors file says is wrong, such as its length; None for nothing. Reads no weights."""
+    try:
+        with safe_open(file, framework="pt"):
+            return None
+    except (OSError, SafetensorError) as error:
+        return _first_line(error)
 
 
 def _outputs(config: DictConfig) -> Iterator[str]:
@@ -332,7 +375,7 @@ def _metrics(config: DictConfig, place: Path | str | None) -> Iterator[str]:
 def _unwritable(folder: Path) -> str | None:
     """Why a folder can't be made, or written to; None if it can."""
     try:
-        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
     except (OSError, ValueError) as error:  # a name that is too long, or has a zero byte
         return f"it can't be looked up ({_first_line(error)})"
     if not there.is_dir():
@@ -344,6 +387,8 @@ def _resumption(config: DictConfig) -> Iterator[str]:
     trainer = config.trainer
     if trainer.resume_mode not in ("auto", "disable", "resume_path"):
         yield f"trainer.resume_mode is {trainer.resume_mode!r}; expected auto, disable or resume_path"
+    if trainer.resume_mode == "auto" and isinstance(trainer.default_local_dir, str) and trainer.default_local_dir:
+        yield from _latest(local_path(trainer.default_local_dir))
     if trainer.resume_mode != "resume_path":
         return
     path = trainer.resume_from_path
@@ -353,6 +398,24 @@ def _resumption(config: DictConfig) -> Iterator[str]:
         yield f"trainer.resume_from_path is {path!r}, {_absence(local_path(path))}; expected a checkpoint's folder"
     elif running(config) is None and not (local_path(path) / "actor").is_dir():
         yield f"trainer.resume_from_path is {path!r}, which has no folder 'actor'; expected a checkpoint's folder"
+
+
+def _latest(folder: Path) -> Iterator[str]:
+    """A record of the last checkpoint that verl could not read, or of one that is gone: it would then start over."""
+    record = Path(get_checkpoint_tracker_filename(str(folder)))
+    if not record.is_file():
+        return
+    step = record.read_bytes().decode(errors="replace").strip()
+    if not step.isdigit():
+        fault = f"has {step!r} instead of a step"
+    elif not (folder / f"global_step_{step}").is_dir():
+        fault = f"names step {step}, and there is no folder global_step_{step}"
+    else:
+        return
+    yield (
+        f"trainer.resume_mode is 'auto', but {record} {fault}; write the step of an existing checkpoint into it, or "
+        "set trainer.resume_mode=disable to start over"
+    )
 
 
 def is_local(name: str) -> bool:

@@ -297,7 +297,7 @@ def _memory(run_id: str) -> int:
 
 
 def _die_with_parent() -> None:
-    """Make the kernel end the run's first process when this one is killed (Linux; Ray's processes follow it)."""
+    """Let the kernel kill the run's first process when this one is killed (Linux); Ray's processes then end too."""
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL("libc.so.6").prctl(set_parent_death_signal, signal.SIGKILL)

@@ -9,22 +9,27 @@ Everything that can be checked is checked before files of an earlier training in
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from saw.machine import accelerator, cluster
+from saw.machine import accelerator, cluster, hub
 from saw.records import metrics_file
 from saw.runs import handover
 from saw.runs.compose import CONFIGS
 
 #: The variable that passes the reason for the platform to the composed configuration.
 REASON = "SAW_PLATFORM_REASON"
+#: verl's whole default configuration, in the package ``verl.trainer.config``.
+VERL_DEFAULTS = "_generated_ppo_trainer.yaml"
 #: Keys with which a command line names an experiment.
 EXPERIMENT = ("experiment", "+experiment", "++experiment")
 #: Options with which Hydra shows something instead of starting a training.
@@ -77,7 +82,7 @@ def settle(config: DictConfig, platform: str | None) -> None:
 
 
 def _choose(config: DictConfig) -> None:
-    """Choose what the configuration leaves open, and record the choices in it, and so in ``run.json``."""
+    """Choose what the configuration leaves open, and record the choices in it; ``run.json`` then has them too."""
     from saw.verl import attention
 
     chosen = {"platform": os.environ.get(REASON, "by the caller of saw.runs.train.main")}
@@ -136,6 +141,7 @@ def check_settings(config: DictConfig, platform: str | None) -> None:
     from saw.verl.config import ConfigError
 
     settle(config, platform)
+    _refuse_text_for_numbers(config)
     if not config.trainer.use_v1:
         raise ConfigError("trainer.use_v1 is False; expected True: verl's older trainers are not started from here")
     main_ppo.auto_set_device(config)
@@ -144,6 +150,29 @@ def check_settings(config: DictConfig, platform: str | None) -> None:
         use_reference_policy=main_ppo.need_reference_policy(config),
         use_critic=main_ppo.need_critic(config),
     )
+
+
+def _refuse_text_for_numbers(config: DictConfig) -> None:
+    """Refuse a text where verl's default is a number: verl would compute with it, minutes later."""
+    from saw.verl.config import ConfigError
+
+    defaults = yaml.load((files("verl.trainer.config") / VERL_DEFAULTS).read_text(), yaml.CSafeLoader)
+    faults = [
+        f"{key} is the text {value!r}; expected a number, or ${{oc.decode:${{oc.env:NAME}}}} to read it from a variable"
+        for key in _numbers(defaults)
+        if isinstance(value := OmegaConf.select(config, key), str)
+    ]
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
+def _numbers(section: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The keys whose values are numbers."""
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{prefix}{key}.")
+        elif type(value) in (int, float):
+            yield prefix + key
 
 
 def check(config: DictConfig, platform: str | None) -> None:
@@ -159,11 +188,21 @@ def check(config: DictConfig, platform: str | None) -> None:
     from saw.runs import inputs
 
     check_settings(config, platform)
+    _look_for_the_hub(config)
     _refuse_large_model(config)
     _choose(config)
     inputs.check(config)
     with _as_config_errors():
         cluster.check(config, cluster.available(config))
+
+
+def _look_for_the_hub(config: DictConfig) -> None:
+    """If a model is on the Hub and the Hub does not answer, use its cache only, instead of waiting for each file."""
+    from saw.runs import inputs
+
+    fault = hub.unreachable(inputs.models(config), children=cluster.running(config) is None)
+    if fault:
+        _say(f"the Hub does not answer ({fault}): only what is in its cache is used")
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Detects an agent loop worker that has died; verl 0.9.1 would wait for its samples forever.
 
 The workers are Ray actors that put finished samples into TransferQueue. verl's replay buffer polls for the samples and
-never checks whether the workers are alive. Calling a dead actor is an error, so each worker is called now and then,
-with Ray's own empty method. A late answer only means that the worker is busy.
+never checks whether the workers are alive. Calling a dead actor is an error, so each worker is called at regular
+intervals, with Ray's own empty method. A late answer only means that the worker is busy.
 Contract: ``tests/contract/test_lost_samples.py``.
 """
 

@@ -70,7 +70,7 @@ def choose(config: DictConfig) -> Attention | None:
         config (DictConfig): verl's whole configuration, as composed.
 
     Returns:
-        Attention | None: None if it isn't ours to choose: an engine other than FSDP, or an Ascend NPU.
+        Attention | None: None if it is not chosen here: with an engine other than FSDP, or on an Ascend NPU.
 
     Raises:
         ConfigError: for an attention, or fused kernels, that can't work here.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from saw.faults import readable
 from saw.method.conditions import check_conditions
 from saw.method.objective import LARGEST, Otherwise
 from saw.method.options import Options
@@ -135,7 +135,7 @@ class Settings(BaseModel):
         names = [objective.name for objective in objectives]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"{name!r} is there twice; every objective needs a unique name")
+                raise ValueError(f"{name!r} occurs twice; every objective needs a unique name")
         return objectives
 
     @model_validator(mode="after")
@@ -215,47 +215,12 @@ class Settings(BaseModel):
             settings = cls.model_validate(section)
             return settings._with_actor_lr(config)
         except ValidationError as error:
-            text = readable(error, NAME, cls).replace(
-                f"{NAME}.objectives: Field required", f"{NAME}.objectives is not set; expected {_EXAMPLE}"
-            )
+            unset = f"{NAME}.objectives is not set"
+            text = readable(error, NAME, cls).replace(unset, f"{unset}; expected {_EXAMPLE}")
             given = section.get("objectives") if isinstance(section, Mapping) else None
             for number, name in enumerate(given if isinstance(given, Mapping) else ()):
                 text = text.replace(f"{NAME}.objectives.{number}.", f"{NAME}.objectives.{name}.")
             raise ConfigError(text) from error
-
-
-def readable(error: ValidationError, prefix: str, model: type[BaseModel]) -> str:
-    """One line per fault: the key as written in an override, what is wrong, the value, what is allowed.
-
-    Args:
-        error (ValidationError): pydantic's error.
-        prefix (str): the section's key in the configuration.
-        model (type[BaseModel]): the section's type.
-    """
-    lines: dict[str, None] = {}  # in order; each once, as every type of a union repeats some
-    places = [fault["loc"] for fault in error.errors()]
-    for fault in error.errors():
-        if fault["type"] == "too_short" and any(
-            place[: len(fault["loc"])] == fault["loc"] != place for place in places
-        ):
-            continue  # only because its entries are wrong
-        key = ".".join(str(part) for part in (prefix, *fault["loc"]))
-        message = fault["msg"].removeprefix("Value error, ")
-        if fault["type"] == "extra_forbidden":
-            message = f"there is no such setting; allowed are {', '.join(_fields(model, fault['loc'][:-1]))}"
-        value = "" if fault["type"] in ("missing", "value_error") else f"; it is {fault['input']!r}"
-        lines[f"{key}: {message}{value}"] = None
-    return "\n".join(lines)
-
-
-def _fields(model: type[BaseModel], path: Iterable[int | str]) -> list[str]:
-    """The fields of the model at a path inside another."""
-    for part in path:
-        if isinstance(part, str) and part in model.model_fields:
-            annotation = model.model_fields[part].annotation
-            inner = [annotation, *getattr(annotation, "__args__", ())]
-            model = next((kind for kind in inner if inspect.isclass(kind) and issubclass(kind, BaseModel)), model)
-    return list(model.model_fields)
 
 
 def check_returned(settings: Settings, returned: Any) -> None:

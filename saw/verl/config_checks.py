@@ -22,6 +22,7 @@ from verl.trainer.ppo.utils import need_reference_policy
 from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.config import FSDPActorConfig
 
+from saw.machine import environment, requirements
 from saw.machine.cluster import running
 from saw.method.registry import get_method
 from saw.rewards import JUDGE
@@ -92,6 +93,7 @@ def _check_rest(config: DictConfig, settings: Settings) -> None:
             "the penalty from; use actor_rollout_ref.actor.use_kl_loss=True, or saw.kl_in_reward=grpo_only"
         )
     wrong += _engine_faults(config)
+    wrong += _trl_faults(config)
     if settings.needs_gradients:
         wrong += _gradient_faults(config)
     wrong += _mode_faults(config, settings)
@@ -114,7 +116,7 @@ def _check_rest(config: DictConfig, settings: Settings) -> None:
 
 
 def _engine_faults(config: DictConfig) -> list[str]:
-    """A strategy of another engine than model_engine: parts of verl read the one, parts the other."""
+    """A strategy that belongs to another engine than model_engine: parts of verl read one setting, parts the other."""
     actor = config.actor_rollout_ref.actor
     kind = get_class(actor["_target_"])
     own = getattr(kind, "strategy", None)
@@ -124,6 +126,16 @@ def _engine_faults(config: DictConfig) -> list[str]:
         f"actor_rollout_ref.actor.strategy is {actor.strategy!r}, and model_engine {config.get('model_engine')!r} "
         f"(a {kind.__name__}) has only the strategy {own!r}: set it to that, or use another model_engine"
     ]
+
+
+def _trl_faults(config: DictConfig) -> list[str]:
+    """An installed TRL beside which verl's FSDP engine fails when it loads a model, minutes later."""
+    if not issubclass(get_class(config.actor_rollout_ref.actor["_target_"]), FSDPActorConfig):
+        return []
+    problem = requirements.trl_problem()
+    if problem is None:
+        return []
+    return [f"{problem}; {'; '.join(requirements.repairs([problem], environment.pip_install()))}"]
 
 
 def check_micro_batches(config: DictConfig) -> None:
@@ -240,7 +252,7 @@ def _mode_faults(config: DictConfig, settings: Settings) -> list[str]:
     if mode == "separate_async" and not version.SEPARATE_ASYNC:
         wrong.append(
             f"trainer.v1.trainer_mode is {name!r}, which needs verl {version.VERSIONS[-1]}, but verl "
-            f"{verl.__version__} is installed, whose separate_async is another: install the former, or set "
+            f"{verl.__version__} is installed, whose separate_async works differently: install the former, or set "
             f"trainer_mode to {NAME!r}"
         )
     elif mode == "separate_async":
@@ -332,8 +344,8 @@ def _reward_manager_faults(config: DictConfig) -> list[str]:
     if issubclass(inspect.unwrap(kind), MultiRewardManager):  # verl's registry holds a proxy of it
         return []
     return [
-        f"reward.reward_manager.name is {section.name!r} (a {kind.__name__}), which turns a reward into a scalar, and "
-        f"that never enters an advantage; set it to {NAME!r}, or with source=importlib to a class derived from "
+        f"reward.reward_manager.name is {section.name!r} (a {kind.__name__}), which reduces the rewards to a scalar, "
+        f"which no advantage uses; set it to {NAME!r}, or with source=importlib to a class derived from "
         f"{MultiRewardManager.__module__}.{MultiRewardManager.__name__}"
     ]
 
@@ -354,7 +366,10 @@ def check_group_size(config: DictConfig, settings: Settings) -> None:
 
 def _check_rollouts(config: DictConfig, settings: Settings) -> None:
     """Check the number of rollouts, if the training files show that it is the same for all prompts."""
-    if config.actor_rollout_ref.rollout.n > 1:
+    number = config.actor_rollout_ref.rollout.n
+    if not isinstance(number, int):
+        raise ConfigError(f"actor_rollout_ref.rollout.n is {number!r}; expected the number of samples per prompt")
+    if number > 1:
         return
     agent = config.actor_rollout_ref.rollout.get("agent") or {}
     if (config.data.get("custom_cls") or {}).get("path") or agent.get("agent_loop_manager_class"):
@@ -364,7 +379,7 @@ def _check_rollouts(config: DictConfig, settings: Settings) -> None:
 
 
 def _training_files(config: DictConfig) -> list[str]:
-    """The names of the training files; what is no name is left to the check of the data (:mod:`saw.runs.inputs`)."""
+    """The names of the training files; anything else is left to the check of the data (:mod:`saw.runs.inputs`)."""
     files = config.data.train_files
     names = [files] if isinstance(files, str) else list(files) if isinstance(files, ListConfig) else []
     return [name for name in names if isinstance(name, str)]

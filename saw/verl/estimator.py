@@ -24,7 +24,7 @@ from saw.verl.transfer_queue import of_all_rows
 
 @dataclass
 class StepRewards:
-    """The rewards of one step, or of one of its mini-batches, with the same rows as verl's batch.
+    """The rewards of one step, or of one of its mini-batches. R is the number of rows of verl's batch.
 
     Attributes:
         settings (Settings): method, objectives, options.
@@ -38,10 +38,10 @@ class StepRewards:
         lost (int): requested samples that left no row.
         scores (Tensor | None): shape ``(R,)``, the scalar rewards before a KL penalty; None if there is none.
         gram (Tensor | None): shape ``(K, K)``, of the objectives' policy gradients, if the method compares them.
-        prompts (Sequence[str]): of the rows used, like all of the following.
+        prompts (Sequence[str]): of the rows used, like ``submitted``, ``infos`` and ``scalars``.
         submitted (Sequence[int]): verl's global step at which each sample's prompt was submitted to the rollout.
         infos (Sequence[Mapping]): what the reward function returned.
-        scalars (Tensor | None): verl's scalar rewards, shape ``(N,)``.
+        scalars (Tensor | None): verl's scalar rewards, shape ``(N,)``, one per row used.
         turns (Tensor | None): shape ``(R, T)``, the model's turn of each token, if an objective belongs to a turn.
         advantage (Advantage | None): the result, once the estimator has run.
     """

@@ -1,7 +1,8 @@
-"""A step of several mini-batches: for each in turn, ``separate_async`` samples, weights and updates; it logs once.
+"""Combines the mini-batches of a step.
 
+``separate_async`` samples, computes weights and updates the policy for each mini-batch in turn, but logs once per step.
 verl 0.9.1 merges the metrics of mini-batches by parts of their names, so that those of an objective called ``summary``
-would be summed. Here the rewards of the step are combined, and its metrics are computed from them.
+would be summed. Here the rewards of the step are combined, and the metrics are computed from them.
 """
 
 from __future__ import annotations

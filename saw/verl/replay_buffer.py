@@ -94,7 +94,7 @@ class MultiRewardReplayBufferAsync(MultiRewardReplayBuffer, ReplayBufferAsync):
         return stale | self._too_old(failed, global_steps, partition_id), filtered, set(), counts
 
     def _too_old(self, uids: set[str], global_steps: int, partition_id: str) -> set[str]:
-        """Those that verl would have dropped for their age if they had not failed."""
+        """The groups that verl would have dropped for their age if they had not failed."""
         if self.max_off_policy_threshold is None or self.max_off_policy_strategy != "drop":
             return set()
         submitted = self.prompt_global_steps[partition_id]

@@ -12,10 +12,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from saw.faults import readable
 from saw.rewards import returns
 from saw.rewards import toolrl as toolrl_rewards
 from saw.verl import judge_actor as judges
-from saw.verl.config import readable
 
 
 def check_toolrl(options: Mapping[str, Any] | None = None) -> None:

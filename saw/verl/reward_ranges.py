@@ -70,7 +70,7 @@ class RewardRanges:
         if custom.path is not None:
             try:
                 function = load_extern_object(module_path=custom.path, object_name=custom.name)
-            except (ImportError, OSError, AttributeError, RuntimeError) as error:
+            except (ImportError, OSError, AttributeError, RuntimeError, TypeError) as error:
                 why = f"{error}: {error.__cause__!r}" if error.__cause__ else str(error)
                 raise ConfigError(
                     f"reward.custom_reward_function.path is {custom.path!r} and its name is {custom.name!r} ({why}); "

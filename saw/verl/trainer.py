@@ -131,7 +131,7 @@ class MultiRewardTrainer(PPOTrainer):
         run_info.write(config, ranges, self.total_training_steps)
 
     def _delete_earlier_metrics(self) -> None:
-        """Delete those of a training that this one replaces; only now that the models are loaded."""
+        """Delete the metrics of a training that this one replaces; only now, when the models are loaded."""
         trainer, metrics = self.config.trainer, os.environ.get(metrics_file.LOCATION)
         if trainer.resume_mode == "disable" and "file" in trainer.logger and metrics:
             metrics_file.begin(Path(metrics), resume=False)
@@ -153,7 +153,7 @@ class MultiRewardTrainer(PPOTrainer):
             self._dataloader_before = self.train_dataloader.state_dict()
 
     def _forget_prompts_that_are_gone(self) -> None:
-        """Those that were trained on, or dropped by the replay buffer."""
+        """Forget prompts that were trained on, or dropped by the replay buffer."""
         if self._rollouts:
             queued = (tq.kv_list("train") or {}).get("train", {})
             self._rollouts = {prompt: number for prompt, number in self._rollouts.items() if prompt in queued}
@@ -340,7 +340,6 @@ class MultiRewardTrainer(PPOTrainer):
         lost = lost_samples(prompts, self._expected_samples(prompts))
         # a prompt's rewards follow the schedule of the step at which it was submitted; the tags have it
         submitted = [batch.tags[row].get("global_steps", self.global_steps) for row in scored.tolist()]
-        rewards = checked_objective_matrix(infos, self.settings)
         minima = {step: [low for low, _ in self._ranges.at(step)] for step in set(submitted)}
         rewards[scored] = exact_minima(rewards[scored], rewards.new_tensor([minima[step] for step in submitted]))
         return StepRewards(

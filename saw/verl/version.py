@@ -10,15 +10,15 @@ logger = logging.getLogger(__name__)
 #: Each passes the contract tests (``scripts/verl_versions.sh``). The requirement files install the last one, and the
 #: pipeline is tested with it.
 VERSIONS = ("0.9.0", "0.9.1")
-#: What 0.9.0 lacks. Validation neither passes on how many samples it asked for, nor averages without None.
+#: What 0.9.0 lacks: its validation does not say how many samples it asked for, and cannot leave None out of a mean.
 VALIDATION_COUNTS_SAMPLES = verl.__version__ != "0.9.0"
 #: The group filter knows the scalar reward as ``reward``; in 0.9.0 only as ``score``.
 FILTER_KNOWS_REWARD = verl.__version__ != "0.9.0"
 #: ``separate_async`` as we extend it; in 0.9.0 it has other settings and another order of a step.
 SEPARATE_ASYNC = verl.__version__ != "0.9.0"
-#: Why a version has no chance, by how it begins.
+#: How a version begins that cannot work -> why.
 HOPELESS = {"0.8.": "it has another trainer (no verl.trainer.ppo.v1)"}
-#: The variable that, set to 1, lets any version of verl try: the nightly test does.
+#: The variable that, set to 1, allows any version of verl, as scripts/verl_versions.sh does.
 ANY = "SAW_ANY_VERL"
 
 

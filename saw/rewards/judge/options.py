@@ -9,6 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from saw.faults import readable
+
 PROMPTS = Path(__file__).with_name("prompts")
 
 
@@ -76,7 +78,7 @@ class JudgeOptions(BaseModel):
     @classmethod
     def _address(cls, base_url: str | None) -> str | None:
         if base_url is not None and not base_url.startswith(("http://", "https://")):
-            raise ValueError("expected an address that starts with http:// or https://")
+            raise ValueError(f"it is {base_url!r}; expected an address that starts with http:// or https://")
         return base_url
 
     @field_validator("prompt")
@@ -84,14 +86,14 @@ class JudgeOptions(BaseModel):
     def _there(cls, prompt: str) -> str:
         if not (PROMPTS / prompt).is_file():
             allowed = ", ".join(sorted(path.name for path in PROMPTS.iterdir()))
-            raise ValueError(f"there is no such file; expected an absolute path, or one of {allowed}")
+            raise ValueError(f"it is {prompt!r}, which is not a file; expected an absolute path, or one of {allowed}")
         return prompt
 
     @field_validator("highest")
     @classmethod
     def _above_the_lowest(cls, highest: int, info: ValidationInfo) -> int:
         if highest <= (lowest := info.data.get("lowest", highest - 1)):
-            raise ValueError(f"expected a number above judge.lowest, {lowest}")
+            raise ValueError(f"it is {highest}; expected a number above judge.lowest, {lowest}")
         return highest
 
     @property
@@ -116,17 +118,8 @@ class JudgeOptions(BaseModel):
         try:
             return cls.model_validate(dict(section))
         except ValidationError as error:
-            lines = []
-            for fault in error.errors():
-                key = ".".join(("judge", *map(str, fault["loc"])))
-                message = fault["msg"].removeprefix("Value error, ")
-                if fault["type"] == "missing":
-                    lines.append(f"{key} is not set; a task's objectives set it, for example objectives=tldr")
-                    continue
-                if fault["type"] == "extra_forbidden":
-                    message = f"there is no such setting; allowed are {', '.join(cls.model_fields)}"
-                lines.append(f"{key}: {message}; it is {fault['input']!r}")
-            raise JudgeError("\n".join(lines)) from None
+            remedy = "is not set; a task's objectives set it, for example objectives=tldr"
+            raise JudgeError(readable(error, "judge", cls).replace("is not set", remedy)) from None
 
     def api_key(self) -> str | None:
         """The key, from the environment.

@@ -8,6 +8,9 @@ Contract: ``tests/contract/test_seams.py::test_main_ppo_calls_the_wrapped_valida
 
 import functools
 import os
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 from omegaconf import DictConfig
@@ -28,8 +31,31 @@ def wrap(module: ModuleType) -> None:
         from saw.verl.config_checks import check_config, check_micro_batches
 
         check_config(config)
-        stock(config, *args, **kwargs)
+        with _as_config_errors():
+            stock(config, *args, **kwargs)
         check_micro_batches(config)
         os.environ[ACTIVE] = "1"  # Ray's processes inherit it
 
     module.validate_config = validate_config  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _as_config_errors() -> Iterator[None]:
+    """Name what verl stopped at: a null where it compares numbers is a TypeError that names no key."""
+    from hydra.errors import InstantiationException
+
+    from saw.verl.config import ConfigError
+
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (AssertionError, ValueError) as error:
+        raise ConfigError(f"verl's check of the configuration: {error}") from error
+    except (TypeError, AttributeError, InstantiationException) as error:
+        line = traceback.extract_tb(error.__traceback__)[-1].line
+        where = "" if isinstance(error, InstantiationException) else f" at {line!r}"
+        raise ConfigError(
+            f"verl's check of the configuration fails{where}: {' '.join(str(error).split())}; a value there is null or "
+            "of another type than verl expects"
+        ) from error

@@ -187,6 +187,16 @@ def test_without_a_network_it_says_what_to_do(tmp_path, toy_model, monkeypatch):
         prepare(tmp_path, source=None, tokenizer=str(toy_model))
 
 
+def test_a_hub_that_does_not_answer_is_not_waited_for(tmp_path, posts, toy_model, hub):
+    """Kind: five more tries of half a minute for each file that a library looks for."""
+    hub.answers(ConnectionError("no route to host"))
+    with pytest.raises(BadSource, match=r"trl-lib/tldr at revision main could not be read.*no route.*--source FILE"):
+        prepare(tmp_path, source=None, tokenizer=str(toy_model))
+    with pytest.raises(BadSource, match=r"(?s)--tokenizer Somebody/toy cannot be used.*no route"):
+        prepare(tmp_path, source=str(posts), tokenizer="Somebody/toy")
+    assert len(hub.asked) == 1
+
+
 def test_a_parquet_is_read_too(tmp_path, posts, toy_model):
     load_dataset("json", data_files=str(posts), split="train").to_parquet(tmp_path / "posts.parquet")
     assert make(tmp_path / "out", tmp_path / "posts.parquet", toy_model)["posts"] == 60

@@ -85,13 +85,13 @@ def test_a_failed_shared_stage_stops_all(tmp_path):
     assert not (tmp_path / "count").exists()
 
 
-@pytest.mark.parametrize(("then", "ended"), [("", "finished"), ("raise SystemExit(1)", "begun")])
+@pytest.mark.parametrize(("then", "ended"), [("", "finished"), ("raise SystemExit(1)", "started")])
 def test_a_stage_of_another_command_is_refused_before_anything_runs(tmp_path, then, ended):
     first = count(tmp_path, "train", then)
     try:
         run_all([], {"a": [first]}, lambda: None)
     except SystemExit:
-        assert ended == "begun"
+        assert ended == "started"
     other = stage(tmp_path, "train", "print('other')")
     with pytest.raises(SystemExit, match=f"{ended} with another command"):
         run_all([count(tmp_path, "shared")], {"a": [other]}, lambda: None)

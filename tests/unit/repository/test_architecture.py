@@ -12,11 +12,12 @@ from tests.conftest import ROOT
 #: Each room, and the rooms that it may import; a room may always import itself.
 ROOMS = {
     "saw": {"saw.method"},  # the public names
+    "saw.faults": set(),
     "saw.method": set(),
-    "saw.rewards": set(),
+    "saw.rewards": {"saw.faults"},
     "saw.records": set(),
     "saw.machine": set(),
-    "saw.verl": {"saw.method", "saw.rewards", "saw.records", "saw.machine"},
+    "saw.verl": {"saw.faults", "saw.method", "saw.rewards", "saw.records", "saw.machine"},
     "saw.trl": {"saw.method", "saw.records"},
     "saw.slime": {"saw.method"},
     "saw.memory": {"saw.machine", "saw.method", "saw.report", "saw.runs", "saw.verl"},
@@ -25,7 +26,7 @@ ROOMS = {
     "saw.doctor": {"saw.machine", "saw.memory", "saw.method", "saw.rewards", "saw.runs", "saw.verl"},
     "saw.cli": set(),
     "saw.__main__": {"saw.cli"},
-    "data_prep": {"saw.rewards"},
+    "data_prep": {"saw.rewards", "saw.machine"},
     "recipes": {"data_prep", "saw.machine", "saw.memory", "saw.method", "saw.records", "saw.report", "saw.rewards"}
     | {"saw.runs", "saw.doctor"},
     "benchmarks": {"data_prep", "recipes", "saw", "saw.records", "saw.report", "saw.rewards", "saw.runs", "saw.verl"},

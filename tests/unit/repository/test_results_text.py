@@ -19,6 +19,8 @@ from scipy import stats
 
 from benchmarks import step as step_benchmark
 from recipes.study import language_model
+from recipes.tldr import table as table2
+from recipes.toolrl import table as table1
 from saw.report import read_history, summary, summary_table
 from saw.report.seed_statistics import PairedTest, bootstrap_median, paired_tests
 from tests.conftest import ROOT
@@ -327,7 +329,7 @@ FIGURES = [
     # --- tabular: speeds
     Figure(
         "README.md",
-        "it reaches 0.9 after {} steps instead of {} (GDPO), while the early one needs {} instead of {}",
+        "reaches 0.9 after {} steps instead of {} (GDPO), while the early one needs {} instead of {}",
         lambda: whole(
             *speeds("late_steps", "saw_gdpo", "gdpo"),
             *speeds("early_steps", "saw_gdpo", "gdpo"),
@@ -815,6 +817,16 @@ def test_the_released_versions_page_is_what_its_runs_printed():
     assert summary_table({"saw_gdpo": read_history(folder / "saw_gdpo.jsonl")}) in summary
     (commit,) = re.findall(r"commit (\w+);", summary)
     assert f"commit {commit}" in page
+
+
+@pytest.mark.parametrize("paper_table", [table1.TABLE, table2.TABLE], ids=lambda paper_table: paper_table.name)
+def test_the_text_of_a_table_is_its_generator_s(paper_table):
+    """Kind: a note or a heading that is changed in the generator and not in the results, or by hand in the results."""
+    page = (RESULTS / paper_table.name / f"{paper_table.name}.md").read_text()
+    text, _, _ = paper_table.make(RESULTS / "no such folder")
+    title, rows, *notes = text.strip().split("\n\n")
+    for part in (title, rows.splitlines()[0], *notes):
+        assert part in page
 
 
 def test_the_paper_s_numbers_of_the_tables_are_those_of_paper_yaml():

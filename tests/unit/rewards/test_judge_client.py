@@ -285,8 +285,8 @@ def test_a_key_that_is_not_there_is_an_error_at_once(monkeypatch):
     ("wrong", "message"),
     [
         ({"in_flight": 0}, r"judge.in_flight: .*it is 0"),
-        ({"base_url": "example"}, "judge.base_url: expected an address"),
-        ({"prompt": "absent.txt"}, r"judge.prompt: there is no such file.*tldr.txt.*it is 'absent.txt'"),
+        ({"base_url": "example"}, "judge.base_url: it is 'example'; expected an address"),
+        ({"prompt": "absent.txt"}, r"judge.prompt: it is 'absent.txt', .* one of .*tldr.txt"),
         ({"modle": "x"}, "judge.modle"),
         ({"model": ""}, "judge.model"),
     ],

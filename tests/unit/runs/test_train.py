@@ -13,6 +13,7 @@ import pytest
 from hydra.types import RunMode
 
 import saw.verl  # noqa: F401  it wraps verl's check
+from saw.rewards import JUDGE
 from saw.runs import inputs, train
 from saw.verl.config import ConfigError
 from tests.configs import EXPERIMENTS, composed_with
@@ -72,6 +73,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+ROLLOUT = "actor_rollout_ref.rollout"
 WRONG_SETTINGS = {
     "a method": ({"saw.method": "saw_gdop"}, "saw_gdop"),
     "a key": ({"saw.metod": "grpo"}, "metod"),
@@ -84,9 +86,24 @@ WRONG_SETTINGS = {
         {"actor_rollout_ref.model.override_config.attn_implementation": "flash_attention_2"},
         "attn_implementation is 'flash_attention_2'",
     ),
+    "a null that verl compares": ({f"{ROLLOUT}.temperature": None}, "verl's check.*rollout.temperature.*null"),
+    "a null that verl counts": ({"actor_rollout_ref.model.lora_rank": None}, "verl's check.*lora_rank.*null"),
+    "a null of a section": ({"actor_rollout_ref.actor.loss_agg_mode": None}, "verl's check.*loss_agg_mode: None"),
+    "no number of samples": ({f"{ROLLOUT}.n": None}, f"{ROLLOUT}.n is None; expected the number"),
+    "a number of a variable": (
+        {"actor_rollout_ref.actor.clip_ratio": "${oc.env:HOME}"},
+        "actor.clip_ratio is the text '/.*; expected a number, or .*oc.decode",
+    ),
+    "a number in quotes": ({"data.max_prompt_length": "40"}, "data.max_prompt_length is the text '40'"),
+    "no mode": ({"trainer.v1.trainer_mode": None}, "trainer.v1.trainer_mode is None"),
+    "no column": ({"data.prompt_key": None}, "data.prompt_key is None; expected the name of the column"),
+    "a reward function without a name": (
+        {"reward.custom_reward_function.name": None},
+        "custom_reward_function.path is .* and its name is None",
+    ),
+    "a number as text": ({f"{ROLLOUT}.n": "four"}, f"{ROLLOUT}.n is the text 'four'; expected a number"),
     "a mode of resuming": ({"trainer.resume_mode": "never"}, "trainer.resume_mode is 'never'; expected auto"),
 }
-ROLLOUT = "actor_rollout_ref.rollout"
 WRONG_BATCHES = {
     "one of two": ({f"{ROLLOUT}.log_prob_use_dynamic_bsz": True}, "log_prob_use_dynamic_bsz is True and"),
     "the other": (
@@ -245,7 +262,7 @@ def _shards(file: Path) -> None:
 
 
 def _without_index(file: Path) -> None:
-    (file.parent / "model-1-of-2.safetensors").write_text("some weights")
+    file.with_suffix(".whole").rename(file.parent / "model-1-of-2.safetensors")
 
 
 WEIGHTS = {
@@ -253,8 +270,13 @@ WEIGHTS = {
     "weights that are links": lambda file: file.symlink_to("gone"),
     "weights that are pointers": lambda file: file.write_text("version https://git-lfs.github.com/spec/v1\noid x\n"),
     "empty weights": lambda file: file.touch(),
+    "half of the weights": lambda file: file.write_bytes(file.with_suffix(".whole").read_bytes()[:-100]),
+    "an error page": lambda file: file.write_text("<html>404</html>"),
     "shards": _shards,
 }
+
+
+MESSAGES = {"prompts as texts": ["text"], "messages of another form": [{"from": "human", "value": "text"}]}
 
 
 def broken(path: Path, name: str) -> dict:
@@ -278,6 +300,9 @@ def broken(path: Path, name: str) -> dict:
         column = {"prompts as text": "prompt", "references as text": "reward_model"}[name]
         text = pa.array(["text"] * len(rows))
         pq.write_table(rows.drop_columns([column]).append_column(column, text), path / "rows.parquet")
+    elif name in MESSAGES:
+        messages = pa.array([MESSAGES[name]] * len(rows))
+        pq.write_table(rows.drop_columns(["prompt"]).append_column("prompt", messages), path / "rows.parquet")
     elif name == "no truth":
         truth = pa.array([{"style": "rule"}] * len(rows))
         pq.write_table(rows.drop_columns(["reward_model"]).append_column("reward_model", truth), path / "rows.parquet")
@@ -292,7 +317,7 @@ def broken(path: Path, name: str) -> dict:
         (path / "rows.parquet").symlink_to(path / "gone")
     elif name in WEIGHTS:
         for file in path.glob("model/*.safetensors"):
-            file.unlink()
+            file.rename(file.with_suffix(".whole"))
             WEIGHTS[name](file)
         return {MODEL: str(path / "model")}
     elif name == "a list in config.json":
@@ -328,6 +353,8 @@ def broken(path: Path, name: str) -> dict:
         ("an ending", r"train_files has .*csv.*expected \.parquet, \.json or \.jsonl"),
         ("an empty file", "train_files has .*jsonl.*no rows"),
         ("prompts as text", "column prompt is of type string; expected a list of messages"),
+        ("prompts as texts", "column prompt is of type list<.*string>; expected a list of messages with role"),
+        ("messages of another form", "column prompt is of type list<.*from.*; expected a list of messages with role"),
         ("references as text", "column reward_model is of type string; expected a mapping with ground_truth"),
         ("no truth", "column reward_model is of type struct<style: string>; expected .* ground_truth"),
         ("a broken line", "train_files has .*jsonl.*can't be read.*line 2"),
@@ -340,6 +367,8 @@ def broken(path: Path, name: str) -> dict:
         ("weights that are links", "folder whose model.safetensors is missing"),
         ("weights that are pointers", "folder whose model.safetensors is a pointer of Git LFS"),
         ("empty weights", "folder whose model.safetensors is empty"),
+        ("half of the weights", "folder whose model.safetensors is broken or cut off .*again"),
+        ("an error page", "folder whose model.safetensors is broken or cut off .*again"),
         ("shards", "folder whose model-1-of-2.safetensors is missing"),
         ("no index", "folder with model-1-of-2.safetensors, and without the index"),
         ("a list in config.json", "model.path is .*config.json"),
@@ -415,7 +444,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused(configured, monkeypatch, 
 @pytest.mark.parametrize("key", ["cache", "faults"])
 def test_so_is_the_judge_s(configured, tmp_path, key):
     (tmp_path / "file").touch()
-    section = f"{inputs.JUDGE}.{key}"
+    section = f"{JUDGE}.{key}"
     with pytest.raises(ConfigError, match=f"{section} needs"):
         inputs.check(configured({section: str(tmp_path / "file" / "x")}))
     inputs.check(configured({section: str(tmp_path / "new" / "x")}))
@@ -487,6 +516,88 @@ def test_a_model_that_cannot_be_read_is_large_only_if_it_is_one_of_the_hub(confi
     assert inputs.is_large_for_a_cpu(configured({MODEL: path})) == expected
 
 
+# ---------------------------------------------------------------- the last checkpoint
+
+
+@pytest.mark.parametrize(("step", "says"), [("", "has ''"), ("abc", "has 'abc'"), ("7", "names step 7.*global_step_7")])
+def test_a_record_of_a_checkpoint_that_is_not_there_does_not_start_over(start, earlier, step, says):
+    """Kind: a full disk, or a checkpoint removed by hand; verl would fail later, or silently train from the start."""
+    (earlier / "latest_checkpointed_iteration.txt").write_text(step)
+    before = contents(earlier)
+    with pytest.raises(ConfigError, match=f"latest_checkpointed_iteration.txt {says}.*resume_mode=disable"):
+        start({"trainer.resume_mode": "auto"})
+    assert contents(earlier) == before
+    start({"trainer.resume_mode": "disable"})
+
+
+def test_a_record_of_a_checkpoint_that_is_there_is_followed(start, earlier):
+    (earlier / "latest_checkpointed_iteration.txt").write_text("7\n")
+    (earlier / "global_step_7").mkdir()
+    start({"trainer.resume_mode": "auto"})
+
+
+def test_a_folder_that_is_a_link_to_nothing_is_refused(start, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(ConfigError, match=r"trainer\.default_local_dir needs .*link is not a folder"):
+        start({"trainer.default_local_dir": str(tmp_path / "link" / "run")})
+
+
+# ---------------------------------------------------------------- a Hub that does not answer
+
+ON_HUB = "Somebody/toy"
+
+
+def test_a_model_that_is_nowhere_is_refused_without_waiting(start, earlier, hub, capsys):
+    """Kind: five more tries of half a minute for each file that a library looks for."""
+    hub.answers(ConnectionError("no route to host"))
+    before = contents(earlier)
+    with pytest.raises(ConfigError, match=rf"{MODEL} is '{ON_HUB}'.*lacks config.json.*no route.*hf download {ON_HUB}"):
+        start({MODEL: ON_HUB})
+    assert "saw: the Hub does not answer" in capsys.readouterr().err
+    assert len(hub.asked) == 1
+    assert contents(earlier) == before
+
+
+def test_a_model_in_the_cache_is_trained_from_there(start, hub, toy_model, capsys):
+    hub.answers(ConnectionError("no route to host"))
+    hub.has_cached(ON_HUB, toy_model)
+    start({MODEL: ON_HUB})
+    assert hub.is_offline() == (True, True)
+    assert "only what is in its cache is used" in capsys.readouterr().err
+
+
+def test_a_model_whose_download_was_cut_short_is_refused_while_it_cannot_go_on(start, hub, toy_model):
+    hub.answers(ConnectionError("no route to host"))
+    (hub.has_cached(ON_HUB, toy_model) / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=rf"{MODEL} is '{ON_HUB}'.*lacks model.safetensors"):
+        start({MODEL: ON_HUB})
+
+
+@pytest.mark.parametrize("key", ["tokenizer_path", "hf_config_path"])
+def test_a_part_of_the_model_that_is_nowhere_is_refused_too(start, hub, key):
+    hub.answers(ConnectionError("no route to host"))
+    with pytest.raises(ConfigError, match=rf"{key} is '{ON_HUB}'"):
+        start({f"actor_rollout_ref.model.{key}": ON_HUB})
+
+
+def test_the_judge_s_model_is_looked_for_too(configured, hub):
+    hub.answers(ConnectionError("no route to host"))
+    config = configured({"reward.reward_model.enable": True, "reward.reward_model.model_path": ON_HUB})
+    assert ON_HUB in inputs.models(config)
+    (fault,) = inputs.judge_model_faults(config)
+    assert f"reward.reward_model.model_path is '{ON_HUB}'" in fault
+
+
+def test_the_nodes_of_a_running_cluster_may_reach_the_hub(configured, hub, monkeypatch, caplog):
+    hub.answers(ConnectionError("no route to host"))
+    for module in (train.cluster, inputs):
+        monkeypatch.setattr(module, "running", lambda config: CLUSTER)
+    train._look_for_the_hub(configured({MODEL: ON_HUB}))
+    inputs.check(configured({MODEL: ON_HUB}))
+    assert hub.is_offline() == (False, True)
+    assert ON_HUB in caplog.text
+
+
 # ---------------------------------------------------------------- the message of a refusal
 
 
@@ -513,6 +624,10 @@ def test_an_error_of_the_user_s_own_code_keeps_its_traceback(configured, tmp_pat
     own = {"reward.custom_reward_function.path": str(tmp_path / "mine.py")}
     with pytest.raises(ValueError, match="a bug of mine"):
         train.command(configured({**own, "reward.custom_reward_function.name": "compute_score"}))
+
+
+def test_a_name_may_look_like_a_number(start):
+    start({"trainer.experiment_name": "12345"})  # of a job, say
 
 
 def test_a_refused_start_makes_no_folder(start, tmp_path):

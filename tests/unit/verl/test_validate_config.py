@@ -9,6 +9,7 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from saw.machine import requirements
 from saw.verl.config import ConfigError, Settings
 from saw.verl.config_checks import check_config
 from saw.verl.names import FAILED
@@ -132,6 +133,18 @@ def test_the_strategy_of_another_engine_is_refused(engine):
 
 
 PRECISION = "actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype"
+
+
+@pytest.mark.parametrize(("engine", "fails"), [("dp", True), ("megatron", False)])
+def test_a_trl_beside_which_verl_loads_no_model_is_refused(monkeypatch, engine, fails):
+    trl = requirements.Problem("trl", "1.16.0", "one with AutoModelForCausalLMWithValueHead, or none", "verl 0.9.1")
+    monkeypatch.setattr(requirements, "trl_problem", lambda: trl)
+    config = compose("platform=gpu", f"model_engine={engine}")
+    if fails:
+        with pytest.raises(ConfigError, match=r"trl: 1\.16\.0 is installed.*pip uninstall trl.*docs/trl\.md"):
+            check_config(config)
+    else:
+        check_config(config)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "float16"])
@@ -426,7 +439,7 @@ def test_a_range_that_turns_around_later_is_named_with_its_step(tmp_path):
 def test_a_judge_s_lowest_score_is_below_its_highest(monkeypatch, lowest):
     monkeypatch.setenv("GEMINI_API_KEY", "sk-test")
     message = refused("experiment=tldr", f"+{KWARGS}.judge.lowest={lowest}", f"+{KWARGS}.judge.highest=5")
-    assert f"{KWARGS}.judge.highest: expected a number above judge.lowest, {lowest}; it is 5" in message
+    assert f"{KWARGS}.judge.highest: it is 5; expected a number above judge.lowest, {lowest}" in message
 
 
 def test_the_mark_of_a_failed_reward_is_no_objective():
