@@ -42,8 +42,8 @@ def covariance_targeted(context: Context) -> tuple[Tensor, dict[str, Tensor]]:
     if options.enough is not None:
         enough = [torch.inf if value is None else value for value in options.enough]
         missing = missing * ~(mean >= torch.tensor(enough, dtype=mean.dtype, device=mean.device))
-    grown = weights * (options.lr * missing).exp()
-    return weights, {"next_weights": grown / grown.sum(), "covariance": covariance}
+    grown = (weights.log() + options.lr * missing).softmax(dim=0)  # scaled without overflow
+    return weights, {"next_weights": grown, "covariance": covariance}
 
 
 @weighting(

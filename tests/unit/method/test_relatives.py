@@ -13,6 +13,7 @@ import saw
 from saw.method.multi_gradient import shortest
 from saw.method.options import Options
 from saw.method.registry import METHODS, check_combination
+from tests.methods import own_options
 from tests.objectives import objectives
 
 NAN = math.nan
@@ -307,3 +308,41 @@ def test_options_that_have_no_effect_or_no_value_for_an_objective_are_refused(me
 def test_options_out_of_range_are_refused(section, wrong):
     with pytest.raises(ValidationError, match=f"{section}.{next(iter(wrong))}"):
         Options(**{section: wrong})
+
+
+ODD = {
+    "missing rewards, and samples without any": lambda r: torch.where(torch.arange(8)[:, None] < 2, torch.nan, r),
+    "an objective that is missing in half of the samples": lambda r: r.masked_fill(
+        (torch.arange(8)[:, None] % 2 == 0) & (torch.arange(r.shape[1]) == 0), torch.nan
+    ),
+    "constant": torch.ones_like,
+    "zeros": torch.zeros_like,
+    "integers": lambda r: (5 * r).long(),
+    "bool": lambda r: r > 0.5,
+    "bfloat16": lambda r: r.bfloat16(),
+    "huge": lambda r: r.double() * 1e30,
+    "tiny": lambda r: r.double() * 1e-30,
+}
+
+
+@pytest.mark.parametrize("size, groups", [(1, [0] * 4 + [1] * 4), (3, [0] * 4 + [1] * 4), (2, list(range(8)))])
+@pytest.mark.parametrize("method", saw.METHODS)
+def test_every_method_is_finite_for_odd_rewards_and_again_with_what_it_remembers(method, size, groups):
+    """Kind: rewards that the equations do not have in mind. The second step gets the first one's weights and memory."""
+    rewards = torch.rand(8, size, generator=torch.Generator().manual_seed(0))
+    given = {
+        "responses": torch.ones(8, 3),
+        "method": method,
+        "objectives": [saw.Objective(f"o{k}", 0.0, 1e31) for k in range(size)],
+        "options": own_options(method, size),
+        "gram": torch.eye(size, dtype=torch.float64) + 0.5,
+    }
+    for kind, change in ODD.items():
+        first = saw.compute_advantage(change(rewards), groups, **given)
+        again = saw.compute_advantage(
+            change(rewards), groups, step=1, previous_weights=first.weights, memory=first.memory, **given
+        )
+        for found in (first, again):
+            assert found.tokens.isfinite().all(), kind
+            assert abs(found.weights.sum() - 1) < 1e-9, kind
+            assert all(value.isfinite().all() for value in found.memory.values()), kind
