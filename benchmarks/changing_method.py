@@ -11,7 +11,6 @@ If any of the methods needs gradients, the training must be started with one tha
 import json
 import os
 
-from saw.method.registry import get_method
 from saw.verl.config import Settings
 from saw.verl.reward_functions import toolrl
 from saw.verl.trainer import SAWTrainer
@@ -30,8 +29,7 @@ def _take_the_method_of_the_step(self):
     section["objectives"] = list(section["objectives"])
     section["objectives"][0]["minimum"] = "running" if "log_only" in options else None
     self.settings = Settings.model_validate(section)
-    if self.state.memory.keys() != get_method(method).weighting.remembers:
-        self.state.memory = {}  # of the method before
+    self.state.memory = {}  # of the method before
 
 
 if _PLAN and "CHANGES_ITS_METHOD" not in vars(SAWTrainer):  # the file is loaded more than once

@@ -11,6 +11,7 @@ code, the profile's ``group_eps`` is added to the sum of the correlations, insid
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from saw.method.aggregation import normalise
@@ -47,8 +48,10 @@ def normalise_then_sum_over_correlations(batch: RewardBatch, weights: Tensor, pr
     """
     _refuse_penalty(batch)
     parts = weights.shape[-1] * normalise(batch, profile) * _factor(batch, weights)
-    answered = (batch.lengths > 0).to(parts)[:, None]
-    centred = (parts - (parts * answered).sum(dim=0) / answered.sum().clamp(min=1)) * answered
+    answered = (batch.lengths > 0)[:, None]
+    smallest = parts.masked_fill(~answered, torch.inf).amin(dim=0)  # subtracted first: equal values are exactly 0 then
+    above = torch.where(answered, parts - smallest, 0.0)
+    centred = torch.where(answered, above - above.sum(dim=0) / answered.sum().clamp(min=1), 0.0)
     correlations = _sum_of_correlations(centred.T @ centred)
     summed = parts.sum(dim=1)
     lengths = batch.rated_only(batch.lengths)

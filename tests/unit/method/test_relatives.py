@@ -325,7 +325,7 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("size, groups", [(1, [0] * 4 + [1] * 4), (3, [0] * 4 + [1] * 4), (2, list(range(8)))])
+@pytest.mark.parametrize(("size", "groups"), [(1, [0] * 4 + [1] * 4), (3, [0] * 4 + [1] * 4), (2, list(range(8)))])
 @pytest.mark.parametrize("method", saw.METHODS)
 def test_every_method_is_finite_for_odd_rewards_and_again_with_what_it_remembers(method, size, groups):
     """Kind: rewards that the equations do not have in mind. The second step gets the first one's weights and memory."""
@@ -344,5 +344,5 @@ def test_every_method_is_finite_for_odd_rewards_and_again_with_what_it_remembers
         )
         for found in (first, again):
             assert found.tokens.isfinite().all(), kind
-            assert abs(found.weights.sum() - 1) < 1e-9, kind
+            assert abs(found.weights.sum() - 1) < 1e-6, kind
             assert all(value.isfinite().all() for value in found.memory.values()), kind
