@@ -41,14 +41,15 @@ def normalise_then_sum_over_correlations(batch: RewardBatch, weights: Tensor, pr
     .. math:: A_j = \frac{S_j - \bar S}{\sqrt{\max(\sum_{kl} \rho_{kl}, 0) + \epsilon}}
               \qquad S_j = \sum_k n w_k \alpha_k A_{jk}
 
-    with the correlations of the :math:`A_{jk}` over the samples that have a response, and the mean of S over tokens.
+    with the correlations of the :math:`A_{jk}` over the samples that have a response and a reward, and the mean of S
+    over tokens.
 
     Raises:
         ValueError: if the batch has a penalty.
     """
     _refuse_penalty(batch)
     parts = weights.shape[-1] * normalise(batch, profile) * _factor(batch, weights)
-    answered = (batch.lengths > 0)[:, None]
+    answered = (batch.rated_only(batch.lengths) > 0)[:, None]
     smallest = parts.masked_fill(~answered, torch.inf).amin(dim=0)  # subtracted first: equal values are exactly 0 then
     above = torch.where(answered, parts - smallest, 0.0)
     centred = torch.where(answered, above - above.sum(dim=0) / answered.sum().clamp(min=1), 0.0)

@@ -41,13 +41,18 @@ def product_then_normalise(batch: RewardBatch, weights: Tensor, profile: Profile
 
     The minimum is the smallest reward of the batch; 0.1 is the released script's value, for rewards in [0, 1]. That
     script does not divide by the standard deviation, which is a switch of its trainer; here it is divided, as in GRPO,
-    because the volume's scale is arbitrary. A missing reward is the factor 1, as in the released code. Weights and
-    priorities would be constant factors and have no effect.
+    because the volume's scale is arbitrary. A missing reward counts as the mean of its group; in the released code it is
+    the factor 1, which favours the sample. Weights and priorities would be constant factors and have no effect.
 
     Raises:
         ValueError: if the batch has a penalty.
     """
-    volume = batch.present_only(batch.rewards - batch.smallest + MARGIN, 1.0).prod(dim=1)
+    above = batch.rewards - batch.smallest
+    if batch.missing is not None:
+        mean = batch.group_min + batch.group_sum_above_min / batch.group_count.clamp(min=1)
+        above = torch.where(batch.missing, batch.of_group(mean) - batch.smallest, above)
+        above = above.masked_fill((batch.group_count == 0).index_select(0, batch.group), 0.0)
+    volume = (above + MARGIN).prod(dim=1)
     return _normalise(batch, batch.rated_only(volume), profile)
 
 

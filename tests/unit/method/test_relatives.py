@@ -219,7 +219,7 @@ def test_hvo_by_hand():
     volume = np.array([0.1 * 0.1, 1.1 * 0.1, 2.1 * 3.1, 1.1 * 1.1])
     expected = (volume - volume.mean()) / volume.std(ddof=1)
     np.testing.assert_allclose(advantage("hvo").samples, expected, atol=1e-5)
-    volume[0] = 0.1  # a missing reward is the factor 1
+    volume[0] = 0.1 * (4 / 3 + 0.1)  # a missing reward counts as the mean of its group
     expected = (volume - volume.mean()) / volume.std(ddof=1)
     np.testing.assert_allclose(advantage("hvo", [[0.0, NAN], *REWARDS[1:]]).samples, expected, atol=1e-5)
 
