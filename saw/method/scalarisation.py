@@ -41,8 +41,8 @@ def product_then_normalise(batch: RewardBatch, weights: Tensor, profile: Profile
 
     The minimum is the smallest reward of the batch; 0.1 is the released script's value, for rewards in [0, 1]. That
     script does not divide by the standard deviation, which is a switch of its trainer; here it is divided, as in GRPO,
-    because the volume's scale is arbitrary. A missing reward counts as the mean of its group; in the released code it is
-    the factor 1, which favours the sample. Weights and priorities would be constant factors and have no effect.
+    because the volume's scale is arbitrary. A missing reward counts as the mean of its group; in the released code it
+    is the factor 1, which favours the sample. Weights and priorities would be constant factors and have no effect.
 
     Raises:
         ValueError: if the batch has a penalty.
