@@ -61,7 +61,7 @@ INPUTS = (
 OF_A_NEW_CLUSTER = ("num_cpus", "num_gpus", "resources", "labels", "object_store_memory", "include_dashboard")
 
 #: Variables that workers get in Ray's ``runtime_env``, which Ray logs on every node.
-SETTINGS = ("SAW_", "VERL_", "VLLM_", "NCCL_", "TENSORBOARD_")
+SETTINGS = ("SAW_", "VERL_", "VLLM_", "NCCL_", "TQ_", "TENSORBOARD_")
 #: Variables that may hold a key or a password: Ray logs nothing of these.
 PRIVATE = ("WANDB_", "HF_", "http_proxy", "https_proxy", "all_proxy", "no_proxy")
 #: How the names of variables that hold a key end.

@@ -126,6 +126,17 @@ def _fork_workers(config: DictConfig) -> None:
     OmegaConf.update(config, key, py_executable(), force_add=True)
 
 
+def _task_runner(config: DictConfig) -> Any:
+    """verl's task runner; on a running cluster the one that stays on this node and notices lost ones."""
+    from verl.trainer import main_ppo
+
+    if cluster.running(config) is None:
+        return main_ppo.TaskRunnerV1
+    from saw.runs.task_runner import OnThisNode
+
+    return OnThisNode(main_ppo.TaskRunnerV1)
+
+
 def check_settings(config: DictConfig, platform: str | None) -> None:
     """Check the settings alone, without what they name; the doctor calls it too.
 
@@ -176,7 +187,7 @@ def _numbers(section: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def check(config: DictConfig, platform: str | None) -> None:
-    """Make a configuration ready for verl, with all open choices made; touches no file.
+    """Make a configuration ready for verl, with all open choices made; leaves every file as it is.
 
     Args:
         config (DictConfig): verl's whole configuration.
@@ -185,7 +196,7 @@ def check(config: DictConfig, platform: str | None) -> None:
     Raises:
         ValueError: naming the key, for what can't work or doesn't exist.
     """
-    from saw.runs import inputs
+    from saw.runs import cluster_checks, inputs
 
     check_settings(config, platform)
     _look_for_the_hub(config)
@@ -194,6 +205,7 @@ def check(config: DictConfig, platform: str | None) -> None:
     inputs.check(config)
     with _as_config_errors():
         cluster.check(config, cluster.available(config))
+    cluster_checks.check(config)
 
 
 def _look_for_the_hub(config: DictConfig) -> None:
@@ -250,7 +262,7 @@ def main(config: DictConfig) -> None:
     _fork_workers(config)
     _keep_earlier_metrics(config)  # the last thing that can fail before Ray
     with handover.handing_over(config):
-        main_ppo.run_ppo(config, task_runner_class=main_ppo.TaskRunnerV1)
+        main_ppo.run_ppo(config, task_runner_class=_task_runner(config))
 
 
 @hydra.main(config_path="pkg://saw.configs", config_name="train", version_base=None)

@@ -125,15 +125,17 @@ def is_mine(connection: socket.socket) -> bool:
 
 
 def connect(arguments: Sequence[str]) -> socket.socket:
-    """Connect to the template of this Ray node, starting it if there is none.
+    """Connect to the template of this Ray node and job, starting it if there is none.
 
-    The socket is in Linux's abstract namespace, where a name is free again as soon as its owner exits.
+    Of the job too: Ray's library keeps the job in which it was imported, and ends a worker together with that one. The
+    socket is in Linux's abstract namespace, where a name is free again as soon as its owner exits.
 
     Raises:
         OSError: if the template belongs to another user.
     """
     node = next(argument for argument in arguments if argument.startswith("--node-id="))
-    address = f"\0saw-workers-{os.getuid()}-{node.partition('=')[2]}"
+    job = os.environ.get("RAY_JOB_ID", "")
+    address = f"\0saw-workers-{os.getuid()}-{node.partition('=')[2]}-{job}"
     while True:
         connection = socket.socket(socket.AF_UNIX)
         try:

@@ -201,6 +201,7 @@ def test_variables_are_passed_on_by_name():
         "VERL_A": "1",
         "SAW_COMMAND": "python '${x}'",
         "NCCL_DEBUG": "INFO",
+        "TQ_LOGGING_LEVEL": "DEBUG",
         "VLLM_USE_V1": "1",
         "VLLM_API_KEY": "v",
         "TOKENIZERS_PARALLELISM": "false",  # verl passes on its own value only where this process has none
@@ -217,7 +218,14 @@ def test_variables_are_passed_on_by_name():
         "VLLM_HOST_IP": "of this node",
     }
     plain, private = variables(composed_with(TLDR), environment)
-    assert set(plain) == {"VERL_A", "SAW_COMMAND", "NCCL_DEBUG", "VLLM_USE_V1", "TOKENIZERS_PARALLELISM"}
+    assert set(plain) == {
+        "VERL_A",
+        "SAW_COMMAND",
+        "NCCL_DEBUG",
+        "TQ_LOGGING_LEVEL",
+        "VLLM_USE_V1",
+        "TOKENIZERS_PARALLELISM",
+    }
     assert set(private) == {
         *("VLLM_API_KEY", "WANDB_API_KEY", "WANDB_PROJECT", "HF_TOKEN", "HTTPS_PROXY", "no_proxy", "GEMINI_API_KEY")
     }

@@ -125,6 +125,12 @@ def test_workers_that_start_at_once_share_one_template(node):
     assert len(parents) == 1
 
 
+def test_each_job_has_its_own_template(node):
+    """Kind: a second job on a cluster, whose workers Ray ends because the first one has finished."""
+    parents = [ended(node.start(RAY_JOB_ID=job))[0]["parent"] for job in ("01000000", "02000000", "01000000")]
+    assert parents[0] == parents[2] != parents[1]
+
+
 @pytest.mark.parametrize(("option", "sign"), [("--fail", "KeyError: 'on purpose'"), ("--exit", "to stderr")])
 def test_a_worker_that_fails_says_why_and_harms_no_other(node, option, sign):
     _, rest, errors = ended(node.start(option))
