@@ -18,7 +18,7 @@ import yaml
 from scipy import stats
 
 from benchmarks import step as step_benchmark
-from recipes.study import language_model
+from recipes.study import language_model, tabular_methods
 from recipes.tldr import table as table2
 from recipes.toolrl import table as table1
 from saw.report import read_history, summary, summary_table
@@ -775,7 +775,10 @@ def test_the_figures_of_the_kl_passage_are_in_its_data():
         assert any(f"{value:.{digits}f}" == number for value in data), f"the passage about KL has {number}, kl.csv not"
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (RESULTS / "study" / "tabular").glob("*.csv")))
+ONE_ROW_EACH = sorted({path.stem for path in (RESULTS / "study" / "tabular").glob("*.csv")} - {"methods"})
+
+
+@pytest.mark.parametrize("name", ONE_ROW_EACH)
 def test_a_table_of_the_tabular_study_is_that_of_its_csv(name):
     """Kind: a table from another run than the CSV beside it. Compares each row, to the digits shown."""
     rows = printed(f"results/study/tabular/{name}.md")
@@ -790,6 +793,20 @@ def test_a_table_of_the_tabular_study_is_that_of_its_csv(name):
                 step = 10.0 ** -len(number.partition(".")[2].partition("e")[0])
                 near = any(abs(value - float(number)) <= 0.5 * step + 1e-4 for value in numbers)
                 assert near, f"{name}.md has {number} in {shown[:3]}, {name}.csv not"
+
+
+def test_a_cell_of_the_comparison_of_methods_is_that_of_its_csv():
+    """Kind: as above; there, a row of the CSV is a cell."""
+    kept = {(row["method"], row["situation"]): row for row in table("study/tabular/methods")}
+    for name, *cells in printed("results/study/tabular/methods.md"):
+        for situation, cell in zip(tabular_methods.SITUATIONS, cells, strict=True):
+            row = kept.pop((name, situation), None)
+            shown = [float(number) for number in re.findall(r"\d+\.\d+", cell)]
+            columns = [f"{what}{end}" for what in ("steps", "area") for end in ("", "_low", "_high")]
+            expected = [] if row is None else [float(row[column]) for column in columns]
+            assert shown[:3] == pytest.approx(expected[:3], abs=0.0502), (name, situation)
+            assert shown[3:] == pytest.approx(expected[3:], abs=0.0006), (name, situation)
+    assert not kept
 
 
 def _is_number(value: str) -> bool:
