@@ -29,6 +29,7 @@ def _take_the_method_of_the_step(self):
     section["objectives"] = list(section["objectives"])
     section["objectives"][0]["minimum"] = "running" if "log_only" in options else None
     self.settings = Settings.model_validate(section)
+    self.state.memory = {}  # of the method before
 
 
 if _PLAN and "CHANGES_ITS_METHOD" not in vars(SAWTrainer):  # the file is loaded more than once

@@ -1,4 +1,4 @@
-"""Questions that the tabular world can answer: speeds, falsifier, misleading cases, batch size, KL, CV as a signal.
+"""Questions that the tabular world can answer: speeds, falsifier, misleading cases, batch size, KL, CV, methods.
 
     bash scripts/study.sh tabular [--seeds 300] [--only speeds] [--out results/study/tabular]
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,45 +19,13 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from recipes.study.tabular_world import Objective, Rule, Trajectories, World, learn
+from recipes.study.tabular_methods import methods
+from recipes.study.tabular_parts import BASE, GOOD, THRESHOLD, Part, columns, line, show, steps_to
+from recipes.study.tabular_world import Objective, Rule, World, learn
 from saw.records.provenance import commit, machine, versions
 from saw.report.figures import COLOURS, figure_of
-from saw.report.seed_statistics import Interval, bootstrap_mean, equivalence
+from saw.report.seed_statistics import bootstrap_mean, equivalence
 from saw.report.tables import markdown, write_csv
-
-THRESHOLD = 0.9
-#: Two objectives that are learned at different speeds, and stay noisy once learned.
-BASE = World((Objective("early", options=2, noise=0.6), Objective("late", options=20, noise=0.6)), steps=250)
-
-
-@dataclass(frozen=True)
-class Part:
-    """One question's answer.
-
-    Attributes:
-        rows (list[dict]): for the CSV.
-        table (str): Markdown.
-        text (str): explains the question and the numbers.
-    """
-
-    rows: list[dict]
-    table: str
-    text: str
-
-
-def _steps(found: Trajectories, objective: int) -> np.ndarray:
-    return found.reached(objective, THRESHOLD).numpy()
-
-
-def _show(interval: Interval, digits: int = 1) -> str:
-    if np.isnan(interval.low):
-        return f"{interval.mean:.{digits}f}"
-    return f"{interval.mean:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
-
-
-def _columns(name: str, interval: Interval) -> dict[str, float]:
-    return {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
-
 
 # ---------------------------------------------------------------- 1. speeds
 
@@ -84,16 +52,16 @@ def speeds(seeds: int, out: Path) -> Part:
         row: dict = {"method": name, "seeds": seeds}
         cells = []
         for k, objective in enumerate(BASE.objectives):
-            steps = _steps(trajectories, k)
-            gap = bootstrap_mean(steps - _steps(found[base], k))
+            steps = steps_to(trajectories, k)
+            gap = bootstrap_mean(steps - steps_to(found[base], k))
             interval = bootstrap_mean(steps)
-            row |= _columns(f"{objective.name}_steps", interval) | _columns(f"{objective.name}_less_equal", gap)
-            cells += [_show(interval), "" if name == base else _show(gap)]
-        both = bootstrap_mean(np.maximum(_steps(trajectories, 0), _steps(trajectories, 1)))
+            row |= columns(f"{objective.name}_steps", interval) | columns(f"{objective.name}_less_equal", gap)
+            cells += [show(interval), "" if name == base else show(gap)]
+        both = bootstrap_mean(np.maximum(steps_to(trajectories, 0), steps_to(trajectories, 1)))
         final = bootstrap_mean(trajectories.right[:, -1, 0].numpy())
-        row |= _columns("both_steps", both) | _columns("early_final", final)
+        row |= columns("both_steps", both) | columns("early_final", final)
         rows.append(row)
-        lines.append([name, *cells, _show(both), _show(final, 3)])
+        lines.append([name, *cells, show(both), show(final, 3)])
     header = ["method", "early: steps", "minus equal weights", "late: steps", "minus equal weights", "both: steps"]
     header.append("early: final P(right)")
     shown = ("grpo", "saw_grpo", "gdpo", "saw_gdpo", "random_gdpo")
@@ -105,7 +73,7 @@ def speeds(seeds: int, out: Path) -> Part:
                     (1, found[name].weights[:, :, k], "weight"),
                 ):
                     axis = axes[row_of_axes][k]
-                    _line(axis, values, name, COLOURS[place])
+                    line(axis, values, name, COLOURS[place])
                     axis.set_ylabel(label)
                     axis.set_title(objective.name if row_of_axes == 0 else "")
         axes[0][1].legend(frameon=False, fontsize=8)
@@ -119,14 +87,6 @@ def speeds(seeds: int, out: Path) -> Part:
         "Brackets: 95 % bootstrap intervals."
     )
     return Part(rows, markdown(header, lines, left=1), text)
-
-
-def _line(axis, values: Tensor, label: str, colour: str) -> None:
-    steps = np.arange(1, values.shape[1] + 1)
-    low, high = np.quantile(values.numpy(), [0.05, 0.95], axis=0)
-    axis.plot(steps, values.mean(dim=0).numpy(), color=colour, label=label, linewidth=1.4)
-    axis.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
-    axis.grid(alpha=0.25)
 
 
 # ---------------------------------------------------------------- 2. falsifier
@@ -147,18 +107,18 @@ def falsifier(seeds: int, out: Path) -> Part:
             static = learn(world, Rule(f"static_{family}", {"static_weights": mean_weights}), seeds)
             equal = learn(world, Rule(family), seeds)
             for against, other in (("equal weights", equal), ("static weights, SAW's mean", static)):
-                first = np.maximum(_steps(saw_found, 0), _steps(saw_found, 1))
-                second = np.maximum(_steps(other, 0), _steps(other, 1))
+                first = np.maximum(steps_to(saw_found, 0), steps_to(saw_found, 1))
+                second = np.maximum(steps_to(other, 0), steps_to(other, 1))
                 margin = MARGIN * float(second.mean())
                 gap, p = equivalence(first - second, margin)
                 difference = float(stats.ttest_rel(first, second).pvalue)
                 verdict = "equivalent" if p < 0.05 else "not shown to be equivalent"
                 rows.append(
                     {"world": label, "family": family, "against": against, "seeds": seeds, "margin": margin}
-                    | _columns("difference", gap)
+                    | columns("difference", gap)
                     | {"p_equivalence": p, "p_difference": difference, "weight_first": mean_weights[0]}
                 )
-                cells = [f"{mean_weights[0]:.2f}", _show(gap, 2), f"±{margin:.2f}", f"{p:.2g}", f"{difference:.2g}"]
+                cells = [f"{mean_weights[0]:.2f}", show(gap, 2), f"±{margin:.2f}", f"{p:.2g}", f"{difference:.2g}"]
                 lines.append([label, f"saw_{family}", against, *cells, verdict])
     header = ["world", "method", "compared with", "weight of the first", "steps until both are learned, difference"]
     header += ["margin", "p, equivalence", "p, difference", "verdict"]
@@ -171,7 +131,6 @@ def falsifier(seeds: int, out: Path) -> Part:
 
 # ---------------------------------------------------------------- 3. where CV misleads
 
-GOOD = Objective("good", 8, noise=0.2)
 CASES: dict[str, tuple[Objective, str]] = {
     "noise that cannot be learned, 1 in 10": (Objective("other", luck=0.1), "a reward that is luck"),
     "noise that cannot be learned, 1 in 2": (Objective("other", luck=0.5), "a reward that is luck"),
@@ -196,11 +155,11 @@ def misleading(seeds: int, out: Path) -> Part:
                 if objective.luck is not None or objective.start is not None:
                     cells.append("")
                     continue
-                gap = bootstrap_mean(_steps(found, k) - _steps(base, k))
+                gap = bootstrap_mean(steps_to(found, k) - steps_to(base, k))
                 gaps.append(gap)
-                row |= _columns(f"{objective.name}_steps_{family}", bootstrap_mean(_steps(base, k)))
-                row |= _columns(f"{objective.name}_difference", gap)
-                cells.append(f"{_show(gap)} of {_steps(base, k).mean():.0f}")
+                row |= columns(f"{objective.name}_steps_{family}", bootstrap_mean(steps_to(base, k)))
+                row |= columns(f"{objective.name}_difference", gap)
+                cells.append(f"{show(gap)} of {steps_to(base, k).mean():.0f}")
             better, worse = any(gap.high < 0 for gap in gaps), any(gap.low > 0 for gap in gaps)
             verdict = {(True, False): "helps", (False, True): "hurts", (True, True): "trades one for the other"}
             rows.append(row | {"verdict": verdict.get((better, worse), "no difference")})
@@ -243,16 +202,16 @@ def batch_size(seeds: int, out: Path) -> Part:
         for name, rule in rules.items():
             found = learn(world, rule, seeds)
             error = float((found.weights - exact_weights(world, found.right[:, :-1])).square().mean().sqrt())
-            late, early = (bootstrap_mean(_steps(found, k)) for k in (1, 0))
+            late, early = (bootstrap_mean(steps_to(found, k)) for k in (1, 0))
             fails = float((found.reached(1, THRESHOLD) > world.steps).double().mean())
             row = {"prompts": prompts, "samples": prompts * world.rollouts, "method": name, "seeds": late.n}
             rows.append(
                 row
                 | {"weight_error": error if name != "gdpo" else None, "late_never": fails}
-                | _columns("early_steps", early)
-                | _columns("late_steps", late)
+                | columns("early_steps", early)
+                | columns("late_steps", late)
             )
-            cells = ["" if name == "gdpo" else f"{error:.3f}", _show(early), _show(late), f"{fails:.1%}"]
+            cells = ["" if name == "gdpo" else f"{error:.3f}", show(early), show(late), f"{fails:.1%}"]
             lines.append([str(prompts * world.rollouts), name, *cells])
     with figure_of(1, 2, (9.0, 3.6)) as (figure, axes):
         for place, name in enumerate(rules):
@@ -302,10 +261,10 @@ def kl(seeds: int, out: Path) -> Part:
             row: dict = {"penalty": penalty, "comparison": label, "seeds": seeds}
             cells = []
             for k, objective in enumerate(world.objectives):
-                steps = bootstrap_mean(_steps(found[first], k) - _steps(found[second], k))
+                steps = bootstrap_mean(steps_to(found[first], k) - steps_to(found[second], k))
                 final = bootstrap_mean((found[first].right[:, -1, k] - found[second].right[:, -1, k]).numpy())
-                row |= _columns(f"{objective.name}_steps", steps) | _columns(f"{objective.name}_final", final)
-                cells += [_show(steps), _show(final, 4)]
+                row |= columns(f"{objective.name}_steps", steps) | columns(f"{objective.name}_final", final)
+                cells += [show(steps), show(final, 4)]
             rows.append(row)
             lines.append([f"{penalty:g}", label, *cells])
     header = ["penalty", "comparison", "early: steps", "early: final P(right)", "late: steps", "late: final P(right)"]
@@ -334,11 +293,11 @@ def signal(seeds: int, out: Path) -> Part:
             ]
             across = bootstrap_mean(_spearman(found.cv[:, :steps].flatten(1), gain.flatten(1)))
             spread = bootstrap_mean(_spearman(found.cv[:, :steps].flatten(1), found.spread[:, :steps].flatten(1)))
-            row: dict = {"method": name, "ahead": ahead, "seeds": len(gain)} | _columns("both", across)
+            row: dict = {"method": name, "ahead": ahead, "seeds": len(gain)} | columns("both", across)
             for objective, interval in zip(BASE.objectives, within, strict=True):
-                row |= _columns(f"within_{objective.name}", interval)
-            rows.append(row | _columns("with_spread", spread))
-            lines.append([name, str(ahead), *(_show(value, 2) for value in (across, *within, spread))])
+                row |= columns(f"within_{objective.name}", interval)
+            rows.append(row | columns("with_spread", spread))
+            lines.append([name, str(ahead), *(show(value, 2) for value in (across, *within, spread))])
     header = ["trained with", "steps ahead", "CV and gain, both objectives", "within early", "within late"]
     header.append("CV and share of groups with spread")
     text = (
@@ -360,6 +319,7 @@ PARTS: Mapping[str, tuple[str, Callable[[int, Path], Part]]] = {
     "batch_size": ("How small can a batch be?", batch_size),
     "kl": ("The KL confound of the released code", kl),
     "signal": ("CV as a signal", signal),
+    "methods": ("Every method in seven situations", methods),
 }
 
 

@@ -12,19 +12,26 @@ The advantages are the library's own: its weightings and aggregations, mapped ov
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from saw.method.aggregation import normalise
+from saw.method.conditions import condition
 from saw.method.context import Context
+from saw.method.objective import Objective as LibraryObjective
+from saw.method.objective import Otherwise
 from saw.method.options import Options
 from saw.method.registry import get_method
 from saw.method.reward_batch import RewardBatch, extremes
 from saw.method.smoothing import smooth
 from saw.method.statistics import objective_statistics
+
+Memory = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,10 @@ class Objective:
         noise (float): in [0, 1].
         offset (float): added to every reward; the method's minimum stays 0.
         luck (float | None): probability of a reward that does not depend on the policy.
+        shares (int | None): the objective whose choice decides this one too; None for a choice of its own.
+        pays (tuple[float, ...] | None): what each choice earns; None is 1 for the first and 0 for the others.
+        requires (Mapping[str, float] | None): as of :class:`saw.Objective`.
+        otherwise (Literal["minimum", "missing"]): as of :class:`saw.Objective`.
     """
 
     name: str
@@ -49,6 +60,10 @@ class Objective:
     noise: float = 0.0
     offset: float = 0.0
     luck: float | None = None
+    shares: int | None = None
+    pays: tuple[float, ...] | None = None
+    requires: Mapping[str, float] | None = None
+    otherwise: Otherwise = "minimum"
 
     def first_logits(self) -> Tensor:
         """Logits of the untrained policy, shape ``(options,)``."""
@@ -57,8 +72,12 @@ class Objective:
         logits[0] = torch.tensor(right * (self.options - 1) / (1.0 - right)).log()
         return logits
 
+    def value(self, choices: Tensor) -> Tensor:
+        """What choices are worth before noise: whether they are right, or what they pay."""
+        return choices == 0 if self.pays is None else torch.tensor(self.pays, dtype=torch.float64)[choices]
+
     def reward(self, right: Tensor, chance: torch.Generator) -> Tensor:
-        """Rewards of samples that chose right or wrong."""
+        """Rewards of samples that chose right or wrong, or of what their choices are worth."""
         uniform = torch.rand(right.shape, generator=chance, dtype=torch.float64)
         if self.luck is not None:
             return (uniform < self.luck).double() + self.offset
@@ -76,6 +95,8 @@ class World:
         steps (int): number of steps.
         lr (float): learning rate of the gradient ascent.
         penalty (float): weight of a KL penalty against the untrained policy, subtracted from the combined reward.
+        adaptive (bool): divide a seed's advantages by the root mean square of all of its advantages so far, as Adam
+            does with gradients: the size of the steps is then the same for every method.
     """
 
     objectives: tuple[Objective, ...]
@@ -84,6 +105,17 @@ class World:
     steps: int = 150
     lr: float = 0.25
     penalty: float = 0.0
+    adaptive: bool = False
+
+    @property
+    def heads(self) -> list[int]:
+        """The objectives that have a choice of their own."""
+        return [k for k, objective in enumerate(self.objectives) if objective.shares is None]
+
+    def head_of(self, k: int) -> int:
+        """The objective whose choice decides objective k."""
+        shares = self.objectives[k].shares
+        return k if shares is None else shares
 
 
 @dataclass(frozen=True)
@@ -125,48 +157,77 @@ class Trajectories:
         return torch.where(above.any(dim=1), above.double().argmax(dim=1), steps + 1).double()
 
 
-def advantages(world: World, rule: Rule) -> Callable[..., tuple[Tensor, ...]]:
+def advantages(world: World, rule: Rule) -> Callable[..., tuple[Any, ...]]:
     """The library's method for many seeds at once.
 
     Returns:
-        Callable: ``(rewards (S, N, K), penalty (S, N), given (S, K), previous (S, K), first)`` to advantages
-        ``(S, N)``, weights, CVs and shares of groups with spread ``(S, K)``. ``given`` are the weights of the random
-        control; other methods ignore them.
+        Callable: ``(rewards (S, N, K), penalty (S, N), given (S, K), previous (S, K), first, gram (S, K, K), memory)``
+        to advantages ``(S, N)``, weights, CVs, shares of groups with spread ``(S, K)``, and the memory of the next
+        step. ``given`` are the weights of the random control; other methods ignore them. ``gram`` and ``memory`` may be
+        left out where the method has none.
     """
     method, options = get_method(rule.method), Options.of(rule.options)
-    number = world.prompts * world.rollouts
-    group = torch.arange(number) // world.rollouts
     size = len(world.objectives)
     is_random = rule.method.startswith("random_")
     penalised = world.penalty > 0 and rule.feels_penalty and method.aggregation.takes_penalty
 
-    def one(rewards: Tensor, penalty: Tensor, given: Tensor, previous: Tensor, first: bool) -> tuple[Tensor, ...]:
-        smallest, largest = extremes(rewards, None)
-        batch = RewardBatch(
-            rewards=rewards,
-            missing=None,
-            group=group,
-            n_groups=world.prompts,
-            smallest=smallest,
-            largest=largest,
-            minima=rewards.new_zeros(size),
-            maxima=rewards.new_ones(size),
-            priorities=rewards.new_ones(size),
-            penalty=penalty if penalised else None,
-            lengths=torch.ones_like(rewards[:, 0]),
-        )
+    def one(
+        rewards: Tensor, penalty: Tensor, given: Tensor, previous: Tensor, first: bool, gram: Tensor, memory: Memory
+    ) -> tuple[Any, ...]:
+        batch = _batch(world, rewards, penalty if penalised else None)
         statistics = objective_statistics(batch, options.numerics)
         if is_random:
             weights = given
         else:
-            weights = method.weighting.compute(Context(batch, statistics, options))
+            before = None if first else previous
+            context = Context(batch, statistics, options, step=1, previous=before, gram=gram, memory=memory)
+            weights, memory = method.weighting.weigh(context)
             if weights.ndim == 1:
                 weights = smooth(weights, None if first else previous, options)
         combined = method.aggregation.combine(batch, weights, options.numerics)
         mean_weights = weights if weights.ndim == 1 else weights.mean(dim=0)
-        return combined, mean_weights, statistics.cv, 1.0 - statistics.zero_spread
+        return combined, mean_weights, statistics.cv, 1.0 - statistics.zero_spread, dict(memory)
 
-    return torch.vmap(one, in_dims=(0, 0, 0, 0, None))
+    mapped = torch.vmap(one, in_dims=(0, 0, 0, 0, None, 0, 0))
+
+    def many(
+        rewards: Tensor,
+        penalty: Tensor,
+        given: Tensor,
+        previous: Tensor,
+        first: bool,
+        gram: Tensor | None = None,
+        memory: Memory = MappingProxyType({}),
+    ) -> tuple[Any, ...]:
+        gram = rewards.new_zeros(len(rewards), size, size) if gram is None else gram
+        return mapped(rewards, penalty, given, previous, first, gram, dict(memory))
+
+    return many
+
+
+def _batch(world: World, rewards: Tensor, penalty: Tensor | None) -> RewardBatch:
+    """One seed's step as the library's batch; the ranges that it is told are 0 to 1, whatever the truth."""
+    chosen = [
+        LibraryObjective(each.name, 0.0, requires=each.requires, otherwise=each.otherwise) for each in world.objectives
+    ]
+    rewards = condition(rewards, chosen)
+    missing = rewards.isnan() if any(each.otherwise == "missing" for each in chosen) else None
+    rewards = rewards if missing is None else rewards.masked_fill(missing, 0.0)
+    smallest, largest = extremes(rewards, missing)
+    size = len(chosen)
+    return RewardBatch(
+        rewards=rewards,
+        missing=missing,
+        group=torch.arange(world.prompts * world.rollouts) // world.rollouts,
+        n_groups=world.prompts,
+        smallest=smallest,
+        largest=largest,
+        minima=rewards.new_zeros(size),
+        maxima=rewards.new_ones(size),
+        priorities=rewards.new_ones(size),
+        penalty=penalty,
+        lengths=torch.ones_like(rewards[:, 0]),
+    )
 
 
 @torch.no_grad()
@@ -182,35 +243,74 @@ def learn(world: World, rule: Rule, seeds: int, first_seed: int = 0) -> Trajecto
     chance = torch.Generator().manual_seed(first_seed)
     control = torch.Generator().manual_seed(first_seed + 10_000)
     size, number = len(world.objectives), world.prompts * world.rollouts
-    logits = [objective.first_logits().expand(seeds, -1).clone() for objective in world.objectives]
-    reference = [values.log_softmax(dim=-1) for values in logits]
-    method = advantages(world, rule)
+    logits = {k: world.objectives[k].first_logits().expand(seeds, -1).clone() for k in world.heads}
+    reference = {k: values.log_softmax(dim=-1) for k, values in logits.items()}
+    method, compares = advantages(world, rule), compares_gradients(rule)
+    memory: Memory = {}
+    squares = torch.zeros(seeds, 1, dtype=torch.float64)
     previous = torch.full((seeds, size), 1.0 / size, dtype=torch.float64)
-    right, weights, cvs, spreads = [_right(logits)], [], [], []
+    right, weights, cvs, spreads = [_right(world, logits)], [], [], []
     for step in range(world.steps):
-        log_probs = [values.log_softmax(dim=-1) for values in logits]
+        log_probs = {k: values.log_softmax(dim=-1) for k, values in logits.items()}
         uniform = torch.rand(seeds, number, size, generator=chance, dtype=torch.float64)
-        choices = [_choose(values.exp(), uniform[:, :, k]) for k, values in enumerate(log_probs)]
+        choices = {k: _choose(values.exp(), uniform[:, :, k]) for k, values in log_probs.items()}
         rewards = torch.stack(
-            [objective.reward(choices[k] == 0, chance) for k, objective in enumerate(world.objectives)], dim=-1
+            [
+                objective.reward(objective.value(choices[world.head_of(k)]), chance)
+                for k, objective in enumerate(world.objectives)
+            ],
+            dim=-1,
         )
-        drift = sum((log_probs[k] - reference[k]).gather(1, choices[k]) for k in range(size))
+        drift = sum((log_probs[k] - reference[k]).gather(1, choices[k]) for k in world.heads)
         exponential = -torch.rand(seeds, size, generator=control, dtype=torch.float64).log()
         given = exponential / exponential.sum(dim=1, keepdim=True)  # uniform on the simplex
-        advantage, used, cv, spread = method(rewards, world.penalty * drift, given, previous, step == 0)
-        for k, values in enumerate(log_probs):
-            gain = torch.zeros_like(values).scatter_add_(1, choices[k], advantage)
-            logits[k] += world.lr / number * (gain - advantage.sum(dim=1, keepdim=True) * values.exp())
+        gram = _gram(world, rule, rewards, choices, log_probs) if compares else None
+        advantage, used, cv, spread, memory = method(
+            rewards, world.penalty * drift, given, previous, step == 0, gram, memory
+        )
+        if world.adaptive:
+            squares += advantage.square().mean(dim=1, keepdim=True)
+            advantage = advantage * ((step + 1) / squares.clamp(min=1e-12)).sqrt()
+        for k, values in log_probs.items():
+            logits[k] += world.lr * _gradient(advantage, choices[k], values)
         previous = used
-        right.append(_right(logits))
+        right.append(_right(world, logits))
         weights.append(used)
         cvs.append(cv)
         spreads.append(spread)
     return Trajectories(*(torch.stack(values, dim=1) for values in (right, weights, cvs, spreads)))
 
 
-def _right(logits: Sequence[Tensor]) -> Tensor:
-    return torch.stack([values.softmax(dim=-1)[:, 0] for values in logits], dim=-1)
+def compares_gradients(rule: Rule) -> bool:
+    """Whether the method needs the objectives' policy gradients."""
+    return "gradients" in get_method(rule.method).needs(Options.of(rule.options))
+
+
+def _gradient(advantage: Tensor, choices: Tensor, log_probs: Tensor) -> Tensor:
+    """The policy gradient of one head, shape ``(S, M)``, from ``(S, N)`` advantages and choices."""
+    gain = torch.zeros_like(log_probs).scatter_add_(1, choices, advantage)
+    return (gain - advantage.sum(dim=1, keepdim=True) * log_probs.exp()) / advantage.shape[1]
+
+
+def _gram(
+    world: World, rule: Rule, rewards: Tensor, choices: Mapping[int, Tensor], log_probs: Mapping[int, Tensor]
+) -> Tensor:
+    """Inner products of the gradients of each objective's own advantages: shape ``(S, K, K)``."""
+    profile = Options.of(rule.options).numerics
+    own = torch.vmap(lambda each: normalise(_batch(world, each, None), profile))(rewards)
+    gradients = torch.cat(
+        [
+            torch.stack([_gradient(own[:, :, k], choices[h], log_probs[h]) for k in range(own.shape[2])], dim=1)
+            for h in world.heads
+        ],
+        dim=2,
+    )
+    return gradients @ gradients.transpose(1, 2)
+
+
+def _right(world: World, logits: Mapping[int, Tensor]) -> Tensor:
+    probabilities = {k: values.softmax(dim=-1)[:, 0] for k, values in logits.items()}
+    return torch.stack([probabilities[world.head_of(k)] for k in range(len(world.objectives))], dim=-1)
 
 
 def _choose(probabilities: Tensor, uniform: Tensor) -> Tensor:

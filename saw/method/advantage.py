@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from saw.method.aggregation import normalise
+from saw.method.conditions import condition
 from saw.method.context import Context
 from saw.method.inputs import Groups, check_lengths, check_objectives, check_shapes, make_batch, token_mask
 from saw.method.objective import Objective
 from saw.method.options import Options
-from saw.method.registry import Need, check_combination, get_method
-from saw.method.returned import ROUNDING, check_advantages, check_weights
+from saw.method.registry import Method, Need, check_combination, check_priorities, get_method
+from saw.method.returned import ROUNDING, check_advantages, check_memory, check_weights
 from saw.method.smoothing import smooth
 from saw.method.statistics import ObjectiveStatistics, objective_statistics
 from saw.method.turns import check_method, check_turns, check_values, names_turns, token_advantages
@@ -34,7 +35,9 @@ class Advantage:
         weights (Tensor): shape ``(K,)``, float64, the weight of each objective before priorities; they sum to 1.
             With weights per group, their mean over the groups.
         proposed (Tensor): shape ``(K,)``, float64, the weights before smoothing or ``log_only``.
-        statistics (ObjectiveStatistics): the statistics behind the weights.
+        statistics (ObjectiveStatistics): the statistics behind the weights, of conditional rewards as they count.
+        memory (dict[str, Tensor]): what the method wants back at the next step besides its weights, shape ``(K,)``,
+            float64, each; empty for most methods.
     """
 
     tokens: Tensor | None
@@ -42,6 +45,7 @@ class Advantage:
     weights: Tensor
     proposed: Tensor
     statistics: ObjectiveStatistics
+    memory: dict[str, Tensor] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -57,6 +61,7 @@ def compute_advantage(
     step: int = 0,
     previous_weights: Sequence[float] | Tensor | None = None,
     gram: Tensor | None = None,
+    memory: Mapping[str, Sequence[float] | Tensor] | None = None,
     turns: Tensor | None = None,
 ) -> Advantage:
     """Weight the objectives of one training step and turn their rewards into token advantages.
@@ -86,6 +91,8 @@ def compute_advantage(
             gradient methods and the options ``ema`` and ``max_change``; None at the first step.
         gram (Tensor | None): shape ``(K, K)``, inner products of the policy gradients of
             :func:`objective_advantages`, for the gradient methods and ``informativeness="gradient_norm"``.
+        memory (Mapping | None): :attr:`Advantage.memory` of the previous step; None or empty at the first step, and for
+            methods without one.
         turns (Tensor | None): shape ``(N, T)``, the model's turn of each token, from 1, and 0 outside of the response
             (:func:`saw.turns_of`); only read if an objective belongs to a turn.
 
@@ -110,13 +117,14 @@ def compute_advantage(
             raise TypeError(f"{name} is a {type(value).__name__}; expected a torch.Tensor")
     objectives = check_objectives(objectives, rewards.shape[1])
     check_combination(method, chosen_options, len(objectives))
+    check_priorities(method, [objective.priority for objective in objectives])
     check_method(method, chosen_options, objectives)
     by_turn = names_turns(objectives)
     if by_turn:
         turns = check_values(turns, responses)
         check_turns(rewards, objectives, turns)
     needs = chosen.needs(chosen_options)
-    objectives = _with_what_is_needed(objectives, needs, chosen_options)
+    objectives = _with_what_is_needed(objectives, needs, _name(chosen, method, chosen_options))
     _check_gradients(gram, needs, chosen_options, method, len(objectives))
     dtype = torch.float64 if rewards.dtype == torch.float64 else torch.float32
     tokens = None
@@ -131,8 +139,10 @@ def compute_advantage(
     if previous_weights is not None:
         previous = _check_previous(previous_weights, len(objectives)).to(statistics.mean)
     gram = None if gram is None else gram.to(statistics.mean)
-    returned = chosen.weighting.compute(Context(batch, statistics, chosen_options, step, previous, gram))
-    who = f"{method!r} with the measure {chosen_options.informativeness!r}" if chosen.measures else repr(method)
+    remembered = check_memory(memory or {}, chosen.weighting.remembers, statistics.mean, f"memory for {method!r}")
+    context = Context(batch, statistics, chosen_options, step, previous, gram, remembered)
+    returned, kept = chosen.weighting.weigh(context)
+    who = _name(chosen, method, chosen_options)
     weights = proposed = check_weights(returned, statistics.mean, batch.n_groups, chosen_options, who)
     if weights.ndim == 1:
         weights = smooth(proposed, previous, chosen_options)
@@ -149,12 +159,17 @@ def compute_advantage(
         weights if weights.ndim == 1 else weights.mean(dim=0),
         proposed if proposed.ndim == 1 else proposed.mean(dim=0),
         statistics,
+        check_memory(kept, chosen.weighting.remembers, statistics.mean, f"what the weighting of {who} remembers"),
     )
 
 
 @torch.no_grad()
 def objective_advantages(
-    rewards: Tensor, groups: Groups, *, options: Options | Mapping[str, object] | None = None
+    rewards: Tensor,
+    groups: Groups,
+    *,
+    objectives: Sequence[Objective] | None = None,
+    options: Options | Mapping[str, object] | None = None,
 ) -> Tensor:
     """The advantages of each objective on its own: its rewards, normalised within the group.
 
@@ -163,6 +178,7 @@ def objective_advantages(
     Args:
         rewards (Tensor): shape ``(N, K)``; NaN marks a missing value, which has advantage 0.
         groups: N ids, as in :func:`compute_advantage`.
+        objectives (Sequence[Objective] | None): K of them; only their conditions are read.
         options (Options | Mapping | None): only ``profile`` is used.
 
     Returns:
@@ -173,14 +189,18 @@ def objective_advantages(
     """
     lengths = torch.ones(len(rewards), dtype=torch.float64, device=getattr(rewards, "device", None))
     check_shapes(rewards, lengths)
+    counted = condition(rewards, check_objectives(objectives, rewards.shape[1]))
     profile = Options.of(options).numerics
-    batch = make_batch(rewards, groups, lengths, check_objectives(None, rewards.shape[1]), ddof=profile.ddof)
+    batch = make_batch(counted, groups, lengths, check_objectives(None, rewards.shape[1]), ddof=profile.ddof)
     return normalise(batch, profile)
 
 
-def _with_what_is_needed(
-    objectives: tuple[Objective, ...], needs: Collection[Need], options: Options
-) -> tuple[Objective, ...]:
+def _name(chosen: Method, method: str, options: Options) -> str:
+    """The method as messages call it."""
+    return f"{method!r} with the measure {options.informativeness!r}" if chosen.measures else repr(method)
+
+
+def _with_what_is_needed(objectives: tuple[Objective, ...], needs: Collection[Need], who: str) -> tuple[Objective, ...]:
     if "minima" in needs:
         objectives = _with_minima(objectives)
     if "maxima" in needs:
@@ -188,7 +208,7 @@ def _with_what_is_needed(
             if objective.maximum is None or objective.maximum == objective.minimum:
                 raise ValueError(
                     f"the range of {objective.name!r} is from {objective.minimum} to {objective.maximum}; "
-                    f"informativeness={options.informativeness!r} needs a maximum above the minimum"
+                    f"{who} needs a maximum above the minimum"
                 )
     return objectives
 

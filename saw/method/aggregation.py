@@ -97,14 +97,15 @@ def _weigh(batch: RewardBatch, values: Tensor, factor: Tensor) -> Tensor:
     return values @ factor if factor.ndim == 1 else (values * batch.of_group(factor)).sum(dim=1)
 
 
-def whiten_batch(batch: RewardBatch, advantages: Tensor, profile: Profile) -> Tensor:
+def whiten_batch(batch: RewardBatch, advantages: Tensor, profile: Profile, kept: Tensor | None = None) -> Tensor:
     """Whiten over the response tokens or the samples of the batch, or not at all (``profile.whitening``).
 
-    A sample without any reward is left out, and has advantage 0.
+    A sample without any reward is left out, and has advantage 0. So is one that is False in ``kept``, shape ``(N,)``.
     """
     if profile.whitening == "none":
         return batch.rated_only(advantages)
     counts = batch.lengths if profile.whitening == "tokens" else torch.ones_like(batch.lengths)
+    counts = counts if kept is None else counts * kept
     return batch.rated_only(whiten(advantages, batch.rated_only(counts), profile))
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -31,6 +32,8 @@ class Context:
         step (int): the training step.
         previous (Tensor | None): shape ``(K,)``, the weights used in the previous step; None at the first step.
         gram (Tensor | None): shape ``(K, K)``, inner products of the objectives' policy gradients.
+        memory (Mapping[str, Tensor]): shape ``(K,)`` each, what the weighting returned besides its weights in the
+            previous step; empty at the first step, and for a weighting that remembers nothing.
     """
 
     batch: RewardBatch
@@ -39,6 +42,7 @@ class Context:
     step: int = 0
     previous: Tensor | None = None
     gram: Tensor | None = None
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def moments(self) -> Moments:

@@ -26,10 +26,18 @@ def refuse_memory(method: str, options: Options, host: str) -> None:
     """Refuse options that need the previous weights, for a trainer that keeps nothing between two steps.
 
     Raises:
-        ValueError: naming the option that needs the previous step.
+        ValueError: naming the option, or the method, that needs the previous step.
     """
     chosen = get_method(method)
-    remedy = f"{host} keeps nothing between two steps: leave it out, or use verl or TRL"
+    unkept = f"{host} keeps nothing between two steps"
     for option in _SMOOTHING:
         if option in chosen.reads(options) and (value := getattr(options, option)):
-            raise ValueError(f"options.{option} is {value}, which needs the weights of the previous step; {remedy}")
+            raise ValueError(
+                f"options.{option} is {value}, which needs the weights of the previous step; {unkept}: leave it out, "
+                "or use verl or TRL"
+            )
+    if remembered := sorted(chosen.weighting.remembers):
+        raise ValueError(
+            f"method is {method!r}, which remembers {', '.join(remembered)} from step to step; {unkept}: use another "
+            "method, or verl or TRL"
+        )

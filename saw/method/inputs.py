@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saw.method.conditions import check_conditions, condition
 from saw.method.objective import LARGEST, Objective
 from saw.method.reward_batch import RewardBatch, extremes
 
@@ -48,6 +49,8 @@ def make_batch(
     device = lengths.device
     raw = rewards.detach().to(device)
     values, missing, smallest, largest = _check_rewards(raw, objectives)
+    if (conditional := condition(raw, objectives)) is not raw:
+        values, missing, smallest, largest = _check_rewards(conditional, objectives)
     group, n_groups = group_index(groups, n)
     low, high = zip(*(objective.range for objective in objectives), strict=True)
     priorities = [float(objective.priority) for objective in objectives]
@@ -72,7 +75,7 @@ def check_objectives(objectives: Sequence[Objective] | None, k: int) -> tuple[Ob
     """One objective per column of the rewards; None gives ``objective 0``, ``objective 1`` and so on.
 
     Raises:
-        ValueError: for a wrong number of objectives, or a duplicate name.
+        ValueError: for a wrong number of objectives, a duplicate name, or a condition that cannot be met or missed.
         TypeError: for anything but :class:`saw.Objective`.
     """
     if objectives is None:
@@ -88,6 +91,8 @@ def check_objectives(objectives: Sequence[Objective] | None, k: int) -> tuple[Ob
         raise ValueError(f"objectives has {len(names)} entries {names}; expected {k}, one per column of rewards")
     if len(set(names)) != k:
         raise ValueError(f"objectives {names} has a duplicate; expected unique names")
+    requires = {objective.name: objective.requires for objective in objectives}
+    check_conditions(requires, {objective.name: objective.range for objective in objectives})
     return objectives
 
 

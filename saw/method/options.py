@@ -43,6 +43,70 @@ class GradientOptions(BaseModel):
 RELEASED_GRADIENT = GradientOptions(reduction="sum", clip=1.0)
 
 
+class GradNormOptions(BaseModel):
+    """Of the method ``gradnorm`` (:func:`saw.method.multi_gradient.gradnorm`); the defaults are the released code's.
+
+    Attributes:
+        alpha (float): at least 0; how strongly an objective that lags behind is brought forward.
+        lr (float): step size of the weights.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    alpha: float = Field(default=1.5, ge=0.0)
+    lr: float = Field(default=0.025, gt=0.0)
+
+
+class CTWAOptions(BaseModel):
+    """Of the method ``ctwa`` (:func:`saw.method.adaptive.covariance_targeted`); the defaults are the released code's.
+
+    Attributes:
+        targets (float | tuple[float, ...]): the covariance of an objective's rewards with the advantages below which
+            its weight grows; one for all, or one per objective.
+        enough (tuple[float | None, ...] | None): a mean reward per objective from which on its weight no longer grows.
+        ema (float): in [0, 1), share of the earlier covariances in the average that is compared.
+        lr (float): step size of the logarithms of the weights.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    targets: float | tuple[float, ...] = 0.05
+    enough: tuple[float | None, ...] | None = None
+    ema: float = Field(default=0.9, ge=0.0, lt=1.0)
+    lr: float = Field(default=0.02, gt=0.0)
+
+
+class LagrangianOptions(BaseModel):
+    """Of the method ``lagrangian`` (:func:`saw.method.adaptive.lagrangian`).
+
+    Attributes:
+        targets (tuple[float | None, ...] | None): per objective, the mean reward that it must reach, or None for an
+            objective to maximise, of which there must be at least one.
+        lr (float): step size of the multipliers; the default is the released code's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    targets: tuple[float | None, ...] | None = None
+    lr: float = Field(default=0.01, gt=0.0)
+
+    @field_validator("targets")
+    @classmethod
+    def _one_to_maximise(cls, targets: tuple[float | None, ...] | None) -> tuple[float | None, ...] | None:
+        if targets is not None and None not in targets:
+            raise ValueError(f"it is {targets}; expected at least one null, for an objective to maximise")
+        return targets
+
+
+#: The options of single methods, by their field in :class:`Options`.
+SECTIONS: dict[str, type[BaseModel]] = {
+    "gradient": GradientOptions,
+    "gradnorm": GradNormOptions,
+    "ctwa": CTWAOptions,
+    "lagrangian": LagrangianOptions,
+}
+
+
 class Options(BaseModel):
     """Options of :func:`saw.compute_advantage`; unknown fields and values are refused by name.
 
@@ -62,6 +126,9 @@ class Options(BaseModel):
         static_weights (tuple[float, ...] | None): for the static methods; scaled to sum to 1.
         seed (int | None): for the random methods; the same seed and step give the same weights. None is 0.
         gradient (GradientOptions): for the gradient methods and ``informativeness="gradient_norm"``.
+        gradnorm (GradNormOptions): for the method of that name.
+        ctwa (CTWAOptions): for the method of that name.
+        lagrangian (LagrangianOptions): for the method of that name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -76,6 +143,9 @@ class Options(BaseModel):
     static_weights: tuple[Annotated[float, Field(ge=0.0)], ...] | None = None
     seed: int | None = Field(default=None, ge=0)
     gradient: GradientOptions = GradientOptions()
+    gradnorm: GradNormOptions = GradNormOptions()
+    ctwa: CTWAOptions = CTWAOptions()
+    lagrangian: LagrangianOptions = LagrangianOptions()
 
     @field_validator("profile", mode="before")
     @classmethod

@@ -6,32 +6,41 @@ change. ``docs/extend.md`` shows both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from torch import Tensor
 
 from saw.method.aggregation import normalise_then_sum, normalise_then_sum_only, sum_then_normalise
 from saw.method.context import Context
-from saw.method.options import RELEASED_GRADIENT, GradientOptions, Options
+from saw.method.options import RELEASED_GRADIENT, SECTIONS, Options
 from saw.method.profiles import Profile
 from saw.method.returned import check_measured
 from saw.method.reward_batch import RewardBatch
 from saw.method.smoothing import refuse_smoothing
 
 #: What a caller must pass besides rewards and groups: each objective's minimum or maximum, inner products of the
-#: objectives' policy gradients (``gram``), a learning rate, or fixed weights.
-Need = Literal["minima", "maxima", "gradients", "learning_rate", "static_weights"]
+#: objectives' policy gradients (``gram``), a learning rate, fixed weights, or targets of the mean rewards.
+Need = Literal["minima", "maxima", "gradients", "learning_rate", "static_weights", "lagrangian_targets"]
 #: Options that every method accepts.
 _COMMON = frozenset({"profile", "seed"})
 #: Options that must be readable by whatever has this need.
-_OPTIONS_OF_NEEDS: dict[Need, str] = {"learning_rate": "gradient.lr", "static_weights": "static_weights"}
+_OPTIONS_OF_NEEDS: dict[Need, str] = {
+    "learning_rate": "gradient.lr",
+    "static_weights": "static_weights",
+    "lagrangian_targets": "lagrangian.targets",
+}
 #: The names by which ``reads`` can declare options.
 _READABLE = frozenset(
-    {*Options.model_fields, *(f"gradient.{field}" for field in GradientOptions.model_fields)} - {"gradient"}
+    (Options.model_fields.keys() - SECTIONS.keys())
+    | {f"{section}.{field}" for section, kind in SECTIONS.items() for field in kind.model_fields}
 )
+#: Options with one value per objective.
+_PER_OBJECTIVE = ("lagrangian.targets", "ctwa.targets", "ctwa.enough")
+#: What a weighting returns: weights, and what it remembers if it declares that.
+Weighed = Tensor | tuple[Tensor, Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -52,14 +61,22 @@ class Weighting:
     """How much each objective counts, see :mod:`saw.method.weighting`.
 
     Attributes:
-        compute (Callable): ``(context) -> weights``, shape ``(K,)`` or ``(G, K)``.
+        compute (Callable): ``(context) -> weights``, shape ``(K,)`` or ``(G, K)``; with a memory,
+            ``(weights, memory)``.
         needs (frozenset[Need]): what the caller must pass.
         reads (frozenset[str]): the options that have an effect; setting any other is an error.
+        remembers (frozenset[str]): names of what it keeps from step to step besides its weights, K numbers each.
     """
 
-    compute: Callable[[Context], Tensor]
+    compute: Callable[[Context], Weighed]
     needs: frozenset[Need]
     reads: frozenset[str]
+    remembers: frozenset[str] = frozenset()
+
+    def weigh(self, context: Context) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The weights, and the memory for the next step; neither is checked here."""
+        returned = self.compute(context)
+        return returned if isinstance(returned, tuple) and self.remembers else (returned, {})  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -70,6 +87,7 @@ class Aggregation:
         combine (Callable): ``(batch, weights, profile) -> advantages``, shape ``(N,)``.
         takes_penalty (bool): whether the rewards are summed before they are normalised, so that a penalty can be
             subtracted.
+        takes_weights (bool): whether a factor on an objective has an effect; without one, priorities are refused.
         linear (Callable | None): the same without whitening, if that is a weighted sum of each objective's own
             advantages. Credit by turn needs it (:mod:`saw.method.turns`).
         whitens (bool): whether ``combine`` whitens the result of ``linear`` over the response tokens.
@@ -77,6 +95,7 @@ class Aggregation:
 
     combine: Callable[[RewardBatch, Tensor, Profile], Tensor]
     takes_penalty: bool = False
+    takes_weights: bool = True
     linear: Callable[[RewardBatch, Tensor, Profile], Tensor] | None = None
     whitens: bool = False
 
@@ -106,6 +125,7 @@ class Method:
         return get_measure(options.informativeness)
 
 
+WeightFunction = TypeVar("WeightFunction", bound=Callable[[Context], Weighed])
 GRPO = Aggregation(sum_then_normalise, takes_penalty=True)
 GDPO = Aggregation(normalise_then_sum, linear=normalise_then_sum_only, whitens=True)
 METHODS: dict[str, Method] = {}
@@ -117,8 +137,9 @@ def weighting(
     *,
     needs: Iterable[Need] = (),
     reads: Iterable[str] = (),
+    remembers: Iterable[str] = (),
     aggregations: Mapping[str, Aggregation] = MappingProxyType({"grpo": GRPO, "gdpo": GDPO}),
-) -> Callable[[Callable[[Context], Tensor]], Callable[[Context], Tensor]]:
+) -> Callable[[WeightFunction], WeightFunction]:
     """Register a weighting as the methods ``{prefix}grpo`` and ``{prefix}gdpo``.
 
     Args:
@@ -126,6 +147,8 @@ def weighting(
         needs (Iterable[Need]): what the caller must pass.
         reads (Iterable[str]): fields of :class:`saw.Options` that have an effect, such as ``"ema"`` or
             ``"gradient.lr"``; setting any other is an error.
+        remembers (Iterable[str]): names of what the function keeps from step to step besides the weights. It then
+            returns ``(weights, memory)`` and finds the last memory in ``context.memory``; every checkpoint has it.
         aggregations (Mapping[str, Aggregation]): the aggregations, if not those two, by the suffix of the method name.
 
     Raises:
@@ -137,8 +160,8 @@ def weighting(
     if wrong or not aggregations:
         raise TypeError(f"@saw.weighting({prefix!r}): aggregations is {aggregations!r}; expected names of Aggregations")
 
-    def register(compute: Callable[[Context], Tensor]) -> Callable[[Context], Tensor]:
-        made = Weighting(compute, *declared)
+    def register(compute: WeightFunction) -> WeightFunction:
+        made = Weighting(compute, *declared, frozenset(remembers))
         _add(METHODS, {f"{prefix}{name}": Method(made, combine) for name, combine in aggregations.items()})
         return compute
 
@@ -187,7 +210,7 @@ def _add(registry: dict[str, Any], entries: Mapping[str, Method | Measure]) -> N
     registry.update(entries)
 
 
-def _function(entry: Method | Measure) -> Callable[[Context], Tensor]:
+def _function(entry: Method | Measure) -> Callable[[Context], Weighed]:
     return entry.weighting.compute if isinstance(entry, Method) else entry.compute
 
 
@@ -243,9 +266,32 @@ def check_combination(name: str, options: Options, objectives: int) -> None:
         weights = options.static_weights
         if weights is None or len(weights) != objectives:
             raise ValueError(f"options.static_weights is {weights}; {name} needs {objectives}, one per objective")
+    for option in reads.intersection(_PER_OBJECTIVE):
+        section, field = option.split(".")
+        values = getattr(getattr(options, section), field)
+        if isinstance(values, tuple) and len(values) != objectives:
+            raise ValueError(f"options.{option} is {values}; {name} needs {objectives} values, one per objective")
+    if "lagrangian_targets" in needs and options.lagrangian.targets is None:
+        raise ValueError(
+            f"options.lagrangian.targets is not set; {name} needs one value per objective: the mean reward that it "
+            "must reach, or null for an objective to maximise"
+        )
     if options.floor * objectives > 1:
         raise ValueError(
             f"options.floor is {options.floor}; expected at most 1/{objectives}, for {objectives} objectives"
+        )
+
+
+def check_priorities(name: str, priorities: Sequence[float]) -> None:
+    """Refuse priorities in a method in which they would have no effect.
+
+    Raises:
+        ValueError: naming the method and the priorities.
+    """
+    if not get_method(name).aggregation.takes_weights and set(priorities) != {1.0}:
+        raise ValueError(
+            f"the priorities are {list(priorities)}, and {name} multiplies the rewards, in which a factor has no "
+            "effect: leave them at 1"
         )
 
 
@@ -256,11 +302,11 @@ def _changed(options: Options) -> Iterator[tuple[str, Any]]:
     reading is chosen: it sets them for every method.
     """
     for field, value in options:
-        if field == "gradient":
-            continue
-        if value != type(options).model_fields[field].default:
+        if field not in SECTIONS and value != type(options).model_fields[field].default:
             yield field, value
-    for field, value in options.gradient:
-        of_the_reading = options.profile == "released" and value == getattr(RELEASED_GRADIENT, field)
-        if not of_the_reading and value != type(options.gradient).model_fields[field].default:
-            yield f"gradient.{field}", value
+    released = options.profile == "released"
+    for section in SECTIONS:
+        for field, value in (chosen := getattr(options, section)):
+            of_the_reading = section == "gradient" and released and value == getattr(RELEASED_GRADIENT, field)
+            if not of_the_reading and value != type(chosen).model_fields[field].default:
+                yield f"{section}.{field}", value

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from saw.method.options import Options
@@ -62,6 +63,35 @@ def check_measured(values: Any, like: Tensor, groups: int, options: Options) -> 
     """
     shape = like.shape if options.over == "batch" else (groups, len(like))
     return _tensor(values, like, [shape], f"the measure {options.informativeness!r} over the {options.over}")
+
+
+def check_memory(memory: Any, names: Collection[str], like: Tensor, what: str) -> dict[str, Tensor]:
+    """Check what a weighting remembers, as it returned it or as a caller hands it back.
+
+    Args:
+        memory: a mapping from name to K numbers; may be empty.
+        names (Collection[str]): what the weighting declared that it remembers.
+        like (Tensor): shape ``(K,)``, of the dtype and on the device that the values get.
+        what (str): the memory in messages.
+
+    Returns:
+        dict[str, Tensor]: shape ``(K,)`` each.
+
+    Raises:
+        ValueError: for other names, another number of values, or one that is not finite.
+        TypeError: for anything but a mapping.
+    """
+    if not isinstance(memory, Mapping):
+        raise TypeError(f"{what} is {memory!r}; expected a mapping")
+    if memory and set(memory) != set(names):
+        expected = f"exactly {', '.join(sorted(names))}, or nothing" if names else "nothing"
+        raise ValueError(f"{what} has {', '.join(map(str, memory))}; expected {expected}")
+    checked = {}
+    for name, values in memory.items():
+        checked[name] = torch.as_tensor(values, dtype=torch.float64).to(like)
+        if checked[name].shape != like.shape or not checked[name].isfinite().all():
+            raise ValueError(f"{what}: {name} is {checked[name].tolist()}; expected {len(like)} finite numbers")
+    return checked
 
 
 def check_advantages(advantages: Any, batch: RewardBatch, method: str) -> Tensor:

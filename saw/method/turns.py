@@ -79,7 +79,9 @@ def check_method(name: str, options: Options, objectives: Sequence[HasTurn]) -> 
                 for known, each in METHODS.items()
                 if each.aggregation.linear is not None and "gradients" not in each.needs(options)
             )
-            raise ValueError(f"{given} sums the rewards before it normalises them; use one of {able}, or leave it out")
+            raise ValueError(
+                f"{given} is no sum of each objective's own advantages; use one of {able}, or leave it out"
+            )
         if "gradients" in method.needs(options):
             raise ValueError(f"{given} compares policy gradients of whole responses; use another method or measure")
 

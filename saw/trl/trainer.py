@@ -117,7 +117,10 @@ class SawGRPOTrainer(GRPOTrainer):
             **self._saw_memory,
         )
         if training:
-            self._saw_memory = {"previous_weights": result.weights.tolist()}
+            self._saw_memory = {
+                "previous_weights": result.weights.tolist(),
+                "memory": {name: values.tolist() for name, values in result.memory.items()},
+            }
         return result
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

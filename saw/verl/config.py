@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -9,9 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from saw.faults import readable
-from saw.method.objective import LARGEST
+from saw.method.conditions import check_conditions
+from saw.method.objective import LARGEST, Otherwise
 from saw.method.options import Options
-from saw.method.registry import check_combination, get_method
+from saw.method.registry import check_combination, check_priorities, get_method
 from saw.method.turns import check_method, names_turns
 from saw.verl.names import NAME, RESERVED_NAMES
 
@@ -30,6 +32,9 @@ class ObjectiveSettings(BaseModel):
             for an unbounded reward model: the lowest value seen so far; the CV shifts whenever it falls.
         maximum (float | None): the highest; a reward above it is reported.
         priority (float): static factor applied after the dynamic weight, at least 0.
+        requires (dict[str, float]): other objectives and the reward that each must reach for this one to count
+            (:mod:`saw.method.conditions`).
+        otherwise (Literal["minimum", "missing"]): what this objective counts as in the other samples.
         turn (int | None): the model's turn, from 1, whose tokens alone get its advantage (:mod:`saw.method.turns`);
             None for the whole response.
     """
@@ -40,6 +45,8 @@ class ObjectiveSettings(BaseModel):
     minimum: float | Literal["running"] | None = None
     maximum: float | None = None
     priority: float = Field(default=1.0, ge=0.0, le=LARGEST)
+    requires: dict[str, float] = {}
+    otherwise: Otherwise = "minimum"
     turn: int | None = Field(default=None, ge=1)
 
     @field_validator("name")
@@ -53,6 +60,16 @@ class ObjectiveSettings(BaseModel):
     def _range(self) -> ObjectiveSettings:
         if isinstance(self.minimum, float) and self.maximum is not None and self.maximum <= self.minimum:
             raise ValueError(f"maximum is {self.maximum:g}; expected a number above the minimum {self.minimum:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _condition(self) -> ObjectiveSettings:
+        if self.name in self.requires:
+            raise ValueError(f"requires is {self.requires}; expected other objectives than {self.name!r} itself")
+        if not self.requires and self.otherwise != "minimum":
+            raise ValueError(f"otherwise is {self.otherwise!r}, but requires is empty; set it, or leave out otherwise")
+        if self.requires and self.otherwise == "minimum" and self.minimum == "running":
+            raise ValueError("otherwise is 'minimum', and the minimum is 'running', which moves; set it to 'missing'")
         return self
 
 
@@ -130,6 +147,9 @@ class Settings(BaseModel):
                 "their sum; set both with reading=as_released, or set options.profile to 'released'"
             )
         check_combination(self.method, self.options, len(self.objectives))
+        check_priorities(self.method, [objective.priority for objective in self.objectives])
+        # only the names; the ranges may be the reward function's (saw.verl.reward_ranges)
+        check_conditions(self.conditions, dict.fromkeys(self.names, (-math.inf, math.inf)))
         check_method(self.method, self.options, self.objectives)
         return self
 
@@ -137,6 +157,11 @@ class Settings(BaseModel):
     def names(self) -> tuple[str, ...]:
         """The objectives' names, in order: the columns of the reward matrix."""
         return tuple(objective.name for objective in self.objectives)
+
+    @property
+    def conditions(self) -> dict[str, dict[str, float]]:
+        """What each objective requires of others."""
+        return {objective.name: objective.requires for objective in self.objectives}
 
     @property
     def names_turns(self) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ class StepRewards:
         objectives (Sequence[Objective]): with their ranges at this step.
         step (int): verl's global step.
         previous_weights (Sequence[float] | None): the weights of the last step.
+        memory (Mapping[str, Sequence[float]]): what the method remembers of the last step besides them.
         rewards (Tensor): shape ``(R, K)``, NaN where missing.
         scored (Tensor): int64, indices of the rows used: no padding, and only the last output of each session.
         scored_of_row (Tensor): shape ``(R,)``, int64, for each row its index in ``scored``; -1 for padding.
@@ -53,6 +54,7 @@ class StepRewards:
     scored: Tensor
     scored_of_row: Tensor
     lost: int = 0
+    memory: Mapping[str, Sequence[float]] = field(default_factory=dict)
     scores: Tensor | None = None
     gram: Tensor | None = None
     prompts: Sequence[str] = ()
@@ -116,6 +118,7 @@ def estimate(
         step=step.step,
         previous_weights=step.previous_weights,
         gram=step.gram,
+        memory=step.memory,
         turns=None if step.turns is None else step.turns[rows],
     )
     if len(rows) == len(response_mask) and advantage.tokens is not None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from saw.method.advantage import Advantage
+from saw.method.conditions import condition
 from saw.method.inputs import check_objectives, make_batch
 from saw.method.statistics import objective_statistics
 from saw.verl.estimator import StepRewards
@@ -26,13 +27,15 @@ def together(mini_batches: Sequence[StepRewards]) -> Advantage:
         mini_batches (Sequence[StepRewards]): with their advantages.
 
     Returns:
-        Advantage: its statistics are of all samples. Its weights and CV are means over the mini-batches, weighted by
-        their numbers of samples.
+        Advantage: its statistics are of all samples. Its weights, CV and memory are means over the mini-batches,
+        weighted by their numbers of samples.
     """
     advantages = [part.advantage for part in mini_batches if part.advantage is not None]
     if len(advantages) == 1:
         return advantages[0]
-    rewards, prompts = rewards_of(mini_batches), [prompt for part in mini_batches for prompt in part.prompts]
+    # as they count: conditional rewards depend on the ranges, which may differ between mini-batches
+    rewards = torch.cat([condition(part.rewards[part.scored], part.objectives) for part in mini_batches])
+    prompts = [prompt for part in mini_batches for prompt in part.prompts]
     batch = make_batch(rewards, prompts, rewards.new_ones(len(rewards)), check_objectives(None, rewards.shape[1]))
     statistics = objective_statistics(batch, mini_batches[0].settings.options.numerics)
     sizes = [len(part.scored) for part in mini_batches]
@@ -42,11 +45,12 @@ def together(mini_batches: Sequence[StepRewards]) -> Advantage:
         weights=_mean([each.weights for each in advantages], sizes),
         proposed=_mean([each.proposed for each in advantages], sizes),
         statistics=replace(statistics, cv=_mean([each.statistics.cv for each in advantages], sizes)),
+        memory={name: _mean([each.memory[name] for each in advantages], sizes) for name in advantages[0].memory},
     )
 
 
 def rewards_of(mini_batches: Sequence[StepRewards]) -> Tensor:
-    """The rewards of all samples of a step, shape ``(N, K)``, NaN where missing."""
+    """The rewards of all samples of a step as returned, shape ``(N, K)``, NaN where missing."""
     return torch.cat([part.rewards[part.scored] for part in mini_batches])
 
 

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from verl.utils.import_utils import load_extern_object
 
+from saw.method.conditions import check_conditions
 from saw.method.objective import LARGEST
 from saw.method.registry import get_method
 from saw.verl.config import ConfigError, Settings
@@ -123,11 +124,17 @@ class RewardRanges:
                     f"declares with {KWARGS}"
                 )
             ranges.append((low, high))
-        if "maxima" in get_method(self.settings.method).needs(self.settings.options):
+        try:
+            check_conditions(self.settings.conditions, dict(zip(self.settings.names, ranges, strict=True)))
+        except ValueError as error:
+            raise ConfigError(f"saw.objectives, at step {step}: {error}") from None
+        method = get_method(self.settings.method)
+        if "maxima" in method.needs(self.settings.options):
             for objective, (low, high) in zip(self.settings.objectives, ranges, strict=True):
                 if math.isinf(high) or math.isinf(low) or high == low:
+                    measure = f"saw.options.informativeness is {self.settings.options.informativeness!r}"
                     raise ConfigError(
-                        f"saw.options.informativeness is {self.settings.options.informativeness!r}, which needs the "
+                        f"{measure if method.measures else f'saw.method is {self.settings.method!r}'}, which needs the "
                         f"range of {objective.name!r}; set saw.objectives.{objective.name}.minimum and maximum"
                     )
         return ranges

@@ -29,6 +29,7 @@ from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 
 from saw.method.advantage import objective_advantages
 from saw.method.objective import Objective
+from saw.method.registry import get_method
 from saw.method.weighting import clip_norms
 from saw.records import metrics_file, run_info, validation_samples
 from saw.rewards import JUDGE
@@ -183,7 +184,9 @@ class MultiRewardTrainer(PPOTrainer):
             raise kind(f"step {self.global_steps}: {error}. {kept}") from error
         # overwrites verl's, which merges the metrics of mini-batches by parts of their names
         metrics.update(objective_metrics.step_metrics(self._mini_batches, self.settings.names))
-        self.state.weights = together(self._mini_batches).weights.tolist()
+        used = together(self._mini_batches)
+        self.state.weights = used.weights.tolist()
+        self.state.memory = {name: values.tolist() for name, values in used.memory.items()}
         return batch
 
     def _submit_batch_to_rollout(self, batch: TensorDict) -> int:
@@ -214,7 +217,9 @@ class MultiRewardTrainer(PPOTrainer):
 
         step = self._step
         groups = [prompt_of(batch.keys[row]) for row in step.scored.tolist()]
-        advantages = objective_advantages(step.rewards[step.scored], groups, options=self.settings.options)
+        advantages = objective_advantages(
+            step.rewards[step.scored], groups, objectives=step.objectives, options=self.settings.options
+        )
         fields = TensorDict({ADVANTAGES: of_all_rows(advantages, step.scored_of_row).float()}, batch_size=len(batch))
         tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
         options = self.settings.options.gradient
@@ -306,6 +311,12 @@ class MultiRewardTrainer(PPOTrainer):
                     f"saw.objectives are {', '.join(self.settings.names)}, but those of the checkpoint "
                     f"{', '.join(self.state.objectives or ())}: resume with the same, in the same order"
                 )
+            remembers = get_method(self.settings.method).weighting.remembers
+            if self.state.memory and set(self.state.memory) != remembers:
+                raise ConfigError(
+                    f"saw.method is {self.settings.method!r}, and the checkpoint has the memory of another method "
+                    f"({', '.join(self.state.memory)}): resume with that method"
+                )
 
     def _rewards(self, batch: KVBatchMeta) -> StepRewards:
         fields = ["extra_fields", "rm_scores", *(["response_mask"] if self.settings.names_turns else [])]
@@ -336,6 +347,7 @@ class MultiRewardTrainer(PPOTrainer):
             objectives=self._objectives(submitted),
             step=self.global_steps,
             previous_weights=self.state.weights,
+            memory=self.state.memory,
             rewards=rewards,
             scored=scored,
             scored_of_row=of_row,
@@ -356,6 +368,8 @@ class MultiRewardTrainer(PPOTrainer):
                 minimum=low if math.isfinite(low) else self.state.minima.get(objective.name),
                 maximum=high if math.isfinite(low) and math.isfinite(high) else None,  # a running minimum may pass it
                 priority=objective.priority,
+                requires=objective.requires or None,
+                otherwise=objective.otherwise,
                 turn=objective.turn,
             )
             for objective, (low, high) in zip(self.settings.objectives, self._ranges.over(submitted), strict=True)

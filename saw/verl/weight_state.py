@@ -21,6 +21,7 @@ class State:
     Attributes:
         objectives (list[str] | None): the objectives' names, to which weights and Gram matrices belong in this order.
         weights (list[float] | None): the weights of the last step.
+        memory (dict[str, list[float]]): what the method remembers besides them, such as multipliers; K numbers each.
         minima (dict[str, float]): the lowest reward so far of each objective whose minimum is ``running``.
         grams (list[list[list[float]]]): inner products of the objectives' gradients, ``(K, K)`` each, of the steps
             since a gradient method last updated its weights.
@@ -30,6 +31,7 @@ class State:
 
     objectives: list[str] | None = None
     weights: list[float] | None = None
+    memory: dict[str, list[float]] = field(default_factory=dict)
     minima: dict[str, float] = field(default_factory=dict)
     grams: list[list[list[float]]] = field(default_factory=list)
     rollouts: dict[str, int] = field(default_factory=dict)

@@ -28,6 +28,7 @@ from saw.trl.trainer import STATE
 from saw.trl.version import OLDEST, check_version
 from tests.conftest import ROOT
 from tests.contract.trl_training import GROUP, NAMES, OBJECTIVES, both_advantages, make_trainer, rewards_of
+from tests.methods import own_options
 
 TRL = {"profile": "trl"}
 #: TRL's aggregation and the method that is the same.
@@ -111,9 +112,15 @@ def seeded(step: int, rank: int) -> torch.Tensor:
         return rewards_of(step, 8)
 
 
-@pytest.mark.parametrize("method", ["grpo", "saw_grpo", "saw_gdpo", "random_gdpo", "static_gdpo", "mo_grpo", "dvao"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        *("grpo", "saw_grpo", "saw_gdpo", "random_gdpo", "static_gdpo", "mo_grpo", "dvao"),
+        *("corr_grpo", "corr_gdpo", "gd2po", "gd2po_snr", "ctwa", "lagrangian", "tchebycheff", "hvo"),
+    ],
+)
 def test_every_method_that_needs_no_gradients(toy_model, tmp_path, method):
-    options = {"static_weights": (1, 3)} if method.startswith("static") else None
+    options = own_options(method)
     found = both_advantages(toy_model, tmp_path, method=method, options=options, max_steps=1, missing=0.3)
     expected = advantages(
         0,
@@ -249,6 +256,22 @@ def test_a_resumed_training_goes_on_where_it_stopped(toy_model, tmp_path):
     history = read_run(tmp_path / "halves").history
     assert history.steps == (1, 2, 3, 4)
     assert history.of("format", "weight") == pytest.approx(weights)
+
+
+def test_what_a_method_remembers_survives_a_resume(toy_model, tmp_path):
+    """A Lagrangian's multipliers, which no weights are needed for."""
+    options = {"lagrangian": {"targets": (None, 1.0), "lr": 0.5}}
+    arguments = {"method": "lagrangian", "options": options, "save_strategy": "steps", "save_steps": 2}
+    whole = make_trainer(toy_model, tmp_path / "whole", max_steps=4, **arguments)
+    whole.train()
+    weights = [row["saw/format/weight"] for row in whole.state.log_history if "saw/format/weight" in row]
+    make_trainer(toy_model, tmp_path / "halves", max_steps=2, **arguments).train()
+    state = json.loads((tmp_path / "halves" / "checkpoint-2" / STATE).read_text())
+    assert state["memory"].keys() == {"multipliers"}
+    resumed = make_trainer(toy_model, tmp_path / "halves", max_steps=4, **arguments)
+    resumed.train(resume_from_checkpoint=True)
+    assert read_run(tmp_path / "halves").history.of("format", "weight") == pytest.approx(weights)
+    assert weights[3] != pytest.approx(weights[1])
 
 
 def test_a_checkpoint_of_another_training_is_not_silently_used(toy_model, tmp_path, caplog):

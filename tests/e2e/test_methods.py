@@ -22,6 +22,9 @@ PLANS: list[tuple[str, dict]] = [
         (method, {})
         for method in ("grpo", "gdpo", "saw_grpo", "saw_gdpo", "random_grpo", "random_gdpo", "mo_grpo", "dvao")
     ),
+    *((method, {}) for method in ("corr_grpo", "corr_gdpo", "gd2po", "gd2po_snr", "mgda", "gradnorm", "ctwa")),
+    *((method, {}) for method in ("tchebycheff", "hvo")),
+    ("lagrangian", {"lagrangian": {"targets": [None, 1.0]}}),
     ("static_grpo", {"static_weights": [1, 3]}),
     ("static_gdpo", {"static_weights": [1, 3]}),
     *(("saw_gdpo", {"informativeness": name}) for name in ("normalised_variance", "range_std", "advantage_entropy")),

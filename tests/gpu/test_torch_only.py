@@ -28,6 +28,7 @@ from benchmarks.advantage import measure_extra_bytes
 from saw.method.options import PROFILES, GradientOptions, Options
 from saw.method.registry import METHODS
 from tests.gpu.stand_in import DEVICE, Elsewhere, StandIn
+from tests.methods import own_options
 
 ROOT = Path(__file__).resolve().parents[2]
 N, K, T = 512, 3, 64
@@ -67,13 +68,10 @@ def made(n: int = N, missing: float = 0.0) -> tuple[Tensor, list[str], Tensor]:
     return rewards, ["alone", *(f"p{i // 4}" for i in range(n - 1))], mask
 
 
-def own_options(method: str) -> dict[str, Any]:
-    """What the method cannot do without."""
-    own = {"static": {"static_weights": (1, 2, 3)}, "gradient": {"gradient": {"lr": 1e-6}}}
-    return own.get(method.partition("_")[0], {})
-
-
+#: For a method that needs the objectives' ranges.
+RANGES = [saw.Objective("a", 0.0, 1.0), saw.Objective("b", 0.0, 1.0), saw.Objective("c", 0.0, 1.0)]
 OBJECTIVES = [saw.Objective("a", -1.0), saw.Objective("b", 0.0, priority=0.5), saw.Objective("c", -3.0, priority=2.0)]
+CTWA = {"memory": {"next_weights": [0.2, 0.5, 0.3], "covariance": [0.1, 0.2, -0.3]}}
 #: What an option, or an argument of the function, adds to a method.
 OPTIONS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     *(
@@ -88,6 +86,10 @@ OPTIONS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("saw_grpo", {"informativeness": "gradient_norm"}, {}),
     ("saw_grpo", {"ema": 0.5, "floor": 0.2, "max_change": 0.05}, {"previous_weights": [0.2, 0.5, 0.3]}),
     ("saw_gdpo", {"log_only": True}, {}),
+    ("saw_gdpo", {}, {"objectives": [*RANGES[:2], saw.Objective("c", 0.0, 1.0, requires={"b": 1.0})]}),
+    ("ctwa", {"ctwa": {"targets": (0.9, 0.5, 0.9), "enough": (0.5, None, None), "ema": 0.5, "lr": 1.0}}, CTWA),
+    ("gradnorm", {"gradnorm": {"alpha": 0.5, "lr": 0.1}}, {"objectives": RANGES}),
+    ("lagrangian", {"lagrangian": {"targets": (None, 0.9, 0.1), "lr": 1.0}}, {"memory": {"multipliers": [1, 2, 3]}}),
     ("random_gdpo", {"seed": 3}, {"step": 5}),
     ("gradient_gdpo", {"gradient": {"lr": 1e-6, "mu": 1e-4, "accumulate": 2, "clip": 1.0}}, {"step": 4}),
     ("gradient_grpo", {"gradient": {"lr": 1e-6, "accumulate": 2}}, {"step": 5, "previous_weights": [0.2, 0.5, 0.3]}),
@@ -104,7 +106,11 @@ def test_every_option_is_compared():
 
 
 CASES = [
-    *((method, {"profile": profile} | own_options(method), {}) for method in METHODS for profile in PROFILES),
+    *(
+        (method, {"profile": profile} | own_options(method, K), {"objectives": RANGES})
+        for method in METHODS
+        for profile in PROFILES
+    ),
     *OPTIONS,
 ]
 
@@ -127,6 +133,9 @@ def compare(there: saw.Advantage, here: saw.Advantage) -> None:
     for name in ("samples", "weights", "proposed"):
         assert getattr(there, name).device == there.tokens.device
         torch.testing.assert_close(get(getattr(there, name)), getattr(here, name), atol=1e-11, rtol=1e-11)
+    assert there.memory.keys() == here.memory.keys()
+    for name, values in here.memory.items():
+        torch.testing.assert_close(get(there.memory[name]), values, atol=1e-11, rtol=1e-11)
     for field in fields(here.statistics):
         found, expected = getattr(there.statistics, field.name), getattr(here.statistics, field.name)
         torch.testing.assert_close(get(found), expected, atol=1e-12, rtol=1e-12, equal_nan=True)
@@ -232,7 +241,7 @@ def test_the_host_waits_for_the_checks_alone(accelerator, method):
     def waits(n: int) -> int:
         rewards, groups, mask = made(n)
         rewards, mask = put(rewards, accelerator), put(mask.long(), accelerator)
-        given = {"method": method, "options": own_options(method), "gram": GRAM}
+        given = {"method": method, "options": own_options(method, K), "gram": GRAM, "objectives": RANGES}
         return count_waits(lambda: saw.compute_advantage(rewards, groups, mask, **given), accelerator)
 
     assert 0 < waits(64) == waits(N) <= 10

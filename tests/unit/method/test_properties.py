@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 import saw
 from tests.objectives import objectives
 
-METHODS = ["grpo", "gdpo", "saw_grpo", "saw_gdpo", "mo_grpo", "dvao"]
+METHODS = [
+    *("grpo", "gdpo", "saw_grpo", "saw_gdpo", "mo_grpo", "dvao", "corr_grpo", "corr_gdpo", "gd2po", "gd2po_snr"),
+    *("hvo", "ctwa"),
+]
 MEASURES = ["cv", "normalised_variance", "range_std", "advantage_entropy", "group_spread"]
 
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import saw
+from saw.method.options import Options
 from saw.method.registry import METHODS
+from tests.methods import own_options
 
 NAN = math.nan
 H = 0.5 / (math.sqrt(0.5) + 1e-6)  # the normalised advantage of 1 against 0 in a group of two
@@ -130,14 +132,14 @@ def test_as_in_the_paper_s_code():
 @pytest.mark.parametrize("method", [name for name, each in METHODS.items() if each.aggregation.linear])
 @pytest.mark.parametrize("profile", ["paper", "released"])
 def test_with_one_turn_each_it_is_the_method_itself(method, profile):
-    if method.startswith("gradient"):
+    if "gradients" in METHODS[method].needs(Options()):
         pytest.skip("refused")
     generator = torch.Generator().manual_seed(1)
     rewards = torch.rand(7, 2, generator=generator, dtype=torch.float64)
     rewards[2, 0] = rewards[4] = NAN
     mask = (torch.arange(5) < torch.tensor([[1], [5], [3], [0], [2], [4], [5]])).long()
     rewards[3] = NAN  # an empty response has no turn
-    static = {"static_weights": (1, 3)} if method.startswith("static") else {}
+    static = own_options(method)
     arguments = {"method": method, "groups": [0, 0, 0, 1, 1, 1, 2], "options": {"profile": profile, **static}}
     whole, one = (advantage(rewards, [saw.Objective("a", turn=turn), OUTCOME], mask, **arguments) for turn in (None, 1))
     close(one.tokens, whole.tokens)
@@ -168,11 +170,13 @@ def test_tokens_that_are_masked_later_leave_the_turns_as_they_were():
 
 @pytest.mark.parametrize("method", [name for name, each in METHODS.items() if not each.aggregation.linear])
 def test_methods_that_sum_first_are_refused_with_those_that_do_not(method):
-    static = {"options": {"static_weights": (1, 3)}} if method.startswith("static") else {}
-    with pytest.raises(ValueError, match=rf"'tool' is 1, but {method} .*mo_grpo, saw_gdpo, .*dvao, or"):
-        advantage(method=method, **static)
-    if not method.startswith("gradient"):
-        advantage(method=method, objectives=[OUTCOME, saw.Objective("other")], **static)  # as before
+    more = {"options": own_options(method)}
+    with pytest.raises(ValueError, match=rf"'tool' is 1, but {method} .*mo_grpo, saw_gdpo, .*dvao, lagrangian, or"):
+        advantage(method=method, **more)
+    if "gradients" not in METHODS[method].needs(Options()):
+        ranges = {"minimum": 0.0, "maximum": 1.0}
+        both = [saw.Objective("outcome", **ranges), saw.Objective("other", **ranges)]
+        advantage(method=method, objectives=both, **more)  # as before
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """The tabular world: its methods are the library's, and the study's main effect has the direction that it reports."""
 
 import csv
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch
 
 import saw
 from recipes.study.tabular_study import BASE, PARTS, THRESHOLD, exact_weights, main, released_rule
-from recipes.study.tabular_world import Objective, Rule, World, advantages, learn
+from recipes.study.tabular_world import Objective, Rule, World, _gram, advantages, learn
 from saw.report.seed_statistics import bootstrap_mean
 from tests.conftest import ROOT
 from tests.objectives import objectives
@@ -22,6 +24,9 @@ SMALL = World((Objective("a", 2, noise=0.5), Objective("b", 5)), prompts=8, step
         *(Rule(name) for name in ("grpo", "gdpo", "saw_grpo", "saw_gdpo", "mo_grpo", "dvao")),
         Rule("saw_gdpo", {"informativeness": "advantage_entropy"}),
         Rule("saw_grpo", {"floor": 0.3, "max_change": 0.1, "ema": 0.5}),
+        *(Rule(name) for name in ("corr_grpo", "corr_gdpo", "gd2po", "gd2po_snr", "tchebycheff", "hvo")),
+        Rule("gradient_gdpo", {"gradient": {"lr": 1e-6}}),
+        Rule("mgda"),
     ],
 )
 def test_the_world_uses_the_library_s_methods(rule):
@@ -29,7 +34,8 @@ def test_the_world_uses_the_library_s_methods(rule):
     rewards = torch.rand(3, 32, 2, generator=chance, dtype=torch.float64)
     previous = torch.tensor([[0.5, 0.5], [0.2, 0.8], [0.9, 0.1]], dtype=torch.float64)
     method = advantages(SMALL, rule)
-    found, weights, cv, spread = method(rewards, torch.zeros(3, 32), previous, previous, False)
+    gram = torch.tensor([[4.0, -1.0], [-1.0, 2.0]], dtype=torch.float64)
+    found, weights, cv, spread, _ = method(rewards, torch.zeros(3, 32), previous, previous, False, gram.expand(3, 2, 2))
     groups = [i // 4 for i in range(32)]
     for seed in range(3):
         one = saw.compute_advantage(
@@ -38,13 +44,99 @@ def test_the_world_uses_the_library_s_methods(rule):
             torch.ones(32, 1),
             method=rule.method,
             options=rule.options,
-            objectives=objectives(minimum=[0, 0]),
+            objectives=objectives(minimum=[0, 0], maximum=[1, 1]),
             previous_weights=previous[seed],
+            step=1,
+            gram=gram,
         )
         np.testing.assert_allclose(found[seed], one.samples, atol=1e-12)
         np.testing.assert_allclose(weights[seed], one.weights, atol=1e-12)
         np.testing.assert_allclose(cv[seed], one.statistics.cv, atol=1e-12)
         np.testing.assert_allclose(spread[seed], 1 - one.statistics.zero_spread, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Rule("ctwa", {"ctwa": {"targets": 0.9, "lr": 1.0}}),
+        Rule("lagrangian", {"lagrangian": {"targets": (None, 0.9), "lr": 1.0}}),
+        Rule("gradnorm"),
+    ],
+)
+def test_the_world_hands_back_what_a_method_remembers(rule):
+    rewards = torch.rand(2, 2, 32, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    half, gram = torch.full((2, 2), 0.5, dtype=torch.float64), torch.eye(2, dtype=torch.float64)
+    method, none = advantages(SMALL, rule), torch.zeros(2, 32)
+    _, used, _, _, memory = method(rewards[0], none, half, half, True, gram.expand(2, 2, 2))
+    found, weights, *_ = method(rewards[1], none, half, used, False, gram.expand(2, 2, 2), memory)
+    for seed in range(2):
+        one = None
+        for step in range(2):
+            before = {} if one is None else {"memory": one.memory, "previous_weights": one.weights}
+            one = saw.compute_advantage(
+                rewards[step, seed],
+                [i // 4 for i in range(32)],
+                torch.ones(32),
+                method=rule.method,
+                options=rule.options,
+                objectives=objectives(minimum=[0, 0], maximum=[1, 1]),
+                gram=gram,
+                **before,
+            )
+        np.testing.assert_allclose(weights[seed], one.weights, atol=1e-12)
+        np.testing.assert_allclose(found[seed], one.samples, atol=1e-12)
+
+
+@pytest.mark.parametrize("otherwise", ["minimum", "missing"])
+def test_the_world_s_conditions_are_the_library_s(otherwise):
+    gated = Objective("b", 5, requires={"a": 0.5}, otherwise=otherwise)
+    world = World((Objective("a"), gated), prompts=8)
+    rewards = torch.rand(1, 32, 2, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    half = torch.full((1, 2), 0.5, dtype=torch.float64)
+    found, *_ = advantages(world, Rule("gdpo"))(rewards, torch.zeros(1, 32), half, half, True)
+    chosen = [saw.Objective("a", 0.0), saw.Objective("b", 0.0, requires={"a": 0.5}, otherwise=otherwise)]
+    one = saw.compute_advantage(
+        rewards[0], [i // 4 for i in range(32)], torch.ones(32), method="gdpo", objectives=chosen
+    )
+    np.testing.assert_allclose(found[0], one.samples, atol=1e-12)
+
+
+def test_the_gram_matrix_is_that_of_autograd():
+    """Of the objectives' normalised advantages, through the logits of both choices."""
+    chance = torch.Generator().manual_seed(6)
+    rewards = torch.rand(1, 32, 2, generator=chance, dtype=torch.float64)
+    logits = {k: torch.randn(1, n, generator=chance, dtype=torch.float64) for k, n in enumerate((2, 5))}
+    choices = {k: torch.randint(0, values.shape[1], (1, 32), generator=chance) for k, values in logits.items()}
+    log_probs = {k: values.log_softmax(dim=-1) for k, values in logits.items()}
+    found = _gram(SMALL, Rule("mgda"), rewards, choices, log_probs)[0]
+    own = saw.objective_advantages(rewards[0], [i // 4 for i in range(32)])
+    gradients = []
+    for k in range(2):
+        leaves = [values.clone().requires_grad_() for values in logits.values()]
+        total = sum(leaf.log_softmax(dim=-1)[0].take(choices[h][0]) for h, leaf in enumerate(leaves))
+        (own[:, k] * total).mean().backward()
+        gradients.append(torch.cat([leaf.grad.flatten() for leaf in leaves]))
+    expected = torch.stack(gradients)
+    torch.testing.assert_close(found, expected @ expected.T)
+
+
+def test_objectives_that_share_a_choice_are_right_together():
+    world = World((Objective("a", 3, pays=(0.8, 1.0, 0.0)), Objective("b", 3, shares=0, pays=(0.8, 0.0, 1.0))), steps=3)
+    found = learn(world, Rule("gdpo"), 2)
+    assert torch.equal(found.right[:, :, 0], found.right[:, :, 1])
+    assert world.objectives[0].value(torch.tensor([2, 0, 1])).tolist() == [0.0, 0.8, 1.0]
+
+
+def test_adaptive_steps_do_not_feel_the_size_of_the_advantages():
+    """GDPO without whitening is MO-GRPO; without the option the steps are others."""
+    world = World((Objective("a", 4), Objective("b", 4)), prompts=8, steps=4, adaptive=True)
+    first = learn(world, Rule("mo_grpo"), 3).right
+    second = learn(
+        world, Rule("static_gdpo", {"static_weights": (1.0, 1.0), "profile": {"whitening": "none"}}), 3
+    ).right
+    torch.testing.assert_close(first, second)
+    half = learn(replace(world, adaptive=False), Rule("mo_grpo"), 3).right
+    assert not torch.allclose(first, half)
 
 
 def test_a_penalty_reaches_only_who_feels_it():
@@ -127,6 +219,7 @@ SHOWN = {
     "batch_size": ["early_steps", "late_steps"],
     "kl": ["early_steps", "early_final", "late_steps", "late_final"],
     "signal": ["both", "within_early", "within_late", "with_spread"],
+    "methods": ["steps", "area"],
 }
 
 
@@ -136,10 +229,17 @@ def test_the_committed_tables_are_what_the_committed_numbers_give(part):
     text = (folder / f"{part}.md").read_text()
     with (folder / f"{part}.csv").open() as file:
         rows = list(csv.DictReader(file))
+    shown = re.findall(r"(-?\d+\.(\d+)) \[(-?[\d.]+), (-?[\d.]+)\]", text)
     for row in rows:
         for name in SHOWN[part]:
-            mean, low, high = (float(row[f"{name}{end}"]) for end in ("", "_low", "_high"))
-            shown = [f"{mean:.{d}f} [{low:.{d}f}, {high:.{d}f}]" for d in (1, 2, 3, 4)]
-            assert any(cell in text for cell in shown), (name, row)
+            kept = [float(row[f"{name}{end}"]) for end in ("", "_low", "_high")]
+            assert any(  # the CSV is rounded too, so the last digit shown may differ by one
+                all(
+                    abs(float(one) - other) <= 0.5 * 10.0 ** -len(digits) + 1e-4
+                    for one, other in zip(cell, kept, strict=True)
+                )
+                for mean, digits, low, high in shown
+                for cell in [(mean, low, high)]
+            ), (name, row)
     assert "commit" in text
     assert "scripts/study.sh tabular" in text

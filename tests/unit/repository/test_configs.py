@@ -38,6 +38,7 @@ def test_experiment_passes_the_checks(experiment, platform, tmp_path, toy_model)
 @pytest.mark.parametrize("method", methods.METHODS)
 def test_every_method_is_one_override(method):
     own = ["saw.options.static_weights=[1,3]"] if method.startswith("static") else []
+    own += ["saw.options.lagrangian.targets=[null,1]"] if method == "lagrangian" else []
     settings = check_config(compose("experiment=quickstart", f"saw.method={method}", *own))
     assert settings is not None
     assert settings.method == method

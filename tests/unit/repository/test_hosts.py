@@ -77,6 +77,7 @@ def test_what_the_plug_in_file_of_swift_cannot_do_is_refused(swift_plugin):
         trainer.compute_advantages_dynamic(rewards)
     for change, message in (
         ({"METHOD": "gradient_gdpo"}, "policy gradients"),
+        ({"METHOD": "ctwa"}, "method is 'ctwa', which remembers.*ms-swift keeps nothing"),
         ({"OPTIONS": saw.Options(ema=0.5)}, r"options\.ema is 0\.5.*ms-swift keeps nothing"),
     ):
         names = trainer.compute_advantages.__globals__

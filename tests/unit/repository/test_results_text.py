@@ -18,7 +18,7 @@ import yaml
 from scipy import stats
 
 from benchmarks import step as step_benchmark
-from recipes.study import language_model, lean_study
+from recipes.study import language_model, lean_study, tabular_methods
 from recipes.tldr import table as table2
 from recipes.toolrl import table as table1
 from saw.report import read_history, summary, summary_table
@@ -61,6 +61,11 @@ def odd(case: str, family: str, objective: str) -> tuple[float, float]:
 def same(column: str, world: str, family: str, against: str = "equal weights") -> float:
     (world,) = {row["world"] for row in table("study/tabular/falsifier") if world in row["world"]}
     return cell("falsifier", column, world=world, family=family, against=against)
+
+
+def every(situation: str, *methods: str) -> list[float]:
+    """Steps until everything is learned in one of the seven situations."""
+    return [cell("methods", "steps", situation=situation, method=method) for method in methods]
 
 
 MEAN_WEIGHTS = "static weights, SAW's mean"
@@ -350,6 +355,30 @@ def lowest_to_highest(values: list[float]) -> list[str]:
 
 
 FIGURES = [
+    # --- tabular: every method
+    Figure(
+        README,
+        "with {} steps instead of {} (`gdpo`) for a late objective and {} instead of {} for a rare one",
+        lambda: whole(*every("late objective", "saw_gdpo", "gdpo"), *every("rare", "saw_gdpo", "gdpo")),
+    ),
+    Figure(
+        README,
+        "late, rare and conflicting objectives ({}, {} and {} steps)",
+        lambda: whole(*(every(name, "tchebycheff")[0] for name in ("late objective", "rare", "conflicting"))),
+    ),
+    Figure(README, "needs {} steps beside luck", lambda: whole(*every("luck", "tchebycheff"))),
+    Figure(
+        README,
+        "not `saw_gdpo` ({} steps instead of {} with `mo_grpo`)",
+        lambda: whole(*every("luck", "saw_gdpo", "mo_grpo")),
+    ),
+    Figure(
+        README,
+        "learned after {} steps instead of {}, with `grpo` after {} instead of {}",
+        lambda: whole(*every("gate", "gdpo", "gdpo, no condition", "grpo", "grpo, no condition")),
+    ),
+    Figure(README, "by chance: {} steps for a late objective", lambda: whole(*every("late objective", "gd2po"))),
+    Figure(README, "slowest there ({} steps)", lambda: whole(*every("conflicting", "corr_grpo"))),
     # --- tabular: speeds
     Figure(
         "README.md",
@@ -836,7 +865,10 @@ def test_the_figures_of_the_kl_passage_are_in_its_data():
         assert any(f"{value:.{digits}f}" == number for value in data), f"the passage about KL has {number}, kl.csv not"
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (RESULTS / "study" / "tabular").glob("*.csv")))
+ONE_ROW_EACH = sorted({path.stem for path in (RESULTS / "study" / "tabular").glob("*.csv")} - {"methods"})
+
+
+@pytest.mark.parametrize("name", ONE_ROW_EACH)
 def test_a_table_of_the_tabular_study_is_that_of_its_csv(name):
     """Kind: a table from another run than the CSV beside it. Compares each row, to the digits shown."""
     rows = printed(f"results/study/tabular/{name}.md")
@@ -851,6 +883,20 @@ def test_a_table_of_the_tabular_study_is_that_of_its_csv(name):
                 step = 10.0 ** -len(number.partition(".")[2].partition("e")[0])
                 near = any(abs(value - float(number)) <= 0.5 * step + 1e-4 for value in numbers)
                 assert near, f"{name}.md has {number} in {shown[:3]}, {name}.csv not"
+
+
+def test_a_cell_of_the_comparison_of_methods_is_that_of_its_csv():
+    """Kind: as above; there, a row of the CSV is a cell."""
+    kept = {(row["method"], row["situation"]): row for row in table("study/tabular/methods")}
+    for name, *cells in printed("results/study/tabular/methods.md"):
+        for situation, cell in zip(tabular_methods.SITUATIONS, cells, strict=True):
+            row = kept.pop((name, situation), None)
+            shown = [float(number) for number in re.findall(r"\d+\.\d+", cell)]
+            columns = [f"{what}{end}" for what in ("steps", "area") for end in ("", "_low", "_high")]
+            expected = [] if row is None else [float(row[column]) for column in columns]
+            assert shown[:3] == pytest.approx(expected[:3], abs=0.0502), (name, situation)
+            assert shown[3:] == pytest.approx(expected[3:], abs=0.0006), (name, situation)
+    assert not kept
 
 
 def _is_number(value: str) -> bool:

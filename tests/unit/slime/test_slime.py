@@ -109,6 +109,7 @@ def test_random_weights_depend_on_the_prompts_and_not_on_the_process():
         ({"options": {"informativeness": "gradient_norm"}}, ["policy gradients"]),
         ({"options": {"ema": 0.5}}, ["options.ema is 0.5", "TRL"]),
         ({"options": {"max_change": 0.5}}, ["options.max_change is 0.5"]),
+        ({"method": "ctwa"}, ["method is 'ctwa'", "covariance, next_weights", "TRL"]),
         ({"options": {"profile": "new"}}, ["'new'", "trl"]),
     ],
 )

@@ -88,7 +88,9 @@ def test_the_workers_are_told_the_reduction_and_each_step_s_gradients_are_clippe
         made.actor_rollout_wg = SimpleNamespace(objective_gradients=lambda found=found: [found])
         rewards = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
         rows = torch.arange(2)
-        made._step = SimpleNamespace(rewards=rewards, scored=rows, scored_of_row=rows, step=step, gram=None)
+        made._step = SimpleNamespace(
+            rewards=rewards, scored=rows, scored_of_row=rows, step=step, gram=None, objectives=None
+        )
         batch = KVBatchMeta(keys=["p_0_0", "p_1_0"], tags=[{}, {}], partition_id="p", extra_info={"kept": 1})
         metrics: dict[str, float] = {}
         made._compute_old_log_prob_and_gradients(batch, metrics)
@@ -129,6 +131,30 @@ def test_the_trainer_saves_and_restores_it(tmp_path, monkeypatch):
     fresh = make_trainer(config, monkeypatch, steps=0)
     fresh._load_checkpoint()
     assert fresh.state == State()
+
+
+def lagrangian() -> Settings:
+    return Settings.model_validate(
+        {
+            "method": "lagrangian",
+            "objectives": {"a": {"minimum": 0}, "b": {"minimum": 0}},
+            "options": {"lagrangian": {"targets": [None, 1]}},
+        }
+    )
+
+
+def test_what_a_method_remembers_is_saved_and_restored(tmp_path, monkeypatch):
+    config = {"trainer": {"default_local_dir": str(tmp_path), "resume_mode": "auto", "resume_from_path": None}}
+    first = make_trainer(config, monkeypatch, steps=4)
+    first.settings, first.state = lagrangian(), State(memory={"multipliers": [1.0, 0.1 + 0.2]})
+    first._save_checkpoint()
+    second = make_trainer(config, monkeypatch, steps=4)
+    second.settings = lagrangian()
+    second._load_checkpoint()
+    assert second.state.memory == {"multipliers": [1.0, 0.1 + 0.2]}
+    other = make_trainer(config, monkeypatch, steps=4)  # saw_gdpo
+    with pytest.raises(ConfigError, match=r"saw\.method is 'saw_gdpo', .* another method \(multipliers\)"):
+        other._load_checkpoint()
 
 
 @pytest.mark.parametrize("other", [["b", "a"], ["a"], ["a", "b", "c"], ["a", "c"]])
