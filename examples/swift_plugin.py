@@ -13,7 +13,7 @@ import torch
 from swift.rlhf_trainers import grpo_trainer
 
 import saw
-from saw.method.demands import refuse_gradients, refuse_memory
+from saw.method.demands import refuse_gradients, refuse_memory, refuse_turns
 
 METHOD = "saw_gdpo"
 OBJECTIVES = [saw.Objective("correctness", minimum=-3, maximum=3), saw.Objective("format", minimum=0, maximum=1)]
@@ -40,6 +40,7 @@ def compute_advantages(
         raise ValueError("--kl_in_reward is true; set it to false: the KL term then stays in the loss")
     refuse_gradients(METHOD, OPTIONS, "ms-swift")
     refuse_memory(METHOD, OPTIONS, "ms-swift")
+    refuse_turns(OBJECTIVES, "ms-swift")
     weights = reward_weights.tolist()
     result = saw.compute_advantage(
         rewards_per_func.cpu(),

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import torch
 
 from saw.method.advantage import Advantage, compute_advantage
-from saw.method.demands import refuse_gradients, refuse_memory
+from saw.method.demands import refuse_gradients, refuse_memory, refuse_turns
 from saw.method.metrics import training_metrics
 from saw.method.objective import Objective
 from saw.method.options import Options
@@ -102,6 +102,7 @@ def settings_of(args: Any) -> tuple[str, tuple[Objective, ...], Options]:
     options = Options.of(section.get("options"))
     refuse_gradients(str(method), options, "slime or miles")
     refuse_memory(str(method), options, "slime or miles")
+    refuse_turns(objectives, "slime or miles")
     return str(method), objectives, options
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from saw.method.objective import Objective
 from saw.method.options import Options
 from saw.method.registry import get_method
 
@@ -41,3 +44,17 @@ def refuse_memory(method: str, options: Options, host: str) -> None:
             f"method is {method!r}, which remembers {', '.join(remembered)} from step to step; {unkept}: use another "
             "method, or verl or TRL"
         )
+
+
+def refuse_turns(objectives: Iterable[Objective], host: str) -> None:
+    """Refuse objectives of a turn, for a trainer that takes one advantage per sample.
+
+    Raises:
+        ValueError: naming the objective and its turn.
+    """
+    for objective in objectives:
+        if objective.turn is not None:
+            raise ValueError(
+                f"{objective.name!r} belongs to turn {objective.turn}, but {host} gives every token of a sample the "
+                "same advantage: leave the turn out, or use verl"
+            )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from saw.method.advantage import compute_advantage
-from saw.method.demands import refuse_gradients
+from saw.method.demands import refuse_gradients, refuse_turns
 from saw.method.inputs import check_objectives
 from saw.method.objective import Objective
 from saw.method.options import Options
@@ -63,6 +63,7 @@ class Settings:
                 f"reward_funcs has several functions with the name {twice[0]!r}; give each a __name__ of its own"
             )
         ordered = _match(objectives, names)
+        refuse_turns(ordered, "TRL")
         if reward_weights is not None:
             ordered = _with_priorities(ordered, reward_weights)
         settings = cls(method, ordered, chosen)

@@ -11,6 +11,7 @@ import re
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 from itertools import pairwise
 
@@ -341,6 +342,7 @@ def test_a_reward_below_its_minimum_is_named(toy_model, tmp_path):
         ({"options": {"profile": "new"}}, ["'new'", "trl"]),
         ({"method": "static_gdpo"}, ["static_weights"]),
         ({"objectives": [saw.Objective("format")]}, ["'format'", "'correctness', 'format'"]),
+        ({"objectives": [replace(OBJECTIVES[0], turn=2), OBJECTIVES[1]]}, ["'format' belongs to turn 2", "TRL"]),
         ({"objectives": [*OBJECTIVES, saw.Objective("length")]}, ["'length'"]),
         ({"objectives": [OBJECTIVES[0]] * 2}, ["'format'", "duplicate"]),
         ({"functions": ["format", "format"]}, ["'format'", "__name__"]),

@@ -79,6 +79,7 @@ def test_what_the_plug_in_file_of_swift_cannot_do_is_refused(swift_plugin):
         ({"METHOD": "gradient_gdpo"}, "policy gradients"),
         ({"METHOD": "ctwa"}, "method is 'ctwa', which remembers.*ms-swift keeps nothing"),
         ({"OPTIONS": saw.Options(ema=0.5)}, r"options\.ema is 0\.5.*ms-swift keeps nothing"),
+        ({"OBJECTIVES": (saw.Objective("format", turn=2),)}, "'format' belongs to turn 2"),
     ):
         names = trainer.compute_advantages.__globals__
         before = {name: names[name] for name in change}

@@ -111,6 +111,7 @@ def test_random_weights_depend_on_the_prompts_and_not_on_the_process():
         ({"options": {"max_change": 0.5}}, ["options.max_change is 0.5"]),
         ({"method": "ctwa"}, ["method is 'ctwa'", "covariance, next_weights", "TRL"]),
         ({"options": {"profile": "new"}}, ["'new'", "trl"]),
+        ({"objectives": {"format": {"turn": 2}}}, ["'format' belongs to turn 2", "slime"]),
     ],
 )
 def test_a_section_that_cannot_work_is_named(changes, words):
