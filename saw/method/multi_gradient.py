@@ -49,11 +49,12 @@ def shortest(gram: Tensor) -> Tensor:
     numbers = torch.arange(size, device=gram.device)
     weights = torch.full_like(gram[0], 1.0 / size)
     for _ in range(1 if size <= 2 else ITERATIONS):
-        along = gram @ weights
-        to, source = along.argmin(), along.masked_fill(weights <= 0, -torch.inf).argmax()
-        direction = (numbers == to).to(gram) - (numbers == source).to(gram)
-        gain, curvature = -(direction @ along), direction @ gram @ direction
-        step = torch.minimum(gain / curvature.clamp(min=1e-300), weights @ (numbers == source).to(gram))
+        along = (gram * weights).sum(dim=1)
+        to = (numbers == along.argmin()).to(gram)
+        source = (numbers == along.masked_fill(weights <= 0, -torch.inf).argmax()).to(gram)
+        direction = to - source
+        gain, curvature = -(direction * along).sum(), (direction[:, None] * gram * direction).sum()
+        step = torch.minimum(gain / curvature.clamp(min=1e-300), (weights * source).sum())
         weights = weights + step.clamp(min=0.0) * direction
     return weights.clamp(min=0.0)
 

@@ -45,7 +45,7 @@ from tests.configs import compose
 
 STEPS = 2
 #: So few that the second step takes rows of the second epoch, as step 33 of the study does.
-ROWS = 36
+ROWS = 24
 
 
 def batches(config: DictConfig, rows: RLHFDataset) -> list[list[dict]]:

@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.cpu_platform]
 #: As in lean_by_verl.py: the second step takes rows of the second epoch.
-ROWS = 36
+ROWS = 24
 
 
 @pytest.fixture(scope="module", params=["saw_grpo", "gdpo"])

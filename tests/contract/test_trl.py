@@ -122,15 +122,15 @@ def seeded(step: int, rank: int) -> torch.Tensor:
 )
 def test_every_method_that_needs_no_gradients(toy_model, tmp_path, method):
     options = own_options(method)
-    found = both_advantages(toy_model, tmp_path, method=method, options=options, max_steps=1, missing=0.3)
+    bounded = [replace(objective, maximum=10.0) for objective in OBJECTIVES]
+    arguments = {"method": method, "options": options, "objectives": bounded}
+    found = both_advantages(toy_model, tmp_path, max_steps=1, missing=0.3, **arguments)
     expected = advantages(
         0,
         8,
         0.3,
         found["lengths"][0],
-        method=method,
-        objectives=OBJECTIVES[::-1],  # in the order of the reward functions
-        options=options,
+        **arguments | {"objectives": bounded[::-1]},  # in the order of the reward functions
         step=1,
     )
     close(found["saw"][0], expected.samples.float().tolist())
@@ -261,7 +261,7 @@ def test_a_resumed_training_goes_on_where_it_stopped(toy_model, tmp_path):
 
 def test_what_a_method_remembers_survives_a_resume(toy_model, tmp_path):
     """A Lagrangian's multipliers, which no weights are needed for."""
-    options = {"lagrangian": {"targets": (None, 1.0), "lr": 0.5}}
+    options = {"lagrangian": {"targets": (None, 5.0), "lr": 0.5}}
     arguments = {"method": "lagrangian", "options": options, "save_strategy": "steps", "save_steps": 2}
     whole = make_trainer(toy_model, tmp_path / "whole", max_steps=4, **arguments)
     whole.train()
