@@ -204,10 +204,13 @@ def test_objectives_that_move_together_are_weighed_the_same():
 
 
 @pytest.mark.slow
-def test_every_part_of_the_study_runs(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "parts", [[name for name in PARTS if name != "methods"], pytest.param(["methods"], marks=pytest.mark.full)]
+)
+def test_every_part_of_the_study_runs(tmp_path, monkeypatch, parts):
     monkeypatch.setattr("recipes.study.tabular_study.PROMPTS", (2, 4))
-    main(["--seeds", "3", "--out", str(tmp_path)])
-    for name in PARTS:
+    main(["--seeds", "3", "--out", str(tmp_path), *(word for name in parts for word in ("--only", name))])
+    for name in parts:
         assert "commit" in (tmp_path / f"{name}.md").read_text()
         assert len((tmp_path / f"{name}.csv").read_text().splitlines()) > 2
 
