@@ -24,7 +24,7 @@ from recipes.ablations import sweep
 from recipes.common.reproduce import run_main, seed_list
 from recipes.common.stages import run_all
 from saw.records.provenance import machine, versions
-from saw.report import figures, summary, tables
+from saw.report import figures, summary
 from saw.report.history import History, LoggedRun, read_run
 from saw.report.seed_statistics import bootstrap_mean, steps_to
 
@@ -172,9 +172,7 @@ def report(out: Path) -> str:
             shown.append(summary.tests(own, base))
     shown += [table for table in (summary.front(groups), learned_at(groups), signal(groups), cost(groups)) if table]
     drawn = figures.draw_all(groups, out)
-    text = ["# A small language model in the real pipeline"]
-    for table in shown:
-        text += [f"## {table.title}", tables.markdown(table.header, table.rows, table.left), table.note]
+    text = ["# A small language model in the real pipeline", *(table.section() for table in shown)]
     text += [f"![{path.stem}]({path.name})" for path in drawn]
     return "\n\n".join(text)
 

@@ -34,7 +34,7 @@ from recipes.common.stages import run_all
 from recipes.study import language_model as lm
 from recipes.study.lean import settings_of, train
 from saw.records.provenance import machine, versions
-from saw.report import figures, summary, tables
+from saw.report import figures, summary
 from saw.report.history import LOG, LoggedRun, read_run
 from saw.report.seed_statistics import PairedTest, equivalence, paired_tests
 from saw.runs.compose import checked_override, compose
@@ -237,9 +237,7 @@ def written(
     out: Path,
 ) -> str:
     """Draw the figures (name, metric of an objective, runs), and return the text of the page."""
-    text = [f"# {title}"]
-    for table in shown:
-        text += [f"## {table.title}", tables.markdown(table.header, table.rows, table.left), table.note]
+    text = [f"# {title}", *(table.section() for table in shown)]
     for name, what, groups in drawn:
         if groups:
             figures.plot_family(groups, {what: figures.ROWS[what]}, out / name, title)

@@ -22,7 +22,7 @@ from recipes.common.reproduce import run_main, seed_list
 from recipes.common.stages import Stage, run_all
 from recipes.study import short_answers
 from saw.records.provenance import machine, versions
-from saw.report import figures, summary, tables
+from saw.report import figures, summary
 from saw.report.history import History, LoggedRun, read_run
 from saw.report.seed_statistics import bootstrap_mean
 
@@ -138,9 +138,7 @@ def report(out: Path) -> str:
             shown.append(summary.tests(own, base))
     shown.append(seconds(groups))
     drawn = figures.draw_all(groups, out)
-    text = ["# SmolLM2-135M-Instruct learns short answers"]
-    for table in shown:
-        text += [f"## {table.title}", tables.markdown(table.header, table.rows, table.left), table.note]
+    text = ["# SmolLM2-135M-Instruct learns short answers", *(table.section() for table in shown)]
     text += [f"![{path.stem}]({path.name})" for path in drawn]
     return "\n\n".join(text)
 

@@ -131,13 +131,12 @@ def make(
         remarks.setdefault(name, []).append(remark)
     out.mkdir(parents=True, exist_ok=True)
     drawn = figures.draw_all(chosen.groups, out)
-    text = [f"# {title}"]
+    text = [f"# {title}", *(table.section() for table in shown)]
     for table in shown:
-        text += [f"## {table.title}", tables.markdown(table.header, table.rows, table.left), table.note]
         slug = table.title.split()[0].lower()
         _write(out / f"{slug}.tex", tables.latex(table.header, table.rows, table.left))
     text += [f"**{name}: {remark}.**" for name, found in remarks.items() for remark in found]
-    _write(out / "summary.md", "\n\n".join(part for part in text if part) + "\n")
+    _write(out / "summary.md", "\n\n".join(text) + "\n")
     _write(out / "index.html", page(chosen, shown, drawn, title, remarks))
     return out / "index.html"
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from saw.report import tables
 from saw.report.history import LoggedRun, by_seed, objectives_of
 from saw.report.seed_statistics import (
     PairedTest,
@@ -42,6 +43,11 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     left: int
     note: str = ""
+
+    def section(self) -> str:
+        """The table in Markdown, with its title as a heading and its note below."""
+        parts = (f"## {self.title}", tables.markdown(self.header, self.rows, self.left), self.note)
+        return "\n\n".join(part for part in parts if part)
 
 
 def final(run: LoggedRun, objective: str, what: str = "mean") -> float:

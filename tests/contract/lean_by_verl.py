@@ -14,13 +14,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tests.contract.worker import nested
+from tests.contract.worker import actor_batch
 
 # isort: split
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from tensordict import TensorDict
 from torchdata.stateful_dataloader import StatefulDataLoader
 from verl import DataProto
 from verl.trainer.ppo.core_algos import agg_loss
@@ -53,22 +52,6 @@ def batches(config: DictConfig, rows: RLHFDataset) -> list[list[dict]]:
     sampler, size = create_rl_sampler(config.data, rows), config.data.train_batch_size
     loader = StatefulDataLoader(rows, batch_size=size, sampler=sampler, drop_last=True, collate_fn=list)
     return list(islice((batch for _ in range(STEPS) for batch in loader), STEPS))
-
-
-def actor_batch(samples: list[dict]) -> TensorDict:
-    """Samples as verl's trainer passes them to its workers."""
-    tokens = [sample["prompt"] + sample["response"] for sample in samples]
-    return TensorDict(
-        {
-            "prompts": nested([sample["prompt"] for sample in samples]),
-            "responses": nested([sample["response"] for sample in samples]),
-            "input_ids": nested(tokens),
-            "position_ids": nested([list(range(len(row))) for row in tokens]),
-            "loss_mask": nested([[0] * len(each["prompt"]) + [1] * len(each["response"]) for each in samples]),
-            "response_mask": nested([[1] * len(sample["response"]) for sample in samples]),
-        },
-        batch_size=len(samples),
-    )
 
 
 def score(manager: MultiRewardManager, sample: dict, step: int) -> dict[str, Any]:

@@ -23,10 +23,10 @@ def nested(rows):
     return torch.nested.as_nested_tensor([torch.tensor(row) for row in rows], layout=torch.jagged)
 
 
-def batch_of(rows: list[dict]) -> TensorDict:
+def actor_batch(rows: list[dict]) -> TensorDict:
     """Rows as verl's trainer passes them to its workers."""
     tokens = [row["prompt"] + row["response"] for row in rows]
-    data = TensorDict(
+    return TensorDict(
         {
             "prompts": nested([row["prompt"] for row in rows]),
             "responses": nested([row["response"] for row in rows]),
@@ -34,10 +34,15 @@ def batch_of(rows: list[dict]) -> TensorDict:
             "position_ids": nested([list(range(len(row))) for row in tokens]),
             "loss_mask": nested([[0] * len(row["prompt"]) + [1] * len(row["response"]) for row in rows]),
             "response_mask": nested([[1] * len(row["response"]) for row in rows]),
-            gradients.ADVANTAGES: torch.tensor([row["advantages"] for row in rows]),
         },
         batch_size=len(rows),
     )
+
+
+def batch_of(rows: list[dict]) -> TensorDict:
+    """As :func:`actor_batch`, with each objective's advantages."""
+    data = actor_batch(rows)
+    data[gradients.ADVANTAGES] = torch.tensor([row["advantages"] for row in rows])
     tu.assign_non_tensor(data, temperature=0.7, calculate_entropy=True, compute_loss=False)
     return data
 
