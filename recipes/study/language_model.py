@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
 
@@ -41,11 +41,11 @@ METHODS = {
 #: Trained by default: under half an hour per seed.
 DEFAULT_METHODS = tuple(label for label in METHODS if "," not in label)
 OBJECTIVES = {"format": (0.0, 1.0), "correctness": (-3.0, 3.0)}
+TIMES = tuple(f"timing_s/{part}" for part in ("gen", "old_log_prob", "adv", "update_actor", "update_weights", "step"))
 #: Metrics kept of every step.
 KEPT = (
     *(f"saw/{name}/{what}" for name in OBJECTIVES for what in ("mean", "cv", "weight", "zero_spread")),
-    *(f"timing_s/{part}" for part in ("gen", "old_log_prob", "adv", "update_actor", "update_weights", "step")),
-    *("actor/entropy", "response_length/mean"),
+    *(*TIMES, "actor/entropy", "response_length/mean"),
 )
 THRESHOLDS = {"format": 0.9, "correctness": 1.5}
 #: Steps ahead over which an objective's gain is measured, and the number of steps averaged at each end.
@@ -69,16 +69,17 @@ def write_steps(runs: Sequence[LoggedRun], path: Path, kept: Sequence[str] = KEP
     return last
 
 
-def read_steps(path: Path) -> dict[str, list[LoggedRun]]:
-    """The runs of a CSV by their row of the tables."""
-    table = pd.read_csv(path, dtype={"commit": str, **dict.fromkeys(KEPT, float)}, float_precision="round_trip")
+def read_steps(path: Path, ranges: Mapping[str, tuple[float, float]] = OBJECTIVES) -> dict[str, list[LoggedRun]]:
+    """The runs of a CSV by their row of the tables; ``ranges`` has each objective's smallest and largest reward."""
+    table = pd.read_csv(path, dtype={"commit": str}, float_precision="round_trip")
+    kept = [name for name in table if name not in ("method", "seed", "commit", "step")]
     groups: dict[str, list[LoggedRun]] = {}
     for (label, seed, commit), steps in table.groupby(["method", "seed", "commit"], sort=False):
-        columns = {name: tuple(steps[name]) for name in KEPT if name in steps}
-        history = History(tuple(steps["step"]), tuple(OBJECTIVES), columns)
+        columns = {name: tuple(steps[name].astype(float)) for name in kept}
+        history = History(tuple(steps["step"]), tuple(ranges), columns)
         info = {
             "config": {"saw": {"method": label.partition(",")[0]}, "data": {"seed": int(seed)}},
-            "ranges": {name: list(bounds) for name, bounds in OBJECTIVES.items()},
+            "ranges": {name: list(bounds) for name, bounds in ranges.items()},
             "provenance": {"commit": commit},
         }
         folder = path.parent / f"{sweep.label(METHODS[label])}_seed{seed}"  # as the training was named
@@ -147,17 +148,16 @@ def signal(groups: dict[str, list[LoggedRun]]) -> summary.Table:
     return summary.Table("CV as a signal", header, tuple(rows), left=1, note=note)
 
 
-def cost(groups: dict[str, list[LoggedRun]]) -> summary.Table:
-    """Median seconds per step."""
-    rows = []
-    for label, runs in groups.items():
-        parts = [figures.median_of(runs, name) for name in KEPT if name.startswith("timing_s/")]
-        rows.append((label, *(f"{value:.2f}" for value in parts)))
-    note = (
-        "Medians over all steps and seeds. The trainings ran two at a time and shared the machine; benchmarks/step.py "
-        "measures one method at a time."
-    )
-    header = ("method", *(name.removeprefix("timing_s/") for name in KEPT if name.startswith("timing_s/")))
+COST_NOTE = (
+    "Medians over all steps and seeds. The trainings ran two at a time and shared the machine; benchmarks/step.py "
+    "measures one method at a time."
+)
+
+
+def cost(groups: Mapping[str, Sequence[LoggedRun]], note: str = COST_NOTE) -> summary.Table:
+    """Median seconds per step; 0 for a part that was not run."""
+    rows = [(label, *(f"{figures.median_of(runs, name):.2f}" for name in TIMES)) for label, runs in groups.items()]
+    header = ("method", *(name.removeprefix("timing_s/") for name in TIMES))
     return summary.Table("Seconds per step", header, tuple(rows), left=1, note=note)
 
 

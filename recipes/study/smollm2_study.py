@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -20,21 +21,22 @@ from recipes.ablations import sweep
 from recipes.common import smollm2
 from recipes.common.reproduce import run_main, seed_list
 from recipes.common.stages import Stage, run_all
+from recipes.study import language_model as lm
 from recipes.study import short_answers
 from saw.records.provenance import machine, versions
 from saw.report import figures, summary
-from saw.report.history import History, LoggedRun, read_run
+from saw.report.history import LoggedRun, read_run
 from saw.report.seed_statistics import bootstrap_mean
 
 EXPERIMENT = "short_answers"
 METHODS = ("grpo", "saw_grpo", "gdpo", "saw_gdpo")
-TIMES = tuple(f"timing_s/{part}" for part in ("gen", "old_log_prob", "adv", "update_actor", "update_weights", "step"))
-#: Metrics kept of every step.
+#: Metrics kept of every step. The experiment uses vLLM's log-probabilities, so no old ones are computed.
 KEPT = (
     *(f"saw/{name}/{what}" for name in short_answers.RANGES for what in ("mean", "cv", "weight", "zero_spread")),
-    *TIMES,
+    *(name for name in lm.TIMES if name != "timing_s/old_log_prob"),
     "response_length/mean",
 )
+COST_NOTE = "Medians over all steps and seeds; other work shared the two cores."
 
 
 def chains(arguments: argparse.Namespace, runs: Path) -> dict[str, list[Stage]]:
@@ -63,42 +65,31 @@ def shared(runs: Path) -> list[Stage]:
 
 def write(runs: Sequence[LoggedRun], out: Path) -> None:
     """All runs' steps and validations as two CSVs."""
-    steps, held_out = [], []
-    for run in runs:
-        whose = {"method": run.method, "seed": run.seed, "commit": run.info["provenance"]["commit"]}
-        absent = [float("nan")] * len(run.history.steps)
-        values = {name: run.history.columns.get(name, absent) for name in KEPT}
-        steps.append(pd.DataFrame({**whose, "step": run.history.steps, **values}))
-        held_out += [
-            {**whose, "step": step, **{name: validation[f"saw-val/{name}/mean"] for name in short_answers.RANGES}}
-            for step, validation in sorted(run.validation.items())
-        ]
+    held_out = [
+        {
+            **{"method": run.method, "seed": run.seed, "step": step},
+            **{name: validation[f"saw-val/{name}/mean"] for name in short_answers.RANGES},
+        }
+        for run in runs
+        for step, validation in sorted(run.validation.items())
+    ]
     out.mkdir(parents=True, exist_ok=True)
-    pd.concat(steps).to_csv(out / "steps.csv", index=False, float_format="%.7g", na_rep="nan")
-    pd.DataFrame(held_out).to_csv(out / "held_out.csv", index=False, float_format="%.7g", na_rep="nan")
+    lm.write_steps(runs, out / "steps.csv", KEPT)
+    pd.DataFrame(held_out).to_csv(out / "held_out.csv", index=False, float_format="%.7g")
 
 
 def read(out: Path) -> dict[str, list[LoggedRun]]:
     """The runs of the CSVs by their method."""
-    types = {"commit": str, **dict.fromkeys(KEPT, float)}
-    steps = pd.read_csv(out / "steps.csv", dtype=types, float_precision="round_trip")
-    held_out = pd.read_csv(out / "held_out.csv", dtype={"commit": str}, float_precision="round_trip")
-    groups: dict[str, list[LoggedRun]] = {}
-    for (method, seed, commit), own in steps.groupby(["method", "seed", "commit"], sort=False):
-        same = held_out[(held_out["method"] == method) & (held_out["seed"] == seed)]
-        validation = {
-            int(row["step"]): {f"saw-val/{name}/mean": float(row[name]) for name in short_answers.RANGES}
-            for row in same.to_dict("records")
-        }
-        columns = {name: tuple(own[name]) for name in KEPT}
-        history = History(tuple(own["step"]), tuple(short_answers.RANGES), columns)
-        info = {
-            "config": {"saw": {"method": method}, "data": {"seed": int(seed)}},
-            "ranges": {name: list(bounds) for name, bounds in short_answers.RANGES.items()},
-            "provenance": {"commit": commit},
-        }
-        groups.setdefault(method, []).append(LoggedRun(out / f"{method}_seed{seed}", history, validation, info))
-    return {method: groups[method] for method in METHODS if method in groups}
+    groups = lm.read_steps(out / "steps.csv", short_answers.RANGES)
+    validations: dict[tuple[str, int], dict[int, dict[str, float]]] = {}
+    for row in pd.read_csv(out / "held_out.csv", float_precision="round_trip").to_dict("records"):
+        values = {f"saw-val/{name}/mean": float(row[name]) for name in short_answers.RANGES}
+        validations.setdefault((row["method"], row["seed"]), {})[row["step"]] = values
+    return {
+        method: [replace(run, validation=validations[method, run.seed]) for run in groups[method]]
+        for method in METHODS
+        if method in groups
+    }
 
 
 def held_out(groups: Mapping[str, Sequence[LoggedRun]]) -> summary.Table:
@@ -120,14 +111,6 @@ def held_out(groups: Mapping[str, Sequence[LoggedRun]]) -> summary.Table:
     return summary.Table("Held-out questions", header, tuple(rows), left=2, note=note)
 
 
-def seconds(groups: Mapping[str, Sequence[LoggedRun]]) -> summary.Table:
-    """Median seconds per step."""
-    rows = [(method, *(f"{figures.median_of(runs, name):.1f}" for name in TIMES)) for method, runs in groups.items()]
-    header = ("method", *(name.removeprefix("timing_s/") for name in TIMES))
-    note = "Medians over all steps and seeds; other work shared the two cores. nan: a part that is not run."
-    return summary.Table("Seconds per step", header, tuple(rows), left=1, note=note)
-
-
 def report(out: Path) -> str:
     """Tables and figures from the CSVs; returns the text of ``README.md`` without its provenance."""
     groups = read(out)
@@ -136,7 +119,7 @@ def report(out: Path) -> str:
         own = {method: runs for method, runs in groups.items() if method in (base, f"saw_{base}")}
         if len(own) == 2:
             shown.append(summary.tests(own, base))
-    shown.append(seconds(groups))
+    shown.append(lm.cost(groups, COST_NOTE))
     drawn = figures.draw_all(groups, out)
     text = ["# SmolLM2-135M-Instruct learns short answers", *(table.section() for table in shown)]
     text += [f"![{path.stem}]({path.name})" for path in drawn]

@@ -568,7 +568,8 @@ FIGURES = [
     Figure(
         README,
         "(the area of format changes by {} and {}), nor do gradient-based weights. With these it changes by {} and {} "
-        "at the released learning rate, at which the weights stay at one half, and by {} and {} at ten times that rate.",
+        "at the released learning rate, at which the weights stay at one half, and by {} and {} at ten times that "
+        "rate.",
         lambda: three(
             *(
                 gain(f"{method}_{family}{mark}", "format").difference.mean
