@@ -127,10 +127,12 @@ case ${SAW_VENV:-} in
   *)
     decide_platform
     decide_requirements
-    venv=$repository/.venv-$requirements
-    venv=$(absolute "${SAW_VENV:-${venv%-cpu}}")
+    default_venv=$repository/.venv-$requirements
+    default_venv=${default_venv%-cpu}
+    venv=$(absolute "${SAW_VENV:-$default_venv}")
     python=$venv/bin/python
     ;;
 esac
-SAW_BFCL_VENV=$(absolute "${SAW_BFCL_VENV:-$repository/.venv-bfcl}")
+default_bfcl_venv=$repository/.venv-bfcl
+SAW_BFCL_VENV=$(absolute "${SAW_BFCL_VENV:-$default_bfcl_venv}")
 export SAW_BFCL_VENV

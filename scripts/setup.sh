@@ -95,9 +95,12 @@ make_venv() { # $1: the folder, which check_folder has passed, $2: the set
 }
 
 refuse_if_checking() { # $1: the folder, $2: options that make it
-  if $check; then
-    fail "$1 is not set up, or with other options, and --check installs nothing; run bash scripts/setup.sh$2"
-  fi
+  local folders=
+  if ! $check; then return; fi
+  if [ "$venv" != "${default_venv:-}" ]; then folders+="SAW_VENV=$(printf %q "$venv") "; fi
+  if [ "$1" = "$SAW_BFCL_VENV" ] && [ "$1" != "$default_bfcl_venv" ]; then folders+="SAW_BFCL_VENV=$(printf %q "$1") "; fi
+  fail "$1 is not set up, or was set up with other options, and --check installs nothing;
+to set it up: ${folders}bash scripts/setup.sh$2"
 }
 
 # -- packages ---------------------------------------------------------------------------------------------------------
@@ -282,7 +285,7 @@ set_up_bfcl() {
   local into=$SAW_BFCL_VENV files=(requirements/bfcl.txt requirements/bfcl-no-deps.txt)
   check_folder SAW_BFCL_VENV "$into" bfcl
   if [ "$(read_mark "$into")" = "bfcl $(fingerprint "$into" "${files[@]}")" ]; then return; fi
-  refuse_if_checking "$into" " --bfcl"
+  refuse_if_checking "$into" "${requirements:+ --set $requirements} --bfcl"
   echo "==> set-up of BFCL's environment in $into (560 MB)"
   make_venv "$into" bfcl
   step "bfcl-eval" install_into "$into" --no-deps -r requirements/bfcl-no-deps.txt

@@ -585,6 +585,19 @@ def test_a_dry_run_installs_nothing(machine, script):
     assert (machine.repository / ".venv-bfcl").exists() == (script == "reproduce_table1")
 
 
+def test_the_command_that_a_check_prints_makes_the_folders_that_the_user_named(machine):
+    """Kind: a remedy that makes another environment than the one that is missing."""
+    folders = {"SAW_VENV": f"{machine.folder}/my venv", "SAW_BFCL_VENV": f"{machine.folder}/my bfcl"}
+    assert "SAW_VENV=" not in machine.refuses("--check")
+    for options in ((), ("--bfcl",)):
+        error = machine.refuses("--check", *options, **folders)
+        (command,) = re.findall("SAW_.*setup.sh.*", error)
+        result = machine.run("bash", "-euc", f"cd {machine.repository}; {command}")
+        assert result.returncode == 0, result.stderr
+        assert machine.script("setup", "--check", *options, **folders).returncode == 0
+    assert not (machine.repository / ".venv").exists()
+
+
 def test_wrong_arguments_are_refused_before_bfcl_is_installed(machine):
     """Kind: a slip of the pen that is found after a set-up."""
     refusing = PYTHON.replace(
