@@ -45,7 +45,7 @@ COMMANDS = {
         "saw.runs.train",
     ),
     "quickstart": Command(
-        "Train GRPO and SAW-GDPO on a small task, from making its data and model to a table and a figure.",
+        "Train GRPO and SAW-GDPO on a small task, from data to figure.",
         "--method saw_gdpo --steps 8",
         "recipes.quickstart.run",
     ),
@@ -60,17 +60,17 @@ COMMANDS = {
         "saw.report",
     ),
     "dashboard": Command(
-        "Create or update a wandb workspace with the curves of each objective.",
+        "Create or update a wandb dashboard of the trainings.",
         "--project NAME",
         "saw.report.dashboard",
     ),
     "reproduce": Command(
-        "Reproduce a table of the paper, from the raw data to the table.",
+        "Reproduce a table of the paper, from the raw data on.",
         "table1 --source rlla_rl.json --model 1.5b --method saw_gdpo --dry-run",
         choices=(("table1", "recipes.toolrl.reproduce"), ("table2", "recipes.tldr.reproduce")),
     ),
     "study": Command(
-        "Run our studies: a tabular simulation, and a small language model.",
+        "Run our studies: a simulation, and small language models.",
         "tabular --seeds 300",
         choices=(
             ("tabular", "recipes.study.tabular_study"),
@@ -80,7 +80,7 @@ COMMANDS = {
         ),
     ),
     "benchmark": Command(
-        "Time the estimators, the rewards, the judge's client, a step, or a start.",
+        "Time the estimators, rewards, the judge, a step or a start.",
         "advantage --sizes 2048x1024",
         choices=tuple((name, f"benchmarks.{name}") for name in ("advantage", "rewards", "judge", "step", "start")),
     ),
@@ -90,14 +90,14 @@ COMMANDS = {
         "saw.memory",
     ),
     "doctor": Command(
-        "Check whether a training can start on this machine, and what to do if not.",
+        "Check whether a training can start, and what to do if not.",
         "experiment=quickstart",
         "saw.doctor",
     ),
 }
 
 app = typer.Typer(
-    help="Several rewards, weighted dynamically in training: SAW as a plug-in for verl.",
+    help="SAW: dynamic weights for several rewards in RL training, as a plug-in for verl.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,

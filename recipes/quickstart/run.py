@@ -37,7 +37,9 @@ START_LIMIT, STEP_LIMIT = 600, 300
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line and check it before anything is started."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="saw quickstart", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, help="training rows in verl's schema (parquet); toy data if absent")
     parser.add_argument(
         "--model",

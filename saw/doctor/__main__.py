@@ -1,7 +1,7 @@
 """Check whether an experiment can start on this machine, and what to do if not: a table with one line per check.
 
-    bash scripts/doctor.sh                                        the machine and the software
-    bash scripts/doctor.sh experiment=toolrl saw.method=gdpo        and what this experiment needs
+    bash scripts/doctor.sh                                         the machine and the software
+    bash scripts/doctor.sh experiment=toolrl saw.method=gdpo       and what this experiment needs
     bash scripts/doctor.sh experiment=tldr judge=openai --no-calls
 
 Overrides and --config-dir are those of saw train. Exit status 0: nothing is missing.
@@ -44,7 +44,7 @@ THINGS = (
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        prog="saw.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="saw doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--no-calls", action="store_true", help="call neither the Hub, wandb nor the judge")
     parser.add_argument(

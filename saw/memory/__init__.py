@@ -1,8 +1,8 @@
 """Estimates the GPU memory of a training before anything starts.
 
-    python -m saw.memory --model 1.5b --gpus 4 --gpu-memory 80
-    python -m saw.memory --model 3b --gpus 4 --gpu-memory 40 --method gradient_gdpo --no-flash-attn
-    python -m saw.memory --document         the tables of docs/memory.md
+    saw memory --model 1.5b --gpus 4 --gpu-memory 80
+    saw memory --model 3b --gpus 4 --gpu-memory 40 --method gradient_gdpo --no-flash-attn
+    saw memory --document         the tables of docs/memory.md
 
 For verl 0.9.1's synchronous trainer with FSDP2 and vLLM on the same GPUs. The phases of a step run one after another,
 so the largest is the peak. docs/memory.md explains each formula. KEY=VALUE are Hydra overrides.

@@ -15,18 +15,20 @@ from saw.runs.compose import checked_override, compose
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=memory.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="saw memory", description=memory.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="1.5b", help="1.5b, 3b, or a folder or Hub name with a config.json (1.5b)")
-    parser.add_argument("--gpus", type=int, default=4, help="number of GPUs of all nodes together (4)")
+    parser.add_argument("--gpus", type=int, default=4, help="number of GPUs, all nodes together (4)")
     parser.add_argument(
         "--gpu-memory", type=float, help="memory of one GPU in GB, as sold (this machine's; 80 without a GPU)"
     )
     parser.add_argument("--experiment", default="toolrl", help="in configs/experiment (toolrl)")
-    parser.add_argument("--method", help="the method (the experiment's: saw_gdpo for the tables)")
+    parser.add_argument("--method", help="the method (the experiment's; saw_gdpo for the tables)")
     parser.add_argument(
         "--flash-attn",
         action=argparse.BooleanOptionalAction,
-        help="whether flash-attn is installed where the training runs (as on this machine)",
+        help="whether flash-attn is installed where the training runs (if absent, this machine is checked)",
     )
     parser.add_argument("--document", action="store_true", help="print the tables of docs/memory.md")
     parser.add_argument("overrides", nargs="*", type=checked_override, metavar="KEY=VALUE", help="Hydra overrides")

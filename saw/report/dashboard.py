@@ -1,11 +1,11 @@
-"""A wandb dashboard as code: creates or updates a workspace in the user's own project.
+"""Creates or updates a wandb dashboard (a workspace) in a project of yours.
 
-    python -m saw.report.dashboard --entity NAME --project saw_toolrl [--objectives format,correctness]
-    python -m saw.report.dashboard --project saw_toolrl --offline dashboard.json
+    saw dashboard --entity NAME --project saw_toolrl [--objectives format,correctness]
+    saw dashboard --project saw_toolrl --offline dashboard.json
 
 Needs wandb's library for workspaces (wandb-workspaces). Runs are grouped by method, and a line's band is its standard
 error over seeds. An existing dashboard is updated. ``--offline`` writes the definition to a file; ``--from
-dashboard.json`` creates the dashboard later, on a machine that reaches wandb.
+dashboard.json`` creates the dashboard later, on a machine that can reach wandb.
 """
 
 from __future__ import annotations
@@ -133,7 +133,9 @@ def save(board: ws.Workspace) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="saw dashboard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--entity", default="", help="wandb's user or team (default: the login's)")
     parser.add_argument("--project", help="wandb's project, trainer.project_name")
     parser.add_argument("--objectives", default="format,correctness", help="separated by commas (ToolRL's)")
