@@ -2,9 +2,9 @@
 
     python -m benchmarks.advantage [--device cuda] [--sizes 2048x1024,32768x1024] [--objectives 2,8]
 
-Every case allocates its output, as in training, and is interleaved with the others, so that all see the same machine;
-times are medians. Extra memory is the peak above the inputs, in (N, T) float32 tensors, measured by torch's profiler on
-a CPU and its allocator on a GPU.
+Every case allocates its output, as in training, and alternates with the others, so that all run under the same
+conditions; times are medians. Extra memory is the peak above the inputs, in (N, T) float32 tensors, measured by torch's
+profiler on a CPU and its allocator on a GPU.
 
 On a CPU, a new tensor takes longer if the C library has to ask the system for its memory. Whether it does depends on
 what the process did before, so both cases are measured, each in a process of its own: memory that is kept, and memory
@@ -85,7 +85,7 @@ def _verls(inputs: Inputs) -> dict[str, Callable[[], object]]:
 
 
 def measure_seconds(functions: dict[str, Callable[[], object]], repeats: int, device: str) -> dict[str, float]:
-    """Median seconds of each function, interleaved, after one warm-up round."""
+    """Median seconds of each function; the functions alternate, after one warm-up round."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats + 1):
         for name, function in functions.items():

@@ -1,4 +1,4 @@
-"""10,000 questions to a judge of known latency, without faults and with 30 % of them: throughput, verdicts, memory.
+"""10,000 questions to a judge of known latency, without faults and with 30 % faults: throughput, verdicts, memory.
 
     python -m benchmarks.judge [--questions 10000] [--in-flight 64] [--latency 1.0]
 
@@ -25,7 +25,7 @@ from recipes.tldr.stand_in_judge import RUBRIC, scores
 from saw.records.provenance import commit, machine
 from saw.rewards.judge import Judge, JudgeOptions, Verdict, prompt
 
-#: Faults that occupy a slot until the client times out.
+#: Faults that occupy a request slot until the client times out.
 HANGING = ("never_ends", "slow_drip")
 
 

@@ -1,10 +1,10 @@
-"""CPU seconds of each phase of a training's steps, for a machine that others share, where seconds of a clock mislead.
+"""CPU seconds per phase of a training's steps, for a shared machine, where wall time misleads.
 
     python -m benchmarks.phases --out results/smollm2/phases.csv --setting padded [--seconds 600]     beside a training
     python -m benchmarks.phases --out results/smollm2/phases.csv --report-only
 
-Follows the training that was started with the same SAW_RUNS: the CPU time of its trainer's worker and of vLLM's engine,
-whenever the worker's title, in which Ray shows what it does, changes.
+Follows the training that was started with the same SAW_RUNS. Ray shows in the title of the trainer's worker what it is
+doing; each time the title changes, the CPU times of the worker and of vLLM's engine are recorded.
 """
 
 from __future__ import annotations

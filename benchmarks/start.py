@@ -76,7 +76,7 @@ class Start:
         return sum(process.total for process in self.processes.values())
 
     def parts(self, pids: Sequence[int] | None = None) -> list[float]:
-        """CPU seconds of each of :data:`PARTS`, for some or all processes. Imports in the first step are imports."""
+        """CPU seconds of each of :data:`PARTS`, for some or all processes; imports count as imports in any part."""
         chosen = self.processes if pids is None else pids
         imports = sum(self.imports.get(pid, 0.0) for pid in chosen)
         before = sum(self.processes[pid].at_first_step for pid in chosen)
@@ -113,7 +113,7 @@ def measure(tree: Path, data: tuple[Path, Path], model: Path, folder: Path, over
         stepping = False
         while not (run.metrics.exists() and run.metrics.read_text().endswith("\n")):
             if process.poll() is not None or time.monotonic() - started > LIMIT:
-                raise SystemExit(f"{tree} did not log a step; {run.log_end()}")
+                raise SystemExit(f"the training of {tree} ended before its first step was logged; {run.log_end()}")
             look(run_id, start, stepping)
             stepping = stepping or FIRST_STEP in run.log.read_text(errors="replace")
             time.sleep(INTERVAL)
@@ -183,7 +183,7 @@ def table_of_totals(starts: dict[str, list[Start]]) -> str:
 
 
 def table_of_processes(start: Start) -> str:
-    """CPU seconds of one start by process and part; processes under half a second share the last row."""
+    """CPU seconds of one start by process and part; processes with less than half a second share the last row."""
     rows, small = [], []
     for name, pids in start.by_name().items():
         total = sum(start.processes[pid].total for pid in pids)

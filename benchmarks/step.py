@@ -2,8 +2,8 @@
 
     python -m benchmarks.step [--width 96] [--rounds 21] [--methods "grpo; saw_gdpo"] [--out results/step_benchmark]
 
-Each round runs every method once, so that all see the same machine, model and kind of batch; a step is compared with
-the first method's step of the same round. Responses never end early, so all steps have the same number of tokens.
+Each round runs every method once, so that all have the same machine, model and kind of batch; a step is compared with
+the first method's step in the same round. Responses never end early, so all steps have the same number of tokens.
 Finished rollouts are polled every 20 ms, so that the polling interval hardly affects the times. The first two rounds
 are not counted. The model is the quickstart's or a wider one, with random weights, as its answers do not matter here.
 With --out, the times of every step are written to steps.csv, from which the table is computed.
@@ -37,7 +37,7 @@ CASES: dict[str, tuple[str, dict]] = {
     "gradient_gdpo": ("gradient_gdpo", {"gradient": {"lr": 1e-6}}),
     "gradient_grpo, upper half": ("gradient_grpo", {"gradient": {"lr": 1e-6, "layers": [2, 3]}}),
 }
-#: Column of the CSV -> metric of a step; all in seconds, except tokens.
+#: Column of the CSV -> metric that is logged per step; in seconds, except tokens.
 PARTS = {
     "step": "timing_s/step",
     **{part: f"timing_s/{part}" for part in ("gen", "old_log_prob", "adv", "update_actor", "update_weights")},

@@ -131,7 +131,7 @@ def check_output(output: Any) -> None:
 
 
 def check_raw(row: Any) -> None:
-    """Check a row of the raw file.
+    """Check one row of the raw file.
 
     Raises:
         BadSource: naming the fault.
@@ -145,7 +145,7 @@ def check_raw(row: Any) -> None:
 
 
 def check_row(row: dict[str, Any]) -> None:
-    """Check a row in verl's schema.
+    """Check one row in verl's schema.
 
     Raises:
         BadSource: naming the fault.

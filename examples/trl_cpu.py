@@ -26,7 +26,7 @@ from saw.trl import SawGRPOTrainer
 
 
 def correctness(completions, ground_truth, **_):
-    """ToolRL's: from -3 to 3. None where no tool is wanted, so there is nothing to be right about."""
+    """ToolRL's correctness reward, from -3 to 3; None where no tool is wanted, so nothing can be correct."""
     pairs = zip(completions, ground_truth, strict=True)
     return [
         correctness_reward(completion[0]["content"], truth) if "<tool_call>" in truth else None
@@ -35,7 +35,7 @@ def correctness(completions, ground_truth, **_):
 
 
 def format(completions, ground_truth, **_):
-    """ToolRL's: 1 or 0."""
+    """ToolRL's format reward, 1 or 0."""
     return [
         format_reward(completion[0]["content"], truth)
         for completion, truth in zip(completions, ground_truth, strict=True)

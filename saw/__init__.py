@@ -34,7 +34,7 @@ __all__ = [
     "turns_of",
     "weighting",
 ]
-#: Where each name is. They are loaded on first use: what follows a run, say, needs no torch.
+#: Name -> its module, loaded on first use: code that only reads a run's files needs no torch.
 _MODULES = {
     **dict.fromkeys(("Advantage", "compute_advantage", "objective_advantages"), "saw.method.advantage"),
     **dict.fromkeys(("METHODS", "Method", "measure", "weighting"), "saw.method.registry"),

@@ -144,7 +144,7 @@ def start(name: str, arguments: list[str]) -> None:
 
 
 def _refuse_hidden(package: str) -> None:
-    """Refuse a current folder with a package of the same name: ``python -m`` would find that one first."""
+    """Refuse to start in a folder with a package of the same name, which ``python -m`` would find first."""
     own = os.path.join(package, "__init__.py")
     if os.path.isfile(own) and not os.path.samefile(own, CHECKOUT / own):
         typer.echo(

@@ -31,7 +31,7 @@ _REMEDY = "set it in the file of --custom-config-path"
 
 
 class Sample(Protocol):
-    """What is read of their ``Sample``."""
+    """The fields that are read from their ``Sample``."""
 
     group_index: int | None
     reward: Any
@@ -94,7 +94,8 @@ def settings_of(args: Any) -> tuple[str, tuple[Objective, ...], Options]:
             raise ValueError(f"saw.{key}: there is no such setting; allowed are {', '.join(_KEYS)}")
     given, method = section.get("objectives"), section.get("method")
     if not isinstance(given, Mapping) or not given:
-        raise ValueError(f"saw.objectives is {given!r}; expected such as {{format: {{minimum: 0}}}}; {_REMEDY}")
+        expected = "a mapping such as {format: {minimum: 0}}"
+        raise ValueError(f"saw.objectives is {given!r}; expected {expected}; {_REMEDY}")
     try:
         objectives = tuple(Objective(str(name), **(rest or {})) for name, rest in given.items())
     except TypeError as error:

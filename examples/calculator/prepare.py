@@ -64,7 +64,7 @@ def dialogues(number: int, seed: int) -> list[Example]:
 
 
 def spoil(answer: str, chance: random.Random) -> str:
-    """Flaw half of the first turns and half of the second ones."""
+    """Spoil half of the first turns and half of the second ones."""
     if chance.random() < 1 / 2:
         return answer
     if "<tool_call>" not in answer:

@@ -21,8 +21,8 @@ from recipes.common.toys import curves, toy_model, toy_rows
 from saw.method.registry import METHODS
 from saw.runs.compose import CONFIGS, checked_override, parse_override
 
-#: Experiment -> its toy model's path in the folder of all runs, and how it is made. The study's model starts with
-#: almost no correct format but sometimes the right call, so format has more to learn.
+#: Experiment -> its toy model's path in the folder of all runs, and how it is made. At the start, the study's model
+#: almost never has a correct format but sometimes the right call, so format has more to learn.
 TOY_MODELS = {
     "quickstart": ("quickstart/model",),
     "study": ("study_toys/model", "--steps", "1200", "--spoilt-format", "0.85", "--wrong-value", "0.4"),

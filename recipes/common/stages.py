@@ -1,4 +1,4 @@
-"""Stages of a reproduction: commands that are skipped once they are done, resumed if not, and shown before they run.
+"""The stages of a reproduction: commands that are skipped when they are done, and resumed when they are not.
 
 A recipe lists commands. This module runs them so that finished stages are skipped, killed ones resume, and a stage is
 never confused with one of another command.

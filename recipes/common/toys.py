@@ -1,4 +1,4 @@
-"""Shared by the quickstart and the sweep: toy data, a toy model, and the curves of several trainings."""
+"""What the quickstart and the sweep share: toy data, a toy model, and the curves of several trainings."""
 
 from __future__ import annotations
 

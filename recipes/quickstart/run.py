@@ -1,4 +1,4 @@
-"""The quickstart: data, model, GRPO and SAW-GDPO through the real pipeline, a table and a picture.
+"""The quickstart: makes data and a model, trains GRPO and SAW-GDPO in the real pipeline, draws their curves.
 
     bash scripts/quickstart.sh [--data FILE.parquet] [--model PATH] [--method NAME ...] [--steps N] [KEY=VALUE ...]
     bash scripts/quickstart.sh --model smollm2     with SmolLM2-135M-Instruct, which is downloaded
@@ -31,7 +31,7 @@ from saw.runs.compose import checked_override
 
 DEFAULT_METHODS = ("grpo", "saw_gdpo")
 DEFAULT_STEPS = 16
-#: Maximum seconds for the start-up and for a step; a run that takes longer is considered hung.
+#: Time limits in seconds for the start-up and per step; a run that takes longer is considered hung.
 START_LIMIT, STEP_LIMIT = 600, 300
 
 
@@ -76,7 +76,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def fit_lengths(data: Path, model: Path) -> list[str]:
-    """Overrides that fit the lengths to the prompts and answers of a user's own data.
+    """Overrides for the lengths that the prompts and answers of a user's own data need.
 
     Longer prompts than the maximum are left out, so it is set to what the data needs, within the model's context.
 

@@ -1,4 +1,4 @@
-"""A small Qwen2 with its own tokenizer, warmed up on flawed answers.
+"""A small Qwen2 with its own tokenizer, trained for a short time on flawed answers.
 
     python -m recipes.quickstart.toy_model --out runs/quickstart/model
     python -m recipes.quickstart.toy_model --out runs/rehearsal/tldr/model --task tldr     # summaries, not tool calls
@@ -86,7 +86,7 @@ def make_model(vocabulary: int, pad: int, eos: int, width: int = 96, layers: int
 
 
 def spoil(output: str, chance: random.Random, spoilt_format: float, wrong_value: float) -> str:
-    """Give an answer a wrong parameter, a broken format, both or neither."""
+    """Spoil an answer at random: a wrong parameter, a broken format, both or neither."""
     if "<tool_call>" in output and chance.random() < wrong_value:
         name = next(name for name in TOOLS if name in output)
         output = tool_turn(name, chance.choice(TOOLS[name][2]))
@@ -96,7 +96,7 @@ def spoil(output: str, chance: random.Random, spoilt_format: float, wrong_value:
 
 
 def ramble(summary: str, chance: random.Random) -> str:
-    """Remove a word from a summary, add some, both or neither."""
+    """Spoil a summary at random: remove a word, add some, both or neither."""
     words = summary.split()
     if chance.random() < 0.5:
         words.pop(chance.randrange(len(words)))

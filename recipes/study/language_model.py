@@ -28,8 +28,8 @@ from saw.report import figures, summary
 from saw.report.history import History, LoggedRun, read_run
 from saw.report.seed_statistics import bootstrap_mean, steps_to
 
-#: Row of the tables -> method and overrides. The mirror ascent of the gradient rows has the released code's rate, with
-#: which its weights hardly change here, or ten times that; with the toy model's rate they go to 0 and 1.
+#: Row of the tables -> method and overrides. The gradient methods have the released code's learning rate, at which the
+#: weights hardly change here, or ten times that. At the toy model's own rate they go to 0 and 1.
 METHODS = {
     **{name: name for name in ("grpo", "saw_grpo", "gdpo", "saw_gdpo", "random_grpo", "random_gdpo")},
     **{
@@ -53,7 +53,7 @@ AHEAD, SMOOTH = 10, 5
 
 
 def write_steps(runs: Sequence[LoggedRun], path: Path, kept: Sequence[str] = KEPT) -> int:
-    """All runs' steps as one CSV, each up to the last step of the shortest run, which it returns.
+    """Write all runs' steps to one CSV, up to the last step of the shortest run; returns that step.
 
     Final values are compared, so they must be of the same step. The learning rate is constant, so the first steps of a
     longer training equal a shorter one.

@@ -1,8 +1,8 @@
 """The study's training of the small language model in one process and one thread, without Ray and vLLM.
 
-It takes its sizes and rates from the study's composed configuration, and refuses a configuration with a setting that it
-does not implement. What it replaces: vLLM's sampling by a loop with a key-value cache, and FSDP by the plain module.
-The rewards and the advantages are the library's own. A seed fixes the order of the data, as in verl, and the samples:
+It takes its sizes and rates from the study's composed configuration, and refuses a setting that it does not implement.
+A loop with a key-value cache takes the place of vLLM, and the plain module that of FSDP. The rewards and the advantages
+are the library's own. A seed fixes the order of the data, as in verl, and the samples:
 the same seed gives the same numbers, bit for bit, on the same machine and with the same versions.
 """
 
@@ -106,8 +106,8 @@ class Settings:
         betas (tuple[float, float]): of AdamW.
         weight_decay (float): of AdamW.
         clip_grad (float): largest norm of the gradient.
-        clip_low (float): the ratio of probabilities is clipped from below at 1 less this.
-        clip_high (float): and from above at 1 plus this.
+        clip_low (float): the ratio of probabilities is clipped to at least 1 minus this.
+        clip_high (float): and to at most 1 plus this.
         clip_dual (float): largest ratio for a negative advantage.
     """
 
@@ -206,7 +206,7 @@ def train_step(
     started = time.perf_counter()
     rows = [row for row in batch for _ in range(settings.samples)]
     prompts, prompt_mask = encode(tokenizer, batch)
-    # Of seed and step alone, so that a method's lengths do not shift the next step's samples.
+    # Seeded by seed and step alone, so that a method's lengths do not change the next step's samples.
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
     responses, mask = sample(
         policy, prompts, prompt_mask, settings.samples, longest=settings.longest_response, generator=generator
@@ -293,7 +293,7 @@ def prefill(
 
 
 def positions_of(attention: Tensor) -> Tensor:
-    """Place of each token among those that are attended to, from 0."""
+    """Position of each token among the unmasked ones, from 0."""
     return (attention.cumsum(dim=1) - 1).clamp(min=0)
 
 

@@ -57,7 +57,7 @@ Groups = Mapping[str, Sequence[LoggedRun]]
 
 
 def differences(groups: Groups, method: str, objective: str, measure: str) -> list[float]:
-    """A measure of a method less that of its base, one value per common seed."""
+    """A measure of a method minus that of its base, one value per common seed."""
     own, base = (
         {run.seed: MEASURES[measure](run, objective) for run in groups[name]} for name in (method, PAIRS[method])
     )
@@ -104,7 +104,7 @@ def welch(lean: Sequence[float], pipeline: Sequence[float]) -> tuple[float, floa
 
 
 def values_of(runs: Sequence[LoggedRun], objective: str) -> dict[str, list[float]]:
-    """What the two trainers are compared by: the first step's mean reward, and each measure; one value per run."""
+    """The measures that compare the two trainers: the first step's mean reward, and others; one value per run."""
     return {
         "step 1": [run.history.of(objective, "mean")[0] for run in runs],
         **{name: [measure(run, objective) for run in runs] for name, measure in MEASURES.items()},
@@ -216,7 +216,7 @@ def report(out: Path) -> str:
 
 
 def report_against(out: Path, pipeline: Path) -> str:
-    """As :func:`report`, on how far the curves of ``steps.csv`` are from those of the pipeline's."""
+    """As :func:`report`, for the distance between the curves of ``steps.csv`` and the pipeline's."""
     groups, recorded = read_groups(out), lm.read_steps(pipeline / "steps.csv")
     drawn = [
         (

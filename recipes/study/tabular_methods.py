@@ -1,8 +1,9 @@
-"""Every method in seven situations: the five of results/README.md, conflicting objectives, and a gate.
+"""Every method in seven situations.
 
-Two situations are new. *Conflicting*: one choice decides both objectives; one of twelve earns 0.8 for both, another 1
-for the first alone, a third 1 for the second alone. The compromise is right. *Gate*: of an answer with 8 choices and a
-short form with 2, the form counts only if the answer is right, in every method; three more rows show other readings.
+Five situations are as in the other parts of the study. *Conflicting*: one choice among twelve decides both objectives.
+One earns 0.8 for both, another 1 for the first objective alone, a third 1 for the second alone; the first one counts
+as right. *Gate*: the answer has 8 choices and the short form 2, and the form counts only if the answer is right, with
+every method. Three more rows are without this condition, or with another one.
 """
 
 from __future__ import annotations
@@ -93,17 +94,18 @@ def methods(seeds: int, out: Path) -> Part:
         "Each cell: steps until every objective that can be learned is right with probability 0.9, and after the "
         f"semicolon the mean of that probability over {STEPS} steps (the area under the curve). Brackets: 95 % "
         f"bootstrap intervals over seeds; {STEPS + 1} steps mean never. Advantages are divided by the root mean square "
-        "of the run's advantages so far, as Adam does with gradients, so that no method gains by larger steps; the "
-        "numbers therefore differ from those of the other pages. One learning rate, two objectives, and the defaults "
-        "of all options, but lagrangian has a target that its second objective reaches at a probability of 0.95 and "
-        "a step size of 0.05, and the gradient methods move with the released lr/mu of 0.1. In the gate, the last "
-        "three rows are without the condition, or with the others missing instead of at the minimum."
+        "of the run's advantages so far, as Adam does with gradients, so that no method gains by larger steps. The "
+        "numbers therefore differ from those of the other pages. There are two objectives and one learning rate, and "
+        "all options have their defaults, with two exceptions. Lagrangian has a step size of 0.05, and a target that "
+        "its second objective reaches at a probability of 0.95. The gradient methods have the released lr/mu of 0.1. "
+        "The last three rows show the gate without its condition, and with form missing where the answer is wrong "
+        "instead of at its minimum."
     )
     return Part(rows, markdown(["method", *SITUATIONS], lines, left=1), text)
 
 
 def family_of(name: str) -> str:
-    """The family of a row."""
+    """The family of the method in a row of the table."""
     method = name.split(", ")[0]
     return next(family for family, members in FAMILIES.items() if method in members)
 

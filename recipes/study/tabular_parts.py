@@ -10,7 +10,7 @@ from torch import Tensor
 from recipes.study.tabular_world import Objective, Trajectories, World
 from saw.report.seed_statistics import Interval
 
-#: Probability of being right from which on an objective counts as learned.
+#: An objective counts as learned when its probability of being right reaches this.
 THRESHOLD = 0.9
 #: Two objectives that are learned at different speeds, and stay noisy once learned.
 BASE = World((Objective("early", options=2, noise=0.6), Objective("late", options=20, noise=0.6)), steps=250)

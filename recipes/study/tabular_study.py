@@ -3,7 +3,8 @@
     bash scripts/study.sh tabular [--seeds 300] [--only speeds] [--out results/study/tabular]
 
 Every part writes a table (Markdown, CSV), some also a picture. Steps to a threshold are those after which the policy is
-right with probability 0.9, computed exactly from its logits; a seed that never is counts as one step more than the run.
+right with probability 0.9, computed exactly from its logits. A seed that never gets there counts as one step more than
+the run.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 r"""A world small enough to run thousands of seeds at once: objectives that are learned at different speeds.
 
-The policy makes one choice for each objective: it has logits :math:`\theta_k` over ``options`` choices, of which the
-first is right. The method combines all rewards of a sample, so the objectives interact as in a language model: through
+The policy makes one choice for each objective. It has logits :math:`\theta_k` over ``options`` choices, and the first
+choice is right. The method combines all rewards of a sample, so the objectives interact as in a language model: through
 the advantage. Nothing else couples them, and the policy's expected reward follows exactly from its logits. One step
 draws ``prompts`` groups of ``rollouts`` samples and takes one step of gradient ascent,
 
@@ -48,7 +48,7 @@ class Objective:
         noise (float): in [0, 1].
         offset (float): added to every reward; the method's minimum stays 0.
         luck (float | None): probability of a reward that does not depend on the policy.
-        shares (int | None): the objective whose choice decides this one too; None for a choice of its own.
+        shares (int | None): another objective, whose choice also decides this one; None for a choice of its own.
         pays (tuple[float, ...] | None): what each choice earns; None is 1 for the first and 0 for the others.
         requires (Mapping[str, float] | None): as of :class:`saw.Objective`.
         otherwise (Literal["minimum", "missing"]): as of :class:`saw.Objective`.
@@ -206,7 +206,7 @@ def advantages(world: World, rule: Rule) -> Callable[..., tuple[Any, ...]]:
 
 
 def _batch(world: World, rewards: Tensor, penalty: Tensor | None) -> RewardBatch:
-    """One seed's step as the library's batch; the ranges that it is told are 0 to 1, whatever the truth."""
+    """One seed's step as the library's batch; the configured ranges are always 0 to 1, even where they are wrong."""
     chosen = [
         LibraryObjective(each.name, 0.0, requires=each.requires, otherwise=each.otherwise) for each in world.objectives
     ]

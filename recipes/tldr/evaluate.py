@@ -5,7 +5,7 @@
 The judge and its rubric are those of the training (``--judge gemini``). ``--second-judge openai`` adds another, and
 reports how far the two agree, because a model trained on a judge has learned that judge's taste. Judges are the files
 of ``configs/judge``; KEY=VALUE overrides apply to the first. Summaries are generated once, and verdicts are kept in the
-judge's cache: a killed run resumes, and pays for nothing twice.
+judge's cache: a killed run resumes, and no verdict is paid for twice.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A stand-in for an LLM judge: an OpenAI-compatible server that scores by a rule, and misbehaves on demand.
+"""A stand-in for an LLM judge: an OpenAI-compatible server that scores by a rule, with faults on request.
 
     python -m recipes.tldr.stand_in_judge --port 8901 [--latency 0.05] [--faults 0.3]
 

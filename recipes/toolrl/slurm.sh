@@ -61,7 +61,7 @@ start() {
 stop_if_ray_ended() {
   local node
   for node in "${!ray_on[@]}"; do
-    kill -0 "${ray_on[$node]}" 2> /dev/null || die "Ray on $node has ended; what it said is above"
+    kill -0 "${ray_on[$node]}" 2> /dev/null || die "Ray on $node has ended; its output is above"
   done
 }
 joined() {
@@ -92,6 +92,6 @@ wait_for "${nodes[@]}"
 export RAY_ADDRESS=$address:$port
 "${on[@]}" "$head" bash scripts/reproduce_table1.sh --gpus "$gpus" --nodes "${#nodes[@]}" "$@" &
 training=$!
-wait -n || true  # the training, or the Ray of a node
+wait -n || true  # until the training ends, or Ray on one of the nodes
 stop_if_ray_ended
 wait "$training"

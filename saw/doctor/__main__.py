@@ -157,7 +157,7 @@ def checks_of(
 
 
 def needs_gpus(config: DictConfig, found: Callable[[], Any], calls: bool) -> bool:
-    """Whether the start would refuse the experiment on a CPU that nobody asked for: it is then checked for GPUs."""
+    """Whether ``saw train`` would refuse the experiment on the CPU; the doctor then checks what a GPU node needs."""
     from saw.machine.accelerator import NO_ACCELERATOR, decide
 
     try:

@@ -39,7 +39,7 @@ def ok(thing: str, found: str, needed: str = "") -> Line:
 
 
 def note(thing: str, found: str, needed: str, remedy: str) -> Line:
-    """It does not exist yet; a script makes it before it starts the training."""
+    """Something does not exist yet; a script makes it before it starts the training."""
     return Line("note", thing, found, needed, remedy)
 
 
@@ -74,7 +74,7 @@ def examine(checks: Iterable[tuple[str, Callable[[], Line]]], later: Sequence[st
 
 
 def say(text: str) -> None:
-    """Print on standard error what takes time; the table comes last."""
+    """Announce a slow check on standard error; the table comes last."""
     sys.stderr.write(f"doctor: {text}\n")
     sys.stderr.flush()
 

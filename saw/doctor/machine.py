@@ -117,7 +117,7 @@ def gpu_memory(config: DictConfig, found: Any, fit: Callable[[DictConfig, float]
 
 
 def cores(config: DictConfig | None, cluster: Cluster | None = None, there: Any = None) -> Line:
-    """CPUs for Ray's actors: Ray waits forever if there are too few.
+    """CPUs for Ray's actors; with too few, Ray waits forever.
 
     Args:
         config (DictConfig | None): the experiment; None for none.

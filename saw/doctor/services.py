@@ -33,7 +33,7 @@ def netrc_has(address: str) -> bool:
 
 
 def reach(address: str, limit: float = LIMIT) -> None:
-    """Call a server, and say so.
+    """Call a server, after announcing it.
 
     Args:
         address (str): its URL.
@@ -165,7 +165,7 @@ def ask_judge(options: Any) -> Any:
 
 
 def judge_call(config: DictConfig, calls: bool = True, ask: Callable[[Any], Any] = ask_judge) -> Line:
-    """One cheap question to the judge.
+    """Whether the judge answers one cheap question.
 
     Args:
         config (DictConfig): the experiment.
@@ -221,7 +221,7 @@ def cluster_of(
 
 
 def on_the_nodes(check: Callable[[], Line], cluster: Cluster | None) -> Line:
-    """A check of files that a training reads: on a running cluster, its nodes may have what this machine lacks."""
+    """A check of files that a training reads; only a warning on a running cluster, whose nodes may have them."""
     line = check()
     if cluster is None or line.status != "missing":
         return line
@@ -233,7 +233,7 @@ def ray_cluster(config: DictConfig | None, cluster: Cluster | None) -> Line:
 
     Args:
         config (DictConfig | None): the experiment; None for none.
-        cluster (Cluster | None): what it says; None where the training starts its own.
+        cluster (Cluster | None): its state; None if the training starts its own.
     """
     nodes = config.trainer.nnodes if config is not None else 1
     if cluster is None:
@@ -253,7 +253,7 @@ def ray_cluster(config: DictConfig | None, cluster: Cluster | None) -> Line:
 
 
 def ray_token(cluster: Cluster | None, environ: Mapping[str, str] = os.environ, home: Path | None = None) -> Line:
-    """The token that the cluster asks for; without one, anyone who reaches its port can run code on its nodes.
+    """The cluster's token; without one, anyone who can reach its port can run code on its nodes.
 
     Args:
         cluster (Cluster | None): its state; None if the training starts its own.

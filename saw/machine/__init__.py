@@ -1,1 +1,1 @@
-"""The machine: what it has, and what a training needs of it."""
+"""What the machine has, and what a training needs from it."""

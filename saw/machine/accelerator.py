@@ -1,4 +1,4 @@
-"""Chooses whether a training runs on GPUs or on the CPU, from what torch can use; the only place in Python that does.
+"""Chooses whether a training runs on GPUs or on the CPU, by what torch can use; no other Python code does.
 
 ``SAW_PLATFORM``, cpu or gpu, decides if it is set. Otherwise this machine is probed. A GPU that torch can't use is an
 error: a training that silently ran on the CPU instead would take months.
@@ -24,7 +24,7 @@ DEVICE_FOLDER = Path("/dev")
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 #: First entries of CUDA_VISIBLE_DEVICES that hide every GPU; Slurm sets the last one.
 HIDES_ALL = ("", "-1", "NoDevFiles")
-#: How the reason begins if the CPU was chosen only for lack of an accelerator.
+#: The start of the reason if the CPU was chosen only because there is no accelerator.
 NO_ACCELERATOR = "this machine has no accelerator"
 REHEARSE = "SAW_PLATFORM=cpu rehearses on the CPU (a table: with --rehearse)"
 

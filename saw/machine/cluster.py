@@ -17,7 +17,7 @@ from saw.machine.nodes import Node, Nodes
 ADDRESS = "ray_kwargs.ray_init.address"
 STORAGE = "transfer_queue.backend.SimpleStorage"
 UNITS = f"{STORAGE}.num_data_storage_units"
-#: The pool of a rollout apart from the trainer.
+#: The resource pool of a rollout on GPUs of its own.
 ROLLOUT = "actor_rollout_ref.rollout"
 #: TransferQueue's default number of storage actors per node, as its documentation recommends.
 UNITS_A_NODE = 2
@@ -49,7 +49,7 @@ def ray_init(config: DictConfig) -> DictConfig:
 
 @dataclass(frozen=True)
 class Need:
-    """The most a training takes of Ray's resources.
+    """The most resources that a training takes from Ray.
 
     Attributes:
         parts (dict[str, float]): CPUs, by the key that sets them, or by their purpose.
@@ -228,7 +228,7 @@ def _check_places(config: DictConfig, there: Available, remedy: str) -> None:
     if poor := [node for node in there.nodes if node.cpus < share]:
         raise ValueError(
             f"{UNITS} is {storage_units(config)}, and TransferQueue places them in turn on all {len(there.nodes)} "
-            f"nodes of {there.where}, of which {', '.join(node.name for node in poor)} has fewer than {share} CPUs: "
+            f"nodes of {there.where}, and {', '.join(node.name for node in poor)} has fewer than {share} CPUs: "
             "Ray would wait forever. ray start --num-cpus gives a node more, or "
             f"+{STORAGE}.required_node_resource names a resource that only suitable nodes have"
         )

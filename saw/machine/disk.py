@@ -1,4 +1,4 @@
-"""Disk space, and how much of it a training takes."""
+"""Free disk space, and how much a training takes."""
 
 import shutil
 from pathlib import Path

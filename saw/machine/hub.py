@@ -1,7 +1,7 @@
 """The Hugging Face Hub: whether it answers, and which files of a model are in this machine's cache of it.
 
-huggingface_hub tries again for half a minute for each file that it doesn't find in the cache, and each library looks
-for several. So the Hub is called once, before any of them, and if it does not answer, they all use the cache only.
+huggingface_hub tries for half a minute to get a file that is not in the cache, and each library needs several. So the
+Hub is called once, before any of them. If it does not answer, they all use only the cache.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-#: The files of which a model has one; an index names further files.
+#: A model has one of these files; an index names further ones.
 WEIGHTS = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
 #: The variable with which all of these libraries use the cache only.
 OFFLINE = "HF_HUB_OFFLINE"
-#: Statuses with which a proxy or the server itself says that it is not available; huggingface_hub tries again.
+#: Statuses that mean "not available", from a proxy or the server; huggingface_hub tries again.
 UNAVAILABLE = (502, 503, 504)
 
 Lookup = Callable[[str, str], str | None]
 
 
 def reach(address: str, limit: float) -> None:
-    """Call a server; any answer is accepted, except that it is not available.
+    """Call a server; accepts any answer except "not available".
 
     Args:
         address (str): its URL.
@@ -96,7 +96,7 @@ def use_cache_only(children: bool = True) -> None:
 
 
 def unreachable(names: Iterable[Any], children: bool = True) -> str | None:
-    """For models on the Hub: why it does not answer, and from then on only its cache is used; None if it does.
+    """If a model is on the Hub and the Hub does not answer, use only its cache; why it does not answer, else None.
 
     Args:
         names (Iterable[Any]): folders, names on the Hub, or anything else; without a name on the Hub, it isn't called.

@@ -85,7 +85,7 @@ def problems(
 
 
 def trl_problem() -> Problem | None:
-    """The installed TRL, if verl cannot load a model beside it; None if there is none, or one that verl can import."""
+    """The installed TRL if verl cannot load a model with it; None if there is none, or a suitable one."""
     if find_spec("trl") is None:
         return None
     try:  # as verl does, in verl.models.transformers.monkey_patch

@@ -1,4 +1,4 @@
-"""Command line of the estimate; see the package."""
+"""The command line of the estimate; the package describes it."""
 
 from __future__ import annotations
 

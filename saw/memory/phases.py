@@ -62,7 +62,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The memory a training needs on each GPU.
+    """The memory that a training needs on each GPU.
 
     Attributes:
         settings (Settings): of the training.

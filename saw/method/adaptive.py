@@ -1,4 +1,4 @@
-r"""Weights that follow a target from step to step, and remember how far they are."""
+r"""Weights that approach a target over many steps, and so have a memory."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def covariance_targeted(context: Context) -> tuple[Tensor, dict[str, Tensor]]:
     .. math:: c_k = \mathrm{mean}_g \, \mathrm{cov}_g(r_k, A) \qquad \bar c_k \leftarrow e \bar c_k + (1 - e) c_k \qquad
               \log w_k \leftarrow \log w_k + \eta \max(t_k - \bar c_k, 0)
 
-    The covariances are of this step's advantages, and the weights that follow from them are the next step's, as in the
-    released code. There the advantages are multiplied by the probability ratio after the update, and samples of more
-    than a hundred times the median are dropped; here they are the advantages themselves, which are bounded. The weights
-    are scaled to sum to 1: GRPO divides their scale out. Groups with fewer than two rewards of an objective have none.
+    As in the released code, this step's covariances give the next step's weights. That code multiplies the advantages
+    by the probability ratio after the update, and drops samples above a hundred times the median. Here the advantages
+    are used as they are, because they are bounded. The weights are scaled to sum to 1, since GRPO divides their scale
+    out. A group with fewer than two rewards of an objective has no covariance for it.
     """
     options, batch, mean = context.options.ctwa, context.batch, context.statistics.mean
     weights = context.memory.get("next_weights", equal(context))
@@ -60,8 +60,8 @@ def lagrangian(context: Context) -> tuple[Tensor, dict[str, Tensor]]:
               w_k = \frac{\lambda_k}{\sum_l \lambda_l}
 
     with :math:`\bar r_k` the mean reward of the step. An objective without a target keeps :math:`\lambda_k = 1`; the
-    others start at 0. The released code adds the advantages with the multipliers themselves; here they are scaled to
-    sum to 1, so that a large multiplier changes the balance and not the size of the step. If all rewards with a target
+    others start at 0. The released code weights the advantages by the multipliers themselves. Here these are scaled to
+    sum to 1, so that a large multiplier changes the balance but not the size of the step. If all rewards with a target
     are 0 or 1, this is Constrained GRPO (arXiv 2602.05863): costs that are indicators, the allowed rate of violations
     :math:`1 - t_k`, and components that are normalised before they are combined ("scalarised advantages").
     """

@@ -1,7 +1,7 @@
 r"""GD²PO (arXiv 2606.16771): GDPO without the samples about which the objectives disagree.
 
 A sample whose advantage is positive for one objective and negative for another is dropped: its advantage is 0, and the
-whitening leaves it out. What remains of a group is scaled by the share that was kept, before the whitening. The sample
+whitening leaves it out. The rest of its group is scaled by the share that was kept, before the whitening. The sample
 still counts in the mean and the standard deviation of its group. An objective with priority 0 does not disagree.
 """
 
@@ -18,7 +18,7 @@ from saw.method.weighting import equal
 
 #: Size above which an advantage has a sign, as in the released code.
 SIGN = 1e-8
-#: Of ``gd2po_snr``: a conflict with a ratio of at least this is no severe one; the value of the released scripts.
+#: For ``gd2po_snr``: a conflict whose ratio is at least this is not severe; the value of the released scripts.
 RATIO = 0.8
 
 
@@ -38,7 +38,7 @@ def drop_conflicts(batch: RewardBatch, weights: Tensor, profile: Profile) -> Ten
 
 
 def drop_severe_conflicts(batch: RewardBatch, weights: Tensor, profile: Profile) -> Tensor:
-    r"""GD²PO with its soft filter: of the conflicts, only those are dropped in which most cancels out.
+    r"""GD²PO with its soft filter: a conflict is dropped only if most of its advantages cancel out.
 
     As :func:`drop_conflicts`, with :math:`m_j = 0` only if also
     :math:`|\sum_k A_{jk}| / \sum_k |A_{jk}| < 0.8`.

@@ -1,8 +1,8 @@
 r"""CorrGRPO (arXiv 2609.36820): divide by the root of the summed correlations of the objectives, not by a deviation.
 
-GRPO's denominator is the root of the sum of all covariances of the objectives, in which an objective with a large scale
-decides alone how much a group counts. Correlations are free of scale: the more the objectives agree, the smaller the
-advantages; objectives that contradict each other make them larger.
+GRPO's denominator is the root of the sum of all covariances of the objectives. An objective with a large scale
+dominates that sum, and so decides alone how much a group counts. Correlations have no scale. The more the objectives
+agree, the smaller the advantages; objectives that contradict each other make them larger.
 
 An objective without spread has correlation 0 with all, itself included. A missing reward contributes to no correlation,
 as if it were the mean. A group of one has advantage 0 in every profile. In place of the small constant of the released
@@ -36,7 +36,7 @@ def sum_over_correlations(batch: RewardBatch, weights: Tensor, profile: Profile)
 
 
 def normalise_then_sum_over_correlations(batch: RewardBatch, weights: Tensor, profile: Profile) -> Tensor:
-    r"""CorrGDPO, in the released code only: GDPO, with the correlations of the whole batch in place of its variance.
+    r"""CorrGDPO, which only the released code has: GDPO with the batch's correlations in place of its variance.
 
     .. math:: A_j = \frac{S_j - \bar S}{\sqrt{\max(\sum_{kl} \rho_{kl}, 0) + \epsilon}}
               \qquad S_j = \sum_k n w_k \alpha_k A_{jk}

@@ -1,4 +1,4 @@
-r"""Weights from the objectives' policy gradients :math:`g_k`, of which only the inner products are needed.
+r"""Weights from the inner products of the objectives' policy gradients :math:`g_k`.
 
 The gradients are of each objective's own normalised advantages (:func:`saw.objective_advantages`), so that the gradient
 of the combined advantages :math:`\sum_k w_k A_{jk}` is :math:`\sum_k w_k g_k`, up to clipping in the loss.
@@ -36,8 +36,8 @@ def mgda(context: Context) -> Tensor:
 def shortest(gram: Tensor) -> Tensor:
     """Weights of the shortest vector in the convex hull of K vectors.
 
-    Frank and Wolfe's method, as in arXiv 1810.04650, with pairwise steps: weight moves from the vector that is furthest
-    along the combination to the one that is least, as far as the length falls.
+    Frank and Wolfe's method, as in arXiv 1810.04650, with pairwise steps. Each moves weight from the vector with the
+    largest inner product with the combination to the one with the smallest, as far as that shortens the combination.
 
     Args:
         gram (Tensor): shape ``(K, K)``, inner products.
@@ -67,15 +67,15 @@ def shortest(gram: Tensor) -> Tensor:
     aggregations={"gradnorm": MO_GRPO},
 )
 def gradnorm(context: Context) -> tuple[Tensor, dict[str, Tensor]]:
-    r"""GradNorm (Chen et al., arXiv 1711.02257): bring the weighted gradients to norms that favour who lags behind.
+    r"""GradNorm (Chen et al., arXiv 1711.02257): larger gradient norms for objectives that lag behind.
 
     .. math:: G_k = v_k \|g_k\| \qquad x_k = \frac{L_k / L_{k0}}{\mathrm{mean}_l(L_l / L_{l0})} \qquad
               v \leftarrow v - \eta \nabla_v \sum_k \bigl| G_k - \bar G x_k^a \bigr|
 
     for weights :math:`v_k = n w_k` that sum to n, with the target :math:`\bar G x_k^a` held fixed, and scaled back to
-    their sum. The loss :math:`L_k` is the distance of the mean reward from its maximum, and not the policy loss as in
-    the code of arXiv 2602.06869: that of normalised advantages is about 0 in every step. Where that code lets a weight
-    become negative, it is 0 here; an objective that starts at its maximum does not count as lagging.
+    their sum. The loss :math:`L_k` is the distance of the mean reward from its maximum. The code of arXiv 2602.06869
+    takes the policy loss, which is about 0 in every step for normalised advantages. That code lets a weight become
+    negative; here it is at least 0. An objective that starts at its maximum does not count as lagging.
     """
     assert context.gram is not None
     options, size = context.options.gradnorm, len(context.statistics.mean)

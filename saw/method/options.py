@@ -44,10 +44,10 @@ RELEASED_GRADIENT = GradientOptions(reduction="sum", clip=1.0)
 
 
 class GradNormOptions(BaseModel):
-    """Of the method ``gradnorm`` (:func:`saw.method.multi_gradient.gradnorm`); the defaults are the released code's.
+    """Options of ``gradnorm`` (:func:`saw.method.multi_gradient.gradnorm`); the defaults are the released code's.
 
     Attributes:
-        alpha (float): at least 0; how strongly an objective that lags behind is brought forward.
+        alpha (float): at least 0; how strongly an objective that lags behind is favoured.
         lr (float): step size of the weights.
     """
 
@@ -58,12 +58,13 @@ class GradNormOptions(BaseModel):
 
 
 class CTWAOptions(BaseModel):
-    """Of the method ``ctwa`` (:func:`saw.method.adaptive.covariance_targeted`); the defaults are the released code's.
+    """Options of ``ctwa`` (:func:`saw.method.adaptive.covariance_targeted`); the defaults are the released code's.
 
     Attributes:
         targets (float | tuple[float, ...]): the covariance of an objective's rewards with the advantages below which
             its weight grows; one for all, or one per objective.
-        enough (tuple[float | None, ...] | None): a mean reward per objective from which on its weight no longer grows.
+        enough (tuple[float | None, ...] | None): per objective, the mean reward at which its weight stops
+            growing; None for no limit.
         ema (float): in [0, 1), share of the earlier covariances in the average that is compared.
         lr (float): step size of the logarithms of the weights.
     """
@@ -77,11 +78,11 @@ class CTWAOptions(BaseModel):
 
 
 class LagrangianOptions(BaseModel):
-    """Of the method ``lagrangian`` (:func:`saw.method.adaptive.lagrangian`).
+    """Options of ``lagrangian`` (:func:`saw.method.adaptive.lagrangian`).
 
     Attributes:
         targets (tuple[float | None, ...] | None): per objective, the mean reward that it must reach, or None for an
-            objective to maximise, of which there must be at least one.
+            objective to maximise; at least one must be None.
         lr (float): step size of the multipliers; the default is the released code's.
     """
 
@@ -118,7 +119,7 @@ class Options(BaseModel):
             fields that differ from the paper's.
         informativeness (str): the measure in :mod:`saw.method.informativeness` from which the SAW methods compute their
             weights; ``cv`` is the paper's.
-        over (Literal["batch", "group"]): over what the measure is taken; ``group`` gives each prompt its own weights.
+        over (Literal["batch", "group"]): what the measure covers; ``group`` gives each prompt its own weights.
         ema (float): in [0, 1), share of the previous step's weights in this step's.
         floor (float): in [0, 1/K], the smallest weight of an objective.
         max_change (float | None): in (0, 1], the largest change of a weight from one step to the next.

@@ -1,4 +1,4 @@
-"""Checks what weightings, measures and aggregations return: yours may be wrong, and training would go on regardless."""
+"""Checks what weightings, measures and aggregations return: a wrong result would not stop a training by itself."""
 
 from __future__ import annotations
 

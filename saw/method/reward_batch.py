@@ -115,7 +115,7 @@ class RewardBatch:
 
     @cached_property
     def group_std(self) -> Tensor:
-        """Standard deviation per group and objective: shape ``(n_groups, K)``; 0 for less than two rewards."""
+        """Standard deviation per group and objective: shape ``(n_groups, K)``; 0 for fewer than two rewards."""
         return std_of_squares(self.group_sum(self.deviations.square()), self.group_count, self.ddof)
 
 

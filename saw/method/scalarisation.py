@@ -1,4 +1,4 @@
-r"""Scalar rewards that are no weighted sum; they are then normalised within the group, as in GRPO.
+r"""Scalar rewards that are not weighted sums; they are then normalised within the group, as in GRPO.
 
 A group of one has advantage 0 in every profile.
 """
@@ -23,7 +23,7 @@ def worst_distance_then_normalise(batch: RewardBatch, weights: Tensor, profile: 
     .. math:: s_j = -\max_k w_k \alpha_k (z_k - r_{jk}) \qquad A_j = (s_j - \mu_g) / (\sigma_g + \epsilon)
 
     The ideal point z is the objectives' maxima, which is one choice of that code; its default is the largest rewards so
-    far. A missing reward is not the worst.
+    far. A missing reward never counts as the worst.
 
     Raises:
         ValueError: if the batch has a penalty.
@@ -40,8 +40,8 @@ def product_then_normalise(batch: RewardBatch, weights: Tensor, profile: Profile
     .. math:: R_j = \prod_k (r_{jk} - \min_i r_{ik} + 0.1) \qquad A_j = (R_j - \mu_g) / (\sigma_g + \epsilon)
 
     The minimum is the smallest reward of the batch; 0.1 is the released script's value, for rewards in [0, 1]. That
-    script does not divide by the standard deviation, which is a switch of its trainer; here it is divided, as in GRPO,
-    because the volume's scale is arbitrary. A missing reward counts as the mean of its group; in the released code it
+    script switches the division by the standard deviation off. Here it is on, as in GRPO, because the volume's scale is
+    arbitrary. A missing reward counts as the mean of its group; in the released code it
     is the factor 1, which favours the sample. Weights and priorities would be constant factors and have no effect.
 
     Raises:
@@ -58,7 +58,7 @@ def product_then_normalise(batch: RewardBatch, weights: Tensor, profile: Profile
 
 def _normalise(batch: RewardBatch, scores: Tensor, profile: Profile) -> Tensor:
     if batch.penalty is not None:
-        raise ValueError("a penalty needs a sum of rewards; this method has another combination of them")
+        raise ValueError("a penalty needs a sum of rewards, and this method combines them in another way")
     mean = batch.group_sum(scores) / batch.group_rated.clamp(min=1)
     centred = batch.rated_only(scores - batch.of_group(mean))
     std = std_of_squares(batch.group_sum(centred.square()), batch.group_rated, batch.ddof)

@@ -31,7 +31,7 @@ from saw.method.reward_batch import RewardBatch
 
 
 class HasTurn(Protocol):
-    """What is read here of an objective: :class:`saw.Objective`, or that of the plug-in's settings."""
+    """The fields of an objective that are read here; :class:`saw.Objective` and the plug-in's settings have them."""
 
     @property
     def name(self) -> str: ...
@@ -80,7 +80,7 @@ def check_method(name: str, options: Options, objectives: Sequence[HasTurn]) -> 
                 if each.aggregation.linear is not None and "gradients" not in each.needs(options)
             )
             raise ValueError(
-                f"{given} is no sum of each objective's own advantages; use one of {able}, or leave it out"
+                f"{given} is not a sum of each objective's own advantages; use one of {able}, or leave the turn out"
             )
         if "gradients" in method.needs(options):
             raise ValueError(f"{given} compares policy gradients of whole responses; use another method or measure")

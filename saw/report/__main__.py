@@ -3,7 +3,7 @@
     bash scripts/report.sh RUN... [--out report] [--baseline grpo] [--threshold format=0.9]
 
 RUN is a training's folder (with a metrics.jsonl), or a folder of such folders. Runs that differ only in their seed are
-one method with a band. Copies of a run, and runs that ended before the others, are left out and named. Writes
+one method, drawn with a band. Copies of a run, and runs that ended before the others, are left out and named. Writes
 index.html, which opens without a network, figures as PNG and PDF, and each table as Markdown and LaTeX.
 """
 
@@ -38,7 +38,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=[],
         metavar="OBJECTIVE=VALUE",
         type=_threshold,
-        help="steps until the mean reward reaches it; may be repeated",
+        help="count the steps until the mean reward reaches VALUE; may be repeated",
     )
     arguments = parser.parse_args(argv)
     arguments.threshold = list(dict.fromkeys(arguments.threshold))  # repeating one is harmless
@@ -142,7 +142,7 @@ def make(
 
 
 def _write(path: Path, text: str) -> None:
-    """A lone surrogate, which JSON allows and UTF-8 does not, is written as its number."""
+    """Write a text; a lone surrogate, which JSON allows and UTF-8 does not, is written as its number."""
     path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 

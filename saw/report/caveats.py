@@ -79,7 +79,7 @@ def _missing(run: LoggedRun, objective: str) -> list[str]:
 
 
 def _noisy_cv(run: LoggedRun, objective: str) -> list[str]:
-    """The delta method's error for N independent normal rewards; a prompt's samples are dependent, so a lower bound."""
+    """The delta method's error for N independent normal rewards: a lower bound, as a prompt's samples are dependent."""
     prompts = run.config.get("data.train_batch_size")
     rollouts = run.config.get("actor_rollout_ref.rollout.n")
     cv = np.asarray(run.history.columns.get(f"saw/{objective}/cv", ()), dtype=float)

@@ -137,7 +137,7 @@ def over_seeds(runs: Sequence[LoggedRun], values: Callable[[LoggedRun], Mapping[
 
 
 def family(method: str) -> str:
-    """Which of the paper's two families a method belongs to, or neither."""
+    """Which of the paper's two families a method belongs to, if any."""
     return {"grpo": "GRPO-based", "gdpo": "GDPO-based"}.get(method.rpartition("_")[2], "other")
 
 

@@ -103,7 +103,7 @@ _IDENTITY = {
 
 
 def _identifies(key: str) -> bool:
-    """``ray_kwargs`` too: it holds the environment, with the command and the path of the log."""
+    """Whether a key identifies a run; ``ray_kwargs`` does, as it holds the command and the path of the log."""
     return key.startswith("ray_kwargs.") or key.rpartition(".")[2] in _IDENTITY
 
 
@@ -151,7 +151,7 @@ class LoggedRun:
         return [sample for _, sample in self._samples if _is_sample(sample)]
 
     def broken_samples(self) -> list[int]:
-        """Numbers of the lines of ``val_samples.jsonl`` that hold no sample, for example after a killed training."""
+        """The line numbers in ``val_samples.jsonl`` that hold no sample, for example after a killed training."""
         return [number for number, sample in self._samples if not _is_sample(sample)]
 
     @cached_property

@@ -25,7 +25,7 @@ class Interval:
     """A mean over seeds.
 
     Attributes:
-        mean (float): or the median, from :func:`bootstrap_median`; NaN without values.
+        mean (float): the mean; the median, if from :func:`bootstrap_median`; NaN without values.
         low (float): lower end of the bootstrap interval; NaN for fewer than two values.
         high (float): upper end.
         n (int): number of values.

@@ -1,4 +1,4 @@
-"""Chooses the runs behind a report's numbers: each training once, and none that ended early."""
+"""Chooses the runs that a report uses: each training once, and none that ended early."""
 
 from __future__ import annotations
 

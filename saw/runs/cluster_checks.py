@@ -1,8 +1,8 @@
 """Checks a running Ray cluster before a training joins it: what its nodes see, and that it is free.
 
-Here, and not when Ray has started everything, because the faults show late or never. Ranks that write their parts of a
-checkpoint to disks of their own are noticed only when one is resumed. And a second training on a cluster would silently
-share the first one's TransferQueue, which verl 0.9.1 finds by its name.
+The checks come before Ray starts anything, because these faults show late or never. If ranks write their parts of a
+checkpoint to disks of their own, this is noticed only when the training is resumed. And a second training on a cluster
+would silently share the first one's TransferQueue, which verl 0.9.1 finds by its name.
 """
 
 from __future__ import annotations

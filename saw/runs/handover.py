@@ -1,6 +1,6 @@
 """Hands a running Ray cluster what it needs: a configuration that means the same there, and variables.
 
-A Ray that this process starts has this folder and inherits this environment. The workers of a running cluster have the
+If this process starts Ray, the workers have this folder and this environment. The workers of a running cluster have the
 folder and the environment of a ``ray start``, perhaps on other nodes. So :func:`settle` resolves variables and paths
 here, and :func:`handing_over` gives the workers the variables that they need, without Ray logging any key.
 """
@@ -64,7 +64,7 @@ OF_A_NEW_CLUSTER = ("num_cpus", "num_gpus", "resources", "labels", "object_store
 SETTINGS = ("SAW_", "VERL_", "VLLM_", "NCCL_", "TQ_", "TENSORBOARD_")
 #: Variables that may hold a key or a password: Ray logs nothing of these.
 PRIVATE = ("WANDB_", "HF_", "http_proxy", "https_proxy", "all_proxy", "no_proxy")
-#: How the names of variables that hold a key end.
+#: Endings of the names of variables that hold a key.
 SECRET = re.compile(
     r"(^|_)((API)?KEYS?|TOKEN|SECRETS?|PASSWORDS?|PASSWD|CREDENTIALS?)$",  # not TOKENS: that is a count
     re.IGNORECASE,
@@ -98,7 +98,7 @@ def settle(config: DictConfig) -> None:
 
 
 def _resolve_environment(node: Any) -> None:
-    """Resolve the interpolations below a node that read the environment; leave the others."""
+    """Resolve those interpolations below a node that read the environment; leave the others."""
     keys: list[Any] = list(node) if isinstance(node, DictConfig) else list(range(len(node)))
     for key in keys:
         if OmegaConf.is_interpolation(node, key):
@@ -110,7 +110,7 @@ def _resolve_environment(node: Any) -> None:
 
 
 def _value(node: Any, key: Any, text: str) -> Any:
-    """The value of an interpolation; the variables it reads are noted as they are read."""
+    """The value of an interpolation; adds the variables that it reads to a list."""
     keys: list[str] = []
 
     def read(variable: str, *default: Any) -> Any:
@@ -207,9 +207,9 @@ def variables(config: DictConfig, environment: Mapping[str, str]) -> tuple[dict[
 def handing_over(config: DictConfig) -> Iterator[None]:
     """Within this context, ``ray.init`` gives a running cluster's workers the variables that they need.
 
-    A Ray that this process starts inherits them. Ray writes a ``runtime_env`` into the logs of every node, so variables
-    that may hold a key don't go there. They go into a function that Ray keeps in the memory of its head node for the
-    job, and that each worker calls when it starts: Ray's ``worker_process_setup_hook``.
+    If this process starts Ray, the workers inherit them. Ray writes a ``runtime_env`` into the logs of every node, so
+    variables that may hold a key don't go there. They go into a function that Ray keeps in the memory of its head node
+    for the job, and that each worker calls when it starts: Ray's ``worker_process_setup_hook``.
     """
     if running(config) is None:
         yield

@@ -37,14 +37,14 @@ MODEL = "actor_rollout_ref.model"
 #: The model that verl serves as a judge, if it does.
 JUDGE_MODEL = "reward.reward_model.model_path"
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
-#: How the name of a part of a model's weights ends.
+#: How the name of a weight file ends if the weights are split into several files.
 SHARD = re.compile(r"-\d+-of-\d+\.(safetensors|bin)$")
-#: How a file begins that Git LFS has not fetched.
+#: The first bytes of a file that Git LFS has not fetched.
 LFS = b"version https://git-lfs"
 _EXPECTED = "expected a folder, or a model of the Hub (OWNER/NAME), with a"
 #: Every tokenizer has one of these files, unless it needs the model's own code.
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
-#: The most parameters of a model that trains on a CPU without having been told to: Qwen2.5-0.5B does, 1.5B does not.
+#: A larger model trains on a CPU only if the user asks for it: Qwen2.5-0.5B is below this limit, 1.5B above.
 LARGEST_ON_CPU = 600_000_000
 
 
@@ -244,14 +244,14 @@ def judge_model_faults(config: DictConfig) -> Iterator[str]:
 
 
 def _hub_fault(key: str, name: str) -> str | None:
-    """What of a model on the Hub is not in this machine's cache, if the Hub does not answer."""
+    """A message, if the Hub does not answer, on the model's files that this machine's cache lacks; else None."""
     if not hub.is_on_hub(name) or (why := hub.fault()) is None:
         return None
     absent = hub.absent_files(lambda file: hub.in_cache(name, file))
     if not absent:
         return None
     return (
-        f"{key} is {name!r}, of which this machine's cache lacks {absent[0]}, and the Hub does not answer ({why}); "
+        f"{key} is {name!r}, this machine's cache has no {absent[0]} of it, and the Hub does not answer ({why}); "
         f"where there is a network: {environment.program('hf')} download {name}; or set it to a folder"
     )
 
@@ -307,7 +307,7 @@ def is_large_for_a_cpu(config: DictConfig) -> bool:
 
 
 def weights_fault(folder: Path) -> str | None:
-    """What is wrong with the weights in a model's folder, after the words "a folder"; None if they look complete."""
+    """What is wrong with the weights in a model's folder, to follow the words "a folder"; None if nothing is."""
     files = [file for pattern in WEIGHTS for file in sorted(folder.glob(pattern))]
     if not files:
         return f"without weights; expected {' or '.join(WEIGHTS[::2])} in it"
@@ -332,7 +332,7 @@ def weights_fault(folder: Path) -> str | None:
 
 
 def _cut_off(file: Path) -> str | None:
-    """What the header of a safetensors file says is wrong, such as its length; None for nothing. Reads no weights."""
+    """What is wrong with a safetensors file by its header, such as the length; None for nothing. Reads no weights."""
     try:
         with safe_open(file, framework="pt"):
             return None
@@ -401,7 +401,7 @@ def _resumption(config: DictConfig) -> Iterator[str]:
 
 
 def _latest(folder: Path) -> Iterator[str]:
-    """A record of the last checkpoint that verl could not read, or of one that is gone: it would then start over."""
+    """A faulty record of the last checkpoint, or one of a checkpoint that is gone: verl would start over."""
     record = Path(get_checkpoint_tracker_filename(str(folder)))
     if not record.is_file():
         return
@@ -419,7 +419,7 @@ def _latest(folder: Path) -> Iterator[str]:
 
 
 def is_local(name: str) -> bool:
-    """Whether a name is that of a file of this machine, or of the Hub, and not a URL of another place."""
+    """Whether a name is a path on this machine or a name on the Hub, and not a URL."""
     return "://" not in name or name.startswith("file://")
 
 
@@ -429,7 +429,7 @@ def local_path(name: str) -> Path:
 
 
 def _absence(path: Path) -> str:
-    """How a path is not what is expected of it."""
+    """Why a path cannot be used."""
     if path.is_symlink() and not path.exists():
         return "a link to something that does not exist"
     return "which is a folder" if path.is_dir() else "which is a file" if path.exists() else "which does not exist"

@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks at the nodes.
+#: Seconds between two checks of the nodes.
 INTERVAL = 5.0
 #: Seconds that a training has to end by itself after a node is lost, for its own message and perhaps a checkpoint.
 GRACE = 120.0
@@ -33,7 +33,7 @@ class NodeLost(RuntimeError):
 
 @dataclass(frozen=True)
 class OnThisNode:
-    """Stands for verl's task runner class in ``verl.trainer.main_ppo.run_ppo``.
+    """Takes the place of verl's task runner class in ``verl.trainer.main_ppo.run_ppo``.
 
     Attributes:
         task_runner (Any): verl's class, a Ray actor.
@@ -48,7 +48,7 @@ class OnThisNode:
         return replace(self, given={**self.given, **options})
 
     def remote(self) -> SimpleNamespace:
-        """Start the actor on the driver's node, and return what has its method ``run.remote``."""
+        """Start the actor on the driver's node; the result has its method ``run.remote``."""
         node = ray.get_runtime_context().get_node_id()
         here = NodeAffinitySchedulingStrategy(node, soft=False)
         # Ray's default also holds no CPU, but would not start on a node without one

@@ -30,7 +30,7 @@ from saw.runs.compose import CONFIGS
 REASON = "SAW_PLATFORM_REASON"
 #: verl's whole default configuration, in the package ``verl.trainer.config``.
 VERL_DEFAULTS = "_generated_ppo_trainer.yaml"
-#: Keys with which a command line names an experiment.
+#: Keys by which a command line selects an experiment.
 EXPERIMENT = ("experiment", "+experiment", "++experiment")
 #: Options with which Hydra shows something instead of starting a training.
 ASKS_HYDRA = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
@@ -117,7 +117,7 @@ def _keep_earlier_metrics(config: DictConfig) -> None:
 
 
 def _fork_workers(config: DictConfig) -> None:
-    """On a CPU, and if this process starts Ray, let one process do the imports for all workers."""
+    """On a CPU, if this process starts Ray, let one process do the imports for all workers."""
     key = "ray_kwargs.ray_init.runtime_env.py_executable"
     if os.environ.get("VERL_PLATFORM") != "cpu" or cluster.running(config) or OmegaConf.select(config, key):
         return
@@ -127,7 +127,7 @@ def _fork_workers(config: DictConfig) -> None:
 
 
 def _task_runner(config: DictConfig) -> Any:
-    """verl's task runner; on a running cluster the one that stays on this node and notices lost ones."""
+    """verl's task runner; on a running cluster, one that runs on this node and notices lost nodes."""
     from verl.trainer import main_ppo
 
     if cluster.running(config) is None:
@@ -164,7 +164,7 @@ def check_settings(config: DictConfig, platform: str | None) -> None:
 
 
 def _refuse_text_for_numbers(config: DictConfig) -> None:
-    """Refuse a text where verl's default is a number: verl would compute with it, minutes later."""
+    """Refuse a text where verl's default is a number; verl would fail on it minutes later."""
     from saw.verl.config import ConfigError
 
     defaults = yaml.load((files("verl.trainer.config") / VERL_DEFAULTS).read_text(), yaml.CSafeLoader)
@@ -277,7 +277,7 @@ def command(config: DictConfig) -> None:
 
 
 def missing_experiment(arguments: Sequence[str]) -> str | None:
-    """The message for a command line without an experiment; None if it has one, or only asks Hydra something.
+    """The message for a command line without an experiment; None if it has one, or only asks Hydra for information.
 
     Without one there is neither data nor a model, and no group ``reading`` for an override to select from.
     """

@@ -17,7 +17,7 @@ from saw.trl.settings import Settings
 
 #: TRL's prefix in an evaluation, and ours.
 EVALUATION, VALIDATION = "eval_saw/", "saw-val/"
-#: Arguments that say which run it is, not how it trains; two runs that differ only in these are seeds of one method.
+#: Arguments that identify a run: two runs that differ only in these are seeds of one method.
 _IDENTITY = ("output_dir", "logging_dir", "run_name", "seed", "data_seed", "hub_model_id", "resume_from_checkpoint")
 
 

@@ -71,7 +71,7 @@ class Settings:
         return settings
 
     def _rehearse(self) -> None:
-        """Two samples with the lowest rewards: whatever contradicts itself fails here, not after a rollout."""
+        """Compute advantages of two samples, so that contradictory settings fail here and not after a rollout."""
         lowest = torch.tensor([[objective.minimum or 0.0 for objective in self.objectives]] * 2, dtype=torch.float64)
         compute_advantage(
             lowest, [0, 0], torch.ones(2), method=self.method, objectives=self.objectives, options=self.options

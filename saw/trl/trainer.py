@@ -20,7 +20,7 @@ from saw.method.options import Options
 from saw.trl.run_log import RunLog
 from saw.trl.settings import Settings
 
-#: The file in a checkpoint's folder with what the weights remember.
+#: The file in a checkpoint's folder with the state of the weights.
 STATE = "saw_state.json"
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class SawGRPOTrainer(GRPOTrainer):
         return self.accelerator.gather(mask.sum(dim=1)).cpu()
 
     def _saw_advantage(self, rewards: Tensor, lengths: Tensor, training: bool) -> Advantage:
-        """On the CPU: it is a small computation in float64, which not every accelerator has."""
+        """Computed on the CPU: it is small and in float64, which not every accelerator has."""
         settings = self.saw_settings
         group_size = self.num_generations if training else self.num_generations_eval
         result = compute_advantage(
@@ -124,7 +124,7 @@ class SawGRPOTrainer(GRPOTrainer):
         return result
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """TRL's, with what the weights remember."""
+        """TRL's, with the state of the weights."""
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
@@ -132,7 +132,7 @@ class SawGRPOTrainer(GRPOTrainer):
             (folder / STATE).write_text(json.dumps(state) + "\n")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """TRL's, with what the weights remember.
+        """TRL's, with the state of the weights.
 
         Raises:
             ValueError: if the checkpoint is of another method or of other objectives.

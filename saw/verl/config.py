@@ -27,11 +27,11 @@ class ObjectiveSettings(BaseModel):
 
     Attributes:
         name (str): its key in the dict that the reward function returns.
-        minimum (float | Literal["running"] | None): the lowest value that it can take; SAW's CV is measured from there.
+        minimum (float | Literal["running"] | None): the lowest possible value; SAW's CV is measured from it.
             None takes it from the reward function, which must declare it (:func:`saw.rewards.returns`). ``running`` is
-            for an unbounded reward model: the lowest value seen so far; the CV shifts whenever it falls.
-        maximum (float | None): the highest; a reward above it is reported.
-        priority (float): static factor applied after the dynamic weight, at least 0.
+            the lowest value seen so far, for an unbounded reward model; the CV shifts whenever it falls.
+        maximum (float | None): the highest possible value; a reward above it is reported.
+        priority (float): at least 0; a static factor on the dynamic weight.
         requires (dict[str, float]): other objectives and the reward that each must reach for this one to count
             (:mod:`saw.method.conditions`).
         otherwise (Literal["minimum", "missing"]): what this objective counts as in the other samples.

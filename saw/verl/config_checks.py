@@ -116,7 +116,7 @@ def _check_rest(config: DictConfig, settings: Settings) -> None:
 
 
 def _engine_faults(config: DictConfig) -> list[str]:
-    """A strategy that belongs to another engine than model_engine: parts of verl read one setting, parts the other."""
+    """A strategy of another engine than ``model_engine``: some parts of verl read one setting, some the other."""
     actor = config.actor_rollout_ref.actor
     kind = get_class(actor["_target_"])
     own = getattr(kind, "strategy", None)
@@ -129,7 +129,7 @@ def _engine_faults(config: DictConfig) -> list[str]:
 
 
 def _trl_faults(config: DictConfig) -> list[str]:
-    """An installed TRL beside which verl's FSDP engine fails when it loads a model, minutes later."""
+    """An installed TRL with which verl's FSDP engine would fail, minutes later, when it loads a model."""
     if not issubclass(get_class(config.actor_rollout_ref.actor["_target_"]), FSDPActorConfig):
         return []
     problem = requirements.trl_problem()
@@ -330,7 +330,7 @@ def weight_engine() -> str | None:
 
 
 def _reward_manager_faults(config: DictConfig) -> list[str]:
-    """A reward manager that is not ours or derived from it: its rewards would reach no advantage."""
+    """A reward manager that is neither ours nor derived from it: no advantage would use its rewards."""
     from saw.verl.reward_manager import MultiRewardManager
 
     section = config.reward.reward_manager

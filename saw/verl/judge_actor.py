@@ -59,7 +59,7 @@ def _worker(options: str) -> Any:
 
 
 async def ask(options: JudgeOptions, fields: dict[str, str]) -> Verdict:
-    """Ask this node's judge; if the actor cannot start (for example, no API key on the node), the verdict is missing.
+    """Ask this node's judge; the verdict is missing if the actor cannot start, for example without an API key.
 
     verl would treat an exception as a failed rollout; a missing reward is counted, and too many stop the training.
     """

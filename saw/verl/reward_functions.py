@@ -65,7 +65,7 @@ async def tldr(
     reward_router_address: str | None = None,
     reward_model_tokenizer: Any = None,
 ) -> dict[str, float]:
-    """An LLM judge's scores of a summary, NaN where it gave none; ``judge`` are the judge's options.
+    """An LLM judge's scores of a summary, NaN where it gave none; ``judge`` holds the judge's options.
 
     The dict also has the cost of the question, under names that begin with ``judge_``, for the metrics.
     """

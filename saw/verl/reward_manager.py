@@ -103,7 +103,7 @@ def filter_metric(config: DictConfig) -> str | None:
 
 
 def with_finite_score(compute_score: Callable[..., Any], failures: Failures) -> Callable[..., Any]:
-    """Wrap a reward function, plain or async, so that its dict always has a finite ``score``, and it never raises."""
+    """Wrap a reward function, plain or async: it then never raises, and its dict always has a finite ``score``."""
     if inspect.iscoroutinefunction(compute_score):
 
         @functools.wraps(compute_score)

@@ -1,4 +1,4 @@
-"""SAW's trainers: verl's own, each with one mixin that handles the rewards of each objective.
+"""SAW's trainers: verl's own trainers, with a mixin that handles the rewards of each objective.
 
 ``saw`` is verl's synchronous trainer; docs/async.md describes the asynchronous ones.
 """
@@ -143,7 +143,7 @@ class MultiRewardTrainer(PPOTrainer):
         super().fit(agent_loop_manager)
 
     def on_step_begin(self):
-        """Remember the data loader's state, for a checkpoint of the previous step."""
+        """Keep the data loader's state, for a checkpoint of the previous step."""
         super().on_step_begin()
         if self.mode != "sync":
             self._forget_prompts_that_are_gone()
@@ -428,7 +428,7 @@ class MultiRewardTrainer(PPOTrainer):
         validation_samples.log(self.config.trainer, self.global_steps, *self._val_texts, infos, self.settings.names)
         if version.VALIDATION_COUNTS_SAMPLES:
             more = {"expected_acc_counts": expected_acc_counts}
-        else:  # it averages neither without None nor without NaN: its own means are NaN where a reward is missing
+        else:  # it leaves neither None nor NaN out of its means, so these are NaN where a reward is missing
             infos = {key: [math.nan if value is None else value for value in values] for key, values in infos.items()}
             more = {}
         metrics = super()._val_metrics_update(data_sources, sample_uids, infos, sample_turns, **more)

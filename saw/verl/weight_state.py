@@ -73,6 +73,6 @@ class State:
 
     @classmethod
     def read(cls, checkpoint: Path) -> State:
-        """Read the state from a checkpoint's folder; one without it belongs to a method without state."""
+        """Read the state from a checkpoint's folder; a checkpoint without the file is of a method without state."""
         path = checkpoint / FILE
         return cls(**json.loads(path.read_text())) if path.exists() else cls()

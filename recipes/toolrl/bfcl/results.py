@@ -18,7 +18,7 @@ REFUSED = "BadRequestError"
 
 
 class RefusedAtOnce(RuntimeError):
-    """The server refused an item's first request, so the model's replies are not the reason."""
+    """The server refused an item's first request, so no reply of the model was the reason."""
 
 
 def read(folder: Path) -> dict[str, list[dict[str, Any]]]:

@@ -1,7 +1,7 @@
 """On-disk cache of verdicts.
 
 The folder may be on a network file system, where SQLite's WAL mode does not work and locks between machines are
-unreliable. So each machine writes its own file and only reads those of the others. Locks work within one machine, so
+unreliable. So each machine writes its own file, and only reads those of the others. Locks work within one machine, so
 its processes share a file, with the rollback journal. A machine whose name changes still reads its old file; at worst,
 a question is paid for again.
 """

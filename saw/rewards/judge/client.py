@@ -370,7 +370,7 @@ def _shortened(text: str) -> str:
 
 
 def _retry_after(error: openai.APIStatusError) -> float | None:
-    """Seconds that the server asks to wait, given as seconds or as a date; None if it does not."""
+    """The waiting time that the server asks for, in seconds (it may give a date); None if it asks for none."""
     header = error.response.headers.get("retry-after")
     if header is None:
         return None

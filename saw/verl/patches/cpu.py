@@ -146,8 +146,8 @@ def _offload_unpinned(fsdp_utils: Any) -> None:
 
 @when_imported("verl.utils.fsdp_utils")
 def _save_copies(fsdp_utils: Any) -> None:
-    # separate_async saves a step's first weights to the CPU, for all of its mini-batches. Those that are there already
-    # would be saved as themselves, and change with the next update.
+    # separate_async saves a step's first weights to the CPU, for all of its mini-batches. Weights that are on the CPU
+    # already would be saved without a copy, and so change with the next update.
     stock = fsdp_utils.fsdp2_sharded_save_to_cpu
 
     @functools.wraps(stock)

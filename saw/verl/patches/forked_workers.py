@@ -109,7 +109,7 @@ def become_worker(request: Mapping, outputs: Sequence[int]) -> NoReturn:
 
 
 def _as_if_just_imported() -> None:
-    """Redo what libraries read from the environment, or draw at random, when they are imported."""
+    """Redo what libraries do when they are imported: read the environment, draw random numbers."""
     import numpy
     import torch
 
@@ -127,8 +127,9 @@ def is_mine(connection: socket.socket) -> bool:
 def connect(arguments: Sequence[str]) -> socket.socket:
     """Connect to the template of this Ray node and job, starting it if there is none.
 
-    Of the job too: Ray's library keeps the job in which it was imported, and ends a worker together with that one. The
-    socket is in Linux's abstract namespace, where a name is free again as soon as its owner exits.
+    There is one template per job, because Ray's library keeps the job in which it was imported, and ends a worker
+    together with that job. The socket is in Linux's abstract namespace, where a name is free again as soon as its owner
+    exits.
 
     Raises:
         OSError: if the template belongs to another user.

@@ -20,7 +20,7 @@ JOB = "VERL_RAY_JOB_ID"
 
 
 def job_on_node() -> str:
-    """Ray's job id and the node's id, which is random: both ends of a socket are on one node."""
+    """Ray's job id, and the node's random id, which both ends of a socket share."""
     context = ray.get_runtime_context()
     return f"{context.get_job_id()}-{context.get_node_id()[:16]}"
 
