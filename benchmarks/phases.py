@@ -49,7 +49,7 @@ def sample() -> dict[str, object] | None:
 
 
 def follow(out: Path, setting: str, seconds: float) -> None:
-    """Append a row at each change of the phase."""
+    """Append one row whenever the phase changes."""
     before = None
     end = time.monotonic() + seconds
     while time.monotonic() < end:

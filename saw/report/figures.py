@@ -27,7 +27,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 Curve = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]
 #: Training metric of an objective -> the axis' label.
 ROWS = {"mean": "mean reward", "cv": "CV", "weight": "weight"}
-#: verl's timings of a step -> label.
+#: verl's timings per step -> label.
 COSTS = {
     "timing_s/gen": "generation and rewards",
     "timing_s/old_log_prob": "old log-probabilities",
@@ -85,7 +85,7 @@ def plot_family(groups: Mapping[str, Sequence[LoggedRun]], rows: Mapping[str, st
 
 
 def plot_cost(groups: Mapping[str, Sequence[LoggedRun]], path: Path) -> None:
-    """Draw the time of a step by part, the median over steps and runs, one bar per method; PNG and PDF."""
+    """Draw the time per step by part, the median over steps and runs, one bar per method; PNG and PDF."""
     with figure_of(1, 1, (7.2, 0.5 * len(groups) + 1.6)) as (figure, axes):
         axis = axes[0][0]
         left = np.zeros(len(groups))

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between two polls of verl's replay buffer.
 POLL_INTERVAL = 2.0
-#: verl's agent loop of one turn, and the column of the data that names another for a row.
+#: verl's agent loop of one turn, and the data's column that may name another loop for each row.
 SINGLE_TURN, AGENT = "single_turn_agent", "agent_name"
 
 

@@ -14,7 +14,7 @@ VERSIONS = ("0.9.0", "0.9.1")
 VALIDATION_COUNTS_SAMPLES = verl.__version__ != "0.9.0"
 #: The group filter knows the scalar reward as ``reward``; in 0.9.0 only as ``score``.
 FILTER_KNOWS_REWARD = verl.__version__ != "0.9.0"
-#: ``separate_async`` as we extend it; in 0.9.0 it has other settings and another order of a step.
+#: ``separate_async`` as we extend it; in 0.9.0 it has other settings, and a step has another order.
 SEPARATE_ASYNC = verl.__version__ != "0.9.0"
 #: How a version begins that cannot work -> why.
 HOPELESS = {"0.8.": "it has another trainer (no verl.trainer.ppo.v1)"}
