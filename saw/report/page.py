@@ -142,7 +142,7 @@ def _cost(groups: Mapping[str, Sequence[LoggedRun]]) -> str:
         return ""
     figure.update_layout(barmode="stack")
     figure.update_xaxes(title_text="seconds per step, medians")
-    return _html(figure, "time of a step by part")
+    return _html(figure, "seconds per step, by part")
 
 
 def _html(figure: go.Figure, title: str) -> str:
