@@ -135,9 +135,7 @@ def measure(size: str, objectives: int, memory: str, device: str, repeats: int) 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="saw benchmark advantage", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--sizes", default="2048x1024,32768x1024", help="N x T, comma-separated")
     parser.add_argument("--objectives", default="2,8", help="K, comma-separated")

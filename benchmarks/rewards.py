@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Sequence
 
 from saw.records.provenance import commit, machine
 from saw.rewards import toolrl
@@ -40,12 +39,9 @@ def seconds(response: str, budget: float = 0.5) -> float:
     return statistics.median(times)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(
-        prog="saw benchmark rewards", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.parse_args(argv)
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print(f"{machine('cpu')}; commit {commit()}; median within 0.5 s; no seed, nothing is random\n")
     print("| response | characters | us | responses per second | ns per character |\n|---|---:|---:|---:|---:|")
     for size in SIZES:

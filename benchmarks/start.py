@@ -199,9 +199,7 @@ def table_of_processes(start: Start) -> str:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="saw benchmark start", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--against", help="a commit to compare with")
     parser.add_argument("--rounds", type=int, default=3, help="starts of each commit (3)")
     parser.add_argument("--out", type=Path, help="folder for README.md and processes.csv (only printed if absent)")

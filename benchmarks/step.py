@@ -119,9 +119,7 @@ def table(rows: Sequence[dict]) -> str:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="saw benchmark step", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", help=f"separated by semicolons; from {'; '.join(CASES)} (all)")
     parser.add_argument("--rounds", type=int, default=21, help="counted steps of each method (21)")
     parser.add_argument("--width", type=int, default=96, help="width of the model, a multiple of 96 (96)")

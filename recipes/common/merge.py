@@ -1,8 +1,6 @@
 """Merge the last checkpoint of a training into a Hugging Face folder, with verl's own merger.
 
-    python -m recipes.common.merge --checkpoints FOLDER --out FOLDER/hf
-
-FOLDER is a training's, such as runs/toolrl/1.5b_saw_gdpo_controlled_seed1.
+    python -m recipes.common.merge --checkpoints runs/toolrl/TRAINING --out runs/toolrl/TRAINING/hf
 """
 
 from __future__ import annotations

@@ -179,9 +179,7 @@ def report(out: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="saw study lm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=seed_list, default=[1, 2, 3, 4, 5], metavar="1,2,3", help="(1,2,3,4,5)")
     parser.add_argument("--method", action="append", choices=METHODS, help="may be repeated (those without a comma)")
     parser.add_argument(

@@ -247,9 +247,7 @@ def written(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="saw study lean", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=seed_list, default=list(SEEDS), metavar="1,2,3", help="(1 to 20)")
     parser.add_argument("--method", action="append", choices=METHODS, help="may be repeated (all)")
     parser.add_argument("--out", type=Path, default=Path("results/study/lean"), help="for CSV, tables and figures")

@@ -127,9 +127,8 @@ def is_mine(connection: socket.socket) -> bool:
 def connect(arguments: Sequence[str]) -> socket.socket:
     """Connect to the template of this Ray node and job, starting it if there is none.
 
-    There is one template per job, because Ray's library keeps the job in which it was imported, and ends a worker
-    together with that job. The socket is in Linux's abstract namespace, where a name is free again as soon as its owner
-    exits.
+    There is one template per job, because Ray's library keeps the job in which it was imported, and ends a worker with
+    that job. The socket is in Linux's abstract namespace, where a name is free again when its owner exits.
 
     Raises:
         OSError: if the template belongs to another user.
