@@ -81,7 +81,7 @@ def write(runs: Sequence[LoggedRun], out: Path) -> None:
 def read(out: Path) -> dict[str, list[LoggedRun]]:
     """The runs of the CSVs by their method."""
     groups = lm.read_steps(out / "steps.csv", short_answers.RANGES)
-    validations: dict[tuple[str, int], dict[int, dict[str, float]]] = {}
+    validations: dict[tuple[str, int | None], dict[int, dict[str, float]]] = {}
     for row in pd.read_csv(out / "held_out.csv", float_precision="round_trip").to_dict("records"):
         values = {f"saw-val/{name}/mean": float(row[name]) for name in short_answers.RANGES}
         validations.setdefault((row["method"], row["seed"]), {})[row["step"]] = values
