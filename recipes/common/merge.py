@@ -1,6 +1,6 @@
 """Merge the last checkpoint of a training into a Hugging Face folder, with verl's own merger.
 
-    python -m recipes.common.merge --checkpoints runs/toolrl/TRAINING --out runs/toolrl/TRAINING/hf
+python -m recipes.common.merge --checkpoints runs/toolrl/TRAINING --out runs/toolrl/TRAINING/hf
 """
 
 from __future__ import annotations
