@@ -1,6 +1,6 @@
 """CPU seconds per phase of a training's steps, for a shared machine, where wall time misleads.
 
-    python -m benchmarks.phases --out results/smollm2/phases.csv --setting padded [--seconds 600]     beside a training
+    python -m benchmarks.phases --out results/smollm2/phases.csv --setting padded [--seconds 600]     while it runs
     python -m benchmarks.phases --out results/smollm2/phases.csv --report-only
 
 Follows the training that was started with the same SAW_RUNS. Ray shows in the title of the trainer's worker what it is

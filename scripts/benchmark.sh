@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Timings: the advantage computation beside verl's own, the rule-based rewards, the judge's client, a whole training
-# step with each method, or a start up to the first step.
+# Timings: the advantage computation compared with verl's own, the rule-based rewards, the judge's client, a whole
+# training step with each method, or a start up to the first step.
 #
 #   bash scripts/benchmark.sh [advantage | rewards | judge | step | start] [OPTIONS]     options: --help
 set -euo pipefail

@@ -1,8 +1,8 @@
 """The study's training of the small language model in one process and one thread, without Ray and vLLM.
 
 It takes its sizes and rates from the study's composed configuration, and refuses a setting that it does not implement.
-A loop with a key-value cache takes the place of vLLM, and the plain module that of FSDP. The rewards and the advantages
-are the library's own. A seed fixes the order of the data, as in verl, and the samples:
+A loop with a key-value cache replaces vLLM, and the plain module replaces FSDP. The rewards and the advantages are the
+library's own. A seed fixes the order of the data, as in verl, and the samples:
 the same seed gives the same numbers, bit for bit, on the same machine and with the same versions.
 """
 

@@ -14,7 +14,7 @@ from saw.report.seed_statistics import Interval
 THRESHOLD = 0.9
 #: Two objectives that are learned at different speeds, and stay noisy once learned.
 BASE = World((Objective("early", options=2, noise=0.6), Objective("late", options=20, noise=0.6)), steps=250)
-#: An objective that can be learned, beside which others are tried.
+#: An objective that can be learned; others are tried together with it.
 GOOD = Objective("good", 8, noise=0.2)
 
 
