@@ -104,8 +104,9 @@ def learned_at(groups: dict[str, list[LoggedRun]]) -> summary.Table:
             cells.append(f"{np.median(reached):.0f} ({len(reached)} of {len(steps)})" if reached else "never")
         rows.append((label, *cells))
     note = (
-        "Median step at which the mean over five steps has covered 90 % of the way from the first five steps to the "
-        "plateau (the median of the second half of the run); in brackets, the seeds that get there."
+        "An objective is learned when its mean over five steps has covered 90 % of the way from the first five steps "
+        "to the plateau, which is the median of the second half of the run. Median step over seeds; in brackets, the "
+        "seeds that get there."
     )
     return summary.Table("Learned at", ("method", *OBJECTIVES), tuple(rows), left=1, note=note)
 
