@@ -251,7 +251,7 @@ def _hub_fault(key: str, name: str) -> str | None:
     if not absent:
         return None
     return (
-        f"{key} is {name!r}, this machine's cache has no {absent[0]} of it, and the Hub does not answer ({why}); "
+        f"{key} is {name!r}, but this machine's cache lacks {absent[0]}, and the Hub does not answer ({why}); "
         f"where there is a network: {environment.program('hf')} download {name}; or set it to a folder"
     )
 
