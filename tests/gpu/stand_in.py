@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 DEVICE = torch.device("meta")
 aten = torch.ops.aten
-#: Operations whose answer, or whose size, the host has to wait for.
+#: Operations whose answer, or whose size, the host has to wait for. It waits for a copy in either direction too.
 WAITS = {aten._local_scalar_dense.default, aten.equal.default, aten.nonzero.default}
 
 
@@ -57,7 +57,8 @@ class _Operations(TorchDispatchMode):
         if there and here:
             raise RuntimeError(f"{func}: expected all tensors on one device, found the stand-in device and the CPU")
         leaves = there and kwargs.get("device") is not None and not is_there(kwargs["device"])
-        if there and (leaves or func in WAITS):
+        arrives = bool(tensors) and not there and is_there(kwargs.get("device"))
+        if arrives or (there and (leaves or func in WAITS)):
             self.waits.append(str(func))
         stays = (there and not leaves) or is_there(kwargs.get("device"))
         if "device" in kwargs:
@@ -78,7 +79,10 @@ class _Python(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func in (torch.as_tensor, torch.tensor) and is_there(kwargs.get("device")):
             made = func(*args, **{**kwargs, "device": None})
-            return made if isinstance(made, Elsewhere) else Elsewhere(made)
+            if isinstance(made, Elsewhere):
+                return made
+            self.waits.append(str(func))  # a copy from the host's pageable memory
+            return Elsewhere(made)
         if func is Tensor.tolist and isinstance(args[0], Elsewhere):
             self.waits.append("tolist")
             return args[0].held.tolist()

@@ -236,7 +236,7 @@ def count_waits(function: Callable[[], object], device: str) -> int:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_host_waits_for_the_checks_alone(accelerator, method):
-    """A few numbers, however large the batch: none for each sample, group or objective."""
+    """A few copies, however large the batch: none for each sample, group or objective. An H100 counted 12 at most."""
 
     def waits(n: int) -> int:
         rewards, groups, mask = made(n)
@@ -244,7 +244,7 @@ def test_the_host_waits_for_the_checks_alone(accelerator, method):
         given = {"method": method, "options": own_options(method, K), "gram": GRAM, "objectives": RANGES}
         return count_waits(lambda: saw.compute_advantage(rewards, groups, mask, **given), accelerator)
 
-    assert 0 < waits(64) == waits(N) <= 10
+    assert 0 < waits(64) == waits(N) <= 12
 
 
 @pytest.mark.slow
@@ -287,6 +287,9 @@ def test_the_stand_in_refuses_tensors_of_two_devices():
         (lambda x: x.cpu(), 1),
         (lambda x: bool((x > 0).all()), 1),
         (lambda x: x.nonzero(), 1),
+        (lambda x: torch.ones(3).to(x.device), 1),
+        (lambda x: torch.tensor([1.0, 2.0], device=x.device), 1),
+        (lambda x: torch.ones(3, device=x.device), 0),
         (lambda x: x.double().sum(dim=0) * 2, 0),
     ],
 )
