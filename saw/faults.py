@@ -1,4 +1,4 @@
-"""Messages for a section of the configuration that pydantic refuses."""
+"""What a user is told: the error that ends a training, and messages for a section that pydantic refuses."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import inspect
 from collections.abc import Iterable
 
 from pydantic import BaseModel, ValidationError
+
+
+class TrainingEnded(RuntimeError):
+    """A training can't go on; the message says why, and how to resume, and is shown without a traceback."""
 
 
 def readable(error: ValidationError, prefix: str, model: type[BaseModel]) -> str:
