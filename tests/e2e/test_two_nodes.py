@@ -224,6 +224,7 @@ def check_a_lost_node(trainings: Trainings, first: Node, second: Node) -> None:
     ):
         run.follow(lose)
     assert time.monotonic() - lost_at < LOST_LIMIT
+    assert "\nsaw: the training ends" in run.log.read_text()  # that message, not a traceback
     wait_until_gone(first)
     assert trainings.saved() == 2
 
