@@ -21,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from saw.faults import TrainingEnded
+from saw.faults import TrainingEnded, WrongVersion
 from saw.machine import accelerator, cluster, hub
 from saw.records import metrics_file
 from saw.runs import handover
@@ -302,6 +302,7 @@ if __name__ == "__main__":
     os.environ["SAW_COMMAND"] = shlex.join(["python", "-m", "saw", "train", *sys.argv[1:]])
     try:
         prepare_environment()
-    except accelerator.AcceleratorError as error:
+        import verl  # noqa: F401  it loads the plug-in, which refuses other versions
+    except (accelerator.AcceleratorError, WrongVersion) as error:
         raise SystemExit(f"saw: {error}") from None
     command()
