@@ -27,7 +27,7 @@ from recipes.quickstart.toy_model import make_toy_model
 from saw.records.provenance import commit, machine, versions
 from saw.report.seed_statistics import bootstrap_median
 from saw.report.tables import markdown, write_csv
-from saw.runs.process_tree import TrainingJob
+from saw.runs.process_tree import JobFailed, TrainingJob
 
 #: Name in the table -> method and options.
 CASES: dict[str, tuple[str, dict]] = {
@@ -136,7 +136,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = (arguments.keep or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        rows = run(folder, names, arguments)
+        try:
+            rows = run(folder, names, arguments)
+        except JobFailed as failure:
+            raise SystemExit(f"the training failed: {failure}") from None
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
         write_csv(arguments.out / "steps.csv", rows)

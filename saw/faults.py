@@ -1,4 +1,4 @@
-"""Messages for a section of the configuration that pydantic refuses."""
+"""What a user is told: errors that a command shows without a traceback, and messages for what pydantic refuses."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ import inspect
 from collections.abc import Iterable
 
 from pydantic import BaseModel, ValidationError
+
+
+class WrongVersion(ImportError):
+    """Another version of verl is installed; the message has the command that installs the right one."""
+
+
+class TrainingEnded(RuntimeError):
+    """A training can't go on; the message says why, and how to resume."""
 
 
 def readable(error: ValidationError, prefix: str, model: type[BaseModel]) -> str:

@@ -22,4 +22,4 @@ if [ $# -gt 0 ]; then exec "$python" -m pytest "${tier[@]}" "$@"; fi
 "$python" -m mypy
 "$python" -m pytest "${tier[@]}" -n 2 -m "not e2e"
 if [ "${tier[*]}" != --fast ]; then "$python" -m pytest "${tier[@]}" -m e2e; fi
-if [ "${tier[*]}" = --full ]; then bash scripts/verl_versions.sh; fi
+if [ "${tier[*]}" = --full ]; then bash scripts/verl_versions.sh --slow; fi

@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
 # Run the contract tests with other versions of verl, each in its own folder; the environment is not changed.
 #
-#   bash scripts/verl_versions.sh [VERSION...]      default: all that saw/verl/version.py names
-#   bash scripts/verl_versions.sh latest            the newest release: has verl changed what we rely on? For nightly runs
+#   bash scripts/verl_versions.sh [--slow] [VERSION...]      default: all that saw/verl/version.py names
+#   bash scripts/verl_versions.sh [--slow] latest            the newest release: has verl changed what we rely on?
 #
-# Only verl changes. Everything else (torch, vLLM, TransferQueue) is the environment's.
+# --slow adds the tests that start verl's workers and Ray; for nightly runs. Only verl changes: everything else (torch,
+# vLLM, TransferQueue) is the environment's.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 cd "$repository"
 set_up --dev
+tests="contract and not slow"
+if [ "${1:-}" = --slow ]; then tests=contract; shift; fi
 versions=("$@")
 if [ $# = 0 ]; then
   read -ra versions <<< "$(sed -nE 's/^VERSIONS = \((.*)\)$/\1/p' saw/verl/version.py | tr -d '",')"
@@ -27,7 +30,7 @@ for version in "${versions[@]}"; do
   export PYTHONPATH=$repository:$folder SAW_ANY_VERL=1
   found=$("$python" -c 'from importlib.metadata import version; print(version("verl"))')
   echo "verl $found:"
-  "$python" -m pytest -q --tb=line --durations-min=60 -m "contract and not slow" tests/contract || failed+=("$found")
+  "$python" -m pytest -q --tb=line --durations-min=60 -m "$tests" tests/contract || failed+=("$found")
 done
 if [ ${#failed[@]} != 0 ]; then
   echo "verl ${failed[*]} has changed something that the plug-in relies on: see the tests that failed above" >&2

@@ -41,6 +41,11 @@ NEEDS = {
 yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+def python_path() -> str:
+    """For another process: this repository, and what this process was given, such as another version of verl."""
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How much is run; see ``scripts/test.sh``."""
     parser.addoption("--fast", action="store_true", help="without the real pipeline and what takes as long")

@@ -195,7 +195,10 @@ def _check_gpus(arguments: argparse.Namespace) -> list[str]:
         return ["SAW_PLATFORM is cpu, but a table trains on GPUs: add --rehearse, or unset SAW_PLATFORM"]
     wanted = arguments.gpus * arguments.nodes
     if (address := cluster_address()) is not None:
-        where, there = f"the Ray cluster {address}", gpus_of_the_cluster()
+        try:
+            where, there = f"the Ray cluster {address}", gpus_of_the_cluster()
+        except ValueError as fault:
+            return [str(fault)]
     elif arguments.nodes > 1:
         return [f"--nodes {arguments.nodes}: RAY_ADDRESS must name a running Ray cluster (recipes/toolrl)"]
     else:

@@ -220,5 +220,9 @@ def gpus_of_a_node() -> int:
 
 
 def gpus_of_the_cluster() -> int:
-    """GPUs of the Ray cluster that RAY_ADDRESS names."""
-    return int(sum(node.gpus for node in nodes_of_the_cluster(os.environ["RAY_ADDRESS"])))
+    """GPUs of the Ray cluster that RAY_ADDRESS names.
+
+    Raises:
+        ValueError: if it can't be reached.
+    """
+    return int(sum(node.gpus for node in nodes_of_the_cluster()))

@@ -128,21 +128,25 @@ class Settings:
     clip_dual: float
 
 
+class Unsupported(ValueError):
+    """A setting that only the pipeline has, or that the data does not allow."""
+
+
 def settings_of(config: DictConfig) -> Settings:
     """Read a composed configuration.
 
     Raises:
-        ValueError: if it has a setting that is not implemented here; the message names the key and both values.
+        Unsupported: if it has a setting that is not implemented here; the message names the key and both values.
     """
     expected = {**BUILT_IN, f"{ACTOR}.ppo_mini_batch_size": config.data.train_batch_size}  # one update per step
     for key, value in expected.items():
         found = OmegaConf.select(config, key)
         if found != value:
-            raise ValueError(f"{key} is {found!r}; the lean trainer only has {value!r}, so use the pipeline")
+            raise Unsupported(f"{key} is {found!r}; the lean trainer only has {value!r}, so use the pipeline")
     values = {name: OmegaConf.select(config, key) for name, key in KEYS.items()}
     values["betas"] = tuple(values["betas"]) if isinstance(values["betas"], ListConfig) else values["betas"]
     if values["method"].startswith("gradient_"):
-        raise ValueError(f"saw.method is {values['method']!r}; the lean trainer computes no gradient per objective")
+        raise Unsupported(f"saw.method is {values['method']!r}; the lean trainer computes no gradient per objective")
     return Settings(**values)
 
 
@@ -187,7 +191,7 @@ def make_optimiser(policy: PreTrainedModel, settings: Settings) -> torch.optim.O
 def data_order(rows: Sequence[Any], prompts: int, seed: int) -> Iterator[list[Any]]:
     """Batches of rows without end, in the order of verl's synchronous trainer; what fills no batch is left out."""
     if len(rows) < prompts:
-        raise ValueError(f"data.train_batch_size is {prompts}; there are only {len(rows)} rows whose prompt fits")
+        raise Unsupported(f"data.train_batch_size is {prompts}; there are only {len(rows)} rows whose prompt fits")
     sampler: Any = RandomSampler(rows, generator=torch.Generator().manual_seed(seed))
     loader = StatefulDataLoader(rows, batch_size=prompts, sampler=sampler, drop_last=True, collate_fn=list)
     while True:

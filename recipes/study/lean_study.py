@@ -32,12 +32,12 @@ from recipes.ablations import sweep
 from recipes.common.reproduce import run_main, seed_list
 from recipes.common.stages import run_all
 from recipes.study import language_model as lm
-from recipes.study.lean import settings_of, train
+from recipes.study.lean import Unsupported, settings_of, train
 from saw.records.provenance import machine, versions
 from saw.report import figures, summary
 from saw.report.history import LOG, LoggedRun, read_run
 from saw.report.seed_statistics import PairedTest, equivalence, paired_tests
-from saw.runs.compose import checked_override, compose
+from saw.runs.compose import NotComposed, checked_override, compose
 
 METHODS = ("grpo", "saw_grpo", "gdpo", "saw_gdpo")
 #: Method -> what it is compared with, seed by seed.
@@ -245,6 +245,20 @@ def written(
     return "\n\n".join(text)
 
 
+def train_all(arguments: argparse.Namespace, home: Path, runs: Path, words: str) -> None:
+    """Do the trainings that are not finished; ``words`` is the command, for their records."""
+    settings = settings_of(compose("experiment=study", "platform=cpu", *arguments.overrides))
+    run_all(sweep.toys("study"), {}, lambda: None)
+    rows = pd.read_parquet(home / "quickstart" / "data" / "train.parquet").to_dict("records")
+    for seed in arguments.seeds:  # all methods of a seed first, so that an interrupted set still has its pairs
+        for method in arguments.method or METHODS:
+            folder = runs / f"{method}_seed{seed}"
+            if (folder / LOG).exists():
+                continue
+            train(replace(settings, method=method, seed=seed), home / "study_toys" / "model", rows, folder, words)
+            print(f"{folder.name}: {seconds([read_run(folder)])[0]:.1f} s", flush=True)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -260,17 +274,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     home = Path(os.environ.get("SAW_RUNS", "runs")).resolve()
     runs = home / "study_lean"
     if not arguments.report_only:
-        run_all(sweep.toys("study"), {}, lambda: None)
-        rows = pd.read_parquet(home / "quickstart" / "data" / "train.parquet").to_dict("records")
-        settings = settings_of(compose("experiment=study", "platform=cpu", *arguments.overrides))
-        for seed in arguments.seeds:  # all methods of a seed first, so that an interrupted set still has its pairs
-            for method in arguments.method or METHODS:
-                folder = runs / f"{method}_seed{seed}"
-                if (folder / LOG).exists():
-                    continue
-                words = f"bash scripts/study.sh lean {' '.join(sys.argv[1:] if argv is None else argv)}".strip()
-                train(replace(settings, method=method, seed=seed), home / "study_toys" / "model", rows, folder, words)
-                print(f"{folder.name}: {seconds([read_run(folder)])[0]:.1f} s", flush=True)
+        words = f"bash scripts/study.sh lean {' '.join(sys.argv[1:] if argv is None else argv)}".strip()
+        try:
+            train_all(arguments, home, runs, words)
+        except (NotComposed, Unsupported) as fault:
+            parser.error(str(fault))
     if arguments.train_only:
         return
     finished = [read_run(log.parent) for log in sorted(runs.glob(f"*/{LOG}"))]

@@ -22,6 +22,7 @@ from typing import Any
 import openai
 import pyarrow.parquet as pq
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rouge_score import rouge_scorer
 from scipy.stats import spearmanr
 from tqdm import tqdm
@@ -33,7 +34,7 @@ from saw.records.provenance import versions
 from saw.rewards import JUDGE
 from saw.rewards.judge import Judge, JudgeOptions, Verdict, prompt
 from saw.rewards.judge.options import JudgeError
-from saw.runs.compose import checked_override, compose
+from saw.runs.compose import NotComposed, checked_override, compose
 from saw.runs.process_tree import JobFailed
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
@@ -47,10 +48,12 @@ def judge_options(name: str, overrides: Sequence[str], faults: Path) -> JudgeOpt
     Raises:
         JudgeError: if it cannot work here.
     """
-    config = compose("objectives=tldr", f"judge={name}", *overrides)
-    section = OmegaConf.select(config, JUDGE)
-    section.faults = str(faults)
-    options = JudgeOptions.of(OmegaConf.to_container(section, resolve=True))  # type: ignore[arg-type]
+    try:
+        section = OmegaConf.select(compose("objectives=tldr", f"judge={name}", *overrides), JUDGE)
+        section.faults = str(faults)
+        options = JudgeOptions.of(OmegaConf.to_container(section, resolve=True))  # type: ignore[arg-type]
+    except (NotComposed, OmegaConfBaseException) as fault:  # the latter if a variable is not set
+        raise JudgeError(str(fault)) from fault
     if options.base_url is None:
         raise JudgeError(
             f"--judge {name}: verl serves it only during training; serve it with vLLM and use judge=server"
@@ -244,6 +247,8 @@ def main() -> None:
         help="Hydra overrides of the first judge",
     )
     arguments = evaluation.parse(parser)
+    if not arguments.data.is_file():
+        parser.error(f"--data {arguments.data}: there is no such file")
     try:
         result = evaluate(arguments)
     except (JobFailed, JudgeError) as failure:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from recipes.common import reproduce
@@ -28,7 +29,7 @@ from recipes.tldr.table import TABLE, Cell
 from saw.rewards import JUDGE
 from saw.rewards.judge import JudgeOptions
 from saw.rewards.judge.options import JudgeError
-from saw.runs.compose import CONFIGS, compose
+from saw.runs.compose import CONFIGS, NotComposed, compose
 
 #: For the cost estimate: tokens of a question besides the post (rubric and two summaries), of a reply, and of a post if
 #: the data does not exist yet.
@@ -113,13 +114,17 @@ def check(arguments: argparse.Namespace) -> list[str]:
     if arguments.source and not Path(arguments.source).is_file():
         missing.append(f"--source {arguments.source}: there is no such file")
     missing += reproduce.check_machine(arguments, [("1.5b", cell.folder(seed)) for cell, seed in cells(arguments)])
+    try:
+        config = compose("experiment=tldr", *arguments.overrides)
+    except NotComposed as fault:
+        return missing if arguments.dry_run else [*missing, str(fault)]  # a dry run ends with the doctor, who names it
     for name in filter(None, (arguments.judge, arguments.second_judge)):
         if arguments.rehearse:
             continue
         try:
             options = judge_options(name, (), arguments.out / "faults.jsonl")
             if name == arguments.judge:
-                print(cost(arguments, options))
+                print(cost(arguments, config, options))
             if name != arguments.judge or not arguments.dry_run:  # a dry run ends with the doctor, which names the key
                 options.api_key()
         except (JudgeError, OmegaConfBaseException) as fault:  # the latter if a variable is not set
@@ -127,9 +132,8 @@ def check(arguments: argparse.Namespace) -> list[str]:
     return missing
 
 
-def cost(arguments: argparse.Namespace, options: JudgeOptions) -> str:
+def cost(arguments: argparse.Namespace, config: DictConfig, options: JudgeOptions) -> str:
     """A text with the judge's estimated cost, from the number of samples and the configured prices."""
-    config = compose("experiment=tldr", *arguments.overrides)
     report = arguments.out / "data" / "report.json"
     data = json.loads(report.read_text()) if report.exists() else {}
     rows = {split: data.get(split, {}).get("rows", default) for split, default in (("train", 2560), ("test", 256))}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import uuid
@@ -16,12 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from saw.doctor.lines import shortened
-from saw.machine.nodes import Node, Nodes
+from saw.machine.nodes import Node, Nodes, connect
 
 #: Time limit in seconds for connecting, and for all nodes to read a file.
 LIMIT = 90
-#: Time limit in seconds for connecting to the port.
-PORT_LIMIT = 5
 REFUSED = "the token is missing or wrong"
 #: Run as a script, so that Ray sends the function itself, and nodes need not have this package.
 SCRIPT = """
@@ -81,17 +78,6 @@ class Cluster(Nodes):
     nodes: Sequence[AskedNode] = ()
     folder: str = ""
     error: str | None = None
-
-
-def connect(address: str) -> None:
-    """Connect to the port of an address, if it names one; Ray itself would try for minutes.
-
-    Raises:
-        OSError: if the connection fails.
-    """
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=PORT_LIMIT).close()
 
 
 def ask(script: str, environ: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess:

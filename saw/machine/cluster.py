@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from saw.machine.nodes import Node, Nodes
+from saw.machine.nodes import Node, Nodes, connect
 
 ADDRESS = "ray_kwargs.ray_init.address"
 STORAGE = "transfer_queue.backend.SimpleStorage"
@@ -30,16 +30,24 @@ def running(config: DictConfig) -> str | None:
     started on this machine.
 
     Raises:
-        ValueError: for an invalid address, such as one of a Ray client.
+        ValueError: for an invalid address, such as one of a Ray client; and for none, if several clusters run here.
     """
+    return _found(ray_init(config).get("address"))
+
+
+def _found(given: str | None) -> str | None:
+    """The address that Ray's own code makes of the given one, or finds without one; None for a new cluster."""
     from ray._private.services import canonicalize_bootstrap_address
 
-    given = ray_init(config).get("address")
     try:
         return canonicalize_bootstrap_address(given)
-    except ValueError as error:
-        key, value = ("RAY_ADDRESS", os.environ.get("RAY_ADDRESS")) if given is None else (ADDRESS, given)
-        raise ValueError(f"{key} is {value!r}; expected HOST:PORT, auto or local (Ray: {error})") from None
+    except (ValueError, ConnectionError) as error:
+        raise ValueError(f"{_setting(given)}; expected HOST:PORT, auto or local (Ray: {error})") from None
+
+
+def _setting(given: str | None) -> str:
+    key, value = ("RAY_ADDRESS", os.environ.get("RAY_ADDRESS")) if given is None else (ADDRESS, given)
+    return f"{key} is {value!r}"
 
 
 def ray_init(config: DictConfig) -> DictConfig:
@@ -138,12 +146,22 @@ def nodes_of_the_cluster(address: str | None = None, resource: str = "GPU") -> t
     """The live nodes of a running Ray cluster, queried over a short connection.
 
     Args:
-        address (str | None): None finds it as ``ray.init`` does.
+        address (str | None): as configured; None finds it as ``ray.init`` does.
         resource (str): Ray's name for the accelerators.
+
+    Raises:
+        ValueError: if the address is invalid, or the cluster can't be reached.
     """
     import ray
 
-    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    try:
+        connect(_found(address) or "")
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except (OSError, ray.exceptions.AuthenticationError) as error:
+        raise ValueError(
+            f"{_setting(address)}, and no Ray cluster can be reached there ({error}); start it (docs/clusters.md), or "
+            "name another one"
+        ) from error
     try:
         found = [(node["NodeManagerHostname"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
     finally:
@@ -170,7 +188,7 @@ def available(config: DictConfig) -> Available:
     """The resources of the Ray that verl will start or join.
 
     Raises:
-        ConnectionError: if the cluster can't be reached.
+        ValueError: if the cluster can't be reached.
     """
     from verl.plugin.platform import get_platform
 

@@ -1,9 +1,13 @@
-"""Nodes of a Ray cluster; imports nothing, so that the doctor can use it in a broken environment."""
+"""Nodes of a Ray cluster; imports no other package, so that the doctor can use it in a broken environment."""
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+#: Time limit in seconds for connecting to the port.
+PORT_LIMIT = 5
 
 
 @dataclass(frozen=True)
@@ -35,3 +39,14 @@ class Nodes:
     def gpus(self) -> float:
         """Of all nodes."""
         return sum(node.gpus for node in self.nodes)
+
+
+def connect(address: str) -> None:
+    """Connect to the port of an address, if it names one; Ray itself would try for minutes.
+
+    Raises:
+        OSError: if the connection fails.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PORT_LIMIT).close()

@@ -40,10 +40,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"--gpu-memory is {arguments.gpu_memory:g}; expected a number above 0")
     known = arguments.model if arguments.model in ("1.5b", "3b") else "1.5b"
     method = [f"saw.method={arguments.method}"] if arguments.method else []
-    config = compose(f"experiment={arguments.experiment}", *method, *arguments.overrides)
     model = f"Qwen/Qwen2.5-{arguments.model}-Instruct" if arguments.model == known else arguments.model
     gpu_bytes = usable(arguments.gpu_memory) if arguments.gpu_memory else memory_of_a_gpu() or usable(80)
     try:
+        config = compose(f"experiment={arguments.experiment}", *method, *arguments.overrides)
         found = estimate(config, shape_of(model), arguments.gpus, arguments.flash_attn)
     except ValueError as fault:
         parser.error(str(fault))

@@ -58,8 +58,8 @@ def check(commands: Iterable[Sequence[str]], gpus: int) -> list[str]:
         experiments.setdefault(_experiment(command), command)
     results: dict[tuple[str, tuple[str, ...]], list[str]] = {}  # many experiments have the same result
     for name, command in experiments.items():
-        config = compose(*command)
         try:
+            config = compose(*command)
             found = estimate(config, shape_of(config.actor_rollout_ref.model.path), gpus)
             line, too_much = summary(found, gpu_bytes), fits(found, gpu_bytes)
         except ValueError as reason:

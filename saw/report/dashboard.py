@@ -64,8 +64,6 @@ def workspace(entity: str, project: str, objectives: Sequence[str]) -> ws.Worksp
         project (str): its project.
         objectives (Sequence[str]): names of the rewards.
     """
-    if not objectives:
-        raise ValueError("--objectives is empty; expected the names of the rewards, for example format,correctness")
     sections = [
         ws.Section(
             name=name,
@@ -143,10 +141,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--from", dest="source", type=Path, metavar="FILE", help="send what --offline has written")
     arguments = parser.parse_args(argv)
     if arguments.source:
-        board = read(arguments.source)
+        try:
+            board = read(arguments.source)
+        except (OSError, ValueError) as fault:
+            parser.error(f"--from {arguments.source}: {fault}")
         board.entity, board.project = arguments.entity or board.entity, arguments.project or board.project
     elif arguments.project:
         objectives = [name.strip() for name in arguments.objectives.split(",") if name.strip()]
+        if not objectives:
+            parser.error("--objectives is empty; expected the names of the rewards, for example format,correctness")
         board = workspace(arguments.entity, arguments.project, objectives)
     else:
         parser.error("expected --project or --from")

@@ -19,6 +19,10 @@ from omegaconf import DictConfig
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"  # in a checkout, a link to the folder
 
 
+class NotComposed(ValueError):
+    """There is no such configuration, or it has no such setting; the message is Hydra's."""
+
+
 def compose(*overrides: str, config_name: str = "train", config_dir: Path | None = None) -> DictConfig:
     """The primary configuration with overrides, for GPUs unless they set another platform.
 
@@ -28,6 +32,7 @@ def compose(*overrides: str, config_name: str = "train", config_dir: Path | None
         config_dir (Path | None): a further folder of configurations, as ``--config-dir``.
 
     Raises:
+        NotComposed: naming the override, or the file.
         ModuleNotFoundError: if verl, whose configuration the tree builds on, is not installed.
     """
     if not any(override.startswith("platform=") for override in overrides):
@@ -35,7 +40,10 @@ def compose(*overrides: str, config_name: str = "train", config_dir: Path | None
     folders = [_verls_configs(), *([config_dir.absolute()] if config_dir else [])]
     path = ",".join(f"'file://{folder}'" for folder in folders)
     with hydra.initialize_config_dir(str(CONFIGS), version_base=None):
-        return hydra.compose(config_name, overrides=[f"hydra.searchpath=[{path}]", *overrides])
+        try:
+            return hydra.compose(config_name, overrides=[f"hydra.searchpath=[{path}]", *overrides])
+        except HydraException as fault:
+            raise NotComposed(str(fault)) from fault
 
 
 def parse_override(override: str) -> Override:

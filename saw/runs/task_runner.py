@@ -19,6 +19,8 @@ from omegaconf import DictConfig
 from ray._private.state import actors
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from saw.faults import TrainingEnded
+
 logger = logging.getLogger(__name__)
 
 #: Seconds between two checks of the nodes.
@@ -27,7 +29,7 @@ INTERVAL = 5.0
 GRACE = 120.0
 
 
-class NodeLost(RuntimeError):
+class NodeLost(TrainingEnded):
     """A node that the training used has died, or can't be reached."""
 
 
@@ -110,6 +112,7 @@ def _raise_if_failed(run: Any, lost: list[str], config: DictConfig) -> None:
     try:
         ray.get(run)
     except ray.exceptions.RayError as error:
+        logger.error("the training's own error: %r", getattr(error, "cause", error))
         raise NodeLost(_message(lost, config)) from error
 
 

@@ -21,6 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from saw.faults import TrainingEnded, WrongVersion
 from saw.machine import accelerator, cluster, hub
 from saw.records import metrics_file
 from saw.runs import handover
@@ -267,13 +268,14 @@ def main(config: DictConfig) -> None:
 
 @hydra.main(config_path="pkg://saw.configs", config_name="train", version_base=None)
 def command(config: DictConfig) -> None:
-    """:func:`main` for a command line: a refused configuration is one message, without a traceback."""
+    """:func:`main` for a command line: a refused configuration, or our end of a training, is one message."""
     from saw.verl.config import ConfigError
 
     try:
         main(config)
-    except ConfigError as error:
-        raise SystemExit(f"saw: {error}") from None
+    except (ConfigError, TrainingEnded) as error:
+        # the text of Ray's copy of an error is another process's traceback
+        raise SystemExit(f"saw: {getattr(error, 'cause', error)}") from None
 
 
 def missing_experiment(arguments: Sequence[str]) -> str | None:
@@ -300,6 +302,7 @@ if __name__ == "__main__":
     os.environ["SAW_COMMAND"] = shlex.join(["python", "-m", "saw", "train", *sys.argv[1:]])
     try:
         prepare_environment()
-    except accelerator.AcceleratorError as error:
+        import verl  # noqa: F401  it loads the plug-in, which refuses other versions
+    except (accelerator.AcceleratorError, WrongVersion) as error:
         raise SystemExit(f"saw: {error}") from None
     command()

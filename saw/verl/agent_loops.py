@@ -13,8 +13,10 @@ from typing import Any
 
 import ray
 
+from saw.faults import TrainingEnded
 
-class AgentLoopDied(RuntimeError):
+
+class AgentLoopDied(TrainingEnded):
     """A process that generates samples has died, and its samples are lost."""
 
 

@@ -28,6 +28,8 @@ from verl.workers.engine.utils import postprocess_batch_func, prepare_micro_batc
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 from verl.workers.utils.padding import no_padding_2_padding
 
+from saw.verl.config import ConfigError
+
 #: The batch's field with each objective's advantages, shape ``(R, K)``.
 ADVANTAGES = "saw_objective_advantages"
 #: The batch's field that requests gradients; its value is a tuple of layers, empty for all.
@@ -138,12 +140,12 @@ def log_probs_and_gradients(
         losses (ObjectiveLosses): the loss of each objective.
 
     Raises:
-        ValueError: if no parameter belongs to the chosen layers, or the training uses loss scaling.
+        ConfigError: if no parameter belongs to the chosen layers, or the training uses loss scaling.
     """
     engine: Any = worker.engine  # verl's base class does not declare the FSDP engine's attributes
     config = worker.engine_config
     if getattr(engine, "scaler", None) is not None:
-        raise ValueError(
+        raise ConfigError(
             "actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype is float16, which needs loss scaling; "
             "the objectives' policy gradients do not support it: set it to bfloat16 or float32"
         )
@@ -198,7 +200,7 @@ def chosen_parameters(module: nn.Module, layers: Sequence[int]) -> list[nn.Param
             for all parameters.
 
     Raises:
-        ValueError: if one of the layers has no trainable parameter.
+        ConfigError: if one of the layers has no trainable parameter.
     """
     trainable = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     if not layers:
@@ -209,7 +211,7 @@ def chosen_parameters(module: nn.Module, layers: Sequence[int]) -> list[nn.Param
             of_layer.setdefault(number, []).append(parameter)
     for number in layers:
         if number not in of_layer:
-            raise ValueError(
+            raise ConfigError(
                 f"saw.options.gradient.layers has {number}, which is not a trainable layer of the model; "
                 f"it has {min(of_layer, default=None)} to {max(of_layer, default=None)}"
             )

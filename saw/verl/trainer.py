@@ -27,6 +27,7 @@ from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 
+from saw.faults import TrainingEnded
 from saw.method.advantage import objective_advantages
 from saw.method.objective import Objective
 from saw.method.registry import get_method
@@ -61,11 +62,11 @@ from saw.verl.weight_state import State
 logger = logging.getLogger(__name__)
 
 
-class TooManyMissing(RuntimeError):
+class TooManyMissing(TrainingEnded):
     """More of a step's rewards are missing than ``saw.max_missing`` allows."""
 
 
-class BadReward(RuntimeError):
+class BadReward(TrainingEnded):
     """A reward from which no advantage can be computed: infinite, below its minimum, not a number, or not returned."""
 
 

@@ -26,7 +26,7 @@ def check_version() -> None:
     """Refuse any other version of verl: the functions patched here are not a stable interface.
 
     Raises:
-        ImportError: naming the version found and the command that fixes it.
+        WrongVersion: naming the version found and the command that fixes it.
     """
     found = verl.__version__
     if found in VERSIONS:
@@ -39,6 +39,8 @@ def check_version() -> None:
     if os.environ.get(ANY) == "1":
         logger.warning("%s. Continuing, because %s is 1", message, ANY)
         return
+    from saw.faults import WrongVersion  # only now: every process that imports verl comes here
+
     # Logged as well: verl swallows an error raised while it loads an entry point.
     logger.error(message)
-    raise ImportError(message)
+    raise WrongVersion(message)

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qw
 from verl.utils.torch_functional import logprobs_from_logits
 
 from saw.machine import fused_kernels
-from tests.conftest import ROOT
+from tests.contract.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
 
@@ -88,14 +85,7 @@ def found(tmp_path_factory, models) -> dict[str, list[dict]]:
     folder = tmp_path_factory.mktemp("found")
     for name, content in (("rows", ROWS), ("cases", [{**PLAIN, **case} for case in CASES.values()])):
         (folder / f"{name}.json").write_text(json.dumps(content))
-    script = ROOT / "tests" / "contract" / "attention_by_case.py"
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}", str(script)),
-        *(str(models), str(folder / "rows.json"), str(folder / "cases.json"), str(folder)),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr[-5000:]
+    run_ranks("attention_by_case.py", RANKS, models, folder / "rows.json", folder / "cases.json", folder)
     ranks = [torch.load(folder / f"rank{rank}.pt") for rank in range(RANKS)]
     return {name: [rank[place] for rank in ranks] for place, name in enumerate(CASES)}
 

@@ -1,7 +1,7 @@
 """A Ray cluster of two nodes, without a training: where the task runner is, what a node sees, and how a loss shows.
 
-Contract: Ray 2.60 lists actors with their job and node, and marks a node as dead. The pipeline on two nodes is
-``tests/e2e/test_two_nodes.py``.
+Contract: Ray 2.60 lists actors with their job and node, marks a node as dead, and passes on the cause of an error. The
+pipeline on two nodes is ``tests/e2e/test_two_nodes.py``.
 """
 
 import threading
@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from saw.runs import cluster_checks, task_runner
 from saw.runs.task_runner import NodeLost, OnThisNode
+from saw.verl.config import ConfigError
 
 pytestmark = pytest.mark.slow
 LIMIT = 60
@@ -62,6 +63,22 @@ def test_a_transfer_queue_is_seen_from_another_job_until_it_ends(nodes):
     while cluster_checks._in_use():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_an_error_of_a_worker_arrives_as_itself(nodes):
+    """The start of a training shows the cause alone; each process on the way adds its traceback to the text."""
+
+    @ray.remote(num_cpus=0)
+    def worker() -> None:
+        raise ConfigError("saw.options.gradient.layers has 7")
+
+    @ray.remote(num_cpus=0)
+    def task_runner() -> None:
+        ray.get(worker.remote())
+
+    with pytest.raises(ConfigError, match=r"(?s)task_runner\(\).* in worker") as ended:
+        ray.get(task_runner.remote())
+    assert (type(ended.value.cause), str(ended.value.cause)) == (ConfigError, "saw.options.gradient.layers has 7")
 
 
 def test_the_loss_of_a_node_ends_a_training_that_would_wait_forever(nodes, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from saw.runs.process_tree import Job
-from tests.conftest import ROOT
+from tests.conftest import python_path
 
 #: Variable -> value; each must reach the workers, and those of the second table must be in no log.
 LOGGED = {"VERL_MARK": "mark-of-verl", "VLLM_MARK": "mark-of-vllm", "NCCL_MARK": "mark-of-nccl"}
@@ -118,7 +118,7 @@ def test_a_running_cluster_gets_paths_and_variables_and_logs_no_key(cluster, tmp
         *("data.val_files=[relative/test.parquet]", "actor_rollout_ref.model.path=relative/model"),
         *("trainer.default_local_dir=${oc.env:SAW_RUNS,runs}/out", "trainer.logger=[file]"),
     ]
-    variables = {"RAY_ADDRESS": address, "SAW_PLATFORM": "cpu", "SAW_RUNS": "relative", "PYTHONPATH": str(ROOT)}
+    variables = {"RAY_ADDRESS": address, "SAW_PLATFORM": "cpu", "SAW_RUNS": "relative", "PYTHONPATH": python_path()}
     started = subprocess.run(
         command,
         cwd=tmp_path,

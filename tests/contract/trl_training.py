@@ -1,6 +1,6 @@
 """Small trainings with TRL, for tests in one process and as a rank of ``torch.distributed.run``.
 
-python -m tests.contract.trl_training MODEL_FOLDER CASES_FILE RESULTS_FOLDER
+python trl_training.py MODEL_FOLDER CASES_FILE RESULTS_FOLDER
 """
 
 import json

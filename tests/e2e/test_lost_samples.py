@@ -112,3 +112,4 @@ def test_too_many_failed_rewards_stop_the_run(tmp_path, toy_data, toy_model):
     run = make_run(tmp_path, toy_data, toy_model, "saw.max_missing=0.01", "trainer.val_before_train=false")
     with pytest.raises(JobFailed, match=r"have no reward '(format|correctness)'.*saw\.max_missing is 0\.01"):
         run.follow(lambda step, metrics: None)
+    assert "\nsaw: step 1: " in run.log.read_text()  # the end of the command is that message, not a traceback

@@ -12,7 +12,7 @@ import torch
 from examples.calculator.prepare import write_data, write_model
 from saw.report import read_history
 from saw.runs.process_tree import TrainingJob
-from tests.conftest import ROOT
+from tests.conftest import ROOT, python_path
 from tests.e2e.test_pipeline import LIMIT, SAME_POLICY
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.full, pytest.mark.cpu_platform]
@@ -51,7 +51,7 @@ def test_turns_of_a_training(tmp_path):
         f"reward.custom_reward_function.path={ROOT / 'examples/calculator/reward.py'}",
         *(f"trainer.default_local_dir={tmp_path / 'checkpoints'}", "trainer.val_before_train=true"),
     ]
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    path = os.pathsep.join([str(tmp_path), python_path()])
     run = TrainingJob(command, tmp_path, LIMIT, environment={"PYTHONPATH": path, "VERL_USE_EXTERNAL_MODULES": "spy"})
     run.follow(lambda step, metrics: None)
     # verl logs a call that is no JSON as an error; a toy model makes one now and then

@@ -26,7 +26,7 @@ from recipes.quickstart import toy_model
 from saw.report import read_history
 from saw.runs.process_tree import JobFailed, TrainingJob, processes_of
 from saw.verl.patches.forked_workers import py_executable
-from tests.conftest import ROOT
+from tests.conftest import ROOT, python_path
 from tests.e2e.two_nodes import PORT, Node, two_nodes, why_not
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.full, pytest.mark.cpu_platform]
@@ -64,7 +64,7 @@ def nodes(tmp_path_factory) -> Iterator[tuple[Node, Node]]:
         pytest.skip(reason)
     names = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
     environment = {name: os.environ[name] for name in names if name in os.environ}
-    environment |= {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    environment |= {"PYTHONPATH": python_path(), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     base = tmp_path_factory.getbasetemp()
     with two_nodes(base / "nodes", [ROOT, base], environment) as (first, second):
         start(first, "--head", f"--port={PORT}", "--include-dashboard=false")
@@ -224,6 +224,7 @@ def check_a_lost_node(trainings: Trainings, first: Node, second: Node) -> None:
     ):
         run.follow(lose)
     assert time.monotonic() - lost_at < LOST_LIMIT
+    assert "\nsaw: the training ends" in run.log.read_text()  # that message, not a traceback
     wait_until_gone(first)
     assert trainings.saved() == 2
 

@@ -28,10 +28,11 @@ import saw.doctor.__main__ as doctor
 from recipes.common import reproduce
 from recipes.common.stages import Stage, gpus_of_a_node
 from saw.doctor import data, estimates, machine, services, software
-from saw.doctor.cluster import REFUSED, AskedNode, Cluster, connect, look
+from saw.doctor.cluster import REFUSED, AskedNode, Cluster, look
 from saw.doctor.lines import Line, can_start, examine, missing, ok, show, warning
 from saw.machine import environment
 from saw.machine.accelerator import Device, Found, cluster_address
+from saw.machine.nodes import connect
 from saw.machine.requirements import Problem
 from saw.memory import fit
 from saw.runs import inputs

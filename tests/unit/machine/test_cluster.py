@@ -4,6 +4,7 @@ import math
 import re
 
 import pytest
+import ray
 from omegaconf import OmegaConf
 
 from saw.machine import cluster
@@ -115,6 +116,7 @@ def test_the_own_ray_has_what_it_is_told_or_what_the_machine_has(monkeypatch):
 def test_a_running_cluster_is_asked(monkeypatch):
     asked = []
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(cluster, "connect", asked.append)
     monkeypatch.setattr("ray.init", lambda **options: asked.append(options["address"]))
     monkeypatch.setattr("ray.shutdown", lambda: asked.append("shutdown"))
     dead = {"Alive": False, "NodeManagerHostname": "c", "Resources": {"CPU": 1, "GPU": 1}}
@@ -123,7 +125,38 @@ def test_a_running_cluster_is_asked(monkeypatch):
     monkeypatch.setattr("ray.nodes", lambda: [*living, dead])
     found = cluster.available(composed_with(QUICKSTART))
     assert found == Available("the Ray cluster at 10.0.0.1:6379", (Node("a", 4, 2), Node("b", 4, 0)), own=False)
-    assert asked == [None, "shutdown"]
+    assert asked == ["10.0.0.1:6379", None, "shutdown"]
+
+
+@pytest.mark.parametrize("given", [None, "127.0.0.1:1"])
+def test_a_cluster_that_cannot_be_reached_is_named_by_its_key_and_at_once(monkeypatch, given):
+    """Kind: an internal traceback, minutes later."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray tries it for minutes"))
+    key = "RAY_ADDRESS" if given is None else "ray_kwargs.ray_init.address"
+    with pytest.raises(ValueError, match=rf"^{key} is '127\.0\.0\.1:1', and no Ray cluster can be reached"):
+        cluster.available(composed_with(QUICKSTART, {"ray_kwargs.ray_init.address": given}))
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no answer"), ray.exceptions.AuthenticationError("no token")])
+def test_a_cluster_that_does_not_let_us_in_is_named_by_its_key(monkeypatch, error):
+    def init(**_):
+        raise error
+
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(cluster, "connect", lambda address: None)
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(ValueError, match=r"^RAY_ADDRESS is '10\.0\.0\.1:6379', and no Ray cluster .*no (answer|token)"):
+        cluster.available(composed_with(QUICKSTART))
+
+
+def test_several_clusters_on_this_machine_are_a_fault_of_the_address(monkeypatch):
+    def find(temp_dir):
+        raise ConnectionError("two clusters run")
+
+    monkeypatch.setattr("ray._private.services.find_bootstrap_address", find)
+    with pytest.raises(ValueError, match=r"RAY_ADDRESS is None; expected HOST:PORT.*two clusters run"):
+        running(composed_with(QUICKSTART))
 
 
 @pytest.mark.parametrize(

@@ -408,6 +408,17 @@ def test_the_command_line_s_status_says_whether_it_fits(capsys):
     assert "does not fit: update: loss" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("options", "fault"), [(["nokey=1"], "'nokey'"), (["--experiment", "nope"], "experiment/nope")]
+)
+def test_a_configuration_that_does_not_compose_is_named(options, fault, capsys):
+    with pytest.raises(SystemExit):
+        main(options)
+    assert fault in capsys.readouterr().err
+    assert memory.check([["experiment=toolrl", "nokey=1"]], 4) == []  # the doctor, who comes next, names it
+    assert "no estimate: Could not override 'nokey'" in capsys.readouterr().out
+
+
 def test_the_document_s_tables_are_the_code_s():
     """Kind: a formula changed but the text did not; python -m saw.memory --document prints the tables."""
     text = (ROOT / "docs" / "memory.md").read_text()

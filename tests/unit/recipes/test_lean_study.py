@@ -92,6 +92,17 @@ def test_a_setting_that_is_not_implemented_is_refused(key, value):
         lean.settings_of(config)
 
 
+@pytest.mark.parametrize(
+    ("override", "fault"), [("nokey=1", "'nokey'"), ("saw.options.ema=0.5", "saw.options.ema is 0.5")]
+)
+def test_the_command_names_what_it_cannot_do_before_it_makes_anything(override, fault, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SAW_RUNS", str(tmp_path / "runs"))
+    with pytest.raises(SystemExit):
+        lean_study.main([override])
+    assert fault in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_method_that_compares_gradients_is_refused():
     with pytest.raises(ValueError, match=r"saw\.method is 'gradient_grpo'"):
         lean.settings_of(compose("experiment=study", "saw.method=gradient_grpo"))

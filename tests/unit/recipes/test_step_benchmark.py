@@ -1,7 +1,10 @@
 """The step-time benchmark's table, by hand, and the committed one against its numbers."""
 
+import pytest
+
 from benchmarks import step
 from saw.report.tables import write_csv
+from saw.runs.process_tree import JobFailed
 from tests.conftest import ROOT
 
 RESULT = ROOT / "results" / "step_benchmark"
@@ -24,6 +27,16 @@ def test_a_step_is_compared_with_the_first_method_s_of_its_round(tmp_path):
     assert "n = 3 steps each" in text
     write_csv(tmp_path / "steps.csv", rows)
     assert step.table(step.read(tmp_path / "steps.csv")) == text
+
+
+def test_a_training_that_fails_is_one_message(monkeypatch):
+    def run(folder, names, arguments):
+        raise JobFailed("ended with exit code 1; the end of its log")
+
+    monkeypatch.setattr(step, "run", run)
+    monkeypatch.setattr("sys.argv", ["step"])
+    with pytest.raises(SystemExit, match="the end of its log"):
+        step.main()
 
 
 def test_the_committed_table_is_what_its_numbers_give():

@@ -8,6 +8,7 @@ import pytest
 from recipes.common import reproduce as common
 from recipes.tldr import reproduce
 from recipes.tldr.evaluate import agreement, describe, judge_options, texts
+from recipes.tldr.evaluate import main as evaluate_main
 from recipes.tldr.table import TABLE
 from saw.rewards.judge import Verdict
 from saw.rewards.judge.options import JudgeError
@@ -220,6 +221,27 @@ def test_wrong_options_are_refused(ready, options, fault, capsys):
     with pytest.raises(SystemExit):
         reproduce.parse([*ready, *options])
     assert fault in capsys.readouterr().err
+
+
+def test_an_override_that_does_not_exist_is_named_before_anything_runs(ready):
+    assert any("'nokey'" in line for line in missing([*ready, "nokey=1"]))
+    assert missing([*ready, "--dry-run", "nokey=1"]) == []  # it ends with the doctor, who names it
+
+
+def test_a_judge_that_cannot_be_configured_is_named(tmp_path, monkeypatch):
+    monkeypatch.delenv("JUDGE_URL", raising=False)
+    for name, overrides, fault in (("gemini", ["nokey=1"], "'nokey'"), ("server", [], "'JUDGE_URL' not found")):
+        with pytest.raises(JudgeError, match=fault):
+            judge_options(name, overrides, tmp_path / "faults")
+
+
+def test_data_that_does_not_exist_is_named(tmp_path, monkeypatch, capsys):
+    folders = ("--model", str(tmp_path), "--out", str(tmp_path / "out"))
+    monkeypatch.setattr("sys.argv", ["evaluate", *folders, "--data", "nowhere.parquet"])
+    with pytest.raises(SystemExit):
+        evaluate_main()
+    assert "--data nowhere.parquet: there is no such file" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_judge_that_only_verl_serves_cannot_evaluate(tmp_path):

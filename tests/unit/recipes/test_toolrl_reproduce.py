@@ -85,6 +85,11 @@ def test_what_is_missing_is_named(ready, options, fault):
     assert any(fault in line for line in reproduce.check(reproduce.parse([*ready, *options])))
 
 
+def test_a_cluster_that_cannot_be_reached_is_missing(ready, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "nonsense")
+    assert any("RAY_ADDRESS is 'nonsense'; expected" in line for line in reproduce.check(reproduce.parse(ready)))
+
+
 @pytest.mark.parametrize(
     ("options", "fault"),
     [([], "--source"), (["--source", "absent.json"], "absent.json: there is no such file"), (["--rehearse"], None)],

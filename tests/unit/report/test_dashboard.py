@@ -1,6 +1,8 @@
 """The wandb dashboard, offline: against the library's own schema, and against a server that this test plays."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -69,6 +71,17 @@ def test_a_second_call_updates_what_the_first_created(monkeypatch):
     assert "saw/b/mean" in next(iter(stored.values()))["spec"]
 
 
-def test_no_objectives_is_an_error():
-    with pytest.raises(ValueError, match="--objectives is empty"):
-        dashboard.workspace("me", "p", [])
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        (["--project", "p", "--objectives", ","], "--objectives is empty"),
+        (["--from", "nowhere.json"], "--from nowhere.json: .*No such file"),
+        (["--from", "cut.json"], "(?s)--from cut.json: .*Invalid JSON"),
+    ],
+)
+def test_bad_options_are_named(options, fault, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("cut.json").write_text('{"spec"')
+    with pytest.raises(SystemExit):
+        dashboard.main(options)
+    assert re.search(fault, capsys.readouterr().err)

@@ -21,7 +21,7 @@ ROOMS = {
     "saw.trl": {"saw.method", "saw.records"},
     "saw.slime": {"saw.method"},
     "saw.memory": {"saw.machine", "saw.method", "saw.report", "saw.runs", "saw.verl"},
-    "saw.runs": {"saw.verl", "saw.rewards", "saw.records", "saw.machine"},
+    "saw.runs": {"saw.faults", "saw.verl", "saw.rewards", "saw.records", "saw.machine"},
     "saw.report": {"saw.records"},
     "saw.doctor": {"saw.machine", "saw.memory", "saw.method", "saw.rewards", "saw.runs", "saw.verl"},
     "saw.cli": set(),

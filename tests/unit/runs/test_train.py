@@ -11,11 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hydra.types import RunMode
+from ray.exceptions import RayTaskError
 
 import saw.verl  # noqa: F401  it wraps verl's check
 from saw.rewards import JUDGE
 from saw.runs import inputs, train
+from saw.runs.task_runner import NodeLost
+from saw.verl.agent_loops import AgentLoopDied
 from saw.verl.config import ConfigError
+from saw.verl.trainer import BadReward, TooManyMissing
 from tests.configs import EXPERIMENTS, composed_with
 
 QUICKSTART = ("experiment=quickstart",)
@@ -617,6 +621,31 @@ def test_the_command_shows_a_refusal_without_a_traceback(configured, changes, wo
     assert str(ended.value).startswith("saw: ")
     for word in words:
         assert word in str(ended.value)
+
+
+def of_another_process(error: Exception) -> Exception:
+    """An error as Ray raises it here; its text is the traceback."""
+    return RayTaskError("run", "Traceback (most recent call last):\n  ...", error).as_instanceof_cause()
+
+
+@pytest.mark.parametrize("error", [ConfigError, NodeLost, TooManyMissing, BadReward, AgentLoopDied])
+@pytest.mark.parametrize("raised", [lambda error: error, of_another_process], ids=["here", "in another process"])
+def test_the_command_shows_why_a_training_ended_without_a_traceback(configured, monkeypatch, error, raised):
+    def run_ppo(config, task_runner_class):
+        raise raised(error("step 3: why. The same command resumes."))
+
+    monkeypatch.setattr("verl.trainer.main_ppo.run_ppo", run_ppo)
+    with pytest.raises(SystemExit, match=r"^saw: step 3: why\. The same command resumes\.$"):
+        train.command(configured())
+
+
+def test_an_error_of_another_process_that_is_not_ours_keeps_its_traceback(configured, monkeypatch):
+    def run_ppo(config, task_runner_class):
+        raise of_another_process(RuntimeError("a bug"))
+
+    monkeypatch.setattr("verl.trainer.main_ppo.run_ppo", run_ppo)
+    with pytest.raises(RayTaskError):
+        train.command(configured())
 
 
 def test_an_error_of_the_user_s_own_code_keeps_its_traceback(configured, tmp_path):

@@ -1,6 +1,9 @@
 """What an older verl lacks, by a stand-in of it: its validation, its group filter, its asynchronous trainer."""
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -10,6 +13,7 @@ from saw.verl.config import ConfigError, Settings
 from saw.verl.config_checks import check_config
 from saw.verl.trainer import SAWTrainer
 from tests.configs import compose
+from tests.conftest import ROOT
 from tests.unit.verl.test_async import COLOCATE, SEPARATE, quickstart
 
 NAN = math.nan
@@ -65,6 +69,23 @@ def test_a_trainer_that_is_another_is_refused(monkeypatch):
     with pytest.raises(ConfigError, match=r"trainer_mode is 'saw_separate_async', which needs verl 0\.9\.1.*'saw'"):
         check_config(quickstart(SEPARATE))
     assert check_config(quickstart(COLOCATE)) is not None
+
+
+def test_a_training_with_another_verl_ends_with_one_message(tmp_path):
+    other = tmp_path / "verl"
+    other.mkdir()
+    (other / "__init__.py").write_text("__version__ = '0.8.0'\nimport saw.verl\n")
+    ended = subprocess.run(
+        [sys.executable, "-m", "saw.runs.train", "experiment=quickstart"],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "SAW_PLATFORM": "cpu"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 1
+    assert "\nsaw: the SAW plug-in needs verl 0.9.0 or 0.9.1, but verl 0.8.0 is installed" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.parametrize(("metric", "allowed"), [("reward", False), ("score", True), ("format", True)])
