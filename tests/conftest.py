@@ -17,6 +17,8 @@ import yaml
 
 from saw.machine import accelerator
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # with a thread for each core in every process, they wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[1]
 #: Numbers that the released code computed, see its README.md.
 GOLDEN = ROOT / "tests" / "golden"

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qw
 from verl.utils.torch_functional import logprobs_from_logits
 
 from saw.machine import fused_kernels
-from tests.conftest import ROOT
+from tests.contract.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
 
@@ -88,21 +85,14 @@ def found(tmp_path_factory, models) -> dict[str, list[dict]]:
     folder = tmp_path_factory.mktemp("found")
     for name, content in (("rows", ROWS), ("cases", [{**PLAIN, **case} for case in CASES.values()])):
         (folder / f"{name}.json").write_text(json.dumps(content))
-    script = ROOT / "tests" / "contract" / "attention_by_case.py"
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}", str(script)),
-        *(str(models), str(folder / "rows.json"), str(folder / "cases.json"), str(folder)),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr[-5000:]
-    ranks = [torch.load(folder / f"rank{rank}.pt") for rank in range(RANKS)]
-    return {name: [rank[place] for rank in ranks] for place, name in enumerate(CASES)}
+    run_ranks("attention_by_case", RANKS, models, folder / "rows.json", folder / "cases.json", folder)
+    by_rank = [torch.load(folder / f"rank{rank}.pt") for rank in range(RANKS)]
+    return {name: [rank[place] for rank in by_rank] for place, name in enumerate(CASES)}
 
 
-def in_order(ranks: list[dict], key: str) -> list[Tensor]:
+def in_order(by_rank: list[dict], key: str) -> list[Tensor]:
     """A field of all rows, in the original order: the ranks took them in turn."""
-    return [ranks[place % RANKS][key][place // RANKS] for place in range(len(ROWS))]
+    return [by_rank[place % RANKS][key][place // RANKS] for place in range(len(ROWS))]
 
 
 @functools.cache
@@ -125,12 +115,14 @@ def by_autograd(path: Path) -> tuple[list[Tensor], dict[str, Tensor]]:
 
 @pytest.mark.parametrize("name", FLOAT32)
 def test_log_probabilities_and_gradients_are_those_of_each_row_by_itself(found, models, name):
-    ranks = found[name]
+    by_rank = found[name]
     log_probs, gradients = by_autograd(models / (CASES[name].get("model", "qwen2")))
-    for ours, alone, expected in zip(in_order(ranks, "log_probs"), in_order(ranks, "alone"), log_probs, strict=True):
+    for ours, alone, expected in zip(
+        in_order(by_rank, "log_probs"), in_order(by_rank, "alone"), log_probs, strict=True
+    ):
         torch.testing.assert_close(ours.double(), expected, atol=2e-5, rtol=0)
         torch.testing.assert_close(ours, alone, atol=1e-5, rtol=0)  # whatever rows are packed with it
-    for rank in ranks:
+    for rank in by_rank:
         assert rank["gradients"].keys() == gradients.keys()
         for parameter, expected in gradients.items():
             drift = (rank["gradients"][parameter].double() - expected).norm() / expected.norm()

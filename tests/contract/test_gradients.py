@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +11,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from saw.method.weighting import clip_norms
 from saw.verl.gradients import chosen_parameters, gram_matrix
-from tests.conftest import ROOT
+from tests.contract.ranks import run_ranks
 
 TEMPERATURE = 0.7
 ROWS = [
@@ -106,14 +103,8 @@ def found_by_ranks(folder: Path, model: Path, cases: list[dict], ranks: int, **e
     """For each rank, the cases with its worker's results; the environment sets the device."""
     for name, content in (("rows", ROWS), ("cases", cases)):
         (folder / f"{name}.json").write_text(json.dumps(content))
-    script = ROOT / "tests" / "contract" / "gradients_by_rank.py"
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", str(script)),
-        *(str(model), str(folder / "rows.json"), str(folder / "cases.json"), str(folder)),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr[-5000:]
+    files = folder / "rows.json", folder / "cases.json"
+    run_ranks("gradients_by_rank", ranks, model, *files, folder, **environment)
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(ranks)]
 
 

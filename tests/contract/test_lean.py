@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from data_prep.toy_toolrl import make_rows
 from recipes.study import lean
 from tests.configs import compose
-from tests.conftest import ROOT
+from tests.contract.ranks import run_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.cpu_platform]
 #: As in lean_by_verl.py: the second step takes rows of the second epoch.
@@ -25,14 +22,7 @@ ROWS = 24
 def by_verl(request, tmp_path_factory, toy_model) -> tuple[str, list[dict], dict[str, torch.Tensor]]:
     """A method, and the steps and last weights of ``lean_by_verl.py``."""
     folder = tmp_path_factory.mktemp(request.param)
-    script = ROOT / "tests" / "contract" / "lean_by_verl.py"
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", str(script)),
-        *(str(toy_model), request.param, str(folder)),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr[-5000:]
+    run_ranks("lean_by_verl", 1, toy_model, request.param, folder, CUDA_VISIBLE_DEVICES="")
     return request.param, json.loads((folder / "steps.json").read_text()), torch.load(folder / "weights.pt")
 
 

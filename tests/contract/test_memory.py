@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -20,7 +17,7 @@ from verl.utils.experimental.torch_functional import _fused_linear_for_ppo_bwd
 from saw.memory import Estimate, Shape, estimate, read_settings, shape_of
 from saw.memory.phases import FUSED_COPIES, LOGITS_COPIES
 from saw.runs.compose import compose
-from tests.conftest import ROOT
+from tests.contract.ranks import run_ranks
 
 
 def peak(run) -> int:
@@ -243,14 +240,7 @@ def test_verl_holds_the_weights_gradients_and_moments_of_the_estimate(tmp_path, 
     )
     Qwen2ForCausalLM(config).save_pretrained(tmp_path / "model")
     (tmp_path / "cases.json").write_text(json.dumps(CASES))
-    script = ROOT / "tests" / "contract" / "memory_by_rank.py"
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", str(script)),
-        *(str(tmp_path / "model"), str(tmp_path / "cases.json"), str(tmp_path)),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr[-5000:]
+    run_ranks("memory_by_rank", ranks, tmp_path / "model", tmp_path / "cases.json", tmp_path)
     for case in json.loads((tmp_path / "rank0.json").read_text()):
         composed = compose(
             "experiment=toolrl",

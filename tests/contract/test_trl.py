@@ -6,10 +6,8 @@ It is only collected where TRL is installed; ``test_trl_versions.py`` runs it el
 import json
 import logging
 import math
-import os
 import re
 import runpy
-import subprocess
 import sys
 from dataclasses import replace
 from importlib.metadata import version
@@ -28,6 +26,7 @@ from saw.trl.settings import Settings
 from saw.trl.trainer import STATE
 from saw.trl.version import OLDEST, check_version
 from tests.conftest import ROOT
+from tests.contract.ranks import run_ranks
 from tests.contract.trl_training import GROUP, NAMES, OBJECTIVES, both_advantages, make_trainer, rewards_of
 from tests.methods import own_options
 
@@ -82,14 +81,7 @@ def test_two_ranks(toy_model, tmp_path):
     cases = [{"aggregation": name, "method": method, "options": TRL} for name, method in SAME.items()]
     cases.append({"method": "saw_gdpo"})
     (tmp_path / "cases.json").write_text(json.dumps(cases))
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
-        *("-m", "tests.contract.trl_training", str(toy_model), str(tmp_path / "cases.json"), str(tmp_path)),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-5000:]
+    run_ranks("trl_training", 2, toy_model, tmp_path / "cases.json", tmp_path, CUDA_VISIBLE_DEVICES="")
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
     for rank in ranks:
         for case in rank[:2]:
