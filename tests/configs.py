@@ -1,6 +1,7 @@
 """Compose configurations of the shipped tree."""
 
 import functools
+import io
 import pickle
 import re
 from collections.abc import Mapping
@@ -40,6 +41,20 @@ def composed_with(overrides: tuple[str, ...], changes: Mapping[str, Any] | None 
     for key, value in (changes or {}).items():
         OmegaConf.update(config, key, value, force_add=True)
     return config
+
+
+def keep_parsed_files() -> None:
+    """From now on, OmegaConf parses a text once in this process; a third of the time of a composition."""
+    load = OmegaConf.load
+
+    @functools.cache
+    def parsed(text: str | bytes) -> bytes:
+        return pickle.dumps(load(io.StringIO(text) if isinstance(text, str) else io.BytesIO(text)))
+
+    def load_kept(file: Any) -> Any:
+        return pickle.loads(parsed(file.read())) if hasattr(file, "read") else load(file)
+
+    OmegaConf.load = staticmethod(load_kept)
 
 
 @functools.lru_cache(maxsize=256)

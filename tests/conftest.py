@@ -16,6 +16,7 @@ import setuptools  # noqa: F401  refuses to be imported once something else has 
 import yaml
 
 from saw.machine import accelerator
+from tests.configs import keep_parsed_files
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # with a thread for each core in every process, they wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -39,6 +40,7 @@ NEEDS = {
 }
 # Hundreds of tests compose a configuration, and libyaml reads the files in a quarter of the time.
 yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+keep_parsed_files()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
