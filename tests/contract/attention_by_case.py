@@ -1,6 +1,6 @@
-"""One rank of verl's actor under several attentions, started by ``torch.distributed.run``: saves its results.
+"""One rank of verl's actor under several attentions, started by ``tests/contract/ranks.py``: saves its results.
 
-python attention_by_case.py MODELS_FOLDER ROWS_FILE CASES_FILE RESULTS_FOLDER
+python -m tests.contract.ranks RANKS attention_by_case MODELS_FOLDER ROWS_FILE CASES_FILE RESULTS_FOLDER
 """
 
 import json
@@ -129,7 +129,3 @@ def main() -> None:
         except RuntimeError as error:
             found.append({"error": str(error)})
     torch.save(found, Path(results, f"rank{worker.rank}.pt"))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
-"""One rank of verl's actor, started by ``torch.distributed.run``: writes its results as JSON.
+"""One rank of verl's actor, started by ``tests/contract/ranks.py``: writes its results as JSON.
 
-python gradients_by_rank.py MODEL_FOLDER ROWS_FILE CASES_FILE RESULTS_FOLDER
+python -m tests.contract.ranks RANKS gradients_by_rank MODEL_FOLDER ROWS_FILE CASES_FILE RESULTS_FOLDER
 
 On a CPU, unless VERL_PLATFORM is set. vLLM is not needed.
 """
@@ -64,7 +64,3 @@ def main() -> None:
         worker = worker_of(model, case["micro_batch"], case["checkpointing"], **case.get("engine", {}))
         case["found"] = find(worker, rows, case["layers"], case["reduction"])
     Path(results, f"rank{worker.rank}.json").write_text(json.dumps(cases))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
-"""Two steps of the study's training with given samples, by verl's own parts; started by ``torch.distributed.run``.
+"""Two steps of the study's training with given samples, by verl's own parts; started by ``tests/contract/ranks.py``.
 
-python lean_by_verl.py MODEL_FOLDER METHOD RESULTS_FOLDER
+python -m tests.contract.ranks RANKS lean_by_verl MODEL_FOLDER METHOD RESULTS_FOLDER
 
 The configuration is the study's. verl's data set and sampler choose the rows, the reward manager scores the samples,
 the estimator weights them, and verl's actor under FSDP2 computes log-probabilities and the update. Only the samples are
@@ -144,7 +144,3 @@ def main() -> None:
     (results / "steps.json").write_text(json.dumps(steps))
     weights, _ = worker.actor.engine.get_per_tensor_param()
     torch.save(dict(weights), results / "weights.pt")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
-"""One rank of verl's actor, started by ``torch.distributed.run``: counts the bytes it holds, as JSON.
+"""One rank of verl's actor, started by ``tests/contract/ranks.py``: counts the bytes it holds, as JSON.
 
-python memory_by_rank.py MODEL_FOLDER CASES_FILE RESULTS_FOLDER
+python -m tests.contract.ranks RANKS memory_by_rank MODEL_FOLDER CASES_FILE RESULTS_FOLDER
 """
 
 import json
@@ -73,7 +73,3 @@ def main() -> None:
         case["found"] = backward(worker, synchronise=True)
         case["found"] |= backward(worker_of(model, case["model_dtype"]), synchronise=False)
     Path(results, f"rank{worker.rank}.json").write_text(json.dumps(cases))
-
-
-if __name__ == "__main__":
-    main()

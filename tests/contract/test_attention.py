@@ -85,14 +85,14 @@ def found(tmp_path_factory, models) -> dict[str, list[dict]]:
     folder = tmp_path_factory.mktemp("found")
     for name, content in (("rows", ROWS), ("cases", [{**PLAIN, **case} for case in CASES.values()])):
         (folder / f"{name}.json").write_text(json.dumps(content))
-    run_ranks("attention_by_case.py", RANKS, models, folder / "rows.json", folder / "cases.json", folder)
-    ranks = [torch.load(folder / f"rank{rank}.pt") for rank in range(RANKS)]
-    return {name: [rank[place] for rank in ranks] for place, name in enumerate(CASES)}
+    run_ranks("attention_by_case", RANKS, models, folder / "rows.json", folder / "cases.json", folder)
+    by_rank = [torch.load(folder / f"rank{rank}.pt") for rank in range(RANKS)]
+    return {name: [rank[place] for rank in by_rank] for place, name in enumerate(CASES)}
 
 
-def in_order(ranks: list[dict], key: str) -> list[Tensor]:
+def in_order(by_rank: list[dict], key: str) -> list[Tensor]:
     """A field of all rows, in the original order: the ranks took them in turn."""
-    return [ranks[place % RANKS][key][place // RANKS] for place in range(len(ROWS))]
+    return [by_rank[place % RANKS][key][place // RANKS] for place in range(len(ROWS))]
 
 
 @functools.cache
@@ -115,12 +115,14 @@ def by_autograd(path: Path) -> tuple[list[Tensor], dict[str, Tensor]]:
 
 @pytest.mark.parametrize("name", FLOAT32)
 def test_log_probabilities_and_gradients_are_those_of_each_row_by_itself(found, models, name):
-    ranks = found[name]
+    by_rank = found[name]
     log_probs, gradients = by_autograd(models / (CASES[name].get("model", "qwen2")))
-    for ours, alone, expected in zip(in_order(ranks, "log_probs"), in_order(ranks, "alone"), log_probs, strict=True):
+    for ours, alone, expected in zip(
+        in_order(by_rank, "log_probs"), in_order(by_rank, "alone"), log_probs, strict=True
+    ):
         torch.testing.assert_close(ours.double(), expected, atol=2e-5, rtol=0)
         torch.testing.assert_close(ours, alone, atol=1e-5, rtol=0)  # whatever rows are packed with it
-    for rank in ranks:
+    for rank in by_rank:
         assert rank["gradients"].keys() == gradients.keys()
         for parameter, expected in gradients.items():
             drift = (rank["gradients"][parameter].double() - expected).norm() / expected.norm()

@@ -103,8 +103,8 @@ def found_by_ranks(folder: Path, model: Path, cases: list[dict], ranks: int, **e
     """For each rank, the cases with its worker's results; the environment sets the device."""
     for name, content in (("rows", ROWS), ("cases", cases)):
         (folder / f"{name}.json").write_text(json.dumps(content))
-    files = (folder / "rows.json", folder / "cases.json")
-    run_ranks("gradients_by_rank.py", ranks, model, *files, folder, **environment)
+    files = folder / "rows.json", folder / "cases.json"
+    run_ranks("gradients_by_rank", ranks, model, *files, folder, **environment)
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(ranks)]
 
 

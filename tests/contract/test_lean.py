@@ -22,7 +22,7 @@ ROWS = 24
 def by_verl(request, tmp_path_factory, toy_model) -> tuple[str, list[dict], dict[str, torch.Tensor]]:
     """A method, and the steps and last weights of ``lean_by_verl.py``."""
     folder = tmp_path_factory.mktemp(request.param)
-    run_ranks("lean_by_verl.py", 1, toy_model, request.param, folder, CUDA_VISIBLE_DEVICES="")
+    run_ranks("lean_by_verl", 1, toy_model, request.param, folder, CUDA_VISIBLE_DEVICES="")
     return request.param, json.loads((folder / "steps.json").read_text()), torch.load(folder / "weights.pt")
 
 

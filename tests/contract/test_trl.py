@@ -81,7 +81,7 @@ def test_two_ranks(toy_model, tmp_path):
     cases = [{"aggregation": name, "method": method, "options": TRL} for name, method in SAME.items()]
     cases.append({"method": "saw_gdpo"})
     (tmp_path / "cases.json").write_text(json.dumps(cases))
-    run_ranks("trl_training.py", 2, toy_model, tmp_path / "cases.json", tmp_path, CUDA_VISIBLE_DEVICES="")
+    run_ranks("trl_training", 2, toy_model, tmp_path / "cases.json", tmp_path, CUDA_VISIBLE_DEVICES="")
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
     for rank in ranks:
         for case in rank[:2]:

@@ -1,6 +1,6 @@
-"""Small trainings with TRL, for tests in one process and as a rank of ``torch.distributed.run``.
+"""Small trainings with TRL, for tests in one process and as a rank of ``tests/contract/ranks.py``.
 
-python trl_training.py MODEL_FOLDER CASES_FILE RESULTS_FOLDER
+python -m tests.contract.ranks RANKS trl_training MODEL_FOLDER CASES_FILE RESULTS_FOLDER
 """
 
 import json
@@ -141,7 +141,3 @@ def main() -> None:
     ]
     (Path(results) / f"rank{rank}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""verl's actor worker and its batches, for the scripts that ``torch.distributed.run`` starts.
+"""verl's actor worker and its batches, for what ``tests/contract/ranks.py`` starts.
 
 On a CPU, unless VERL_PLATFORM is set. Import it before anything of verl, because it sets verl's environment.
 """

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import plotly.graph_objects as go
 import pytest
 from plotly.offline import get_plotlyjs
 
@@ -135,6 +136,19 @@ def test_a_report_has_its_tables_figures_and_page(runs, tmp_path, capsys):
     own = page.replace(get_plotlyjs(), "")
     assert "http" not in own
     assert "<script src" not in own
+    charts = charts_of(own)
+    assert [bool(chart.data) for chart in charts] == [True] * own.count("plotly-graph-div")
+    assert {trace.type for chart in charts for trace in chart.data} == {"scatter", "bar"}
+    assert all(len(chart.layout.template.layout.colorway) == 10 for chart in charts)
+
+
+def charts_of(page: str) -> list[go.Figure]:
+    """The charts of a page, whose names and values plotly checks: plotly.js passes over what it does not know."""
+    decode, charts = json.JSONDecoder().raw_decode, []
+    for place in (found.end() for found in re.finditer(r'Plotly\.newPlot\(\s*"[^"]+",\s*', page)):
+        data, end = decode(page, place)
+        charts.append(go.Figure(data, decode(page, page.index("{", end))[0]))
+    return charts
 
 
 def test_a_reward_that_is_always_0_is_drawn(tmp_path):

@@ -2,7 +2,11 @@
 
 import pytest
 import torch
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
+from omegaconf.errors import ConfigAttributeError
 from verl.trainer.ppo.core_algos import compute_policy_loss_vanilla
 from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl.utils.config import omega_conf_to_dataclass, validate_config
@@ -11,7 +15,7 @@ from verl.workers.config import ActorConfig
 from recipes.common.reproduce import METHODS, READINGS
 from saw.method import registry as methods
 from saw.verl.config_checks import check_config
-from tests.configs import EXPERIMENTS, compose
+from tests.configs import CONFIGS, EXPERIMENTS, compose
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +52,30 @@ def test_every_method_is_one_override(method):
 def test_the_tree_does_not_depend_on_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert compose("experiment=quickstart").algorithm.adv_estimator == "saw"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("experiment=toolrl", "saw.method=gdpo", "+saw.objectives.length={minimum: 0}", "data.seed=3"),
+        ("++data.seed=4", "saw.options.profile={group_eps: 1e-4, whitening: samples}", "+mine.list=[1, ${data.seed}]"),
+        ("experiment=quickstart", "~data.seed", "~reward.custom_reward_function=null", "reading=as_released"),
+    ],
+)
+def test_the_tests_compose_as_hydra_does(overrides):
+    """Kind: tests of a configuration that no training would get."""
+    overrides = ("platform=cpu", *overrides)
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        expected = hydra_compose("train", overrides=list(overrides))
+    found = compose(*overrides)
+    assert OmegaConf.to_yaml(found) == OmegaConf.to_yaml(expected)
+    for config in (found, expected):
+        with pytest.raises(ConfigAttributeError):
+            config.data.no_such_key = 1
+    found.data.train_files = "changed"
+    assert compose(*overrides).data == expected.data
+    with pytest.raises(ConfigCompositionException, match=r"data\.no_such_key"):
+        compose("data.no_such_key=1")
 
 
 #: Name of a training of the paper's tables -> its overrides.

@@ -41,7 +41,7 @@ def gpu(model):
 
 
 def changed(base: tuple[str, ...], *overrides: str) -> DictConfig:
-    """A configuration with overrides; composing it for every test would take five times as long."""
+    """A configuration with overrides that may add a key, without a plus."""
     config = compose(*base)
     OmegaConf.set_struct(config, False)
     config.merge_with_dotlist([override.lstrip("+") for override in overrides])

@@ -62,12 +62,9 @@ class Tokenizer:
         return "an answer"
 
 
-configuration = functools.cache(compose)
-
-
 def run_manager(reward: Callable[..., Any], tokenizer=None, **row: Any) -> dict[str, Any]:
     """The result that verl's agent loop gets for one sample."""
-    manager = MultiRewardManager(configuration(), tokenizer or Tokenizer(), reward)
+    manager = MultiRewardManager(compose(), tokenizer or Tokenizer(), reward)
     rows = {"data_source": "x", "reward_model": {"ground_truth": "1"}, "global_steps": 1, **row}
     data = DataProto.from_dict(
         tensors={

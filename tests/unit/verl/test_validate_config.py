@@ -1,34 +1,15 @@
 """What would go wrong hours later, or silently, stops before Ray starts, with the key and what is allowed."""
 
-import copy
-import functools
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
-from omegaconf import DictConfig, OmegaConf
 
 from saw.machine import requirements
 from saw.verl.config import ConfigError, Settings
 from saw.verl.config_checks import check_config
 from saw.verl.names import FAILED
 from saw.verl.reward_ranges import RewardRanges
-from tests import configs
-
-composed = functools.cache(configs.compose)
-
-
-def compose(*overrides: str) -> DictConfig:
-    """Like :func:`tests.configs.compose`, which takes half a second, for many configurations of the same groups."""
-    of_groups = [override for override in overrides if "." not in override.partition("=")[0]]
-    config = copy.deepcopy(composed(*of_groups))
-    for override in overrides:
-        if override not in of_groups:
-            key, _, value = override.lstrip("+").partition("=")
-            OmegaConf.update(config, key, yaml.safe_load(value), merge=False, force_add=True)
-    return config
-
+from tests.configs import compose
 
 FUNCTION = "reward.custom_reward_function"
 KWARGS = f"{FUNCTION}.reward_kwargs"
@@ -45,7 +26,7 @@ def refused(*overrides: str) -> str:
 def reward_file(tmp_path, body: str, name: str = "reward") -> list[str]:
     path = tmp_path / "rewards.py"
     path.write_text(body)
-    return [f"{FUNCTION}.path={path}", f"{FUNCTION}.name={name}", f"{KWARGS}={{}}"]
+    return [f"{FUNCTION}.path={path}", f"{FUNCTION}.name={name}", f"~{KWARGS}", f"+{KWARGS}={{}}"]
 
 
 # ---------------------------------------------------------------- the reward manager
@@ -316,16 +297,16 @@ def test_a_reward_function_is_told_where_a_served_judge_is(tmp_path):
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ("+options={correctnes_max: 1}", ["options.correctnes_max", "no such setting", "correctness_max", "is 1"]),
-        ("+options={correctness_max: -1}", ["options.correctness_max", "greater than 0", "is -1"]),
-        ("+options={length: maybe}", ["options.length", "boolean", "is 'maybe'"]),
-        ("+options={length_words: 0, coarse: 7}", ["options.length_words", "options.coarse", "is 7"]),
-        ("+options=length", ["options is 'length'", "mapping"]),
-        ("+option={length: true}", ["option is {'length': True}", "options"]),
+        ("options={correctnes_max: 1}", ["options.correctnes_max", "no such setting", "correctness_max", "is 1"]),
+        ("options={correctness_max: -1}", ["options.correctness_max", "greater than 0", "is -1"]),
+        ("options={length: maybe}", ["options.length", "boolean", "is 'maybe'"]),
+        ("options={length_words: 0, coarse: 7}", ["options.length_words", "options.coarse", "is 7"]),
+        ("options=length", ["options is 'length'", "mapping"]),
+        ("option={length: true}", ["option is {'length': True}", "options"]),
     ],
 )
 def test_misspelt_options_of_a_reward_are_named(option, words):
-    message = refused(f"+{KWARGS}.{option.removeprefix('+')}")
+    message = refused(f"++{KWARGS}.{option}")
     assert message.startswith(KWARGS)
     for word in words:
         assert word in message
@@ -438,7 +419,7 @@ def test_a_range_that_turns_around_later_is_named_with_its_step(tmp_path):
 @pytest.mark.parametrize("lowest", [5, 7])
 def test_a_judge_s_lowest_score_is_below_its_highest(monkeypatch, lowest):
     monkeypatch.setenv("GEMINI_API_KEY", "sk-test")
-    message = refused("experiment=tldr", f"+{KWARGS}.judge.lowest={lowest}", f"+{KWARGS}.judge.highest=5")
+    message = refused("experiment=tldr", f"++{KWARGS}.judge.lowest={lowest}", f"++{KWARGS}.judge.highest=5")
     assert f"{KWARGS}.judge.highest: it is 5; expected a number above judge.lowest, {lowest}" in message
 
 
