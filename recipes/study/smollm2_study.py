@@ -1,6 +1,7 @@
-"""GRPO and GDPO with and without SAW on a real language model: SmolLM2-135M-Instruct, short answers, a CPU.
+"""GRPO and GDPO with and without SAW on a real language model: SmolLM2-135M-Instruct, short answers.
 
     bash scripts/study.sh smollm2 [--seeds 1,2,3] [--method grpo ...] [--steps 16] [--out results/smollm2/study]
+                                  [--parallel 4] [KEY=VALUE ...]
     python -m recipes.study.smollm2_study --report-only
 
 Trains what is missing (runs/smollm2; a killed training restarts, a finished one is skipped), then writes steps.csv and
@@ -23,10 +24,10 @@ from recipes.common.reproduce import run_main, seed_list
 from recipes.common.stages import Stage, run_all
 from recipes.study import language_model as lm
 from recipes.study import short_answers
-from saw.records.provenance import machine, versions
 from saw.report import figures, summary
 from saw.report.history import LoggedRun, read_run
 from saw.report.seed_statistics import bootstrap_mean
+from saw.runs.compose import checked_override
 
 EXPERIMENT = "short_answers"
 METHODS = ("grpo", "saw_grpo", "gdpo", "saw_gdpo")
@@ -50,6 +51,7 @@ def chains(arguments: argparse.Namespace, runs: Path) -> dict[str, list[Stage]]:
             *(f"actor_rollout_ref.model.path={smollm2.default_folder()}", smollm2.CACHE),
             f"reward.custom_reward_function.path={short_answers.__file__}",
             *(f"trainer.total_training_steps={arguments.steps}", f"trainer.test_freq={arguments.steps}"),
+            *arguments.overrides,
         ]
     )
     return sweep.plan(asked)
@@ -132,24 +134,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=seed_list, default=[1], metavar="1,2,3", help="one training each (1)")
     parser.add_argument("--method", action="append", choices=METHODS, help="may be repeated; all if absent")
     parser.add_argument("--steps", type=int, default=16, help="of a training (16)")
+    parser.add_argument("--parallel", type=int, default=1, choices=range(1, 9), help="trainings at a time (1)")
     parser.add_argument("--out", type=Path, default=Path("results/smollm2/study"), help="for CSVs, tables and figures")
     parser.add_argument("--report-only", action="store_true", help="train nothing, report what is finished")
     parser.add_argument("--train-only", action="store_true", help="train, report nothing")
+    parser.add_argument("overrides", nargs="*", type=checked_override, metavar="KEY=VALUE", help="Hydra overrides")
     arguments = parser.parse_args(argv)
     arguments.method = arguments.method or list(METHODS)
     runs = Path(os.environ.get("SAW_RUNS", "runs")).resolve() / "smollm2"
     if not arguments.report_only:
-        run_all(shared(runs), chains(arguments, runs), lambda: None)
+        run_all(shared(runs), chains(arguments, runs), lambda: None, arguments.parallel)
     if arguments.train_only:
         return
     finished = [read_run(mark.parent) for mark in sorted(runs.glob("*/train.done.json"))]
     if not finished:
         raise SystemExit(f"{runs} has no finished training")
     write(finished, arguments.out)
-    software = versions("torch", "verl", "vllm", "transformers")
     text = report(arguments.out)
-    where = f"`bash scripts/study.sh smollm2`; {len(finished)} trainings, commits in steps.csv; {machine('cpu')}"
-    (arguments.out / "README.md").write_text(f"{text}\n\n{where}; {software}.\n")
+    # recorded when they were trained, which may have been elsewhere
+    trained_on = dict.fromkeys(
+        f"{made['machine']}; {made['versions']}" for made in (run.info["provenance"] for run in finished)
+    )
+    where = f"`bash scripts/study.sh smollm2`; {len(finished)} trainings, commits in steps.csv; {'; '.join(trained_on)}"
+    (arguments.out / "README.md").write_text(f"{text}\n\n{where}.\n")
     print(text)
 
 

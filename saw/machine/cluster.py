@@ -85,6 +85,10 @@ class Available(Nodes):
     own: bool
 
 
+#: What multiplies to the GPUs of one of vLLM's engines.
+PARALLEL = ("tensor_model_parallel_size", "data_parallel_size", "pipeline_model_parallel_size")
+
+
 def _pools(config: DictConfig) -> dict[str, tuple[int, int]]:
     """Nodes and GPUs per node of verl's resource pools, by the section that sets them.
 
@@ -210,6 +214,7 @@ def check(config: DictConfig, there: Available) -> None:
     Raises:
         ValueError: with the count, its parts, what there is, and the keys to change.
     """
+    _check_engines(config)
     need = needed(config)
     if need.gpus > there.gpus:
         asked = " + ".join(f"{name}: {nodes} x {gpus}" for name, (nodes, gpus) in _pools(config).items())
@@ -237,6 +242,23 @@ def check(config: DictConfig, there: Available) -> None:
             f"{remedy}"
         )
     _check_places(config, there, remedy)
+
+
+def _check_engines(config: DictConfig) -> None:
+    """Check that the GPUs of a pool divide into vLLM's engines: verl asserts it late, or leaves GPUs without work."""
+    pools = _pools(config)
+    engines = {ROLLOUT: pools.get(ROLLOUT, pools["trainer"])}
+    if "reward.reward_model" in pools:
+        engines["reward.reward_model.rollout"] = pools["reward.reward_model"]
+    for place, (nodes, gpus) in engines.items():
+        sizes = {name: OmegaConf.select(config, f"{place}.{name}") or 1 for name in PARALLEL}
+        if nodes * gpus % math.prod(sizes.values()):
+            now = " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1)
+            raise ValueError(
+                f"an engine of {place} takes {math.prod(sizes.values())} GPUs ({now}), which do not divide the "
+                f"{nodes * gpus} GPUs ({nodes} x {gpus}, nnodes x n_gpus_per_node) that it has; verl's default for "
+                f"{PARALLEL[0]} is 2: set {place}.{PARALLEL[0]}=1 if the model fits on one GPU"
+            )
 
 
 def _check_places(config: DictConfig, there: Available, remedy: str) -> None:

@@ -341,7 +341,8 @@ def _reward_manager_faults(config: DictConfig) -> list[str]:
             f"reward.reward_manager.name is {section.name!r} and its source {section.source!r}: {error}; "
             f"set the name to {NAME!r}, and the source to 'register'"
         ]
-    if issubclass(inspect.unwrap(kind), MultiRewardManager):  # verl's registry holds a proxy of it
+    # verl's registry holds a proxy of ours. inspect.unwrap looks into one of a class only before Python 3.11.9 and 3.12.3.
+    if issubclass(getattr(kind, "__wrapped__", kind), MultiRewardManager):
         return []
     return [
         f"reward.reward_manager.name is {section.name!r} (a {kind.__name__}), which reduces the rewards to a scalar, "

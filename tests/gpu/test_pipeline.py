@@ -34,6 +34,8 @@ def test_two_steps_of_each_method(tmp_path, toy_data, warm_model):
         *(sys.executable, "-m", "saw.runs.train", "experiment=quickstart", *SMALL, "saw.method=gradient_grpo"),
         *(f"data.train_files={toy_data[0]}", f"data.val_files={toy_data[1]}"),
         *(f"actor_rollout_ref.model.path={warm_model}", f"trainer.total_training_steps={steps}"),
+        # the toy needs little of a GPU, which may have other work
+        *(["actor_rollout_ref.rollout.gpu_memory_utilization=0.1"] if PLATFORM == "gpu" else []),
         *(f"trainer.default_local_dir={tmp_path / 'checkpoints'}", "trainer.test_freq=-1"),
         f"reward.custom_reward_function.path={ROOT / 'benchmarks' / 'changing_method.py'}",
     ]

@@ -69,6 +69,46 @@ def test_too_few_gpus_are_named_by_their_pools():
         check(config, nodes((99, 1)))
 
 
+@pytest.mark.parametrize("experiment", ["quickstart", "study", "short_answers"])
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_our_experiments_for_one_gpu_start_on_one(experiment, platform):
+    """An H100 refused them at model load: verl's default is two GPUs per engine of vLLM."""
+    check(composed_with((f"experiment={experiment}", f"platform={platform}")), nodes((16, 1)))
+
+
+SEPARATE = {"trainer.v1.trainer_mode": "saw_separate_async"}
+ENGINE = "actor_rollout_ref.rollout"
+
+
+@pytest.mark.parametrize(
+    ("experiment", "changes", "match"),
+    [
+        (QUICKSTART, {f"{ENGINE}.tensor_model_parallel_size": 2}, "2 GPUs .*divide the 1 GPUs.*parallel_size=1"),
+        (TABLE_1, {f"{ENGINE}.tensor_model_parallel_size": 3}, r"3 GPUs .*divide the 4 GPUs \(1 x 4"),
+        (
+            TABLE_1,
+            {f"{ENGINE}.tensor_model_parallel_size": 4, f"{ENGINE}.data_parallel_size": 2},
+            "takes 8 GPUs .*tensor_model_parallel_size 4 x data_parallel_size 2.*divide the 4 GPUs",
+        ),
+        (TABLE_1, {f"{ENGINE}.pipeline_model_parallel_size": 8}, "pipeline_model_parallel_size 8"),
+        (
+            TABLE_1,
+            SEPARATE | {f"{ENGINE}.nnodes": 1, f"{ENGINE}.n_gpus_per_node": 3, f"{ENGINE}.data_parallel_size": 2},
+            "2 GPUs .*divide the 3 GPUs",
+        ),
+        (JUDGED, {"reward.reward_model.rollout.tensor_model_parallel_size": 2}, "reward_model.rollout takes 2 GPUs"),
+    ],
+)
+def test_engines_that_do_not_divide_the_gpus_are_refused(experiment, changes, match):
+    """Kind: verl asserts it after minutes, or leaves the rest of the GPUs without work."""
+    with pytest.raises(ValueError, match=match):
+        check(composed_with(experiment, changes), nodes((99, 16)))
+
+
+def test_engines_of_several_gpus_pass():
+    check(composed_with(TABLE_1, {f"{ENGINE}.tensor_model_parallel_size": 2}), nodes((99, 4)))
+
+
 TWO_NODES = {"trainer.n_gpus_per_node": 8, "trainer.nnodes": 2}
 
 

@@ -56,17 +56,42 @@ def test_held_out_words_are_not_trained_on(tmp_path, monkeypatch):
 def test_the_trainings_are_those_of_the_experiment(tmp_path, monkeypatch):
     monkeypatch.setenv("SAW_RUNS", str(tmp_path))
     planned = {}
-    monkeypatch.setattr(study, "run_all", lambda shared, chains, last: planned.update(shared=shared, chains=chains))
-    study.main(["--seeds", "2,3", "--method", "grpo", "--method", "saw_gdpo", "--steps", "5", "--train-only"])
+
+    def run_all(shared, chains, last, parallel):
+        planned.update(shared=shared, chains=chains, parallel=parallel)
+
+    monkeypatch.setattr(study, "run_all", run_all)
+    asked = ["--seeds", "2,3", "--method", "grpo", "--method", "saw_gdpo", "--steps", "5", "--train-only"]
+    study.main([*asked, "--parallel", "2", "actor_rollout_ref.actor.optim.lr=3e-5"])
+    assert planned["parallel"] == 2
     assert [stage.name for stage in planned["shared"]] == ["smollm2", "data"]
     assert set(planned["chains"]) == {f"{name}_seed{seed}" for name in ("grpo", "saw_gdpo") for seed in (2, 3)}
     (stage,) = planned["chains"]["saw_gdpo_seed3"]
     config = compose(*stage.command[2:])
     assert check_config(config).method == "saw_gdpo"
     assert config.data.seed == 3
+    assert config.actor_rollout_ref.actor.optim.lr == 3e-5
     assert config.trainer.total_training_steps == config.trainer.test_freq == 5
     assert config.actor_rollout_ref.model.path == str(smollm2.default_folder())
     assert list(config.saw.objectives) == list(short_answers.RANGES)
+
+
+def test_the_page_names_the_machine_of_the_trainings(tmp_path, monkeypatch):
+    """Kind: a page made on another machine than its trainings named that machine."""
+    monkeypatch.setenv("SAW_RUNS", str(tmp_path / "runs"))
+    for name in ("grpo_seed1", "saw_grpo_seed1"):
+        folder = tmp_path / "runs" / "smollm2" / name
+        folder.mkdir(parents=True)
+        (folder / "train.done.json").write_text("{}")
+
+    def read_run(folder):
+        run = make_run(tmp_path, folder.name.removesuffix("_seed1"), 1, 0.02)
+        run.info["provenance"] |= {"machine": "1 x a GPU", "versions": "torch 2.11.0"}
+        return run
+
+    monkeypatch.setattr(study, "read_run", read_run)
+    study.main(["--report-only", "--out", str(tmp_path / "out")])
+    assert "2 trainings, commits in steps.csv; 1 x a GPU; torch 2.11.0." in (tmp_path / "out" / "README.md").read_text()
 
 
 def make_run(tmp_path, method: str, seed: int, step: float) -> LoggedRun:

@@ -40,6 +40,13 @@ def test_another_reward_manager_is_refused(name):
     assert "'saw'" in message
 
 
+def test_our_own_reward_manager_is_known_by_any_python(monkeypatch):
+    """verl's registry holds a proxy. inspect.unwrap looks into one of a class only before Python 3.11.9 and 3.12.3."""
+    check_config(compose())
+    monkeypatch.setattr("inspect.unwrap", lambda function, stop=None: function)
+    check_config(compose())
+
+
 MANAGERS = """
 from saw.verl.reward_manager import MultiRewardManager
 from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
