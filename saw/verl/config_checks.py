@@ -341,7 +341,7 @@ def _reward_manager_faults(config: DictConfig) -> list[str]:
             f"reward.reward_manager.name is {section.name!r} and its source {section.source!r}: {error}; "
             f"set the name to {NAME!r}, and the source to 'register'"
         ]
-    # verl's registry holds a proxy of ours. inspect.unwrap looks into one of a class only before Python 3.11.9 and 3.12.3.
+    # verl's registry holds a proxy of ours. Since Python 3.11.9 and 3.12.3, inspect.unwrap does not look into it.
     if issubclass(getattr(kind, "__wrapped__", kind), MultiRewardManager):
         return []
     return [
