@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from saw.machine import accelerator, environment
 from saw.machine.cluster import nodes_of_the_cluster
+from saw.records import metrics_file
 from saw.records.files import write_whole
 from saw.report import step_line
 from saw.runs.process_tree import JobFailed, TrainingJob, stop_job_in
@@ -118,6 +119,7 @@ class Stage:
                         bar.update(1)
 
                 job.follow(on_step)
+            self._check_steps(job)
         else:
             job.finish()
         seconds = round(time.monotonic() - started, 1)
@@ -125,6 +127,18 @@ class Stage:
             self._mark,
             json.dumps({"command": self.command, "seconds": seconds, "peak_bytes": job.peak_bytes}) + "\n",
         )
+
+    def _check_steps(self, job: TrainingJob) -> None:
+        """Check that all steps were logged: told to stop while Ray starts, a training ends with exit code 0.
+
+        Raises:
+            JobFailed: if not.
+        """
+        info = self.folder / "run.json"
+        total = json.loads(info.read_text())["total_steps"] if info.exists() else None
+        last = max(metrics_file.read(job.metrics), default=0)
+        if total is None or last < total:
+            raise JobFailed(f"ended after step {last} of {total or 'a number not known yet'}; {job.log_end()}")
 
     def stop(self) -> None:
         """Stop it if another thread of this process runs it; it fails there."""

@@ -43,6 +43,10 @@ FAULTS = ("ERROR", "Traceback (most recent call last)")
 END_OF_TRAINING = "Final validation metrics"
 
 
+#: Ids of the jobs that :func:`stop_job_in` has stopped.
+_STOPPED: set[str] = set()
+
+
 class JobFailed(RuntimeError):
     """A run ended with an error or hit its time limit; the message holds the end of its log."""
 
@@ -132,6 +136,9 @@ class Job:
                 look()
                 time.sleep(interval)
             look()
+        if run_id in _STOPPED:  # whatever its exit code is: not every process that is told to stop ends with an error
+            _STOPPED.discard(run_id)
+            raise JobFailed("was stopped")
         if process.returncode != 0:
             raise JobFailed(f"ended with exit code {process.returncode}; {self.log_end()}")
 
@@ -256,6 +263,7 @@ def stop_job_in(folder: Path) -> None:
     """Stop the job that another thread of this process runs in a folder, if there is one."""
     owner = _read_owner(folder / "running.json")  # None: it has just ended, or not started yet
     if owner is not None and owner["owner"] == os.getpid():
+        _STOPPED.add(owner["run_id"])
         stop(owner["run_id"])
 
 

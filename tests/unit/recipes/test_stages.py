@@ -11,6 +11,7 @@ import pytest
 
 from recipes.common.stages import Stage, run_all, show
 from saw.machine import environment
+from saw.runs.process_tree import JobFailed
 
 pytestmark = pytest.mark.slow  # they wait for processes
 
@@ -58,6 +59,63 @@ def test_chains_run_at_the_same_time(tmp_path):
     with pytest.raises(SystemExit, match="1 of 3 failed: c"):
         run_all([], chains, lambda: None, parallel=2)
     assert all(stages[0].is_done() for name, stages in chains.items() if name in "ab")
+
+
+TRAINING = """
+import json
+from pathlib import Path
+folder = Path({folder!r})
+{begin}
+with open(folder / "metrics.jsonl", "a") as file:
+    for step in {steps}:
+        print(json.dumps(dict(step=step, data={{"critic/score/mean": 1.0}})), file=file)
+"""
+BEGIN = "(folder / 'run.json').write_text(json.dumps(dict(total_steps=3)))"
+
+
+@pytest.mark.parametrize(
+    ("begin", "steps", "told"),
+    [
+        (BEGIN, [1, 2], "ended after step 2 of 3"),
+        (BEGIN, [], "ended after step 0 of 3"),
+        ("", [], "ended after step 0 of a number not known yet"),  # while Ray was starting
+    ],
+)
+def test_a_training_without_all_its_steps_is_not_done(tmp_path, begin, steps, told):
+    """Kind: told to stop while Ray started, trainings ended with exit code 0, and were marked as done."""
+    code = TRAINING.format(folder=str(tmp_path), begin=begin, steps=steps)
+    early = Stage("train", tmp_path, ("-c", code), hours=0.01, trains=True)
+    with pytest.raises(JobFailed, match=told):
+        early.run()
+    assert not early.is_done()
+
+
+def test_a_training_with_all_its_steps_is_done(tmp_path):
+    """Also if an earlier run has logged some of them."""
+    rest = "(3,) if (folder / 'again').exists() else (1, 2)"
+    code = TRAINING.format(folder=str(tmp_path), begin=BEGIN, steps=rest) + "(folder / 'again').touch()\n"
+    stage = Stage("train", tmp_path, ("-c", code), hours=0.01, trains=True)
+    with pytest.raises(JobFailed, match="step 2 of 3"):
+        stage.run()
+    stage.run()
+    assert stage.is_done()
+
+
+def test_an_interrupted_stage_is_not_done_whatever_its_exit_code(tmp_path):
+    (tmp_path / "a").mkdir()
+    polite = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); "
+    started = f"open({str(tmp_path / 'a' / 'count')!r}, 'a').close(); time.sleep(600)"
+    stopped = stage(tmp_path / "a", "polite", polite + started)
+
+    def press():
+        while not (tmp_path / "a" / "count").exists():
+            time.sleep(0.05)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    threading.Thread(target=press, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_all([], {"a": [stopped]}, lambda: None, parallel=2)
+    assert not stopped.is_done()
 
 
 def test_an_interrupt_stops_all_that_run(tmp_path):
