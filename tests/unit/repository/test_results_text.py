@@ -945,3 +945,24 @@ def test_the_paper_s_numbers_of_the_tables_are_those_of_paper_yaml():
                 source = reported[name][column]
                 value = (source[row["model"]] if name == "table1" else source).get(row["method"])
                 assert row[f"paper_{column}"] == ("" if value is None else f"{value:.4f}")
+
+
+def test_the_page_about_the_gpu_is_what_ran_there():
+    """Kind: as above; the counts of tests, and the table of the benchmark."""
+    folder = RESULTS / "gpu"
+    page, tests = ((folder / name).read_text() for name in ("README.md", "tests.txt"))
+    counts = re.findall(r"tests/gpu/(\w+\.py)[^|]*\| ((?:\d+ (?:passed|failed)(?:, )?)+)", page)
+    assert len(counts) == 3
+    for file, counted in counts:
+        (output,) = [part for part in tests.split("$ ") if file in part.partition("\n")[0]]
+        for count in re.findall(r"\d+ \w+", counted):
+            assert count in output, (file, count)
+    measured = [row.replace("| kept |", "|") for row in (folder / "advantage.txt").read_text().splitlines()[5:]]
+    rows = [row for row in page.splitlines() if row.startswith("| 2048")]
+    assert rows == measured
+    times = {(row[1], row[2]): row[3] for row in printed("results/gpu/README.md") if row[0] == "2048x1024"}
+    ours, vectorised, default = (
+        [times[k, case] for k in "28"] for case in ("saw saw_gdpo", "verl grpo_vectorized", "verl grpo")
+    )
+    said = "takes {} and {} ms (K = 2 and 8), verl's vectorised GRPO {} and {} ms, verl's default GRPO {} and {} ms"
+    assert said.format(*ours, *vectorised, *default) in page
