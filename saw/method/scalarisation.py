@@ -59,8 +59,11 @@ def product_then_normalise(batch: RewardBatch, weights: Tensor, profile: Profile
 def _normalise(batch: RewardBatch, scores: Tensor, profile: Profile) -> Tensor:
     if batch.penalty is not None:
         raise ValueError("a penalty needs a sum of rewards, and this method combines them in another way")
-    mean = batch.group_sum(scores) / batch.group_rated.clamp(min=1)
-    centred = batch.rated_only(scores - batch.of_group(mean))
+    rated = scores if batch.missing is None else scores.masked_fill(batch.missing.all(dim=1), torch.inf)
+    smallest = scores.new_full((batch.n_groups,), torch.inf).scatter_reduce_(0, batch.group, rated, "amin")
+    above = batch.rated_only(scores - batch.of_group(smallest))  # 0 exactly where all scores of a group are equal
+    mean = batch.group_sum(above) / batch.group_rated.clamp(min=1)
+    centred = batch.rated_only(above - batch.of_group(mean))
     std = std_of_squares(batch.group_sum(centred.square()), batch.group_rated, batch.ddof)
     return centred / batch.of_group(std + profile.group_eps)
 

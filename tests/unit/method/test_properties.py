@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import saw
@@ -148,6 +148,7 @@ def test_a_step_without_missing_rewards_is_computed_as_one_with_some(batch, meth
 
 
 @common
+@example(samples=[(0, False)] * 7, values=[0.0] * 8, method="hvo")  # 7 x 0.01 / 7 is not 0.01
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=2, max_size=12),
     st.lists(st.floats(0, 1e6), min_size=8, max_size=8),
