@@ -16,6 +16,7 @@ import json, os, pathlib
 path = pathlib.Path(os.environ["VERL_FILE_LOGGER_PATH"])
 with (path.parent / "runs").open("a") as runs:
     runs.write("x")
+(path.parent / "run.json").write_text('{"total_steps": 2}')
 with path.open("w") as log:
     for step in (1, 2):
         data = {f"saw/format/{what}": step / 4 for what in ("mean", "cv", "weight")} | {"timing_s/step": 1.0}
