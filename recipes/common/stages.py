@@ -109,9 +109,8 @@ class Stage:
                 bar.set_postfix_str("starting Ray, vLLM and the workers")
 
                 def on_step(step: int, metrics: dict[str, Any]) -> None:
-                    info = self.folder / "run.json"
-                    if bar.total is None and info.exists():  # now the bar can estimate the time left
-                        bar.total = json.loads(info.read_text())["total_steps"]
+                    if bar.total is None and (total := self._total_steps()):  # now the bar can estimate the time left
+                        bar.total = total
                         bar.set_postfix_str("")
                         bar.update(step - 1 - bar.n)
                     if any(key.startswith("saw/") for key in metrics):
@@ -132,13 +131,23 @@ class Stage:
         """Check that all steps were logged: told to stop while Ray starts, a training ends with exit code 0.
 
         Raises:
-            JobFailed: if not.
+            JobFailed: if not, or if it can't be known.
         """
-        info = self.folder / "run.json"
-        total = json.loads(info.read_text())["total_steps"] if info.exists() else None
-        last = max(metrics_file.read(job.metrics), default=0)
+        total = self._total_steps()
+        try:
+            last = max(metrics_file.read(job.metrics), default=0)
+        except ValueError as error:
+            raise JobFailed(str(error)) from None
         if total is None or last < total:
             raise JobFailed(f"ended after step {last} of {total or 'a number not known yet'}; {job.log_end()}")
+
+    def _total_steps(self) -> int | None:
+        """The steps of the training that ``run.json`` describes; None if there is none, or a broken one."""
+        try:
+            total = json.loads((self.folder / "run.json").read_text())["total_steps"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return total if type(total) is int else None
 
     def stop(self) -> None:
         """Stop it if another thread of this process runs it; it fails there."""

@@ -103,7 +103,7 @@ def _pools(config: DictConfig) -> dict[str, tuple[int, int]]:
         sections[ROLLOUT] = config.actor_rollout_ref.rollout
     for name, section in sections.items():
         for key in ("nnodes", "n_gpus_per_node"):
-            if not isinstance(section[key], int) or section[key] < 1:
+            if type(section[key]) is not int or section[key] < 1:
                 raise ValueError(f"{name}.{key} is {section[key]!r}; expected a whole number of at least 1")
     return {name: (section.nnodes, section.n_gpus_per_node) for name, section in sections.items()}
 
@@ -251,7 +251,10 @@ def _check_engines(config: DictConfig) -> None:
     if "reward.reward_model" in pools:
         engines["reward.reward_model.rollout"] = pools["reward.reward_model"]
     for place, (nodes, gpus) in engines.items():
-        sizes = {name: OmegaConf.select(config, f"{place}.{name}") or 1 for name in PARALLEL}
+        sizes = {name: OmegaConf.select(config, f"{place}.{name}", default=1) for name in PARALLEL}
+        for name, size in sizes.items():
+            if type(size) is not int or size < 1:
+                raise ValueError(f"{place}.{name} is {size!r}; expected a whole number of at least 1")
         if nodes * gpus % math.prod(sizes.values()):
             now = " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1)
             raise ValueError(

@@ -90,6 +90,28 @@ def test_a_training_without_all_its_steps_is_not_done(tmp_path, begin, steps, to
     assert not early.is_done()
 
 
+@pytest.mark.parametrize("info", ["{'total", "", "[]", "{}", '{"total_steps": null}', '{"total_steps": "3"}'])
+def test_a_broken_run_json_fails_its_chain_only(tmp_path, info):
+    """Kind: any other error than JobFailed ends the other chains too."""
+    (tmp_path / "a").mkdir()
+    begin = f"(folder / 'run.json').write_text({info!r})"
+    code = TRAINING.format(folder=str(tmp_path / "a"), begin=begin, steps=[1, 2, 3])
+    broken = Stage("train", tmp_path / "a", ("-c", code), hours=0.01, trains=True)
+    good = count(tmp_path, "good")
+    with pytest.raises(SystemExit, match="1 of 2 failed: a;"):
+        run_all([], {"a": [broken], "b": [good]}, lambda: None)
+    assert not broken.is_done()
+    assert good.is_done()
+
+
+def test_steps_that_cannot_be_read_are_a_failed_training(tmp_path):
+    """Those of an earlier run, which the job itself does not read."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "da\n{"step": 2, "data": {}}\n')
+    code = TRAINING.format(folder=str(tmp_path), begin=BEGIN, steps=[3])
+    with pytest.raises(JobFailed, match=r"metrics\.1\.jsonl, line 1"):
+        Stage("train", tmp_path, ("-c", code), hours=0.01, trains=True).run()
+
+
 def test_a_training_with_all_its_steps_is_done(tmp_path):
     """Also if an earlier run has logged some of them."""
     rest = "(3,) if (folder / 'again').exists() else (1, 2)"
