@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def write_raw(path: Path, rows: int, seed: int = 0) -> None:
     path.write_text(json.dumps(raw, indent=1))
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     where = parser.add_mutually_exclusive_group(required=True)
@@ -116,7 +117,10 @@ def main() -> None:
     parser.add_argument("--train-rows", type=int, default=512)
     parser.add_argument("--test-rows", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
+    for name in ("train_rows", "test_rows"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; expected at least 1")
     if arguments.raw:
         write_raw(arguments.raw, arguments.train_rows, arguments.seed)
         return

@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from recipes.common.reproduce import run_main, seed_list
+from recipes.common.reproduce import run_main, seed_list, time_limit
 from recipes.common.stages import Stage, run_all, show
 from recipes.common.toys import curves, toy_model, toy_rows
 from saw.method.registry import METHODS
@@ -46,7 +46,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help=f"may be repeated; names: {', '.join(METHODS)}",
     )
     parser.add_argument("--seeds", type=seed_list, default=[1], metavar="1,2,3", help="one training each (1)")
-    parser.add_argument("--hours", type=float, default=72, help="time limit of a training, in hours (72)")
+    parser.add_argument("--hours", type=time_limit, default=72, help="time limit of a training, in hours (72)")
     parser.add_argument("--out", type=Path, help="folder for everything ($SAW_RUNS/sweep/EXPERIMENT)")
     parser.add_argument("--dry-run", action="store_true", help="print every command")
     parser.add_argument(

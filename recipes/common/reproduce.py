@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -67,7 +68,7 @@ def parser(description: str | None, name: str, models: Sequence[str] = ()) -> ar
     options.add_argument("--gpus", type=int, help="per node (the reading's: 4, as released 8)")
     options.add_argument("--nodes", type=int, default=1, help="nodes of the Ray cluster at RAY_ADDRESS (1)")
     options.add_argument(
-        "--hours", type=float, default=72, help="time limit of a training or an evaluation, in hours (72)"
+        "--hours", type=time_limit, default=72, help="time limit of a training or an evaluation, in hours (72)"
     )
     options.add_argument("--out", type=Path, help=f"folder for everything ($SAW_RUNS/{name})")
     options.add_argument("--dry-run", action="store_true", help="print every command and check what it needs")
@@ -130,6 +131,21 @@ def seed_list(text: str) -> list[int]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: expected numbers separated by commas, as in 1,2,3") from None
     return list(dict.fromkeys(seeds))
+
+
+def time_limit(text: str) -> float:
+    """Read a number of hours.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is none, or a training could not even start within it.
+    """
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = math.nan
+    if not hours > 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of hours above 0")
+    return hours
 
 
 def training(

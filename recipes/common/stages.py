@@ -58,6 +58,10 @@ class Stage:
     def _started(self) -> Path:
         return self.folder / f"{self.name}.started.json"
 
+    @property
+    def _info(self) -> Path:
+        return self.folder / "run.json"
+
     def line(self) -> str:
         """The command for a shell in which this Python's environment may not be active."""
         variables = [f"{key}={shlex.quote(value)}" for key, value in self.environment.items()]
@@ -105,13 +109,13 @@ class Stage:
         started = time.monotonic()
         job = self.job
         if self.trains:
+            earlier = _written(self._info)
             with tqdm(desc=f"    {self.name}", unit="step", leave=False, disable=None) as bar:
                 bar.set_postfix_str("starting Ray, vLLM and the workers")
 
                 def on_step(step: int, metrics: dict[str, Any]) -> None:
-                    info = self.folder / "run.json"
-                    if bar.total is None and info.exists():  # now the bar can estimate the time left
-                        bar.total = json.loads(info.read_text())["total_steps"]
+                    if bar.total is None and (total := self._total_steps()):  # now the bar can estimate the time left
+                        bar.total = total
                         bar.set_postfix_str("")
                         bar.update(step - 1 - bar.n)
                     if any(key.startswith("saw/") for key in metrics):
@@ -119,7 +123,7 @@ class Stage:
                         bar.update(1)
 
                 job.follow(on_step)
-            self._check_steps(job)
+            self._check_steps(job, earlier)
         else:
             job.finish()
         seconds = round(time.monotonic() - started, 1)
@@ -128,21 +132,47 @@ class Stage:
             json.dumps({"command": self.command, "seconds": seconds, "peak_bytes": job.peak_bytes}) + "\n",
         )
 
-    def _check_steps(self, job: TrainingJob) -> None:
+    def _check_steps(self, job: TrainingJob, earlier: int | None) -> None:
         """Check that all steps were logged: told to stop while Ray starts, a training ends with exit code 0.
 
+        Args:
+            job (TrainingJob): that has ended.
+            earlier (int | None): when ``run.json`` was last written before it. A training writes it before its first
+                step; without it, the folder's steps are those of an earlier training.
+
         Raises:
-            JobFailed: if not.
+            JobFailed: if not, or if it can't be known.
         """
-        info = self.folder / "run.json"
-        total = json.loads(info.read_text())["total_steps"] if info.exists() else None
-        last = max(metrics_file.read(job.metrics), default=0)
+        if _written(self._info) == earlier:
+            raise JobFailed(f"ended before its first step; {job.log_end()}")
+        total = self._total_steps()
+        try:
+            last = max(metrics_file.read(job.metrics), default=0)
+        except ValueError as error:
+            raise JobFailed(str(error)) from None
         if total is None or last < total:
-            raise JobFailed(f"ended after step {last} of {total or 'a number not known yet'}; {job.log_end()}")
+            of = f"of {total}" if total else f"of an unknown number: {self._info} has no total_steps"
+            raise JobFailed(f"ended after step {last} {of}; {job.log_end()}")
+
+    def _total_steps(self) -> int | None:
+        """The steps of the training that ``run.json`` describes; None if there is none, or a broken one."""
+        try:
+            total = json.loads(self._info.read_text())["total_steps"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return total if type(total) is int else None
 
     def stop(self) -> None:
         """Stop it if another thread of this process runs it; it fails there."""
         stop_job_in(self.folder)
+
+
+def _written(path: Path) -> int | None:
+    """When a file was last written, in nanoseconds; None if there is none."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
 
 
 def run_all(

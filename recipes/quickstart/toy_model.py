@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -209,7 +209,7 @@ def make_toy_model(
     return folder
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the model")
@@ -218,7 +218,12 @@ def main() -> None:
     parser.add_argument("--spoilt-format", type=float, default=0.5, help="share of answers with a broken format")
     parser.add_argument("--wrong-value", type=float, default=0.5, help="share of tool calls with a random value")
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
+    if arguments.steps < 0:
+        parser.error(f"--steps is {arguments.steps}; expected 0 or more")
+    for name in ("spoilt_format", "wrong_value"):
+        if not 0 <= getattr(arguments, name) <= 1:
+            parser.error(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; expected a share between 0 and 1")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     make_toy_model(
         arguments.out,

@@ -140,6 +140,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--train-only", action="store_true", help="train, report nothing")
     parser.add_argument("overrides", nargs="*", type=checked_override, metavar="KEY=VALUE", help="Hydra overrides")
     arguments = parser.parse_args(argv)
+    if arguments.steps < 1:
+        parser.error(f"--steps is {arguments.steps}; expected at least 1")
     arguments.method = arguments.method or list(METHODS)
     runs = Path(os.environ.get("SAW_RUNS", "runs")).resolve() / "smollm2"
     if not arguments.report_only:

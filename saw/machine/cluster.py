@@ -103,7 +103,7 @@ def _pools(config: DictConfig) -> dict[str, tuple[int, int]]:
         sections[ROLLOUT] = config.actor_rollout_ref.rollout
     for name, section in sections.items():
         for key in ("nnodes", "n_gpus_per_node"):
-            if not isinstance(section[key], int) or section[key] < 1:
+            if type(section[key]) is not int or section[key] < 1:
                 raise ValueError(f"{name}.{key} is {section[key]!r}; expected a whole number of at least 1")
     return {name: (section.nnodes, section.n_gpus_per_node) for name, section in sections.items()}
 
@@ -244,6 +244,19 @@ def check(config: DictConfig, there: Available) -> None:
     _check_places(config, there, remedy)
 
 
+def engine_sizes(config: DictConfig, place: str = ROLLOUT) -> dict[str, int]:
+    """What multiplies to the GPUs of one of vLLM's engines, by the name of the key in the section ``place``.
+
+    Raises:
+        ValueError: for one that is no count; verl would divide by it after minutes.
+    """
+    sizes = {name: OmegaConf.select(config, f"{place}.{name}", default=1) for name in PARALLEL}
+    for name, size in sizes.items():
+        if type(size) is not int or size < 1:
+            raise ValueError(f"{place}.{name} is {size!r}; expected a whole number of at least 1")
+    return sizes
+
+
 def _check_engines(config: DictConfig) -> None:
     """Check that the GPUs of a pool divide into vLLM's engines: verl asserts it late, or leaves GPUs without work."""
     pools = _pools(config)
@@ -251,7 +264,7 @@ def _check_engines(config: DictConfig) -> None:
     if "reward.reward_model" in pools:
         engines["reward.reward_model.rollout"] = pools["reward.reward_model"]
     for place, (nodes, gpus) in engines.items():
-        sizes = {name: OmegaConf.select(config, f"{place}.{name}") or 1 for name in PARALLEL}
+        sizes = engine_sizes(config, place)
         if nodes * gpus % math.prod(sizes.values()):
             now = " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1)
             raise ValueError(

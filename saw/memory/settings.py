@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig, OmegaConf
 
+from saw.machine.cluster import engine_sizes
 from saw.method.options import Options
 from saw.method.registry import get_method
 from saw.verl.names import MODES
@@ -126,7 +127,7 @@ def read_settings(config: DictConfig) -> Settings:
         share=rollout.gpu_memory_utilization,
         sleeps=rollout.free_cache_engine and rollout.get("enable_sleep_mode", True),
         vllm_bytes=_bytes_of("rollout.dtype", rollout.dtype),
-        tensor_parallel=rollout.tensor_model_parallel_size,
+        tensor_parallel=engine_sizes(config)["tensor_model_parallel_size"],
     )
 
 

@@ -105,6 +105,18 @@ def test_engines_that_do_not_divide_the_gpus_are_refused(experiment, changes, ma
         check(composed_with(experiment, changes), nodes((99, 16)))
 
 
+@pytest.mark.parametrize("size", ["two", "2", "", 0, -2, None, 2.0, math.nan, True, [2]])
+@pytest.mark.parametrize("name", cluster.PARALLEL)
+@pytest.mark.parametrize(
+    ("experiment", "place"), [(TABLE_1, ENGINE), (JUDGED, "reward.reward_model.rollout")], ids=["rollout", "judge"]
+)
+def test_a_size_of_an_engine_that_is_no_count_is_refused(experiment, place, name, size):
+    """Kind: text was a TypeError; 0 and null passed, and verl would divide by them after minutes."""
+    match = rf"{re.escape(f'{place}.{name} is {size!r}')}; expected a whole number of at least 1"
+    with pytest.raises(ValueError, match=match):
+        check(composed_with(experiment, {f"{place}.{name}": size}), nodes((99, 16)))
+
+
 def test_engines_of_several_gpus_pass():
     check(composed_with(TABLE_1, {f"{ENGINE}.tensor_model_parallel_size": 2}), nodes((99, 4)))
 

@@ -76,6 +76,13 @@ def test_the_trainings_are_those_of_the_experiment(tmp_path, monkeypatch):
     assert list(config.saw.objectives) == list(short_answers.RANGES)
 
 
+@pytest.mark.parametrize("steps", ["0", "-3"])
+def test_steps_that_are_no_number_of_steps_are_refused(steps, capsys):
+    with pytest.raises(SystemExit):
+        study.main(["--steps", steps, "--train-only"])
+    assert f"--steps is {steps}; expected at least 1" in capsys.readouterr().err
+
+
 def test_the_page_names_the_machine_of_the_trainings(tmp_path, monkeypatch):
     """Kind: a page made on another machine than its trainings named that machine."""
     monkeypatch.setenv("SAW_RUNS", str(tmp_path / "runs"))

@@ -78,7 +78,7 @@ BEGIN = "(folder / 'run.json').write_text(json.dumps(dict(total_steps=3)))"
     [
         (BEGIN, [1, 2], "ended after step 2 of 3"),
         (BEGIN, [], "ended after step 0 of 3"),
-        ("", [], "ended after step 0 of a number not known yet"),  # while Ray was starting
+        ("", [], "ended before its first step"),  # while Ray was starting
     ],
 )
 def test_a_training_without_all_its_steps_is_not_done(tmp_path, begin, steps, told):
@@ -88,6 +88,48 @@ def test_a_training_without_all_its_steps_is_not_done(tmp_path, begin, steps, to
     with pytest.raises(JobFailed, match=told):
         early.run()
     assert not early.is_done()
+
+
+def test_steps_of_an_earlier_training_do_not_count(tmp_path):
+    """Kind: ``quickstart --fresh`` that is told to stop while Ray starts; the folder has all steps of the last time."""
+    (tmp_path / "run.json").write_text('{"total_steps": 1}')
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "data": {}}\n')
+    stopped = Stage("train", tmp_path, ("-c", "pass"), hours=0.01, trains=True)
+    with pytest.raises(JobFailed, match="ended before its first step"):
+        stopped.run()
+    assert not stopped.is_done()
+    assert (tmp_path / "metrics.jsonl").read_text()  # still there
+
+
+def test_a_resumed_training_without_a_step_left_is_done(tmp_path):
+    """It was killed between its last step and its mark."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 3, "data": {}}\n')
+    code = TRAINING.format(folder=str(tmp_path), begin=BEGIN, steps=[])
+    stage = Stage("train", tmp_path, ("-c", code), hours=0.01, trains=True)
+    stage.run()
+    assert stage.is_done()
+
+
+@pytest.mark.parametrize("info", ["{'total", "", "[]", "{}", '{"total_steps": null}', '{"total_steps": "3"}'])
+def test_a_broken_run_json_fails_its_chain_only(tmp_path, info):
+    """Kind: any other error than JobFailed ends the other chains too."""
+    (tmp_path / "a").mkdir()
+    begin = f"(folder / 'run.json').write_text({info!r})"
+    code = TRAINING.format(folder=str(tmp_path / "a"), begin=begin, steps=[1, 2, 3])
+    broken = Stage("train", tmp_path / "a", ("-c", code), hours=0.01, trains=True)
+    good = count(tmp_path, "good")
+    with pytest.raises(SystemExit, match="1 of 2 failed: a;"):
+        run_all([], {"a": [broken], "b": [good]}, lambda: None)
+    assert not broken.is_done()
+    assert good.is_done()
+
+
+def test_steps_that_cannot_be_read_are_a_failed_training(tmp_path):
+    """Those of an earlier run, which the job itself does not read."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "da\n{"step": 2, "data": {}}\n')
+    code = TRAINING.format(folder=str(tmp_path), begin=BEGIN, steps=[3])
+    with pytest.raises(JobFailed, match=r"metrics\.1\.jsonl, line 1"):
+        Stage("train", tmp_path, ("-c", code), hours=0.01, trains=True).run()
 
 
 def test_a_training_with_all_its_steps_is_done(tmp_path):

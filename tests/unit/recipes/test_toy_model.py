@@ -3,7 +3,7 @@
 import pytest
 from transformers import AutoTokenizer
 
-from recipes.quickstart.toy_model import IGNORED, encode, examples, make_toy_model, train_tokenizer
+from recipes.quickstart.toy_model import IGNORED, encode, examples, main, make_toy_model, train_tokenizer
 
 
 @pytest.fixture(scope="module", params=("toolrl", "tldr"))
@@ -63,3 +63,14 @@ def test_the_saved_tokenizer_is_loaded_as_the_one_of_the_warm_up(kind, tmp_path)
         assert ids[0] == ids[1]
         assert made.encode(answer) == loaded.encode(answer)
         assert loaded.decode(loaded.encode(answer)) == answer
+
+
+@pytest.mark.parametrize(
+    "options", [("--steps", "-2"), ("--spoilt-format", "1.5"), ("--spoilt-format", "nan"), ("--wrong-value", "-0.1")]
+)
+def test_options_out_of_range_are_refused(options, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--out", str(tmp_path / "model"), *options])
+    assert ended.value.code == 2
+    assert f"{options[0]} is {options[1]}; expected" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
