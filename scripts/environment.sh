@@ -133,6 +133,12 @@ case ${SAW_VENV:-} in
     python=$venv/bin/python
     ;;
 esac
+# A command's own --help, as in study.sh lm --help, installs nothing either.
+if [ ! -x "$python" ] && [ "$venv" != active ]; then
+  for argument; do
+    case $argument in -h | --help) show_help; exit ;; esac
+  done
+fi
 default_bfcl_venv=$repository/.venv-bfcl
 SAW_BFCL_VENV=$(absolute "${SAW_BFCL_VENV:-$default_bfcl_venv}")
 export SAW_BFCL_VENV

@@ -152,6 +152,8 @@ class Stage:
             raise JobFailed(str(error)) from None
         if total is None or last < total:
             of = f"of {total}" if total else f"of an unknown number: {self._info} has no total_steps"
+            if last == 0:
+                of += " (none is logged unless trainer.logger has 'file')"
             raise JobFailed(f"ended after step {last} {of}; {job.log_end()}")
 
     def _total_steps(self) -> int | None:
