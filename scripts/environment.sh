@@ -41,6 +41,12 @@ show_help() {
   echo "Its options are shown here once there is an environment: bash scripts/setup.sh"
 }
 case ${1:-} in -h | --help) show_help; exit ;; esac
+# A command's own help, as in study.sh lm --help, installs nothing either.
+if [ -z "${SAW_VENV:-}" ] && ! compgen -G "$repository/.venv*/bin/python" > /dev/null; then
+  for argument; do
+    case $argument in -h | --help) show_help; exit ;; esac
+  done
+fi
 
 set_up() { SAW_SET=${requirements:-} SAW_VENV=$venv bash "$repository/scripts/setup.sh" "$@"; }
 set_up_unless_dry() { # $1: options of setup.sh, which may be empty; then the script's arguments
@@ -133,12 +139,6 @@ case ${SAW_VENV:-} in
     python=$venv/bin/python
     ;;
 esac
-# A command's own --help, as in study.sh lm --help, installs nothing either.
-if [ ! -x "$python" ] && [ "$venv" != active ]; then
-  for argument; do
-    case $argument in -h | --help) show_help; exit ;; esac
-  done
-fi
 default_bfcl_venv=$repository/.venv-bfcl
 SAW_BFCL_VENV=$(absolute "${SAW_BFCL_VENV:-$default_bfcl_venv}")
 export SAW_BFCL_VENV

@@ -344,6 +344,16 @@ def test_help_is_there_before_anything_is_set_up(machine, script, option):
     assert machine.state() == before
 
 
+@pytest.mark.parametrize(("script", "command"), [("study", "smollm2"), ("run", "saw"), ("benchmark", "step")])
+def test_the_help_of_a_command_is_there_before_anything_is_set_up(machine, script, command):
+    """Kind: as above, where the option is not the first argument."""
+    before = machine.state()
+    result = machine.script(script, command, "--help")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert f"bash scripts/{script}.sh" in result.stdout
+    assert machine.state() == before
+
+
 @pytest.mark.parametrize(
     ("script", "command"), [("doctor", "doctor"), ("reproduce_table1", "reproduce table1"), ("report", "report")]
 )
