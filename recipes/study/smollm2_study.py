@@ -37,7 +37,7 @@ KEPT = (
     *(name for name in lm.TIMES if name != "timing_s/old_log_prob"),
     "response_length/mean",
 )
-COST_NOTE = "Medians over all steps and seeds; other work shared the two cores."
+COST_NOTE = "Medians over all steps and seeds. Trainings and other work at the same time shared the machine."
 
 
 def chains(arguments: argparse.Namespace, runs: Path) -> dict[str, list[Stage]]:

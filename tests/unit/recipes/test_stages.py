@@ -143,18 +143,24 @@ def test_a_training_with_all_its_steps_is_done(tmp_path):
     assert stage.is_done()
 
 
+def interrupt_once_there(*files):
+    """Press Ctrl-C once the files exist."""
+
+    def press():
+        while not all(file.exists() for file in files):
+            time.sleep(0.05)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    threading.Thread(target=press, daemon=True).start()
+
+
 def test_an_interrupted_stage_is_not_done_whatever_its_exit_code(tmp_path):
     (tmp_path / "a").mkdir()
     polite = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); "
     started = f"open({str(tmp_path / 'a' / 'count')!r}, 'a').close(); time.sleep(600)"
     stopped = stage(tmp_path / "a", "polite", polite + started)
 
-    def press():
-        while not (tmp_path / "a" / "count").exists():
-            time.sleep(0.05)
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-
-    threading.Thread(target=press, daemon=True).start()
+    interrupt_once_there(tmp_path / "a" / "count")
     with pytest.raises(KeyboardInterrupt):
         run_all([], {"a": [stopped]}, lambda: None, parallel=2)
     assert not stopped.is_done()
@@ -165,12 +171,7 @@ def test_an_interrupt_stops_all_that_run(tmp_path):
         (tmp_path / name).mkdir()
     chains = {name: [count(tmp_path / name, "long", then="import time; time.sleep(600)")] for name in "abc"}
 
-    def press():
-        while not all((tmp_path / name / "count").exists() for name in "ab"):
-            time.sleep(0.05)
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-
-    threading.Thread(target=press, daemon=True).start()
+    interrupt_once_there(*(tmp_path / name / "count" for name in "ab"))
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         run_all([], chains, lambda: None, parallel=2)
