@@ -1,6 +1,6 @@
 """GRPO and GDPO with and without SAW on a real language model: SmolLM2-135M-Instruct, short answers.
 
-    bash scripts/study.sh smollm2 [--seeds 1,2,3] [--method grpo ...] [--steps 16] [--out results/smollm2/study]
+    bash scripts/study.sh smollm2 [--seeds 1,2,3] [--method grpo ...] [--steps 12] [--out results/smollm2/study]
                                   [--parallel 4] [KEY=VALUE ...]
     python -m recipes.study.smollm2_study --report-only
 
@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=seed_list, default=[1], metavar="1,2,3", help="one training each (1)")
     parser.add_argument("--method", action="append", choices=METHODS, help="may be repeated; all if absent")
-    parser.add_argument("--steps", type=int, default=16, help="of a training (16)")
+    parser.add_argument("--steps", type=int, default=12, help="of a training (12)")
     parser.add_argument("--parallel", type=int, default=1, choices=range(1, 9), help="trainings at a time (1)")
     parser.add_argument("--out", type=Path, default=Path("results/smollm2/study"), help="for CSVs, tables and figures")
     parser.add_argument("--report-only", action="store_true", help="train nothing, report what is finished")
