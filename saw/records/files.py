@@ -73,14 +73,17 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes, Any, bool]]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        value: Any
-        try:
-            value = json.loads(line)
-        except ValueError as fault:
-            value = fault
-        except RecursionError as fault:
-            value = ValueError(str(fault))
-        yield number, line, value, number < len(lines)
+        yield number, line, value_of(line), number < len(lines)
+
+
+def value_of(line: bytes) -> Any:
+    """The value of a line of JSON; a :class:`ValueError` if it is not valid."""
+    try:
+        return json.loads(line)
+    except ValueError as fault:
+        return fault
+    except RecursionError as fault:
+        return ValueError(str(fault))
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -87,14 +87,25 @@ def _numbered(path: Path) -> dict[int, Path]:
 def _records(path: Path) -> list[tuple[int, dict[str, Any]]]:
     if not path.is_file():
         return []
-    records = []
-    for number, record in json_lines(path):
-        if isinstance(record, ValueError):
-            raise ValueError(f"{path}, line {number}: not valid JSON: {record}") from record
-        step, data = (record.get("step"), record.get("data")) if isinstance(record, dict) else (None, None)
-        if type(step) is not int or not isinstance(data, dict):
-            raise ValueError(
-                f'{path}, line {number}: expected {{"step": an integer, "data": {{...}}}}; it is {str(record)[:80]}'
-            )
-        records.append((step, data))
-    return records
+    return [checked(record, path, number) for number, record in json_lines(path)]
+
+
+def checked(record: Any, path: Path, number: int) -> tuple[int, dict[str, Any]]:
+    """The step and the metrics of a line's value.
+
+    Args:
+        record: from :func:`saw.records.files.json_lines`; a :class:`ValueError` if the line is not valid JSON.
+        path (Path): of the file, for the message.
+        number (int): of the line.
+
+    Raises:
+        ValueError: naming the file and the line, if it is broken.
+    """
+    if isinstance(record, ValueError):
+        raise ValueError(f"{path}, line {number}: not valid JSON: {record}") from record
+    step, data = (record.get("step"), record.get("data")) if isinstance(record, dict) else (None, None)
+    if type(step) is not int or not isinstance(data, dict):
+        raise ValueError(
+            f'{path}, line {number}: expected {{"step": an integer, "data": {{...}}}}; it is {str(record)[:80]}'
+        )
+    return step, data

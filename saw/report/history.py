@@ -76,7 +76,8 @@ def step_line(step: int, metrics: Mapping[str, float]) -> str:
     """One readable line per step: each objective's mean and weight, and the time."""
     names = [n[len(PREFIX) : -len("/mean")] for n in metrics if n.startswith(PREFIX) and n.endswith("/mean")]
     parts = [
-        f"{name} {_number(metrics[f'{PREFIX}{name}/mean']):6.3f} (weight {metrics[f'{PREFIX}{name}/weight']:.2f})"
+        f"{name} {_number(metrics[f'{PREFIX}{name}/mean']):6.3f} "
+        f"(weight {_number(metrics.get(f'{PREFIX}{name}/weight')):.2f})"
         for name in names
     ]
     return f"step {step:3d}  " + "  ".join(parts) + f"  {_number(metrics.get('timing_s/step')):5.1f} s"

@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 
 from saw.records import metrics_file
-from saw.records.files import write_whole
+from saw.records.files import value_of, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -217,21 +217,39 @@ class TrainingJob(Job):
 
 
 class _Tail:
-    """Iterates over the complete lines added to a JSON-lines file since the last iteration."""
+    """Iterates over the complete lines added to a metrics file since the last iteration.
+
+    Broken lines are skipped, and the first one is named in a warning: they must not end the training, nor others.
+    """
 
     def __init__(self, path: Path):
         self.path = path
         self.position = 0
+        self.number = 0
+        self.warned = False
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        for line in self._new_lines():
+            if not line.strip():
+                continue
+            try:
+                step = metrics_file.checked(value_of(line), self.path, self.number)
+            except ValueError as error:
+                if not self.warned:
+                    logger.warning("%s; it is skipped, as are other broken lines of this file", error)
+                self.warned = True
+                continue
+            yield step
+
+    def _new_lines(self) -> Iterator[bytes]:
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
             file.seek(self.position)
             while (line := file.readline()).endswith(b"\n"):
                 self.position = file.tell()
-                logged = json.loads(line)
-                yield logged["step"], logged["data"]
+                self.number += 1
+                yield line
 
 
 def _ids(environment: Mapping[str, str]) -> list[str]:

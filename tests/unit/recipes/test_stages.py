@@ -124,6 +124,20 @@ def test_a_broken_run_json_fails_its_chain_only(tmp_path, info):
     assert good.is_done()
 
 
+def test_a_broken_line_of_a_training_fails_its_chain_only(tmp_path):
+    """Kind: the same; the training goes on to its end, and the other chains run."""
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    spoilt = BEGIN + "\n(folder / 'metrics.jsonl').write_text('{\"step\": 1, \"da\\n')"
+    code = TRAINING.format(folder=str(tmp_path / "a"), begin=spoilt, steps=[1, 2, 3])
+    broken = Stage("train", tmp_path / "a", ("-c", code), hours=0.01, trains=True)
+    good = count(tmp_path / "b", "good")
+    with pytest.raises(SystemExit, match="1 of 2 failed: a;"):
+        run_all([], {"a": [broken], "b": [good]}, lambda: None)
+    assert not broken.is_done()
+    assert good.is_done()
+
+
 def test_steps_that_cannot_be_read_are_a_failed_training(tmp_path):
     """Those of an earlier run, which the job itself does not read."""
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "da\n{"step": 2, "data": {}}\n')

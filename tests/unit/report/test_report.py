@@ -49,6 +49,7 @@ def test_curves_are_drawn(tmp_path):
 def test_step_line():
     line = step_line(7, {"saw/format/mean": 0.5, "saw/format/weight": 0.25, "timing_s/step": 3.0})
     assert line == "step   7  format  0.500 (weight 0.25)    3.0 s"
+    assert step_line(7, {"saw/format/mean": 0.5}) == "step   7  format  0.500 (weight nan)    nan s"
 
 
 def test_a_log_of_another_trainer_is_refused(tmp_path):

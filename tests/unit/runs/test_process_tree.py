@@ -187,6 +187,32 @@ def test_earlier_metrics_go_once_a_training_from_the_beginning_has_logged(tmp_pa
     assert len(list(tmp_path.glob("metrics.*.jsonl"))) == left
 
 
+GOOD = [b'{"step": 1, "data": {"a": 1.0}}', b'{"step": 2, "data": {"a": 2.0}}']
+BROKEN_LINES = {
+    "half a line": b'{"step": 1, "da',
+    "bytes": b"\xff\xfe",
+    "nothing but zeros": b"\0" * 20,
+    "a list": b"[1]",
+    "a number": b"7",
+    "no step": b'{"data": {}}',
+    "no data": b'{"step": 2}',
+    "a step as text": b'{"step": "2", "data": {}}',
+    "a deep one": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("line", BROKEN_LINES.values(), ids=BROKEN_LINES)
+def test_a_broken_line_of_a_running_training_is_named_once_and_the_rest_is_followed(tmp_path, line, caplog):
+    """Kind: any other error than JobFailed ends all chains of a study."""
+    (tmp_path / "lines").write_bytes(b"\n".join([GOOD[0], line, b"", line, GOOD[1], b""]))
+    seen = []
+    script = f'cat {tmp_path / "lines"} >> "$VERL_FILE_LOGGER_PATH"'
+    make_run(tmp_path, script).follow(lambda *step: seen.append(step), interval=0.05)
+    assert seen == [(1, {"a": 1.0}), (2, {"a": 2.0})]
+    (warned,) = caplog.messages
+    assert f"{tmp_path / 'metrics.jsonl'}, line 2: " in warned
+
+
 def test_faults_are_found_in_the_log(tmp_path):
     run = make_run(
         tmp_path,
