@@ -58,7 +58,7 @@ def driver(config: DictConfig | None, found: Any, environ: Mapping[str, str] = o
 
 
 def gpus(config: DictConfig | None, found: Any, cluster: Cluster | None = None) -> Line:
-    """The number of GPUs.
+    """The number of GPUs, and whether vLLM's engines divide them.
 
     Args:
         config (DictConfig | None): the experiment; None for none.
@@ -70,12 +70,18 @@ def gpus(config: DictConfig | None, found: Any, cluster: Cluster | None = None) 
     there, where = (cluster.gpus, "the Ray cluster") if cluster else (len(found.usable_devices), "this machine")
     if not cluster and found.devices:
         where += f" ({describe(found.devices)}{'' if found.usable else ', which torch cannot use'})"
-    if config is None or not on_gpus(config):
-        return ok("GPUs", f"{there:g} on {where}", "none on platform cpu" if config is not None else "")
+    if config is None:
+        return ok("GPUs", f"{there:g} on {where}")
+    from saw.machine.cluster import check_engines, needed
+
+    try:
+        check_engines(config)
+    except ValueError as error:  # on a CPU too, where verl counts worker processes as GPUs
+        return missing("GPUs", f"{there:g} on {where}", "engines of vLLM that divide them", shortened(str(error), 1000))
+    if not on_gpus(config):
+        return ok("GPUs", f"{there:g} on {where}", "none on platform cpu")
     if cluster and cluster.error:
         return warning("GPUs", "unknown: the Ray cluster does not answer", "", "see the line of the Ray cluster")
-    from saw.machine.cluster import needed
-
     wanted = needed(config).gpus
     shape = f"{wanted:g} ({config.trainer.nnodes} nodes x {config.trainer.n_gpus_per_node})"
     if there >= wanted:
@@ -129,7 +135,7 @@ def cores(config: DictConfig | None, cluster: Cluster | None = None, there: Any 
     here = len(os.sched_getaffinity(0))
     if config is None:
         return ok("cores", f"{cluster.cpus:g}, as Ray counts" if cluster else f"{here} logical")
-    from saw.machine.cluster import Available, available, check, needed
+    from saw.machine.cluster import Available, available, check_room, needed
 
     if there is None and cluster is not None:
         there = Available(f"the Ray cluster at {cluster.address}", cluster.nodes, own=False)
@@ -142,9 +148,9 @@ def cores(config: DictConfig | None, cluster: Cluster | None = None, there: Any 
         f"{cpus:g} {part.rpartition('.')[2]}" for part, cpus in need.parts.items() if cpus
     )
     fault = None
-    if there.gpus >= need.gpus:  # otherwise check reports the GPUs, which have their own line
+    if there.gpus >= need.gpus:  # otherwise it reports the GPUs, which have their own line
         try:
-            check(config, there)
+            check_room(config, there)
         except ValueError as error:
             fault = shortened(str(error), 1000)
     elif there.cpus < need.cpus:

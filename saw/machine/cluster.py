@@ -205,6 +205,22 @@ def available(config: DictConfig) -> Available:
 
 
 def check(config: DictConfig, there: Available) -> None:
+    """Check that the GPUs divide into vLLM's engines, and that Ray can place everything.
+
+    The doctor has a line for each.
+
+    Args:
+        config (DictConfig): verl's configuration.
+        there (Available): see :func:`available`.
+
+    Raises:
+        ValueError: as :func:`check_engines` and :func:`check_room`.
+    """
+    check_engines(config)
+    check_room(config, there)
+
+
+def check_room(config: DictConfig, there: Available) -> None:
     """Check that Ray can place everything; it would wait forever for resources that it does not have.
 
     Args:
@@ -214,7 +230,6 @@ def check(config: DictConfig, there: Available) -> None:
     Raises:
         ValueError: with the count, its parts, what there is, and the keys to change.
     """
-    _check_engines(config)
     need = needed(config)
     if need.gpus > there.gpus:
         asked = " + ".join(f"{name}: {nodes} x {gpus}" for name, (nodes, gpus) in _pools(config).items())
@@ -257,8 +272,12 @@ def engine_sizes(config: DictConfig, place: str = ROLLOUT) -> dict[str, int]:
     return sizes
 
 
-def _check_engines(config: DictConfig) -> None:
-    """Check that the GPUs of a pool divide into vLLM's engines: verl asserts it late, or leaves GPUs without work."""
+def check_engines(config: DictConfig) -> None:
+    """Check that the GPUs of a pool divide into vLLM's engines: verl asserts it late, or leaves GPUs without work.
+
+    Raises:
+        ValueError: naming the keys and the counts.
+    """
     pools = _pools(config)
     engines = {ROLLOUT: pools.get(ROLLOUT, pools["trainer"])}
     if "reward.reward_model" in pools:

@@ -86,7 +86,7 @@ def decide(environ, probe):
     return SimpleNamespace(name=environ.get("SAW_PLATFORM", "gpu" if found.usable else "cpu"), reason="stated")
 
 
-def check(config, there):
+def check_room(config, there):
     """Refuses too few CPUs."""
     if there.cpus < 22:
         raise ValueError(f"Ray needs 22 CPUs and there are {there.cpus:g}; lower num_data_storage_units")
@@ -99,7 +99,7 @@ def others(monkeypatch):
         "saw.machine.accelerator": Namespace(probe=lambda: BARE, decide=decide, cluster_address=cluster_address),
         "saw.machine.cluster": Namespace(
             needed=lambda config: Need({"GPUs": 12, "TransferQueue": 9, "other": 1}, 22, 4),
-            check=check,
+            check_room=check_room,
             Available=Available,
             available=lambda config: Available("this machine", (Room(64, 4),), own=True),
             running=lambda config: os.environ.get("RAY_ADDRESS"),
@@ -261,6 +261,17 @@ def test_gpus(gpu, cpu):
     assert machine.gpus(gpu, BARE, cluster_of((32, 2), (32, 2))).status == "ok"
     is_missing(machine.gpus(gpu, NODE, cluster_of((32, 2), (32, 1))), "3 on the Ray cluster")
     assert machine.gpus(gpu, NODE, SILENT).status == "warning"
+
+
+@pytest.mark.parametrize("size", [3, 0, "two"])
+@pytest.mark.parametrize("platform", ["gpu", "cpu"])
+def test_engines_that_do_not_fit_are_a_fault_of_the_gpus_and_not_of_the_cores(request, platform, size):
+    """Kind: a fault in the line of something else."""
+    config = changed(
+        request.getfixturevalue(platform), {"actor_rollout_ref": {"rollout": {"tensor_model_parallel_size": size}}}
+    )
+    is_missing(machine.gpus(config, NODE), "actor_rollout_ref.rollout", "tensor_model_parallel_size", str(size))
+    assert machine.cores(config).status == "ok"
 
 
 @pytest.mark.parametrize(
