@@ -6,6 +6,7 @@ python -m recipes.common.merge --checkpoints runs/toolrl/TRAINING --out runs/too
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import subprocess
 import sys
@@ -29,13 +30,39 @@ def last_checkpoint(folder: Path) -> Path:
     return actor
 
 
+def check(actor: Path, out: Path) -> None:
+    """Check what verl's merger would fail on with a traceback, and that nothing but an earlier merge is replaced.
+
+    Raises:
+        SystemExit: naming the file.
+    """
+    try:
+        ranks = int(json.loads((actor / "fsdp_config.json").read_bytes())["world_size"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SystemExit(f"{actor} can't be merged: its fsdp_config.json has no world_size ({error})") from None
+    shards = [f"model_world_size_{ranks}_rank_{rank}.pt" for rank in range(ranks)]
+    if absent := [name for name in (*shards, "huggingface/config.json") if not (actor / name).is_file()]:
+        raise SystemExit(
+            f"{actor} can't be merged: {', '.join(absent)} absent; copy the checkpoint again, from every node"
+        )
+    if out.exists() and not (out / "config.json").is_file():
+        raise SystemExit(f"--out {out} exists and is no Hugging Face folder, and would be replaced; name another one")
+
+
 def merge(checkpoints: Path, out: Path) -> None:
-    """Merge into a temporary folder, renamed once it is complete."""
+    """Merge into a temporary folder, renamed once it is complete.
+
+    Raises:
+        SystemExit: if there is no checkpoint, or it can't be merged.
+    """
+    actor = last_checkpoint(checkpoints)
+    check(actor, out)
     unfinished = out.with_name(out.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp"]
-    command += ["--local_dir", str(last_checkpoint(checkpoints)), "--target_dir", str(unfinished)]
-    subprocess.run(command, check=True)
+    command += ["--local_dir", str(actor), "--target_dir", str(unfinished)]
+    if code := subprocess.run(command, check=False).returncode:
+        raise SystemExit(f"{actor} can't be merged: verl's merger ended with exit code {code}; its error is above")
     shutil.rmtree(out, ignore_errors=True)
     unfinished.rename(out)
 

@@ -1,0 +1,89 @@
+"""The merge of a checkpoint: a folder that can't be merged is one message, and no other folder is deleted."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recipes.common import merge
+
+
+@pytest.fixture
+def training(tmp_path) -> Path:
+    """A folder with a checkpoint of two ranks, as verl names its files."""
+    actor = tmp_path / "training" / "global_step_2" / "actor"
+    (actor / "huggingface").mkdir(parents=True)
+    (actor / "huggingface" / "config.json").write_text("{}")
+    (actor / "fsdp_config.json").write_text('{"FSDP_version": 2, "world_size": 2}')
+    for rank in (0, 1):
+        (actor / f"model_world_size_2_rank_{rank}.pt").write_bytes(b"x")
+    (tmp_path / "training" / merge.LATEST).write_text("2")
+    return tmp_path / "training"
+
+
+@pytest.fixture
+def merger(monkeypatch):
+    """verl's merger, which makes a folder or fails."""
+    ends_with = []
+
+    def run(command, check):
+        assert not check
+        folder = Path(command[command.index("--target_dir") + 1])
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        return subprocess.CompletedProcess(command, ends_with.pop() if ends_with else 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return ends_with
+
+
+ACTOR = "global_step_2/actor"
+WRONG = {
+    "no checkpoint": (lambda folder: (folder / merge.LATEST).unlink(), merge.LATEST),
+    "another step": (lambda folder: (folder / merge.LATEST).write_text("7"), "global_step_7"),
+    "no sizes": (lambda folder: (folder / ACTOR / "fsdp_config.json").unlink(), "fsdp_config.json"),
+    "half a file": (lambda folder: (folder / ACTOR / "fsdp_config.json").write_text('{"wor'), "fsdp_config.json"),
+    "other sizes": (lambda folder: (folder / ACTOR / "fsdp_config.json").write_text("[]"), "fsdp_config.json"),
+    "one rank": (lambda folder: (folder / ACTOR / "model_world_size_2_rank_1.pt").unlink(), "size_2_rank_1.pt absent"),
+    "no model": (lambda folder: (folder / ACTOR / "huggingface" / "config.json").unlink(), "huggingface/config.json"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_folder_that_cannot_be_merged_is_one_message(training, merger, what):
+    """Kind: the traceback of a program that another one runs."""
+    spoil, says = WRONG[what]
+    spoil(training)
+    with pytest.raises(SystemExit, match=says):
+        merge.merge(training, training / "hf")
+    assert not (training / "hf").exists()
+
+
+def test_a_merger_that_fails_is_named_and_an_earlier_merge_is_kept(training, merger):
+    (training / "hf").mkdir()
+    (training / "hf" / "config.json").write_text("earlier")
+    merger.append(1)
+    with pytest.raises(SystemExit, match=rf"{ACTOR} can't be merged: .* exit code 1"):
+        merge.merge(training, training / "hf")
+    assert (training / "hf" / "config.json").read_text() == "earlier"
+    merge.merge(training, training / "hf")
+    assert json.loads((training / "hf" / "config.json").read_text()) == {}
+
+
+@pytest.mark.parametrize("out", ["training", ".", "training/notes"])
+def test_a_folder_that_is_no_model_is_not_replaced(training, merger, out):
+    """Kind: a wrong --out, such as the folder of the checkpoints, is deleted."""
+    (training / "notes").write_text("mine")
+    with pytest.raises(SystemExit, match="no Hugging Face folder"):
+        merge.merge(training, (training.parent / out).resolve())
+    assert (training / "notes").read_text() == "mine"
+    assert (training / merge.LATEST).is_file()
+
+
+def test_the_command_shows_no_traceback(training, monkeypatch):
+    (training / ACTOR / "fsdp_config.json").unlink()
+    monkeypatch.setattr(sys, "argv", ["merge", "--checkpoints", str(training), "--out", str(training / "hf")])
+    with pytest.raises(SystemExit, match="can't be merged"):
+        merge.main()
