@@ -24,6 +24,8 @@ METHODS = ("grpo", "gradient_grpo", "saw_grpo", "gdpo", "gradient_gdpo", "saw_gd
 READINGS = {"controlled": 4, "as_released": 8}
 #: Parameters of the models, for the disk space of a checkpoint.
 PARAMETERS = {"1.5b": 1.54e9, "3b": 3.09e9}
+#: The largest seed that every random generator takes, NumPy's among them.
+LARGEST_SEED = 2**32 - 1
 #: Stage -> the doctor's lines that may be missing until it has run.
 MADE_BY = {
     "data": ("training data", "validation data"),
@@ -124,13 +126,17 @@ def seed_list(text: str) -> list[int]:
     """Read ``1,2,3``.
 
     Raises:
-        argparse.ArgumentTypeError: if it has another form.
+        argparse.ArgumentTypeError: if it has another form, a number that is no seed, or one twice.
     """
     try:
         seeds = [int(part) for part in text.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers separated by commas, as in 1,2,3") from None
-    return list(dict.fromkeys(seeds))
+        seeds = []
+    if not seeds or not all(0 <= seed <= LARGEST_SEED for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected whole numbers from 0 to {LARGEST_SEED}, each once, separated by commas, as in 1,2,3"
+        )
+    return seeds
 
 
 def time_limit(text: str) -> float:

@@ -63,7 +63,10 @@ def test_every_command_of_the_page_is_one_that_trains(command):
         (["--method", "gdpo,"], "'' is not a Hydra override"),
         (["--method", "gdpo", "a=1,2"], "'a=1,2' has several values"),
         (["--method", "gdpo", "--experiment", "none"], "no such file in configs/experiment"),
-        (["--method", "gdpo", "--seeds", "a"], "'a': expected numbers"),
+        *(
+            (["--method", "gdpo", f"--seeds={seeds}"], f"{seeds!r}: expected whole numbers from 0")
+            for seeds in ("a", "", "1,", "-1", "1,-2", "1.5", "1,2,1", "nan", "4294967296", "9" * 5000)
+        ),
         (["--method", "gdpo", "--hours", "-1"], "'-1': expected a number of hours above 0"),
         (["--method", "gdpo", "--hours", "nan"], "'nan': expected a number of hours above 0"),
         (["--method", "gdpo", "--hours", "soon"], "'soon': expected a number of hours above 0"),

@@ -142,7 +142,8 @@ def test_a_platform_that_a_table_would_overrule_is_refused(ready, monkeypatch, v
 @pytest.mark.parametrize(
     ("options", "fault"),
     [
-        (["--seeds", "1,x"], "'1,x': expected numbers"),
+        (["--seeds", "1,x"], "'1,x': expected whole numbers"),
+        (["--seeds", "-1"], "'-1': expected whole numbers"),
         (["--gpus", "0"], "--gpus is 0; expected at least 1"),
         (["trainer"], "'trainer' is not a Hydra override"),
         (["--rehearse"], "takes neither --source nor --skip-bad"),
