@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.common import smollm2
-from recipes.common.stages import Stage, check_marks, gpus_of_a_node, gpus_of_the_cluster, run_all, show
+from recipes.common.stages import Stage, check, gpus_of_a_node, gpus_of_the_cluster, run_all, show
 from saw.machine.accelerator import cluster_address
 from saw.machine.disk import free_bytes, training_bytes
 from saw.records.files import write_whole
@@ -286,7 +286,7 @@ def run_or_show(
         can_start = diagnose(arguments, plan)
         show(*plan)
         raise SystemExit(2 if missing or not can_start else 0)
-    check_marks(*plan)
+    check(*plan)
     for cell, seed in cells:
         _write_cell(arguments, cell, seed)
     run_all(*plan, lambda: write_table(arguments.out, arguments.out))

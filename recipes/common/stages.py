@@ -6,6 +6,7 @@ never confused with one of another command.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shlex
@@ -25,9 +26,13 @@ from saw.machine.cluster import nodes_of_the_cluster
 from saw.records import metrics_file
 from saw.records.files import write_whole
 from saw.report import step_line
+from saw.runs.compose import NotComposed, compose
 from saw.runs.process_tree import JobFailed, TrainingJob, stop_job_in
 
 HOUR = 3600.0
+#: How the command of a training begins, and those of its overrides that may have any value.
+TRAIN = ("-m", "saw.runs.train")
+OF_ONE_TRAINING = ("data.seed=", "trainer.default_local_dir=", "trainer.experiment_name=")
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ class Stage:
                 raise SystemExit(
                     f"{self.folder} has a stage {self.name} that was {ended} with another command:\n"
                     f"  there: {shlex.join(earlier)}\n  asked: {shlex.join(self.command)}\n"
-                    "remove the folder, or choose another --out"
+                    "remove the folder, or choose another: --out, or for a study SAW_RUNS"
                 )
         return self._mark.exists()
 
@@ -152,8 +157,6 @@ class Stage:
             raise JobFailed(str(error)) from None
         if total is None or last < total:
             of = f"of {total}" if total else f"of an unknown number: {self._info} has no total_steps"
-            if last == 0:
-                of += " (none is logged unless trainer.logger has 'file')"
             raise JobFailed(f"ended after step {last} {of}; {job.log_end()}")
 
     def _total_steps(self) -> int | None:
@@ -191,7 +194,7 @@ def run_all(
         SystemExit: at the end, naming what failed.
         KeyboardInterrupt: re-raised after all processes have been stopped.
     """
-    check_marks(shared, chains)
+    check(shared, chains)
     try:
         for stage in shared:
             _run(stage)
@@ -231,15 +234,43 @@ def run_all(
         )
 
 
-def check_marks(shared: Sequence[Stage], chains: Mapping[str, Sequence[Stage]]) -> None:
-    """Check, before anything runs, that no stage was started or finished with another command.
+def check(shared: Sequence[Stage], chains: Mapping[str, Sequence[Stage]]) -> None:
+    """Check, before anything runs, that each stage can start, as far as its command tells.
 
     Raises:
-        SystemExit: if there is one.
+        SystemExit: if one was started or finished with another command, or if the configuration of a training can't be
+            composed, or logs no metrics to a file.
     """
     for stages in (shared, *chains.values()):
         for stage in stages:
-            stage.is_done()
+            if not stage.is_done() and stage.command[: len(TRAIN)] == TRAIN:
+                _check_configuration(stage)
+
+
+def _check_configuration(stage: Stage) -> None:
+    variables = {**os.environ, **stage.environment}
+    overrides = (text for text in stage.command[len(TRAIN) :] if not text.startswith(OF_ONE_TRAINING))
+    try:
+        logger = _logger(accelerator.decide(variables).name, *overrides)
+    except (NotComposed, accelerator.AcceleratorError, ModuleNotFoundError) as fault:
+        raise SystemExit(f"the training {stage.folder.name} can't start: {fault}") from None
+    if "file" not in logger:
+        raise SystemExit(
+            f"trainer.logger is {list(logger)}; expected 'file' in it, for example "
+            f"trainer.logger=[{','.join([*logger, 'file'])}]: the training {stage.folder.name} is followed and "
+            "reported by the metrics in its file"
+        )
+
+
+@functools.cache  # reading the configuration's files takes a third of a second
+def _logger(platform: str, *overrides: str) -> tuple[str, ...]:
+    """The loggers of the training with these overrides.
+
+    Raises:
+        NotComposed: naming the override.
+    """
+    given = compose(f"platform={platform}", *overrides).trainer.logger
+    return (given,) if isinstance(given, str) else tuple(map(str, given or ()))
 
 
 def _run(stage: Stage, label: str = "") -> None:

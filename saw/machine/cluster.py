@@ -55,6 +55,28 @@ def ray_init(config: DictConfig) -> DictConfig:
     return config.ray_kwargs.get("ray_init") or OmegaConf.create()
 
 
+def reach(address: str | None = None) -> None:
+    """Connect to the port of the running cluster that ``ray.init`` would join; does nothing if there is none.
+
+    Args:
+        address (str | None): as configured; None finds it as ``ray.init`` does.
+
+    Raises:
+        ValueError: if the address is invalid, or nothing listens there.
+    """
+    try:
+        connect(_found(address) or "")
+    except OSError as error:
+        raise _unreachable(address, error) from error
+
+
+def _unreachable(address: str | None, error: Exception) -> ValueError:
+    return ValueError(
+        f"{_setting(address)}, and no Ray cluster can be reached there ({error}); start it (docs/clusters.md), or "
+        "name another one"
+    )
+
+
 @dataclass(frozen=True)
 class Need:
     """The most resources that a training takes from Ray.
@@ -158,14 +180,11 @@ def nodes_of_the_cluster(address: str | None = None, resource: str = "GPU") -> t
     """
     import ray
 
+    reach(address)
     try:
-        connect(_found(address) or "")
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (OSError, ray.exceptions.AuthenticationError) as error:
-        raise ValueError(
-            f"{_setting(address)}, and no Ray cluster can be reached there ({error}); start it (docs/clusters.md), or "
-            "name another one"
-        ) from error
+        raise _unreachable(address, error) from error
     try:
         found = [(node["NodeManagerHostname"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
     finally:

@@ -250,8 +250,6 @@ def main(config: DictConfig) -> None:
     Raises:
         ValueError: naming the key, for what can't work or doesn't exist, and in Hydra's multirun.
     """
-    from verl.trainer import main_ppo
-
     from saw.verl.config import ConfigError
 
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -259,6 +257,10 @@ def main(config: DictConfig) -> None:
             "hydra.mode is MULTIRUN (--multirun), but all trainings of one process would write the same metrics: "
             "saw sweep starts each in its own"
         )
+    with _as_config_errors():
+        cluster.reach(cluster.ray_init(config).get("address"))
+    from verl.trainer import main_ppo  # after it: this import and verl's checks print lines of their own
+
     check(config, os.environ.get("SAW_PLATFORM"))
     _fork_workers(config)
     _keep_earlier_metrics(config)  # the last thing that can fail before Ray

@@ -623,6 +623,16 @@ def test_the_command_shows_a_refusal_without_a_traceback(configured, changes, wo
         assert word in str(ended.value)
 
 
+@pytest.mark.parametrize("given", [None, "127.0.0.1:1"])
+def test_a_cluster_that_is_not_there_is_one_message(configured, monkeypatch, given):
+    """Kind: lines of verl before the message; its checks must not run."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1" if given is None else "127.0.0.1:2")
+    monkeypatch.setattr(train, "check", lambda config, platform: pytest.fail("verl's checks print lines"))
+    key = "RAY_ADDRESS" if given is None else "ray_kwargs.ray_init.address"
+    with pytest.raises(SystemExit, match=rf"^saw: {key} is '127\.0\.0\.1:1', and no Ray cluster can be reached"):
+        train.command(configured({"ray_kwargs.ray_init.address": given}))
+
+
 def of_another_process(error: Exception) -> Exception:
     """An error as Ray raises it here; its text is the traceback."""
     return RayTaskError("run", "Traceback (most recent call last):\n  ...", error).as_instanceof_cause()
