@@ -23,7 +23,6 @@ from scipy import stats
 from recipes.ablations import sweep
 from recipes.common.reproduce import run_main, seed_list
 from recipes.common.stages import run_all
-from saw.records.provenance import machine, versions
 from saw.report import figures, summary
 from saw.report.history import History, LoggedRun, read_run
 from saw.report.seed_statistics import bootstrap_mean, steps_to
@@ -47,6 +46,9 @@ KEPT = (
     *(f"saw/{name}/{what}" for name in OBJECTIVES for what in ("mean", "cv", "weight", "zero_spread")),
     *(*TIMES, "actor/entropy", "response_length/mean"),
 )
+#: Beside steps.csv: a row per training, with these parts of its run.json.
+TRAININGS = "trainings.csv"
+RECORDED = ("commit", "machine", "versions")
 THRESHOLDS = {"format": 0.9, "correctness": 1.5}
 #: Steps ahead over which an objective's gain is measured, and the number of steps averaged at each end.
 AHEAD, SMOOTH = 10, 5
@@ -55,8 +57,8 @@ AHEAD, SMOOTH = 10, 5
 def write_steps(runs: Sequence[LoggedRun], path: Path, kept: Sequence[str] = KEPT) -> int:
     """Write all runs' steps to one CSV, up to the last step of the shortest run; returns that step.
 
-    Final values are compared, so they must be of the same step. The learning rate is constant, so the first steps of a
-    longer training equal a shorter one.
+    Beside it, :data:`TRAININGS` has where each was trained. Final values are compared, so they must be of the same
+    step. The learning rate is constant, so the first steps of a longer training equal a shorter one.
     """
     last = min(run.history.steps[-1] for run in runs)
     frames = []
@@ -66,6 +68,8 @@ def write_steps(runs: Sequence[LoggedRun], path: Path, kept: Sequence[str] = KEP
         frames.append(pd.DataFrame({**whose, "step": run.history.steps, **values}))
     table = pd.concat(frames)
     table[table["step"] <= last].to_csv(path, index=False, float_format="%.7g", na_rep="nan")
+    records = [[_row_of(run), run.seed, *(run.info["provenance"].get(name, "") for name in RECORDED)] for run in runs]
+    pd.DataFrame(records, columns=["method", "seed", *RECORDED]).to_csv(path.with_name(TRAININGS), index=False)
     return last
 
 
@@ -73,6 +77,7 @@ def read_steps(path: Path, ranges: Mapping[str, tuple[float, float]] = OBJECTIVE
     """The runs of a CSV by their row of the tables; ``ranges`` has each objective's smallest and largest reward."""
     table = pd.read_csv(path, dtype={"commit": str}, float_precision="round_trip")
     kept = [name for name in table if name not in ("method", "seed", "commit", "step")]
+    records = _read_trainings(path.with_name(TRAININGS))
     groups: dict[str, list[LoggedRun]] = {}
     for (label, seed, commit), steps in table.groupby(["method", "seed", "commit"], sort=False):
         columns = {name: tuple(steps[name].astype(float)) for name in kept}
@@ -80,11 +85,34 @@ def read_steps(path: Path, ranges: Mapping[str, tuple[float, float]] = OBJECTIVE
         info = {
             "config": {"saw": {"method": label.partition(",")[0]}, "data": {"seed": int(seed)}},
             "ranges": {name: list(bounds) for name, bounds in ranges.items()},
-            "provenance": {"commit": commit},
+            "provenance": records.get((label, int(seed), commit), {"commit": commit}),
         }
         folder = path.parent / f"{sweep.label(METHODS[label])}_seed{seed}"  # as the training was named
         groups.setdefault(label, []).append(LoggedRun(folder, history, {}, info))
     return groups
+
+
+def _read_trainings(path: Path) -> dict[tuple[str, int, str], dict[str, str]]:
+    """Where each training of :data:`TRAININGS` was trained, by method, seed and commit; empty if there is no file."""
+    if not path.is_file():
+        return {}
+    rows = pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
+    return {(row["method"], int(row["seed"]), row["commit"]): {name: row[name] for name in RECORDED} for row in rows}
+
+
+def trained_on(runs: Sequence[LoggedRun]) -> str:
+    """Machine and versions of the trainings as recorded at their start, which may have been elsewhere; each once."""
+    made = [(run.info["provenance"].get("machine"), run.info["provenance"].get("versions")) for run in runs]
+    found = [f"{machine}; {versions}" for machine, versions in made if machine and versions]
+    if unknown := len(made) - len(found):
+        found.append(f"machine and versions of {unknown} trainings were not recorded")
+    return "; ".join(dict.fromkeys(found))
+
+
+def origin(runs: Sequence[LoggedRun], last: int) -> str:
+    """The line of the page that says how its numbers were made; ``last`` is the last step of each training."""
+    trained = f"{len(runs)} trainings, {last} steps of each, commits in steps.csv"
+    return f"`bash scripts/study.sh lm`; {trained}; {trained_on(runs)}."
 
 
 def _row_of(run: LoggedRun) -> str:
@@ -208,11 +236,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(f"{runs} has no finished training")
     arguments.out.mkdir(parents=True, exist_ok=True)
     last = write_steps(found, steps)
-    software = versions("torch", "verl", "vllm", "transformers")
-    trained = f"{len(found)} trainings, {last} steps of each, commits in steps.csv"
-    where = f"`bash scripts/study.sh lm`; {trained}; {machine('cpu')}; {software}."
     text = report(arguments.out)
-    (arguments.out / "README.md").write_text(f"{text}\n\n{where}\n")
+    (arguments.out / "README.md").write_text(f"{text}\n\n{origin(found, last)}\n")
     print(text)
 
 

@@ -33,7 +33,6 @@ from recipes.common.reproduce import run_main, seed_list
 from recipes.common.stages import run_all
 from recipes.study import language_model as lm
 from recipes.study.lean import Unsupported, settings_of, train
-from saw.records.provenance import machine, versions
 from saw.report import figures, summary
 from saw.report.history import LOG, LoggedRun, read_run
 from saw.report.seed_statistics import PairedTest, equivalence, paired_tests
@@ -184,6 +183,14 @@ def seconds(runs: Sequence[LoggedRun]) -> list[float]:
     return [sum(run.history.columns["timing_s/step"]) for run in runs]
 
 
+def origin(runs: Sequence[LoggedRun], last: int, *options: str) -> str:
+    """The line of the page that says how its numbers were made; ``last`` is the last step of each training."""
+    times = seconds(runs)
+    trained = f"{len(runs)} trainings, {last} steps of each, {min(times):.0f} to {max(times):.0f} s in one thread"
+    command = " ".join(["bash scripts/study.sh lean", *options])
+    return f"`{command}`; {trained}; commits in steps.csv; {lm.trained_on(runs)}."
+
+
 def read_groups(out: Path) -> dict[str, list[LoggedRun]]:
     """The runs of ``steps.csv`` by method.
 
@@ -286,12 +293,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(f"{runs} has no finished training")
     arguments.out.mkdir(parents=True, exist_ok=True)
     last = lm.write_steps(finished, arguments.out / "steps.csv", KEPT)
-    times = seconds(finished)
-    trained = f"{len(finished)} trainings, {last} steps of each, {min(times):.0f} to {max(times):.0f} s in one thread"
     against = [f"--against {arguments.against}"] if arguments.against else []
-    command = " ".join(["bash scripts/study.sh lean", *against, *arguments.overrides])
-    software = versions("torch", "transformers", "torchdata")
-    where = f"`{command}`; {trained}; commits in steps.csv; {machine('cpu')}; {software}."
+    where = origin(finished, last, *against, *arguments.overrides)
     text = report_against(arguments.out, arguments.against) if arguments.against else report(arguments.out)
     (arguments.out / "README.md").write_text(f"{text}\n\n{where}\n")
     print(text)

@@ -153,12 +153,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(f"{runs} has no finished training")
     write(finished, arguments.out)
     text = report(arguments.out)
-    # recorded when they were trained, which may have been elsewhere
-    trained_on = dict.fromkeys(
-        f"{made['machine']}; {made['versions']}" for made in (run.info["provenance"] for run in finished)
-    )
-    where = f"`bash scripts/study.sh smollm2`; {len(finished)} trainings, commits in steps.csv; {'; '.join(trained_on)}"
-    (arguments.out / "README.md").write_text(f"{text}\n\n{where}.\n")
+    where = f"`bash scripts/study.sh smollm2`; {len(finished)} trainings, commits in steps.csv; "
+    (arguments.out / "README.md").write_text(f"{text}\n\n{where}{lm.trained_on(finished)}.\n")
     print(text)
 
 

@@ -132,3 +132,49 @@ def test_what_a_second_training_of_a_seed_is_said_to_lose_is_what_it_lost():
             for method in ("saw_gdpo", "gdpo")
         )
         assert plain - saw == pytest.approx(float(number), abs=5e-4)
+
+
+# ---------------------------------------------------------------- where it was trained
+
+
+def recorded(run: LoggedRun, machine: str, versions: str) -> LoggedRun:
+    """The run with a record of its machine."""
+    made = {**run.info["provenance"], "machine": machine, "versions": versions}
+    return replace(run, info={**run.info, "provenance": made})
+
+
+def test_the_page_names_the_machines_of_the_trainings(runs, tmp_path, monkeypatch):
+    """Kind: the page named the machine on which it was written."""
+    monkeypatch.setenv("SAW_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(lm, "run_all", lambda *_: None)
+    there = [recorded(run, "1 x a GPU", "torch 2.11.0") for run in runs[:5]]
+    lm.write_steps([*there, recorded(runs[5], "a CPU", "torch 2.13.0+cpu")], tmp_path / "steps.csv")
+    lm.main(["--add", "--out", str(tmp_path)])  # whose records are in the CSVs alone
+    last = (tmp_path / "README.md").read_text().splitlines()[-1]
+    assert last.endswith("commits in steps.csv; 1 x a GPU; torch 2.11.0; a CPU; torch 2.13.0+cpu.")
+    lm.main(["--add", "--out", str(tmp_path)])  # again, from what the first page left
+    assert (tmp_path / "README.md").read_text().splitlines()[-1] == last
+
+
+def test_what_was_not_recorded_is_said_so(runs, tmp_path):
+    lm.write_steps(runs, tmp_path / "steps.csv")
+    (tmp_path / lm.TRAININGS).unlink()  # as in a folder of an older version
+    (first, *_), (second, *_) = lm.read_steps(tmp_path / "steps.csv").values()
+    known = recorded(first, "a CPU", "torch 2.13.0+cpu")
+    assert lm.trained_on([known, second]) == (
+        "a CPU; torch 2.13.0+cpu; machine and versions of 1 trainings were not recorded"
+    )
+
+
+def test_a_repetition_at_another_commit_is_another_training(runs, tmp_path):
+    lm.write_steps([recorded(run, "a CPU", "torch 2.13.0+cpu") for run in runs], tmp_path / "steps.csv")
+    text = (tmp_path / "steps.csv").read_text()
+    (tmp_path / "again.csv").write_text(text.replace(",abc,", ",0123456,"))
+    (again, *_) = lm.read_steps(tmp_path / "again.csv")["grpo"]
+    assert again.info["provenance"] == {"commit": "0123456"}
+
+
+def test_the_committed_page_says_what_its_csvs_record():
+    groups = lm.read_steps(STUDY / "steps.csv").values()
+    runs = [run for group in groups for run in group]
+    assert (STUDY / "README.md").read_text().splitlines()[-1] == lm.origin(runs, runs[0].history.steps[-1])

@@ -426,3 +426,9 @@ def test_the_committed_report_is_what_its_csv_gives(folder, tmp_path):
     against = [ROOT / "results" / "study" / "lm"] if folder else []
     made = (lean_study.report_against if folder else lean_study.report)(tmp_path, *against)
     assert (STUDY / folder / "README.md").read_text().startswith(made)
+
+
+def test_the_committed_page_says_what_its_csvs_record():
+    """Kind: the page named the machine on which it was written."""
+    runs = [run for group in lm.read_steps(STUDY / "steps.csv").values() for run in group]
+    assert (STUDY / "README.md").read_text().splitlines()[-1] == lean_study.origin(runs, runs[0].history.steps[-1])

@@ -56,7 +56,7 @@ def test_a_training_that_cannot_start_is_refused_before_anything_is_made(
     monkeypatch.setattr(sys, "argv", [name, *options, override])
     with pytest.raises(SystemExit) as ended:
         module.main()
-    said = str(ended.value) + capsys.readouterr().err  # table 2 composes for the judge's cost, and lists what is missing
+    said = str(ended.value) + capsys.readouterr().err  # table 2 lists it with all that is missing
     for word in words:
         assert word in said
     assert written(runs) == []
