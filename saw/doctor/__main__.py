@@ -17,14 +17,14 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saw.doctor import data, machine, services, software
-from saw.doctor.estimates import checkpoint_bytes, fit
+from saw.doctor.estimates import fit
 from saw.doctor.lines import Line, can_start, examine, missing, ok, say, shortened, show
-from saw.machine import hub
+from saw.machine import hub, limits
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 Check = tuple[str, Callable[[], Line]]
 #: Every line, in the order of the table.
 THINGS = (
-    *("driver and CUDA", "GPUs", "GPU memory", "cores", "shared memory", "disk", "Ray's disk", "compiler, headers"),
+    *("driver and CUDA", "GPUs", "GPU memory", "cores", "open files", "processes"),
+    *("shared memory", "disk", "Ray's disk", "folders", "compiler, headers"),
     *("attention", "packages", "versions", "configuration"),
     *("model", "tokenizer", "judge's model", "training data", "validation data", "reward function"),
     *("wandb", "judge's key", "judge's answer", "Ray cluster", "Ray's token", "shared files"),
@@ -98,9 +99,12 @@ def diagnose(
         ("driver and CUDA", lambda: machine.driver(experiment, found())),
         ("GPUs", lambda: machine.gpus(experiment, found(), cluster)),
         ("cores", lambda: machine.cores(experiment, cluster)),
-        ("shared memory", lambda: machine.shared_memory(experiment)),
-        ("disk", lambda: machine.disk(experiment, checkpoint_bytes)),
-        ("Ray's disk", machine.ray_disk),
+        ("open files", limits.open_files),
+        ("processes", limits.processes),
+        ("shared memory", lambda: limits.shared_memory(experiment)),
+        ("disk", lambda: limits.disk(experiment)),
+        ("Ray's disk", lambda: limits.ray_disk(experiment)),
+        ("folders", lambda: machine.folders(experiment, folder_faults)),
         ("compiler, headers", lambda: machine.compiler(experiment)),
         ("packages", lambda: software.packages(package_faults)),
         ("versions", lambda: software.pins(platform())),
@@ -177,6 +181,15 @@ def model_fault(config: DictConfig) -> str | None:
     from saw.runs import inputs
 
     return "; ".join(inputs.model_faults(config)) or None
+
+
+def folder_faults(config: DictConfig | None) -> Iterable[str]:
+    """What is wrong with the folders that are written to, as at the start of a training."""
+    if config is None:
+        return limits.library_folder_faults(None)
+    from saw.runs import inputs
+
+    return inputs.folder_faults(config)
 
 
 def probe() -> Any:

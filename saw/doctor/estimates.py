@@ -1,4 +1,4 @@
-"""The GPU memory and disk space that an experiment takes, as estimated by saw.memory."""
+"""The GPU memory that an experiment takes, as estimated by saw.memory."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 
 def shape_of(config: DictConfig) -> Any:
-    """The sizes of the experiment's model, :class:`saw.memory.Shape`."""
-    from saw.memory import shape_of
+    """The sizes of the experiment's model, :class:`saw.machine.shape.Shape`."""
+    from saw.machine.shape import shape_of
 
     return shape_of(config.actor_rollout_ref.model.path)
 
@@ -41,21 +41,3 @@ def with_attention(config: DictConfig) -> DictConfig:
     if (choice := choose(config)) is not None:
         apply(config, choice)
     return config
-
-
-def checkpoint_bytes(config: DictConfig) -> float:
-    """Bytes of the checkpoints that a training keeps, and of the merged model; 0 if it saves none."""
-    from saw.machine.disk import training_bytes
-
-    if config.trainer.save_freq <= 0:
-        return 0.0
-    kept = config.trainer.max_actor_ckpt_to_keep
-    if kept is None:
-        return training_bytes(shape_of(config).parameters, checkpoints_of(config))
-    return training_bytes(shape_of(config).parameters, kept)
-
-
-def checkpoints_of(config: DictConfig) -> int:
-    """Number of checkpoints if all are kept; 1 if the number of steps is unknown."""
-    steps = config.trainer.total_training_steps
-    return 1 if steps is None else max(1, -(-steps // config.trainer.save_freq))

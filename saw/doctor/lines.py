@@ -4,53 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
-Status = Literal["ok", "note", "warning", "missing"]
+from saw.machine.line import Line, Status, gigabytes, missing, note, ok, warning
+
+__all__ = ["Line", "Status", "can_start", "examine", "gibibytes", "gigabytes", "missing", "note", "ok", "say"]
+__all__ += ["shortened", "show", "warning"]
+
 #: Width of the table if it is not printed to a terminal.
 WIDTH = 100
 COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "missing": "bold red"}
-
-
-@dataclass(frozen=True)
-class Line:
-    """The result of one check.
-
-    Attributes:
-        status (Status): ``missing`` if the training cannot start, or would fail later; ``warning`` if it can start;
-            ``note`` for what a script makes before it starts the training.
-        thing (str): name of what was checked.
-        found (str): what was found.
-        needed (str): what the experiment needs; empty without an experiment.
-        remedy (str): what to do; empty if nothing is.
-    """
-
-    status: Status
-    thing: str
-    found: str
-    needed: str = ""
-    remedy: str = ""
-
-
-def ok(thing: str, found: str, needed: str = "") -> Line:
-    """Nothing is wrong."""
-    return Line("ok", thing, found, needed)
-
-
-def note(thing: str, found: str, needed: str, remedy: str) -> Line:
-    """Something does not exist yet; a script makes it before it starts the training."""
-    return Line("note", thing, found, needed, remedy)
-
-
-def warning(thing: str, found: str, needed: str, remedy: str) -> Line:
-    """The training can start, but the user should know."""
-    return Line("warning", thing, found, needed, remedy)
-
-
-def missing(thing: str, found: str, needed: str, remedy: str) -> Line:
-    """The training cannot start."""
-    return Line("missing", thing, found, needed, remedy)
 
 
 def examine(checks: Iterable[tuple[str, Callable[[], Line]]], later: Sequence[str] = ()) -> list[Line]:
@@ -88,11 +52,6 @@ def shortened(text: str, most: int = 300) -> str:
     """The beginning of a message, in one line."""
     text = " ".join(text.split())
     return text if len(text) <= most else f"{text[:most]}..."
-
-
-def gigabytes(number: float) -> str:
-    """Bytes for a reader."""
-    return f"{number / 1e9:.1f} GB" if number < 1e10 else f"{number / 1e9:.0f} GB"
 
 
 def gibibytes(number: float) -> str:

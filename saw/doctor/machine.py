@@ -1,4 +1,4 @@
-"""The machine: accelerators, cores, memory, disks, compiler."""
+"""The machine: accelerators, cores, folders, compiler; what the operating system limits is in saw.machine.limits."""
 
 from __future__ import annotations
 
@@ -7,32 +7,20 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saw.doctor.lines import Line, gibibytes, gigabytes, missing, ok, shortened, warning
+from saw.doctor.lines import Line, gibibytes, missing, ok, shortened, warning
+from saw.machine.limits import on_gpus
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from saw.doctor.cluster import Cluster
 
-#: Ray refuses an object store above this size that does not fit into shared memory; a smaller one goes to the disk.
-SLOW_STORE = 10**10
-#: Ray's default share of the memory for its object store.
-STORE_SHARE = 0.3
 #: Nominal GB per GPU if none is visible: the GPUs of the experiments.
 ASSUMED = 80
-#: Enough shared memory for NCCL and vLLM's queues between processes; Docker's default of 64 MB is too little.
-SHARED_BETWEEN_PROCESSES = 10**9
-#: Ray stores no more objects once its disk is fuller than this.
-FULL_DISK = 0.95
-
-
-def on_gpus(config: DictConfig | None) -> bool:
-    """Whether the experiment trains on accelerators."""
-    return config is not None and config.trainer.device != "cpu"
 
 
 def driver(config: DictConfig | None, found: Any, environ: Mapping[str, str] = os.environ) -> Line:
@@ -158,75 +146,17 @@ def cores(config: DictConfig | None, cluster: Cluster | None = None, there: Any 
     return missing("cores", found, wanted, fault) if fault else ok("cores", found, wanted)
 
 
-def shared_memory(config: DictConfig | None, free: int | None = None, memory: int | None = None) -> Line:
-    """``/dev/shm``: Ray's object store, NCCL, and vLLM's processes use it.
+def folders(config: DictConfig | None, faults: Callable[[DictConfig | None], Iterable[str]]) -> Line:
+    """The folders that a training, and the libraries that it uses, write to.
 
     Args:
         config (DictConfig | None): the experiment; None for none.
-        free (int | None): bytes; None measures.
-        memory (int | None): of the machine in bytes; None measures.
+        faults (Callable): gives what is wrong with them, each with its key.
     """
-    import psutil
-
-    free = shutil.disk_usage("/dev/shm").free if free is None else free
-    memory = psutil.virtual_memory().available if memory is None else memory
-    stated = config.ray_kwargs.ray_init.get("object_store_memory") if config is not None else None
-    store = stated or min(STORE_SHARE * memory, SLOW_STORE)
-    found, needed = f"{gigabytes(free)} free in /dev/shm", f"{gigabytes(store)} for Ray's object store"
-    remedy = "in Docker use --ipc=host or --shm-size; otherwise delete leftovers in /dev/shm, or remount it larger"
-    if on_gpus(config) and free < SHARED_BETWEEN_PROCESSES:
-        needed = f"{gigabytes(SHARED_BETWEEN_PROCESSES)} for NCCL and vLLM, {needed}"
-        return missing("shared memory", found, needed, remedy)
-    if free >= store:
-        return ok("shared memory", found, needed)
-    if store > SLOW_STORE:
-        return missing("shared memory", found, needed, f"{remedy}; or lower ray_kwargs.ray_init.object_store_memory")
-    return warning("shared memory", found, f"{needed}, which is otherwise on the disk and slow", remedy)
-
-
-def disk(config: DictConfig | None, needed: Callable[[DictConfig], float], free: int | None = None) -> Line:
-    """Space for the checkpoints.
-
-    Args:
-        config (DictConfig | None): the experiment; None for none.
-        needed (Callable[[DictConfig], float]): gives the bytes that its checkpoints take.
-        free (int | None): bytes; None measures.
-    """
-    from saw.machine.disk import free_bytes
-
-    folder = Path(config.trainer.default_local_dir if config is not None else os.environ.get("SAW_RUNS", "runs"))
-    folder = folder.absolute()
-    free = free_bytes(folder) if free is None else free
-    found = f"{gigabytes(free)} free at {folder}"
-    if config is None:
-        return ok("disk", found)
-    larger = "set trainer.default_local_dir (or SAW_RUNS) to a larger disk"
-    try:
-        need = needed(config)
-    except ValueError:
-        remedy = "see the line of the model; a checkpoint takes 12 bytes per parameter"
-        return warning("disk", found, "checkpoints of a model whose size is not known yet", remedy)
-    wanted = f"{gigabytes(need)} for checkpoints" if need else "nothing: trainer.save_freq saves no checkpoint"
-    if free >= need:
-        return ok("disk", found, wanted)
-    return missing("disk", found, wanted, f"{larger}, or lower trainer.max_actor_ckpt_to_keep")
-
-
-def ray_disk(folder: Path | None = None, used: float | None = None) -> Line:
-    """The disk of Ray's temporary folder.
-
-    Args:
-        folder (Path | None): the folder; None for Ray's.
-        used (float | None): the share that is used; None measures.
-    """
-    folder = folder or Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir()))
-    if used is None:
-        usage = shutil.disk_usage(folder)
-        used = 1 - usage.free / usage.total
-    found, needed = f"{used:.0%} used at {folder}", f"less than {FULL_DISK:.0%}, otherwise Ray stores nothing more"
-    if used < FULL_DISK:
-        return ok("Ray's disk", found, needed)
-    return missing("Ray's disk", found, needed, "free space there, or set RAY_TMPDIR to a folder on another disk")
+    thing, needed = "folders", "folders that can be made and written to"
+    if found := list(faults(config)):
+        return missing(thing, "; ".join(found), needed, "set the named key or variable to another folder")
+    return ok(thing, "all can be written to", needed)
 
 
 def compiler(

@@ -8,11 +8,11 @@ For verl 0.9.1's synchronous trainer with FSDP2 and vLLM on the same GPUs. The p
 so the largest is the peak. docs/memory.md explains each formula. KEY=VALUE are Hydra overrides.
 """
 
+from saw.machine.shape import SHAPES, Shape, shape_of
 from saw.memory.fit import fits, largest_tokens, memory_of_a_gpu, usable
 from saw.memory.phases import Estimate, Phase, estimate
 from saw.memory.report import check, summary, table
 from saw.memory.settings import Settings, read_settings
-from saw.memory.shape import SHAPES, Shape, shape_of
 
 __all__ = [
     "SHAPES",

@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Sequence
 
 from saw import memory
+from saw.machine.shape import shape_of
 from saw.memory.fit import fits, memory_of_a_gpu, usable
 from saw.memory.phases import estimate
 from saw.memory.report import document, summary, table
-from saw.memory.shape import shape_of
 from saw.runs.compose import checked_override, compose
 
 

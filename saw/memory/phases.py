@@ -11,8 +11,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from saw.machine import fused_kernels
+from saw.machine.shape import Shape
 from saw.memory.settings import Settings, read_settings
-from saw.memory.shape import Shape
 
 GIB = 2**30
 #: Allowances: guesses, neither derived nor measured. CUDA contexts of two processes, NCCL and cuBLAS buffers, and what

@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Iterable, Sequence
 
 from saw.machine.accelerator import cluster_address
+from saw.machine.shape import shape_of
 from saw.memory.fit import fits, largest_tokens, memory_of_a_gpu, usable
 from saw.memory.phases import CONTEXTS, FRAGMENTATION, GIB, LOGITS_COPIES, Estimate, estimate
-from saw.memory.shape import shape_of
 from saw.report.tables import markdown
 from saw.runs.compose import compose
 

@@ -26,6 +26,8 @@ from verl.utils.tracking import Tracking
 
 from saw.machine import environment, hub
 from saw.machine.cluster import running
+from saw.machine.disk import unwritable
+from saw.machine.limits import library_folder_faults
 from saw.records.files import read_lines
 from saw.records.metrics_file import LOCATION
 from saw.runs.handover import DATA, FILES, FOLDERS, WRITTEN
@@ -57,7 +59,7 @@ def check(config: DictConfig) -> None:
     Raises:
         ConfigError: one line per fault, with the key, the value and what is expected.
     """
-    written = written_faults(config)
+    written = [*written_faults(config), *folder_faults(config)]
     read = [*file_faults(config), *(fault for key in DATA for fault in data_faults(config, key))]
     read += [*model_faults(config), *tokenizer_faults(config), *judge_model_faults(config)]
     address = running(config)
@@ -70,7 +72,7 @@ def check(config: DictConfig) -> None:
 
 
 def written_faults(config: DictConfig) -> list[str]:
-    """What is wrong with the folders and files that a training writes, and with the checkpoint that it resumes."""
+    """What is wrong with the files that a training writes, and with the checkpoint that it resumes."""
     return [*_outputs(config), *_resumption(config)]
 
 
@@ -340,23 +342,34 @@ def _cut_off(file: Path) -> str | None:
         return _first_line(error)
 
 
+def folder_faults(config: DictConfig) -> Iterator[str]:
+    """What is wrong with the folders that are written to: the training's, and those of libraries if it starts Ray."""
+    folders = {key: folder for key in FOLDERS if (folder := OmegaConf.select(config, key)) and _is_folder(folder)}
+    for key in WRITTEN:
+        value = OmegaConf.select(config, key)
+        if isinstance(value, str) and is_local(value):
+            folders[key] = str(Path(value).parent)
+    if own_metrics := os.environ.get(LOCATION):
+        folders[LOCATION] = str(Path(own_metrics).parent)
+    for key, folder in folders.items():
+        if fault := unwritable(local_path(folder)):
+            yield f"{key} needs the folder {folder!r}, but {fault}; expected one that can be made and written to"
+    if running(config) is None:
+        yield from library_folder_faults(config)
+
+
+def _is_folder(folder: Any) -> bool:
+    return isinstance(folder, str) and folder != "" and "://" not in folder
+
+
 def _outputs(config: DictConfig) -> Iterator[str]:
     folders = {key: OmegaConf.select(config, key) for key in FOLDERS}
     for key, folder in folders.items():
-        optional = folder is None and key != FOLDERS[0]
-        if not optional and (not isinstance(folder, str) or not folder or "://" in folder):
+        is_optional = key != FOLDERS[0]
+        if not _is_folder(folder) and not (folder is None and is_optional):
             yield f"{key} is {folder!r}; expected a folder of this machine"
-            folders[key] = None
-    for key in WRITTEN:
-        value = OmegaConf.select(config, key)
-        folders[key] = str(Path(value).parent) if isinstance(value, str) and is_local(value) else None
-    own_metrics = os.environ.get(LOCATION)
-    if own_metrics:
-        folders[LOCATION] = str(Path(own_metrics).parent)
-    for key, folder in folders.items():
-        if isinstance(folder, str) and (fault := _unwritable(local_path(folder))):
-            yield f"{key} needs the folder {folder!r}, but {fault}; expected one that can be made and written to"
-    yield from _metrics(config, Path(own_metrics) if own_metrics else folders[FOLDERS[0]])
+    own_metrics, folder = os.environ.get(LOCATION), folders[FOLDERS[0]]
+    yield from _metrics(config, Path(own_metrics) if own_metrics else folder if _is_folder(folder) else None)
 
 
 def _metrics(config: DictConfig, place: Path | str | None) -> Iterator[str]:
@@ -370,17 +383,6 @@ def _metrics(config: DictConfig, place: Path | str | None) -> Iterator[str]:
         file = place if isinstance(place, Path) else Path(place) / "metrics.jsonl"
         if os.path.exists(file) and not (file.is_file() and os.access(file, os.W_OK)):
             yield f"the metrics go to {str(file)!r}, which is not a file that can be written; set {LOCATION} to another"
-
-
-def _unwritable(folder: Path) -> str | None:
-    """Why a folder can't be made, or written to; None if it can."""
-    try:
-        there = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
-    except (OSError, ValueError) as error:  # a name that is too long, or has a zero byte
-        return f"it can't be looked up ({_first_line(error)})"
-    if not there.is_dir():
-        return f"{there} is not a folder"
-    return None if os.access(there, os.W_OK | os.X_OK) else f"{there} is not writable"
 
 
 def _resumption(config: DictConfig) -> Iterator[str]:

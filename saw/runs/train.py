@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from saw.faults import TrainingEnded, WrongVersion
-from saw.machine import accelerator, cluster, hub
+from saw.machine import accelerator, cluster, hub, limits
 from saw.records import metrics_file
 from saw.runs import handover
 from saw.runs.compose import CONFIGS
@@ -206,6 +206,8 @@ def check(config: DictConfig, platform: str | None) -> None:
     inputs.check(config)
     with _as_config_errors():
         cluster.check(config, cluster.available(config))
+        if cluster.running(config) is None:  # otherwise the nodes' own limits count
+            limits.check(config)
     cluster_checks.check(config)
 
 

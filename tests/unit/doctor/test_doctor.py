@@ -30,7 +30,7 @@ from recipes.common.stages import Stage, gpus_of_a_node
 from saw.doctor import data, estimates, machine, services, software
 from saw.doctor.cluster import REFUSED, AskedNode, Cluster, look
 from saw.doctor.lines import Line, can_start, examine, missing, ok, show, warning
-from saw.machine import environment
+from saw.machine import environment, limits
 from saw.machine.accelerator import Device, Found, cluster_address
 from saw.machine.nodes import connect
 from saw.machine.requirements import Problem
@@ -348,44 +348,163 @@ def test_cores_are_the_machine_s_and_what_ray_counts_is_said_beside_them(gpu, mo
 )
 def test_shared_memory(gpu, free, store, status):
     config = changed(gpu, {"ray_kwargs": {"ray_init": {"object_store_memory": store}}})
-    line = machine.shared_memory(config, free, memory=500 * GB)
+    line = limits.shared_memory(config, free, memory=500 * GB)
     assert line.status == status
     assert bool(line.remedy) == (status != "ok")
 
 
 def test_shared_memory_of_a_cpu_run_is_its_object_store(cpu):
-    assert machine.shared_memory(cpu, GB).status == "ok"
-    assert machine.shared_memory(cpu, GB // 10).status == "warning"
-    assert machine.shared_memory(None, 20 * GB, memory=GB).status == "ok"
+    assert limits.shared_memory(cpu, GB).status == "ok"
+    assert limits.shared_memory(cpu, GB // 10).status == "warning"
+    assert limits.shared_memory(None, 20 * GB, memory=GB).status == "ok"
 
 
-def test_disk(gpu, cpu):
+@pytest.fixture
+def sized(monkeypatch):
+    """A model of 1.5 billion parameters."""
+    monkeypatch.setattr(limits, "shape_of", lambda path: Namespace(parameters=1.5e9))
+
+
+def test_disk(gpu, cpu, sized):
     need = 1.5e9 * (2 * 12 + 4)
-    assert estimates.checkpoint_bytes(gpu) == need
-    assert machine.disk(gpu, estimates.checkpoint_bytes, free=int(need)).status == "ok"
-    is_missing(machine.disk(gpu, estimates.checkpoint_bytes, free=int(need) - 1), "42 GB", "default_local_dir")
-    assert machine.disk(cpu, estimates.checkpoint_bytes, free=0).status == "ok"  # saves none
+    assert limits.checkpoint_bytes(gpu) == need
+    enough = int(need) + limits.LOGS
+    assert limits.disk(gpu, free=enough).status == "ok"
+    is_missing(limits.disk(gpu, free=enough - 1), "42 GB", "default_local_dir")
+    assert limits.disk(cpu, free=limits.LOGS).status == "ok"  # saves no checkpoint
     all_kept = changed(gpu, {"trainer": {"max_actor_ckpt_to_keep": None, "total_training_steps": 11}})
-    assert estimates.checkpoint_bytes(all_kept) == 1.5e9 * (3 * 12 + 4)
-    assert machine.disk(None, estimates.checkpoint_bytes).status == "ok"
+    assert limits.checkpoint_bytes(all_kept) == 1.5e9 * (3 * 12 + 4)
+    assert limits.disk(None).status == "ok"
 
 
-def test_the_disk_for_a_model_that_is_not_here_yet_is_unknown(gpu):
+@pytest.mark.parametrize("experiment", ["gpu", "cpu", None])
+def test_a_full_disk_is_missing_whether_checkpoints_are_saved_or_not(request, sized, experiment):
+    """Kind: metrics and logs are written as well."""
+    config = request.getfixturevalue(experiment) if experiment else None
+    is_missing(limits.disk(config, free=limits.LOGS - 1), "0.1 GB for logs", "SAW_RUNS")
+
+
+def test_checkpoints_that_are_there_need_no_more_space(gpu, sized, tmp_path):
+    """Kind: a training that can't be resumed because of its own checkpoints."""
+    config = changed(gpu, {"trainer": {"default_local_dir": str(tmp_path)}})
+    shard = tmp_path / "global_step_5" / "actor" / "model_world_size_1_rank_0.pt"
+    shard.parent.mkdir(parents=True)
+    with shard.open("wb") as file:
+        file.truncate(18 * GB)  # without a block on the disk
+    need = int(1.5e9 * (2 * 12 + 4)) + limits.LOGS
+    assert limits.disk(config, free=need - 18 * GB).status == "ok"
+    is_missing(limits.disk(config, free=need - 18 * GB - 1), "18 GB are there")
+
+
+def test_the_disk_for_a_model_that_is_not_here_yet_is_unknown(gpu, monkeypatch):
     """Kind: the text of an exception in place of what was found."""
 
-    def unknown(config):
+    def unknown(path):
         raise ValueError("sizes are unknown")
 
-    line = machine.disk(gpu, unknown, free=GB)
+    monkeypatch.setattr(limits, "shape_of", unknown)
+    line = limits.disk(gpu, free=GB)
     assert (line.status, line.found.split(" at ")[0]) == ("warning", "1.0 GB free")
     assert "ValueError" not in str(line)
     assert line.remedy
 
 
-def test_rays_disk(tmp_path):
-    assert machine.ray_disk(tmp_path, used=0.94).status == "ok"
-    is_missing(machine.ray_disk(tmp_path, used=0.96), "96%", "RAY_TMPDIR")
-    assert str(tmp_path) in machine.ray_disk(tmp_path).found
+def test_rays_disk(monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    assert limits.ray_disk(space=(6 * GB, 100 * GB)).status == "ok"
+    line = limits.ray_disk(space=(4 * GB, 100 * GB))  # Ray starts
+    assert (line.status, line.found) == ("warning", f"96% used at {tmp_path}/ray")
+    is_missing(limits.ray_disk(space=(limits.LOGS - 1, 100 * GB)), "0.1 GB free", str(tmp_path), "RAY_TMPDIR")
+
+
+def test_rays_folder_is_the_one_that_ray_chooses(cpu, monkeypatch, tmp_path):
+    from ray._common.utils import get_default_ray_temp_dir
+
+    for name in ("RAY_TMPDIR", "TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    for name in (None, "TMPDIR", "RAY_TMPDIR"):
+        if name:
+            monkeypatch.setenv(name, str(tmp_path / name))
+        assert str(limits.ray_folder(cpu)) == get_default_ray_temp_dir()
+    own = changed(cpu, {"ray_kwargs": {"ray_init": {"_temp_dir": "/own"}}})
+    assert limits.ray_folder(own) == Path("/own")
+
+
+@pytest.mark.parametrize(
+    ("allowed", "status"),
+    [(64, "missing"), (255, "missing"), (256, "warning"), (8191, "warning"), (8192, "ok"), (-1, "ok")],
+)
+def test_open_files(allowed, status):
+    line = limits.open_files(allowed)
+    assert line.status == status
+    assert ("ulimit -n" in line.remedy) == (status != "ok")
+
+
+@pytest.mark.parametrize(
+    ("free", "status"),
+    [
+        ({}, "ok"),
+        ({"ulimit -u, 9,000": 8000}, "ok"),
+        ({"ulimit -u, 9,000": 3000}, "warning"),
+        ({"ulimit -u, 9,000": 8000, "/sys/fs/cgroup/pids.max, 512": 500}, "missing"),
+    ],
+)
+def test_processes(free, status):
+    line = limits.processes(free)
+    assert line.status == status
+    if status == "missing":
+        is_missing(line, "500 more allowed by /sys/fs/cgroup/pids.max, 512", "--pids-limit")
+
+
+@pytest.mark.parametrize(
+    ("own", "file"),
+    [("0::/job/step", "job/pids.max"), ("0::/", "pids.max"), ("9:pids:/job", "pids/job/pids.max")],
+)
+def test_the_limit_of_every_cgroup_around_counts(monkeypatch, tmp_path, own, file):
+    """Kind: the limit of a container, of Slurm or of systemd, which ulimit does not show."""
+    (tmp_path / "own").write_text(f"8:memory:/elsewhere\n{own}\n")
+    limit = tmp_path / "cgroup" / file
+    limit.parent.mkdir(parents=True)
+    limit.write_text("600\n")
+    limit.with_name("pids.current").write_text("550\n")
+    monkeypatch.setattr(limits, "OWN_CGROUP", tmp_path / "own")
+    roots = {"": tmp_path / "cgroup", "pids": tmp_path / "cgroup" / "pids"}
+    monkeypatch.setattr(limits, "CGROUPS", roots)
+    monkeypatch.setattr(limits.os, "geteuid", lambda: 0)
+    assert list(limits._free_processes()) == [(f"{limit}, 600", 50)]
+    limit.write_text("max\n")
+    assert list(limits._free_processes()) == []
+
+
+def test_a_user_s_limit_counts_what_runs_already(monkeypatch):
+    monkeypatch.setattr(limits.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(limits, "OWN_CGROUP", Path("/nowhere"))
+    monkeypatch.setattr(limits.resource, "getrlimit", lambda what: (10**6, 10**6))
+    ((name, free),) = limits._free_processes()
+    assert name == "ulimit -u, 1,000,000"
+    assert 0 < free < 10**6
+    monkeypatch.setattr(limits.resource, "getrlimit", lambda what: (limits.resource.RLIM_INFINITY,) * 2)
+    assert list(limits._free_processes()) == []
+
+
+VARIABLES = ("HF_HOME", "HF_DATASETS_CACHE", "RAY_TMPDIR", "VLLM_CACHE_ROOT", "TRITON_CACHE_DIR")
+
+
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_a_folder_of_a_library_that_cannot_be_written_to_is_named(gpu, cpu, monkeypatch, tmp_path, variable):
+    """Kind: a cache on a disk that is read-only; the training failed minutes later, in another process."""
+    (tmp_path / "file").touch()
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(doctor.limits, "unwritable", lambda path: "is closed" if "closed" in path.parts else None)
+    monkeypatch.setenv(variable, str(tmp_path / "closed"))
+    line = machine.folders(gpu, limits.library_folder_faults)
+    is_missing(line, f"{variable} needs the folder", str(tmp_path / "closed"), "is closed")
+    is_for_gpus = variable in ("VLLM_CACHE_ROOT", "TRITON_CACHE_DIR")
+    assert (machine.folders(cpu, limits.library_folder_faults).status == "ok") == is_for_gpus
+    assert machine.folders(None, limits.library_folder_faults).status == "missing"
+    monkeypatch.setenv(variable, str(tmp_path / "open"))
+    assert machine.folders(gpu, limits.library_folder_faults).status == "ok"
 
 
 def executable(path: Path, text: str) -> Path:
@@ -950,8 +1069,12 @@ def in_order(monkeypatch, tmp_path, weights):
     """Overrides of a quickstart that can start."""
     monkeypatch.setattr("saw.runs.compose.compose", lambda *given, **_: compose(*given))  # keeps what it has composed
     monkeypatch.setattr(software.pins, "__defaults__", (tmp_path, importlib.metadata.version, {}))
-    monkeypatch.setattr(machine.shared_memory, "__defaults__", (100 * GB, GB))
-    monkeypatch.setattr(machine.ray_disk, "__defaults__", (tmp_path, 0.5))
+    monkeypatch.setattr(limits.shared_memory, "__defaults__", (100 * GB, GB))
+    monkeypatch.setattr(limits.ray_disk, "__defaults__", (None, (50 * GB, 100 * GB)))
+    monkeypatch.setattr(limits.open_files, "__defaults__", (10**6,))
+    monkeypatch.setattr(limits.processes, "__defaults__", ({},))
+    for name in ("HF_HOME", "RAY_TMPDIR"):
+        monkeypatch.setenv(name, str(tmp_path))
     file = rows(tmp_path / "rows.parquet", *[ROW] * 32)
     return [
         "experiment=quickstart",
@@ -983,7 +1106,7 @@ def test_an_experiment_in_order_can_start(in_order, capsys):
         ("data.train_batch_size=64", "training data"),
         ("actor_rollout_ref.model.hf_config_path=/nowhere", "model"),
         ("actor_rollout_ref.model.tokenizer_path=/nowhere", "tokenizer"),
-        ("trainer.validation_data_dir=/dev/null/x", "configuration"),
+        ("trainer.validation_data_dir=/dev/null/x", "folders"),
         ("trainer.resume_mode=never", "configuration"),
         ("trainer.logger=[wandbb]", "configuration"),
         ("actor_rollout_ref.rollout.multi_turn.tool_config_path=/nowhere", "configuration"),
@@ -1085,7 +1208,7 @@ def test_the_order_is_that_of_the_list(in_order):
 
 def test_without_an_experiment_it_is_the_machine_and_the_software(in_order):
     things = [line.thing for line in doctor.diagnose([], calls=False)]
-    assert things == [*doctor.THINGS[:2], *doctor.THINGS[3:12]]
+    assert things == [*doctor.THINGS[:2], *doctor.THINGS[3:15]]
 
 
 def test_a_part_that_is_broken_breaks_its_lines_only(in_order, others, monkeypatch):

@@ -14,6 +14,7 @@ from hydra.types import RunMode
 from ray.exceptions import RayTaskError
 
 import saw.verl  # noqa: F401  it wraps verl's check
+from saw.machine import limits
 from saw.rewards import JUDGE
 from saw.runs import inputs, train
 from saw.runs.task_runner import NodeLost
@@ -443,6 +444,44 @@ def test_a_folder_that_cannot_be_written_to_is_refused(configured, monkeypatch, 
         with pytest.raises(ConfigError, match=f"{key} needs .*{says}"):
             inputs.check(configured({} if key.startswith("VERL") else {key: folder}))
     assert not (tmp_path / "closed" / "a").exists()
+
+
+LIMITS = {
+    "open files": ("open_files", lambda line: line(200), ["open files: 200 per process", "ulimit -n"]),
+    "processes": ("processes", lambda line: line({"pids.max, 9": 4}), ["processes: 4 more allowed by pids.max, 9"]),
+    "disk": ("disk", lambda line: line(None, free=10), ["disk: 0.0 GB free", "trainer.default_local_dir"]),
+    "Ray's disk": ("ray_disk", lambda line: line(None, space=(10, 100)), ["Ray's disk: 0.0 GB free", "RAY_TMPDIR"]),
+}
+
+
+@pytest.mark.parametrize("what", LIMITS)
+def test_what_the_machine_lacks_is_refused_before_ray_starts(start, earlier, monkeypatch, what):
+    """Kind: Ray or a worker fails minutes later, without the cause; the doctor shows the same line."""
+    name, measured, words = LIMITS[what]
+    check = getattr(limits, name)
+    monkeypatch.setattr(limits, name, lambda *_: measured(check))
+    before = contents(earlier)
+    with pytest.raises(ConfigError) as refused:
+        start({"trainer.resume_mode": "disable"})
+    for word in words:
+        assert word in str(refused.value)
+    assert contents(earlier) == before
+
+
+def test_shared_memory_that_ray_refuses_is_refused(start, monkeypatch):
+    monkeypatch.setattr(limits.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**9, total=10**10))
+    with pytest.raises(ConfigError, match=r"shared memory: 1\.0 GB free .* 40 GB .*object_store_memory"):
+        start({"ray_kwargs.ray_init.object_store_memory": 40 * 10**9})
+
+
+def test_the_nodes_of_a_running_cluster_have_limits_of_their_own(configured, monkeypatch):
+    monkeypatch.setattr(limits, "check", lambda config: pytest.fail("this machine's limits do not count"))
+    for module in (train.cluster, inputs):
+        monkeypatch.setattr(module, "running", lambda config: CLUSTER)
+    monkeypatch.setattr(train.cluster, "check", lambda config, there: None)
+    monkeypatch.setattr(train.cluster, "available", lambda config: None)
+    monkeypatch.setattr("saw.runs.cluster_checks.check", lambda config: None)
+    train.check(configured(), "cpu")
 
 
 @pytest.mark.parametrize("key", ["cache", "faults"])
