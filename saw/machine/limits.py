@@ -36,6 +36,7 @@ SHARED_BETWEEN_PROCESSES = 10**9
 LOGS = 10**8
 #: Ray moves no more objects to a disk that is fuller than this.
 FULL_DISK = 0.95
+BUCKET = "actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes"
 FOLDER = "trainer.default_local_dir"
 
 
@@ -138,14 +139,30 @@ def shared_memory(config: DictConfig | None, free: int | None = None, memory: in
     store = stated or min(STORE_SHARE * memory, SLOW_STORE)
     found, needed = f"{gigabytes(free)} free in /dev/shm", f"{gigabytes(store)} for Ray's object store"
     remedy = "in Docker use --ipc=host or --shm-size; otherwise delete leftovers in /dev/shm, or remount it larger"
-    if on_gpus(config) and free < SHARED_BETWEEN_PROCESSES:
-        needed = f"{gigabytes(SHARED_BETWEEN_PROCESSES)} for NCCL and vLLM, {needed}"
-        return missing("shared memory", found, needed, remedy)
+    between, whose = _between_processes(config)
+    if free < between:
+        return missing("shared memory", found, f"{gigabytes(between)} for {whose}, {needed}", remedy)
     if free >= store:
         return ok("shared memory", found, needed)
     if store > SLOW_STORE:
         return missing("shared memory", found, needed, f"{remedy}; or lower ray_kwargs.ray_init.object_store_memory")
     return warning("shared memory", found, f"{needed}, which is otherwise on the disk and slow", remedy)
+
+
+def _between_processes(config: DictConfig | None) -> tuple[float, str]:
+    """Bytes of shared memory without which a process is killed, and what uses them."""
+    if config is None:
+        return 0, "nothing"
+    if on_gpus(config):
+        return SHARED_BETWEEN_PROCESSES, "NCCL and vLLM"
+    rollout = config.actor_rollout_ref.rollout
+    try:
+        weights = 4 * shape_of(config.actor_rollout_ref.model.path).parameters
+    except ValueError:  # it is not here yet
+        return 0, "nothing"
+    # without a GPU, each worker hands vLLM the weights in a buffer of shared memory
+    buffer = min(weights, rollout.checkpoint_engine.update_weights_bucket_megabytes << 20)
+    return config.trainer.n_gpus_per_node * buffer, f"weights ({BUCKET} at most, per worker)"
 
 
 def checkpoint_bytes(config: DictConfig) -> float:

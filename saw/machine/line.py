@@ -50,4 +50,6 @@ def missing(thing: str, found: str, needed: str, remedy: str) -> Line:
 
 def gigabytes(number: float) -> str:
     """Bytes for a reader."""
+    if number < 1e9:
+        return f"{number / 1e6:.0f} MB"
     return f"{number / 1e9:.1f} GB" if number < 1e10 else f"{number / 1e9:.0f} GB"

@@ -449,8 +449,8 @@ def test_a_folder_that_cannot_be_written_to_is_refused(configured, monkeypatch, 
 LIMITS = {
     "open files": ("open_files", lambda line: line(200), ["open files: 200 per process", "ulimit -n"]),
     "processes": ("processes", lambda line: line({"pids.max, 9": 4}), ["processes: 4 more allowed by pids.max, 9"]),
-    "disk": ("disk", lambda line: line(None, free=10), ["disk: 0.0 GB free", "trainer.default_local_dir"]),
-    "Ray's disk": ("ray_disk", lambda line: line(None, space=(10, 100)), ["Ray's disk: 0.0 GB free", "RAY_TMPDIR"]),
+    "disk": ("disk", lambda line: line(None, free=10), ["disk: 0 MB free", "trainer.default_local_dir"]),
+    "Ray's disk": ("ray_disk", lambda line: line(None, space=(10, 100)), ["Ray's disk: 0 MB free", "RAY_TMPDIR"]),
 }
 
 
