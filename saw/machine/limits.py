@@ -32,6 +32,8 @@ SLOW_STORE = 10**10
 STORE_SHARE = 0.3
 #: Enough shared memory for NCCL and vLLM's queues between processes; Docker's default of 64 MB is too little.
 SHARED_BETWEEN_PROCESSES = 10**9
+#: For semaphores and small queues of all processes.
+SEMAPHORES = 10**7
 #: Space for logs, metrics and sampled answers.
 LOGS = 10**8
 #: Ray moves no more objects to a disk that is fuller than this.
@@ -162,7 +164,7 @@ def _between_processes(config: DictConfig | None) -> tuple[float, str]:
         return 0, "nothing"
     # without a GPU, each worker hands vLLM the weights in a buffer of shared memory
     buffer = min(weights, rollout.checkpoint_engine.update_weights_bucket_megabytes << 20)
-    return config.trainer.n_gpus_per_node * buffer, f"weights ({BUCKET} at most, per worker)"
+    return SEMAPHORES + config.trainer.n_gpus_per_node * buffer, f"weights ({BUCKET} at most, per worker)"
 
 
 def checkpoint_bytes(config: DictConfig) -> float:

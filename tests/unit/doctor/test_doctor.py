@@ -365,6 +365,7 @@ def test_without_a_gpu_the_weights_go_through_shared_memory(cpu, monkeypatch, bu
     monkeypatch.setattr(limits, "shape_of", lambda path: Namespace(parameters=5e8))
     rollout = {"rollout": {"checkpoint_engine": {"update_weights_bucket_megabytes": bucket}}}
     config = changed(cpu, {"actor_rollout_ref": rollout, "trainer": {"n_gpus_per_node": workers}})
+    need += limits.SEMAPHORES
     is_missing(limits.shared_memory(config, need - 1, memory=GB), "for weights", limits.BUCKET, "--shm-size")
     assert limits.shared_memory(config, need, memory=GB).status != "missing"
 
