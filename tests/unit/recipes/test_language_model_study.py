@@ -167,6 +167,7 @@ def test_the_page_names_the_machines_of_the_trainings(runs, tmp_path, monkeypatc
     """Kind: the page named the machine on which it was written."""
     monkeypatch.setenv("SAW_RUNS", str(tmp_path / "runs"))
     monkeypatch.setattr(lm, "run_all", lambda *_: None)
+    monkeypatch.setattr(lm, "report", lambda out: "the tables")
     there = [recorded(run, "1 x a GPU", "torch 2.11.0") for run in runs[:5]]
     lm.write_steps([*there, recorded(runs[5], "a CPU", "torch 2.13.0+cpu")], tmp_path / "steps.csv")
     lm.main(["--add", "--out", str(tmp_path)])  # whose records are in the CSVs alone
