@@ -20,8 +20,9 @@ from saw.machine.shape import shape_of
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-#: Open files and threads: fewer than the first number are refused (a training of one worker on a CPU was seen to work
-#: with 128 files); below the second a warning is given, as both grow with GPUs and cores. 8,192 files is Ray's advice.
+#: Open files and threads: fewer than the first number are refused (one worker on a CPU trained with 128 files, not
+#: with 64, and not with 400 threads); below the second a warning is given, as both grow with GPUs and cores.
+#: 8,192 files is Ray's own advice.
 FILES, ADVISED_FILES = 256, 8192
 THREADS, ADVISED_THREADS = 1024, 4096
 #: Where the limits of cgroups are, and the file with this process's: in version 2, and of processes in version 1.
