@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from recipes.study.tabular_parts import BASE, Part, columns, exact_weights, show, steps_to
@@ -35,7 +36,7 @@ def window(seeds: int, out: Path) -> Part:
             found = {"equal weights": learn(world, Rule(family), seeds)} | found
             both = {source: _both(each) for source, each in found.items()}
             for source, each in found.items():
-                row = {"prompts": prompts, "family": family, "source": source, "seeds": seeds}
+                row: dict = {"prompts": prompts, "family": family, "source": source, "seeds": seeds}
                 row["weight_error"] = weight_error(each) if source in SOURCES else None
                 values: dict[str, np.ndarray | None] = {
                     "early_steps": steps_to(each, 0),
@@ -72,9 +73,8 @@ def weight_error(found: Trajectories) -> float:
 
 def mean_reward(right: Tensor) -> Tensor:
     """Expected reward, mean over the objectives: shape ``(...)`` of ``(..., K)``."""
-    return sum(
-        right[..., k] * (1 - objective.noise / 2) + objective.offset for k, objective in enumerate(BASE.objectives)
-    ) / len(BASE.objectives)
+    of_right = torch.tensor([1 - objective.noise / 2 for objective in BASE.objectives], dtype=right.dtype)
+    return (right * of_right).mean(dim=-1)
 
 
 def _both(found: Trajectories) -> np.ndarray:
