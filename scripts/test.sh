@@ -23,4 +23,9 @@ if [ $# -gt 0 ]; then exec "$python" -m pytest "${tier[@]}" "$@"; fi
 # A file's tests share fixtures and configurations, so one process runs them; the files in order, the slow ones first.
 "$python" -m pytest "${tier[@]}" -n 2 --dist loadfile --no-loadscope-reorder -m "not e2e"
 if [ "${tier[*]}" != --fast ]; then "$python" -m pytest "${tier[@]}" -m e2e; fi
-if [ "${tier[*]}" = --full ]; then bash scripts/verl_versions.sh --slow; fi
+# The other versions of verl that the plug-in works with.
+case ${tier[*]} in
+  --fast) ;;
+  --full) bash scripts/verl_versions.sh --slow ;;
+  *) bash scripts/verl_versions.sh ;;
+esac
