@@ -17,7 +17,7 @@ import setuptools  # noqa: F401  refuses to be imported once something else has 
 import yaml
 
 from saw.machine import accelerator
-from tests.configs import keep_parsed_files
+from tests.configs import keep_merged_files, keep_parsed_files
 
 #: Whether this is one of xdist's processes: with a thread for each core in all of them, they wait for each other.
 ONE_THREAD = "PYTEST_XDIST_WORKER" in os.environ and "OMP_NUM_THREADS" not in os.environ
@@ -46,6 +46,7 @@ ONE_AT_A_TIME = ("tests/e2e/", "tests/gpu/test_pipeline.py", *(["tests/contract/
 # Hundreds of tests compose a configuration, and libyaml reads the files in a quarter of the time.
 yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 keep_parsed_files()
+keep_merged_files()
 
 
 def python_path() -> str:
