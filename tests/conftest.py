@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import logging
 import os
@@ -108,11 +109,7 @@ def pytest_collection_finish() -> None:
         raise pytest.UsageError(f"importing the tests has set the root logger to {logging.root.level}")
     gc.collect()
     gc.freeze()
-
-
-def pytest_unconfigure() -> None:
-    """Otherwise triton's libraries print pages about what was left at exit."""
-    gc.unfreeze()
+    atexit.register(gc.unfreeze)  # otherwise triton's libraries print pages about what was left
 
 
 @pytest.fixture(scope="session")
