@@ -81,9 +81,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark each test by its folder, leave out what was not asked for, and skip what cannot run here."""
+    """Mark each test by its folder, leave out what was not asked for, and skip what cannot run here.
+
+    Raises:
+        pytest.UsageError: if trainings could overlap.
+    """
     for item in items:
         item.add_marker(item.path.relative_to(ROOT / "tests").parts[0])
+        if item.get_closest_marker("e2e") and not item.nodeid.startswith(ONE_AT_A_TIME):
+            raise pytest.UsageError(
+                f"{item.nodeid} is marked e2e, but ONE_AT_A_TIME in tests/conftest.py lacks its file"
+            )
         for mark, (is_there, reason) in NEEDS.items():
             if item.get_closest_marker(mark) and not is_there:
                 item.add_marker(pytest.mark.skip(reason=reason))
