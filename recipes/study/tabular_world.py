@@ -23,6 +23,7 @@ from torch import Tensor
 from saw.method.aggregation import normalise
 from saw.method.conditions import condition
 from saw.method.context import Context
+from saw.method.groups import EvenGroups
 from saw.method.objective import Objective as LibraryObjective
 from saw.method.objective import Otherwise
 from saw.method.options import Options
@@ -218,8 +219,7 @@ def _batch(world: World, rewards: Tensor, penalty: Tensor | None) -> RewardBatch
     return RewardBatch(
         rewards=rewards,
         missing=missing,
-        group=torch.arange(world.prompts * world.rollouts) // world.rollouts,
-        n_groups=world.prompts,
+        groups=EvenGroups(world.prompts, world.rollouts),
         smallest=smallest,
         largest=largest,
         minima=rewards.new_zeros(size),

@@ -13,7 +13,8 @@ from torch import Tensor
 from saw.method.aggregation import normalise
 from saw.method.conditions import condition
 from saw.method.context import Context
-from saw.method.inputs import Groups, check_lengths, check_objectives, check_shapes, make_batch, token_mask
+from saw.method.groups import Groups
+from saw.method.inputs import check_lengths, check_objectives, check_shapes, make_batch, token_mask
 from saw.method.objective import Objective
 from saw.method.options import Options
 from saw.method.registry import Method, Need, check_combination, check_priorities, get_method
@@ -143,7 +144,7 @@ def compute_advantage(
     context = Context(batch, statistics, chosen_options, step, previous, gram, remembered)
     returned, kept = chosen.weighting.weigh(context)
     who = _name(chosen, method, chosen_options)
-    weights = proposed = check_weights(returned, statistics.mean, batch.n_groups, chosen_options, who)
+    weights = proposed = check_weights(returned, statistics.mean, batch.groups.number, chosen_options, who)
     if weights.ndim == 1:
         weights = smooth(proposed, previous, chosen_options)
     if by_turn and turns is not None and tokens is not None:

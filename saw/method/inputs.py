@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
+from collections.abc import Sequence
 from functools import lru_cache
-from itertools import count
-from numbers import Number
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from saw.method.conditions import check_conditions, condition
+from saw.method.groups import Groups, number_groups
 from saw.method.objective import LARGEST, Objective
 from saw.method.reward_batch import RewardBatch, extremes
-
-Groups = Sequence[Hashable] | Iterable[Hashable] | Tensor
 
 
 def make_batch(
@@ -51,15 +45,13 @@ def make_batch(
     values, missing, smallest, largest = _check_rewards(raw, objectives)
     if (conditional := condition(raw, objectives)) is not raw:
         values, missing, smallest, largest = _check_rewards(conditional, objectives)
-    group, n_groups = group_index(groups, n)
     low, high = zip(*(objective.range for objective in objectives), strict=True)
     priorities = [float(objective.priority) for objective in objectives]
     minima, maxima, factors = torch.tensor([low, high, priorities], dtype=torch.float64).to(device)
     return RewardBatch(
         rewards=values,
         missing=missing,
-        group=group.to(device),
-        n_groups=n_groups,
+        groups=number_groups(groups, n, device),
         smallest=smallest,
         largest=largest,
         minima=minima,
@@ -209,83 +201,3 @@ def _check_penalty(penalty: Tensor, n: int) -> Tensor:
             f"penalty is {penalty[j].item()} for sample {j}; expected a finite number, at most {LARGEST:g} in size"
         )
     return penalty
-
-
-def group_index(groups: Groups, n: int) -> tuple[Tensor, int]:
-    """Number the groups in the order of their first sample.
-
-    Equal ids are one group: 1, 1.0, ``np.int64(1)`` and ``torch.tensor(1)`` are equal.
-
-    Args:
-        groups: n ids.
-        n (int): number of samples.
-
-    Returns:
-        tuple[Tensor, int]: each sample's group, shape ``(n,)``, int64, on the CPU; and the number of groups.
-
-    Raises:
-        ValueError: for a wrong number of ids, an id that is NaN, or ids that mix numbers and text.
-        TypeError: for an id that is not hashable, or ids without an order.
-    """
-    if isinstance(groups, Set | Mapping) or not isinstance(groups, Iterable):
-        raise TypeError(f"groups is {groups!r}, a {type(groups).__name__}; expected a sequence, one id per sample")
-    shape = getattr(groups, "shape", (n,))
-    if len(shape) != 1:
-        raise ValueError(f"groups has shape {tuple(shape)}; expected ({n},), one id per sample")
-    if hasattr(groups, "tolist"):  # tensors and numpy arrays: their elements are hashable only as Python objects
-        groups = groups.tolist()
-    ids = list(groups)
-    if len(ids) != n:
-        raise ValueError(f"groups has {len(ids)} ids and rewards {n} rows; expected one id per sample")
-    try:
-        index, distinct = _number(ids)
-        plain = set(map(type, distinct)) in ({str}, {int})
-    except TypeError:
-        plain = False
-    if not plain:  # skipped otherwise, as a Python loop over the samples is slow
-        ids = [_plain_id(value, f"groups[{position}]") for position, value in enumerate(ids)]
-        _check_kinds(ids)
-        index, distinct = _number(ids)
-    return torch.from_numpy(index), len(distinct)
-
-
-def _number(ids: list[Hashable]) -> tuple[np.ndarray, dict[Hashable, int]]:
-    """The number of each id, and a mapping from distinct ids to numbers."""
-    numbers: dict[Hashable, int] = defaultdict(count().__next__)  # a new id gets the next number
-    return np.fromiter(map(numbers.__getitem__, ids), dtype=np.int64, count=len(ids)), numbers
-
-
-def _plain_id(value: Any, where: str) -> Hashable:
-    """The id itself, or the value of a tensor without dimensions, because tensors hash by identity."""
-    if isinstance(value, tuple):
-        return tuple(_plain_id(part, where) for part in value)
-    is_array = isinstance(value, Tensor | np.ndarray)
-    if is_array and value.ndim == 0:
-        value, is_array = value.item(), False
-    try:
-        if is_array:
-            raise TypeError(f"shape {tuple(value.shape)}")
-        hash(value)
-        is_itself = bool(value == value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(
-            f"{where} is {value!r}, a {type(value).__name__}, not hashable or not comparable ({error}); "
-            "expected a number, a string or a tuple of them"
-        ) from error
-    if not is_itself:
-        raise ValueError(f"{where} is {value!r}, which does not equal itself; expected an id that samples can share")
-    return value
-
-
-def _check_kinds(ids: list[Hashable]) -> None:
-    """Refuse ``1`` beside ``"1"``: they are not equal, but were probably meant as the same prompt."""
-    first: dict[type, int] = {}
-    for position, value in enumerate(ids):
-        for kind in (Number, str, bytes):
-            if isinstance(value, kind):
-                first.setdefault(kind, position)
-    if len(first) > 1:
-        i, j = list(first.values())[:2]
-        raise ValueError(
-            f"groups[{i}] is {ids[i]!r} and groups[{j}] is {ids[j]!r}, which are never equal; expected ids of one kind"
-        )

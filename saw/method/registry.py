@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar, get_args
 
+from pydantic import BaseModel
 from torch import Tensor
 
 from saw.method.aggregation import normalise_then_sum, normalise_then_sum_only, sum_then_normalise
@@ -53,7 +54,9 @@ class Measure:
 
     def values(self, context: Context) -> Tensor:
         """What it computes, of a checked shape: ``(K,)``, or ``(G, K)`` with ``options.over="group"``."""
-        return check_measured(self.compute(context), context.statistics.mean, context.batch.n_groups, context.options)
+        return check_measured(
+            self.compute(context), context.statistics.mean, context.batch.groups.number, context.options
+        )
 
 
 @dataclass(frozen=True)
@@ -301,12 +304,20 @@ def _changed(options: Options) -> Iterator[tuple[str, Any]]:
     Gradient options of the released reading (configs/reading/as_released.yaml) do not count as changed when that
     reading is chosen: it sets them for every method.
     """
-    for field, value in options:
-        if field not in SECTIONS and value != type(options).model_fields[field].default:
-            yield field, value
     released = options.profile == "released"
-    for section in SECTIONS:
-        for field, value in (chosen := getattr(options, section)):
-            of_the_reading = section == "gradient" and released and value == getattr(RELEASED_GRADIENT, field)
-            if not of_the_reading and value != type(chosen).model_fields[field].default:
-                yield f"{section}.{field}", value
+    for field, value in _given(options):
+        if field not in SECTIONS:
+            if value != type(options).model_fields[field].default:
+                yield field, value
+            continue
+        for inner, chosen in _given(value):
+            of_the_reading = field == "gradient" and released and chosen == getattr(RELEASED_GRADIENT, inner)
+            if not of_the_reading and chosen != type(value).model_fields[inner].default:
+                yield f"{field}.{inner}", chosen
+
+
+def _given(section: BaseModel) -> Iterator[tuple[str, Any]]:
+    """The fields that were set, and their values; the others have their defaults, and are many."""
+    return (
+        (field, getattr(section, field)) for field in type(section).model_fields if field in section.model_fields_set
+    )

@@ -8,6 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from saw.method.groups import Grouping
+
 
 @dataclass(frozen=True)
 class RewardBatch:
@@ -17,8 +19,7 @@ class RewardBatch:
         rewards (Tensor): shape ``(N, K)``, float64; 0 where missing, so that sums need no special case.
         missing (Tensor | None): shape ``(N, K)``, bool; True where the reward is missing. None if no reward is missing,
             the common case, in which nothing has to be filled or counted.
-        group (Tensor): shape ``(N,)``, int64 in ``[0, n_groups)``.
-        n_groups (int): number of groups.
+        groups (Grouping): which samples belong together; G is their number.
         smallest (Tensor): shape ``(K,)``, float64, the smallest present reward of each objective; NaN if there is none.
         largest (Tensor): shape ``(K,)``, float64, the largest.
         minima (Tensor): shape ``(K,)``, float64, the theoretical minimum of each objective; NaN if unknown.
@@ -31,8 +32,7 @@ class RewardBatch:
 
     rewards: Tensor
     missing: Tensor | None
-    group: Tensor
-    n_groups: int
+    groups: Grouping
     smallest: Tensor
     largest: Tensor
     minima: Tensor
@@ -51,12 +51,12 @@ class RewardBatch:
         return values if self.missing is None else values.masked_fill(self.missing.all(dim=1), 0.0)
 
     def group_sum(self, values: Tensor) -> Tensor:
-        """Sum ``values``, shape ``(N,)`` or ``(N, K)``, per group: shape ``(n_groups, ...)``, same dtype."""
-        return values.new_zeros(self.n_groups, *values.shape[1:]).index_add_(0, self.group, values)
+        """Sum ``values``, shape ``(N, ...)``, per group: shape ``(G, ...)``, same dtype."""
+        return self.groups.sum(values)
 
     def of_group(self, values: Tensor) -> Tensor:
-        """Give each sample the value of its group: ``(n_groups, ...)`` to ``(N, ...)``."""
-        return values.index_select(0, self.group)
+        """Give each sample the value of its group: ``(G, ...)`` to ``(N, ...)``."""
+        return self.groups.spread(values)
 
     @cached_property
     def count(self) -> Tensor:
@@ -67,27 +67,25 @@ class RewardBatch:
 
     @cached_property
     def group_size(self) -> Tensor:
-        """Number of samples per group, with or without rewards: shape ``(n_groups,)``, float64."""
-        return torch.bincount(self.group, minlength=self.n_groups).double()
+        """Number of samples per group, with or without rewards: shape ``(G,)``, float64."""
+        return self.groups.size(self.rewards)
 
     @cached_property
     def group_rated(self) -> Tensor:
-        """Number of samples per group with at least one reward: shape ``(n_groups,)``, float64."""
+        """Number of samples per group with at least one reward: shape ``(G,)``, float64."""
         return self.group_size if self.missing is None else self.group_sum((~self.missing.all(dim=1)).double())
 
     @cached_property
     def group_count(self) -> Tensor:
-        """Number of present rewards per group and objective: shape ``(n_groups, K)``, float64."""
+        """Number of present rewards per group and objective: shape ``(G, K)``, float64."""
         if self.missing is None:
             return self.group_size[:, None].expand(-1, self.rewards.shape[1])
         return self.group_sum((~self.missing).double())
 
     @cached_property
     def group_min(self) -> Tensor:
-        """Smallest present reward per group and objective: shape ``(n_groups, K)``; 0 if all are missing."""
-        values = self.present_only(self.rewards, torch.inf)
-        smallest = values.new_full((self.n_groups, values.shape[1]), torch.inf)
-        smallest.scatter_reduce_(0, self.group[:, None].expand_as(values), values, "amin")
+        """Smallest present reward per group and objective: shape ``(G, K)``; 0 if all are missing."""
+        smallest = self.groups.min(self.present_only(self.rewards, torch.inf))
         return smallest if self.missing is None else smallest.masked_fill_(self.group_count == 0, 0.0)
 
     @cached_property
@@ -101,7 +99,7 @@ class RewardBatch:
 
     @cached_property
     def group_sum_above_min(self) -> Tensor:
-        """Sum of :attr:`above_group_min` per group: shape ``(n_groups, K)``; 0 exactly where all rewards are equal."""
+        """Sum of :attr:`above_group_min` per group: shape ``(G, K)``; 0 exactly where all rewards are equal."""
         return self.group_sum(self.above_group_min)
 
     @cached_property
@@ -115,7 +113,7 @@ class RewardBatch:
 
     @cached_property
     def group_std(self) -> Tensor:
-        """Standard deviation per group and objective: shape ``(n_groups, K)``; 0 for fewer than two rewards."""
+        """Standard deviation per group and objective: shape ``(G, K)``; 0 for fewer than two rewards."""
         return std_of_squares(self.group_sum(self.deviations.square()), self.group_count, self.ddof)
 
 

@@ -51,7 +51,7 @@ def product_then_normalise(batch: RewardBatch, weights: Tensor, profile: Profile
     if batch.missing is not None:
         mean = batch.group_min + batch.group_sum_above_min / batch.group_count.clamp(min=1)
         above = torch.where(batch.missing, batch.of_group(mean) - batch.smallest, above)
-        above = above.masked_fill((batch.group_count == 0).index_select(0, batch.group), 0.0)
+        above = above.masked_fill(batch.of_group(batch.group_count == 0), 0.0)
     volume = (above + MARGIN).prod(dim=1)
     return _normalise(batch, batch.rated_only(volume), profile)
 
@@ -60,8 +60,9 @@ def _normalise(batch: RewardBatch, scores: Tensor, profile: Profile) -> Tensor:
     if batch.penalty is not None:
         raise ValueError("a penalty needs a sum of rewards, and this method combines them in another way")
     rated = scores if batch.missing is None else scores.masked_fill(batch.missing.all(dim=1), torch.inf)
-    smallest = scores.new_full((batch.n_groups,), torch.inf).scatter_reduce_(0, batch.group, rated, "amin")
-    above = batch.rated_only(scores - batch.of_group(smallest))  # 0 exactly where all scores of a group are equal
+    above = batch.rated_only(
+        scores - batch.of_group(batch.groups.min(rated))
+    )  # 0 exactly where all scores of a group are equal
     mean = batch.group_sum(above) / batch.group_rated.clamp(min=1)
     centred = batch.rated_only(above - batch.of_group(mean))
     std = std_of_squares(batch.group_sum(centred.square()), batch.group_rated, batch.ddof)
