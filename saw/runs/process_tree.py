@@ -35,8 +35,8 @@ RUN_ID = "SAW_RUN_ID"
 KEEP_ENVIRONMENT = {"SPT_NOENV": "1"}
 #: Seconds that a process has to stop by itself before it is killed.
 GRACE = 5.0
-#: Least seconds between memory samples, and how many times as long as a sample takes: each walks the page tables of every
-#: process, which takes a quarter of a second for a model of 135 million parameters.
+#: Least seconds between memory samples, and how many times as long as a sample takes: each walks the page tables of
+#: every process, which takes a quarter of a second for a model of 135 million parameters.
 MEMORY_INTERVAL, MEMORY_PAUSE = 5.0, 100
 #: Log lines that mean that something went wrong although the run continues (verl logs them and exits 0).
 FAULTS = ("ERROR", "Traceback (most recent call last)")
