@@ -19,8 +19,8 @@ def sum_then_normalise(batch: RewardBatch, weights: Tensor, profile: Profile) ->
 
     .. math:: R_j = \sum_k w_k \alpha_k r_{jk} \qquad A_j = (R_j - \mu_g) / (\sigma_g + \epsilon)
 
-    Computed from the deviations within the group, which is the same sum in another order. This way a missing reward
-    contributes nothing to its sample, as if it were the group mean, and a large common offset costs no precision.
+    The sum is computed from the deviations within the group. This way a missing reward contributes nothing to its
+    sample, as if it were the group mean, and a large common offset costs no precision.
     """
     factor = weights * batch.priorities
     if profile.sum_of_weights == "objectives":
@@ -78,8 +78,7 @@ def normalise_then_average(batch: RewardBatch, weights: Tensor, profile: Profile
 
 
 def _normalise_then_weigh(batch: RewardBatch, weights: Tensor, profile: Profile) -> Tensor:
-    if batch.penalty is not None:
-        raise ValueError("a penalty needs a combined reward, but this method normalises each objective on its own")
+    refuse_penalty(batch)
     return _weigh(batch, normalise(batch, profile), weights * batch.priorities)
 
 
@@ -90,6 +89,22 @@ def normalise(batch: RewardBatch, profile: Profile) -> Tensor:
         lone = _lone(batch)[:, None]
         normalised = torch.where(lone, batch.rewards / (1 + profile.group_eps), normalised)
     return normalised
+
+
+def refuse_penalty(batch: RewardBatch) -> None:
+    """Refuse a penalty in a method that has no sum of rewards to subtract it from.
+
+    Raises:
+        ValueError: if the batch has a penalty.
+    """
+    if batch.penalty is not None:
+        raise ValueError("a penalty needs a sum of rewards to be subtracted from; this method has none")
+
+
+def factors(batch: RewardBatch, weights: Tensor) -> Tensor:
+    """Weights times priorities, which multiply the objectives: shape ``(K,)``, or ``(N, K)`` for weights per group."""
+    products = weights * batch.priorities
+    return products if products.ndim == 1 else batch.of_group(products)
 
 
 def _weigh(batch: RewardBatch, values: Tensor, factor: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from saw.method.aggregation import factors, refuse_penalty
 from saw.method.profiles import Profile
 from saw.method.registry import Aggregation, weighting
 from saw.method.reward_batch import RewardBatch, std_of_squares
@@ -28,9 +29,7 @@ def worst_distance_then_normalise(batch: RewardBatch, weights: Tensor, profile: 
     Raises:
         ValueError: if the batch has a penalty.
     """
-    factor = weights * batch.priorities
-    factor = factor if factor.ndim == 1 else batch.of_group(factor)
-    distance = batch.present_only(factor * (batch.maxima - batch.rewards), -torch.inf)
+    distance = batch.present_only(factors(batch, weights) * (batch.maxima - batch.rewards), -torch.inf)
     return _normalise(batch, batch.rated_only(-distance.amax(dim=1)), profile)
 
 
@@ -41,8 +40,8 @@ def product_then_normalise(batch: RewardBatch, weights: Tensor, profile: Profile
 
     The minimum is the smallest reward of the batch; 0.1 is the released script's value, for rewards in [0, 1]. That
     script switches the division by the standard deviation off. Here it is on, as in GRPO, because the volume's scale is
-    arbitrary. A missing reward counts as the mean of its group; in the released code it
-    is the factor 1, which favours the sample. Weights and priorities would be constant factors and have no effect.
+    arbitrary. A missing reward counts as the mean of its group; in the released code it is the factor 1, which favours
+    the sample. Weights and priorities would be constant factors and have no effect.
 
     Raises:
         ValueError: if the batch has a penalty.
@@ -57,8 +56,7 @@ def product_then_normalise(batch: RewardBatch, weights: Tensor, profile: Profile
 
 
 def _normalise(batch: RewardBatch, scores: Tensor, profile: Profile) -> Tensor:
-    if batch.penalty is not None:
-        raise ValueError("a penalty needs a sum of rewards, and this method combines them in another way")
+    refuse_penalty(batch)
     rated = scores if batch.missing is None else scores.masked_fill(batch.missing.all(dim=1), torch.inf)
     above = batch.rated_only(
         scores - batch.of_group(batch.groups.min(rated))
