@@ -314,6 +314,7 @@ def _on_disk(rows: Iterable[Any], features: Features, path: Path) -> Dataset:
 
 def _split_raw(raw: Dataset) -> dict[str, Dataset]:
     def convert(indices: np.ndarray, split: str) -> Dataset:
+        """The chosen rows in verl's schema."""
         return raw.select(indices).map(
             lambda row, number: make_row(row["instruction"], row["input"], row["output"], number, split),
             with_indices=True,

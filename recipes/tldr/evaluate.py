@@ -68,6 +68,7 @@ async def summarise(rows: list[dict[str, Any]], address: str, arguments: argpars
     slots = asyncio.Semaphore(arguments.threads)
 
     async def one(row: dict[str, Any]) -> str:
+        """Ask for one summary once a slot is free."""
         async with slots:
             response = await client.chat.completions.create(
                 model=SERVED, messages=row["prompt"], **arguments.sampling.request(seed)
@@ -82,6 +83,7 @@ async def judge_all(judge: Judge, rows: list[dict[str, Any]], summaries: list[st
     bar = tqdm(total=len(rows), desc=f"    {judge.options.model}", leave=False, disable=None)
 
     async def one(row: dict[str, Any], summary: str) -> Verdict:
+        """Have one summary judged."""
         fields = {
             "reddit_text": row["extra_info"]["post"],
             "human_summary": row["reward_model"]["ground_truth"],
