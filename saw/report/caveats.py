@@ -9,7 +9,7 @@ import numpy as np
 
 from saw.report.history import LoggedRun
 
-#: Warn when a weight stays below LOW or above HIGH for ROW steps in a row.
+#: Warn when a weight stays below LOW or above HIGH for ROW consecutive steps.
 LOW, HIGH, ROW = 0.01, 0.99, 10
 #: Relative standard error of the CV above which the weights are mostly noise.
 NOISY_CV = 0.2

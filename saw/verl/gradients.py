@@ -114,11 +114,11 @@ class ObjectiveLosses:
         """The divisors for ``agg_loss``; ``dp_size`` compensates for FSDP's average over the ranks."""
         if self._reduction == "mean":
             return {name: data[name] for name in ("dp_size", "batch_num_tokens", "global_batch_size")}
-        said = mask.sum(dim=1)
+        lengths = mask.sum(dim=1)
         return {
             "dp_size": 1,
-            "batch_num_tokens": said.sum().clamp(min=1),
-            "global_batch_size": (said > 0).sum().clamp(min=1),
+            "batch_num_tokens": lengths.sum().clamp(min=1),
+            "global_batch_size": (lengths > 0).sum().clamp(min=1),
         }
 
     def take(self) -> list[Tensor]:
