@@ -242,19 +242,16 @@ def prepare(
     rejects = out / "rejects.jsonl" if skip_bad else None
     if rejects is not None:
         rejects.unlink(missing_ok=True)
-    if path.suffix == ".parquet":
-        rows = _on_disk(
-            _Checked(path, read_parquet(path), check_row, report, rejects), FEATURES, out / WORK / "rows.arrow"
-        )
-        splits = {path.stem: rows}
-        _warn_of_other_columns(path)
-    elif path.suffix == ".json":
-        raw = _on_disk(
-            _Checked(path, read_json(path), check_raw, report, rejects), RAW_FEATURES, out / WORK / "raw.arrow"
-        )
-        splits = _split_raw(raw)
-    else:
+    if path.suffix not in (".json", ".parquet"):
         raise BadSource(f"{path}: expected a .json or a .parquet, not {path.suffix or 'a file without a suffix'}")
+    work = out / WORK / "rows.arrow"
+    if path.suffix == ".json":
+        raw = _Checked(path, read_json(path), check_raw, report, rejects)
+        splits = _split_raw(_on_disk(raw, RAW_FEATURES, work))
+    else:
+        rows = _Checked(path, read_parquet(path), check_row, report, rejects)
+        splits = {path.stem: _on_disk(rows, FEATURES, work)}
+        _warn_of_other_columns(path)
     for name, split in splits.items():
         if len(split) == 0:
             raise BadSource(f"{path} leaves no row for {name}.parquet")

@@ -3,6 +3,7 @@
 An aggregation is a function ``(batch, weights, profile) -> advantages``, shape ``(N,)``, float64. ``weights`` has shape
 ``(K,)`` and sums to 1, or ``(G, K)`` with one row per group; it is multiplied by the priorities in the batch. A missing
 reward is left out of every mean, standard deviation and sum, and a sample without any reward has advantage 0.
+Only aggregations with ``takes_penalty`` can subtract a penalty; all others refuse it (:func:`refuse_penalty`).
 """
 
 from __future__ import annotations
@@ -46,9 +47,6 @@ def normalise_then_sum(batch: RewardBatch, weights: Tensor, profile: Profile) ->
               A_j = \mathrm{whiten}\bigl(\sum_k n w_k \alpha_k A_{jk}\bigr)
 
     The factor n, the number of objectives, keeps the size of equally weighted GDPO (paper, section 4).
-
-    Raises:
-        ValueError: if the batch has a penalty, as there is no combined reward to subtract it from.
     """
     combined = normalise_then_sum_only(batch, weights, profile)
     return whiten_batch(batch, combined, profile)
@@ -58,9 +56,6 @@ def normalise_then_sum_only(batch: RewardBatch, weights: Tensor, profile: Profil
     r"""MO-GRPO (arXiv 2509.22047): as :func:`normalise_then_sum`, without whitening over the batch.
 
     .. math:: A_j = \sum_k n w_k \alpha_k A_{jk}
-
-    Raises:
-        ValueError: if the batch has a penalty.
     """
     return weights.shape[-1] * _normalise_then_weigh(batch, weights, profile)
 
@@ -69,9 +64,6 @@ def normalise_then_average(batch: RewardBatch, weights: Tensor, profile: Profile
     r"""DVAO (arXiv 2605.25604): the mean of the objectives' advantages, weighted by weights times priorities.
 
     .. math:: A_j = \sum_k w_k \alpha_k A_{jk} / \sum_k w_k \alpha_k
-
-    Raises:
-        ValueError: if the batch has a penalty.
     """
     total = (weights * batch.priorities).sum(dim=-1, keepdim=True).clamp(min=1e-300)  # 0 without any priority
     return _normalise_then_weigh(batch, weights / total, profile)

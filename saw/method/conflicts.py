@@ -29,9 +29,6 @@ def drop_conflicts(batch: RewardBatch, weights: Tensor, profile: Profile) -> Ten
               q_g = \frac{1}{|g|} \sum_{j \in g} m_j
 
     with :math:`m_j` 0 for a conflict and 1 otherwise.
-
-    Raises:
-        ValueError: if the batch has a penalty.
     """
     parts = _parts(batch, weights, profile)
     return _whiten_kept(batch, parts, ~_conflict(parts), profile)
@@ -42,9 +39,6 @@ def drop_severe_conflicts(batch: RewardBatch, weights: Tensor, profile: Profile)
 
     As :func:`drop_conflicts`, with :math:`m_j = 0` only if also
     :math:`|\sum_k A_{jk}| / \sum_k |A_{jk}| < 0.8`.
-
-    Raises:
-        ValueError: if the batch has a penalty.
     """
     parts = _parts(batch, weights, profile)
     ratio = parts.sum(dim=1).abs() / parts.abs().sum(dim=1).clamp(min=SIGN)

@@ -25,9 +25,6 @@ def sum_over_correlations(batch: RewardBatch, weights: Tensor, profile: Profile)
     r"""CorrGRPO: the summed deviations of a group over the root of its summed correlations.
 
     .. math:: A_j = \frac{\sum_k n w_k \alpha_k (r_{jk} - \mu_{gk})}{\sqrt{\max(\sum_{kl} \rho_{gkl}, 0) + \epsilon}}
-
-    Raises:
-        ValueError: if the batch has a penalty.
     """
     refuse_penalty(batch)
     parts = weights.shape[-1] * batch.deviations * factors(batch, weights)
@@ -43,9 +40,6 @@ def normalise_then_sum_over_correlations(batch: RewardBatch, weights: Tensor, pr
 
     with the correlations of the :math:`A_{jk}` over the samples that have a response and a reward, and the mean of S
     over tokens.
-
-    Raises:
-        ValueError: if the batch has a penalty.
     """
     refuse_penalty(batch)
     parts = weights.shape[-1] * normalise(batch, profile) * factors(batch, weights)

@@ -25,9 +25,6 @@ def worst_distance_then_normalise(batch: RewardBatch, weights: Tensor, profile: 
 
     The ideal point z is the objectives' maxima, which is one choice of that code; its default is the largest rewards so
     far. A missing reward never counts as the worst.
-
-    Raises:
-        ValueError: if the batch has a penalty.
     """
     distance = batch.present_only(factors(batch, weights) * (batch.maxima - batch.rewards), -torch.inf)
     return _normalise(batch, batch.rated_only(-distance.amax(dim=1)), profile)
@@ -42,9 +39,6 @@ def product_then_normalise(batch: RewardBatch, weights: Tensor, profile: Profile
     script switches the division by the standard deviation off. Here it is on, as in GRPO, because the volume's scale is
     arbitrary. A missing reward counts as the mean of its group; in the released code it is the factor 1, which favours
     the sample. Weights and priorities would be constant factors and have no effect.
-
-    Raises:
-        ValueError: if the batch has a penalty.
     """
     above = batch.rewards - batch.smallest
     if batch.missing is not None:
@@ -58,9 +52,8 @@ def product_then_normalise(batch: RewardBatch, weights: Tensor, profile: Profile
 def _normalise(batch: RewardBatch, scores: Tensor, profile: Profile) -> Tensor:
     refuse_penalty(batch)
     rated = scores if batch.missing is None else scores.masked_fill(batch.missing.all(dim=1), torch.inf)
-    above = batch.rated_only(
-        scores - batch.of_group(batch.groups.min(rated))
-    )  # 0 exactly where all scores of a group are equal
+    # Exactly 0 where all scores of a group are equal.
+    above = batch.rated_only(scores - batch.of_group(batch.groups.min(rated)))
     mean = batch.group_sum(above) / batch.group_rated.clamp(min=1)
     centred = batch.rated_only(above - batch.of_group(mean))
     std = std_of_squares(batch.group_sum(centred.square()), batch.group_rated, batch.ddof)
