@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,11 @@ from datasets.utils.logging import disable_progress_bar
 from data_prep.sources import (
     BadSource,
     fault_of_text,
-    load_tokenizer,
     look_for_the_hub,
     read_json,
     read_jsonl,
     read_parquet,
+    token_counter,
 )
 
 logger = logging.getLogger(__name__)
@@ -184,7 +184,7 @@ def prepare(
     wanted = _read_ids(ids) if ids else None
     if min(sizes) < 1:
         raise BadSource(f"{sizes[0]} training and {sizes[1]} evaluation rows requested; expected at least 1 of each")
-    encoder = load_tokenizer(tokenizer)
+    count = token_counter(tokenizer)
     rows_read = read(load(source, *hub), *columns, _where(source, *hub))
     posts = {name: (post, summary) for name, post, summary in rows_read}
     if wanted:
@@ -195,7 +195,7 @@ def prepare(
         random.Random(seed).shuffle(names)
     if absent := [name for name in names if name not in posts]:
         raise BadSource(f"{len(absent)} of the rows in {ids} are not in the source; the first is {absent[0]}")
-    drawn, overlong = _draw(names, posts, encoder, sum(sizes), max_prompt_tokens)
+    drawn, overlong = _draw(names, posts, count, sum(sizes), max_prompt_tokens)
     report = {
         "source": source or f"{hub[0]} at {hub[1]}",
         "posts": len(posts),
@@ -212,7 +212,7 @@ def prepare(
 
 
 def _draw(
-    names: Sequence[str], posts: Mapping[str, tuple[str, str]], encoder: Any, number: int, limit: int
+    names: Sequence[str], posts: Mapping[str, tuple[str, str]], count: Callable[..., int], number: int, limit: int
 ) -> tuple[list[tuple[str, int]], int]:
     """The first ``number`` posts whose prompt has at most ``limit`` tokens.
 
@@ -227,7 +227,7 @@ def _draw(
     for name in names:
         if len(drawn) == number:
             break
-        tokens = len(encoder.apply_chat_template(prompt(posts[name][0]), add_generation_prompt=True, return_dict=False))
+        tokens = count(prompt(posts[name][0]))
         if tokens > limit:
             overlong += 1
         else:

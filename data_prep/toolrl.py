@@ -32,7 +32,7 @@ from datasets.arrow_writer import ArrowWriter
 from datasets.utils.logging import disable_progress_bar
 
 from data_prep.download import DownloadFailed, fetch
-from data_prep.sources import BadSource, fault_of_messages, fault_of_text, load_tokenizer, read_json, read_parquet
+from data_prep.sources import BadSource, fault_of_messages, fault_of_text, read_json, read_parquet, token_counter
 from saw.rewards.toolrl import format_reward, is_tool_call, parse_tool_calls
 
 logger = logging.getLogger(__name__)
@@ -326,14 +326,8 @@ def _split_raw(raw: Dataset) -> dict[str, Dataset]:
 
 def measure_prompts(splits: dict[str, Dataset], tokenizer: str, limit: int) -> dict[str, Any]:
     """Prompt lengths in tokens, including the chat template, and how many are above the limit."""
-    encoder = load_tokenizer(tokenizer)
-    lengths = np.array(
-        [
-            len(encoder.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False))
-            for split in splits.values()
-            for row in split
-        ]
-    )
+    count = token_counter(tokenizer)
+    lengths = np.array([count(row["prompt"]) for split in splits.values() for row in split])
     return {
         "tokenizer": tokenizer,
         "min": int(lengths.min()),
