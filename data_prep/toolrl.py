@@ -61,13 +61,7 @@ def make_row(instruction: str, question: str, output: str, index: int, split: st
         "prompt": [{"role": "system", "content": instruction}, {"role": "user", "content": question}],
         "ability": "math",  # as in the original, even though the task is not math
         "reward_model": {"ground_truth": output, "style": "rule"},
-        "extra_info": {
-            "index": index,
-            "input": question,
-            "instruction": instruction,
-            "output": output,
-            "split": split,
-        },
+        "extra_info": {"index": index, "input": question, "instruction": instruction, "output": output, "split": split},
     }
 
 

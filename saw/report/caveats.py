@@ -21,10 +21,7 @@ ROUNDING = 1e-6
 
 def warnings_of(run: LoggedRun) -> list[str]:
     """Warnings for one run, in words."""
-    return [
-        *_other_weights(run),
-        *_broken_samples(run),
-    ] + [
+    return [*_other_weights(run), *_broken_samples(run)] + [
         text
         for objective in run.history.objectives
         for text in (
