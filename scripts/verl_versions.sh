@@ -26,7 +26,7 @@ for version in "${versions[@]}"; do
     if [ "$version" != latest ]; then wanted=verl==$version; fi
     "$python" -m pip install --quiet --no-deps --target "$folder" "$wanted"
   fi
-  # After the repository: old wheels of verl bring a package named tests.
+  # After the repository: old wheels of verl contain a package named tests.
   export PYTHONPATH=$repository:$folder SAW_ANY_VERL=1
   found=$("$python" -c 'from importlib.metadata import version; print(version("verl"))')
   echo "verl $found:"
