@@ -6,6 +6,7 @@ errors shown, through ``VERL_USE_EXTERNAL_MODULES=saw.verl``. It adds
 - three trainers, ``trainer.v1.trainer_mode=saw`` and two asynchronous ones (:mod:`saw.verl.trainer`),
 - an advantage estimator, ``algorithm.adv_estimator=saw`` (:mod:`saw.verl.estimator`),
 - a reward manager, ``reward.reward_manager.name=saw`` (:mod:`saw.verl.reward_manager`),
+- an agent loop, ``seeded_single_turn_agent`` (:mod:`saw.verl.seeded_sampling`),
 - the configuration group ``plugin``, whose ``+plugin=saw`` selects ``saw`` of each (:mod:`saw.verl.search_path`),
 - a check of the configuration before Ray starts (:mod:`saw.verl.patches.validate_config`),
 - for a training that uses them, a rollout that can share a machine with others (:mod:`saw.verl.patches.weight_socket`),
@@ -21,7 +22,7 @@ from typing import Any
 
 from wrapt import lazy_import, when_imported
 
-from saw.verl.names import ACTIVE, MODES, NAME
+from saw.verl.names import ACTIVE, MODES, NAME, SEEDED
 from saw.verl.version import check_version
 
 check_version()
@@ -45,6 +46,11 @@ def _register_estimator(core_algos: Any) -> None:
 @when_imported("verl.experimental.reward_loop.reward_manager.registry")
 def _register_reward_manager(registry: Any) -> None:
     registry.register(NAME)(lazy_import("saw.verl.reward_manager", "MultiRewardManager"))
+
+
+@when_imported("verl.experimental.agent_loop.agent_loop")
+def _register_agent_loop(agent_loop: Any) -> None:
+    agent_loop._agent_loop_registry[SEEDED] = {"_target_": "saw.verl.seeded_sampling.SeededSingleTurn"}
 
 
 @when_imported("hydra")

@@ -28,7 +28,7 @@ from saw.method.registry import get_method
 from saw.rewards import JUDGE
 from saw.verl import version
 from saw.verl.config import ConfigError, Settings, check_returned
-from saw.verl.names import FAILED, KWARGS, MODES, NAME, ROLLOUTS
+from saw.verl.names import FAILED, KWARGS, MODES, NAME, ROLLOUTS, SEEDED, SINGLE_TURN
 from saw.verl.reward_ranges import RewardRanges, check_arguments, exact_minima
 from saw.verl.reward_values import reward_value
 
@@ -36,8 +36,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between two polls of verl's replay buffer.
 POLL_INTERVAL = 2.0
-#: verl's agent loop of one turn, and the data's column that may name another loop for each row.
-SINGLE_TURN, AGENT = "single_turn_agent", "agent_name"
+#: The data's column that may name another agent loop for each row.
+AGENT = "agent_name"
 
 
 def check_config(config: DictConfig) -> Settings | None:
@@ -217,8 +217,9 @@ def _turn_faults(config: DictConfig, settings: Settings) -> list[str]:
         return []
     rollout = config.actor_rollout_ref.rollout
     key, value, most = "multi_turn.max_assistant_turns", *[rollout.multi_turn.max_assistant_turns] * 2
-    if rollout.agent.default_agent_loop == SINGLE_TURN and not _may_have_column(config.data.train_files, AGENT):
-        key, value, most = "agent.default_agent_loop", SINGLE_TURN, 1
+    loop = rollout.agent.default_agent_loop
+    if loop in (SINGLE_TURN, SEEDED) and not _may_have_column(config.data.train_files, AGENT):
+        key, value, most = "agent.default_agent_loop", loop, 1
     return [
         f"saw.objectives.{objective.name}.turn is {objective.turn}, but actor_rollout_ref.rollout.{key} is {value!r}: "
         f"the model has at most {most} turns. Set turn to at most that, or leave it out; an agent loop of several "

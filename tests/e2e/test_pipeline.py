@@ -65,10 +65,12 @@ def only_run(out: Path, method: str) -> Path:
     return folder
 
 
-def prompts(folder: Path) -> dict[int, Counter]:
-    """The prompts of each step, unordered: they arrive as the rollouts end."""
+def samples(folder: Path, *keys: str) -> dict[int, Counter]:
+    """The prompts or responses of each step, unordered: they arrive as the rollouts end."""
     return {
-        int(path.stem): Counter(json.loads(line)["input"] for line in path.read_bytes().split(b"\n") if line)
+        int(path.stem): Counter(
+            tuple(json.loads(line)[key] for key in keys) for line in path.read_bytes().split(b"\n") if line
+        )
         for path in (folder / "rollouts").glob("*.jsonl")
     }
 
@@ -134,9 +136,7 @@ def check_metrics(history: History, method: str) -> None:
     assert max(history.columns["training/rollout_probs_diff_max"]) < SAME_POLICY
 
 
-def test_a_killed_run_leaves_nothing_and_resumes_with_the_data_it_would_have_seen(
-    tmp_path, toy_data, warm_model, whole
-):
+def test_a_killed_run_leaves_nothing_and_resumes_as_if_it_had_not_been_killed(tmp_path, toy_data, warm_model, whole):
     arguments = [*arguments_of(tmp_path, toy_data, warm_model), "--method", "saw_gdpo"]
     run_id = _kill_after_two_steps(tmp_path, arguments)
     deadline = time.monotonic() + 60
@@ -156,7 +156,13 @@ def test_a_killed_run_leaves_nothing_and_resumes_with_the_data_it_would_have_see
     resumed = TrainingJob(command, folder, LIMIT, resume=True)
     resumed.follow(lambda step, metrics: None)
     assert read_history(resumed.metrics).steps == tuple(range(1, STEPS + 1))
-    assert prompts(folder) == prompts(only_run(whole[0], "saw_gdpo"))
+    uninterrupted = only_run(whole[0], "saw_gdpo")
+    assert samples(folder, "input") == samples(uninterrupted, "input")
+    if PLATFORM == "cpu":  # bfloat16 on a GPU rounds differently in each batch
+        found, expected = samples(folder, "input", "output"), samples(uninterrupted, "input", "output")
+        for step in expected:
+            same = (found[step] & expected[step]).total() / expected[step].total()
+            assert same > 0.9, f"{same:.0%} of the samples of step {step}"  # rounding may change one now and then
     assert resumed.faults() == []
 
 

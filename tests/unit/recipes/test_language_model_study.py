@@ -5,11 +5,13 @@ import re
 import shutil
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
 from recipes.study import language_model as lm
 from saw.report.history import History, LoggedRun
 from saw.report.summary import AREA, area_under_curve
+from saw.verl.names import SEEDED, SINGLE_TURN
 from tests.conftest import ROOT
 
 STUDY = ROOT / "results" / "study" / "lm"
@@ -132,3 +134,21 @@ def test_what_a_second_training_of_a_seed_is_said_to_lose_is_what_it_lost():
             for method in ("saw_gdpo", "gdpo")
         )
         assert plain - saw == pytest.approx(float(number), abs=5e-4)
+
+
+def test_what_a_seed_of_each_request_is_said_to_fix_is_fixed():
+    table = pd.read_csv(STUDY / "seeded.csv").set_index(["agent_loop", "training", "step"])
+
+    def pair(agent_loop: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+        return table.loc[agent_loop, 1], table.loc[agent_loop, 2]
+
+    text = " ".join((ROOT / "docs" / "settings.md").read_text().split())
+    first, second = pair(SEEDED)
+    assert first.drop(columns="grad_norm").equals(second.drop(columns="grad_norm"))
+    within = float(re.search(r"gradient norms that agreed to (\S+?)\.", text).group(1))
+    assert within / 2 < abs(first["grad_norm"] / second["grad_norm"] - 1).max() < within
+    first, second = pair(SINGLE_TURN)
+    format_by, norm_by = map(float, re.search(r"by up to (0\.\d+), .* factor of up to (\d\.\d) ", text).groups())
+    assert abs(first["format"] - second["format"]).max() == pytest.approx(format_by, abs=5e-3)
+    ratio = first["grad_norm"] / second["grad_norm"]
+    assert max(ratio.max(), 1 / ratio.min()) == pytest.approx(norm_by, abs=0.05)
