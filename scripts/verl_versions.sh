@@ -33,7 +33,7 @@ for version in "${versions[@]}"; do
     "$python" -m pip install --quiet --no-deps --target "$folder.part" "$wanted"
     mv "$folder.part" "$folder" # complete, or not there
   fi
-  # After the repository: old wheels of verl bring a package named tests.
+  # After the repository: old wheels of verl contain a package named tests.
   export PYTHONPATH=$repository:$folder SAW_ANY_VERL=1
   found=$(found_version)
   echo "verl $found:"

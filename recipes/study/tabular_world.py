@@ -178,6 +178,7 @@ def advantages(world: World, rule: Rule) -> Callable[..., tuple[Any, ...]]:
     def one(
         rewards: Tensor, penalty: Tensor, given: Tensor, previous: Tensor, first: bool, gram: Tensor, memory: Memory
     ) -> tuple[Any, ...]:
+        """The method for one seed; vmap adds the dimension of the seeds."""
         batch = _batch(world, rewards, penalty if penalised else None)
         statistics = objective_statistics(batch, options.numerics)
         kept: Memory = {}

@@ -39,7 +39,7 @@ def driver(config: DictConfig | None, found: Any, environ: Mapping[str, str] = o
     """The driver, and whether torch can use it.
 
     Args:
-        config (DictConfig | None): the experiment; None for none.
+        config (DictConfig | None): the experiment, if there is one.
         found (saw.machine.accelerator.Found): from ``saw.machine.accelerator.probe``.
         environ (Mapping[str, str]): its variables choose between CPU and GPU.
     """
@@ -61,7 +61,7 @@ def gpus(config: DictConfig | None, found: Any, cluster: Cluster | None = None) 
     """The number of GPUs.
 
     Args:
-        config (DictConfig | None): the experiment; None for none.
+        config (DictConfig | None): the experiment, if there is one.
         found (saw.machine.accelerator.Found): this machine's.
         cluster (Cluster | None): the running Ray cluster, whose GPUs count instead.
     """
@@ -120,7 +120,7 @@ def cores(config: DictConfig | None, cluster: Cluster | None = None, there: Any 
     """CPUs for Ray's actors; with too few, Ray waits forever.
 
     Args:
-        config (DictConfig | None): the experiment; None for none.
+        config (DictConfig | None): the experiment, if there is one.
         cluster (Cluster | None): the running Ray cluster.
         there (saw.machine.cluster.Available | None): Ray's resources; None for the cluster's, or this machine's.
     """
@@ -156,7 +156,7 @@ def shared_memory(config: DictConfig | None, free: int | None = None, memory: in
     """``/dev/shm``: Ray's object store, NCCL, and vLLM's processes use it.
 
     Args:
-        config (DictConfig | None): the experiment; None for none.
+        config (DictConfig | None): the experiment, if there is one.
         free (int | None): bytes; None measures.
         memory (int | None): of the machine in bytes; None measures.
     """
@@ -182,7 +182,7 @@ def disk(config: DictConfig | None, needed: Callable[[DictConfig], float], free:
     """Space for the checkpoints.
 
     Args:
-        config (DictConfig | None): the experiment; None for none.
+        config (DictConfig | None): the experiment, if there is one.
         needed (Callable[[DictConfig], float]): gives the bytes that its checkpoints take.
         free (int | None): bytes; None measures.
     """
@@ -232,7 +232,7 @@ def compiler(
     """A C compiler and Python's headers, tested with an empty module: Triton builds its launchers with them.
 
     Args:
-        config (DictConfig | None): the experiment; None for none.
+        config (DictConfig | None): the experiment, if there is one.
         which (Callable[[str], str | None]): finds an executable.
         include (Path | None): the folder of ``Python.h``; None for this Python's.
         environ (Mapping[str, str]): may name the compiler, ``CC``.
