@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,14 +121,14 @@ def look_for_the_hub(name: str) -> str:
     return f"; the Hub does not answer ({fault})"
 
 
-def load_tokenizer(name: str) -> Any:
-    """A tokenizer with a chat template.
+def token_counter(name: str) -> Callable[[list[dict[str, str]]], int]:
+    """A function that counts a prompt's tokens, including those of the chat template.
 
     Args:
-        name (str): a folder or the Hub's name.
+        name (str): a tokenizer's folder, or its name on the Hub.
 
     Raises:
-        BadSource: if it cannot be used.
+        BadSource: if it cannot be used, or has no chat template.
     """
     from transformers import AutoTokenizer
 
@@ -138,4 +138,4 @@ def load_tokenizer(name: str) -> Any:
         tokenizer.get_chat_template()
     except (OSError, ValueError) as error:
         raise BadSource(f"--tokenizer {name} cannot be used: {error}{fault}") from error
-    return tokenizer
+    return lambda messages: len(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))

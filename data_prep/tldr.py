@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,11 @@ from datasets.utils.logging import disable_progress_bar
 from data_prep.sources import (
     BadSource,
     fault_of_text,
-    load_tokenizer,
     look_for_the_hub,
     read_json,
     read_jsonl,
     read_parquet,
+    token_counter,
 )
 
 logger = logging.getLogger(__name__)
@@ -184,43 +184,67 @@ def prepare(
     wanted = _read_ids(ids) if ids else None
     if min(sizes) < 1:
         raise BadSource(f"{sizes[0]} training and {sizes[1]} evaluation rows requested; expected at least 1 of each")
-    encoder = load_tokenizer(tokenizer)
+    count = token_counter(tokenizer)
     rows_read = read(load(source, *hub), *columns, _where(source, *hub))
     posts = {name: (post, summary) for name, post, summary in rows_read}
-    names = [*wanted["train"], *wanted["test"]] if wanted else sorted(posts)  # sorted: independent of the source
-    absent = [name for name in names if name not in posts]
-    if absent:
-        raise BadSource(f"{len(absent)} of the rows in {ids} are not in the source; the first is {absent[0]}")
-    if not wanted:
-        random.Random(seed).shuffle(names)
-    drawn: list[tuple[str, int]] = []
-    overlong = 0
-    for name in names:
-        if len(drawn) == sum(sizes) and not wanted:
-            break
-        tokens = len(encoder.apply_chat_template(prompt(posts[name][0]), add_generation_prompt=True, return_dict=False))
-        if tokens > max_prompt_tokens:
-            overlong += 1
-            continue
-        drawn.append((name, tokens))
     if wanted:
+        names = [*wanted["train"], *wanted["test"]]
         sizes = (len(wanted["train"]), len(wanted["test"]))
-    if len(drawn) < sum(sizes):
-        raise BadSource(f"{len(drawn)} posts of at most {max_prompt_tokens} tokens; {sum(sizes)} are needed")
-    splits = {"train": drawn[: sizes[0]], "test": drawn[sizes[0] :]}
-    out.mkdir(parents=True, exist_ok=True)
-    report: dict[str, Any] = {
+    else:
+        names = sorted(posts)  # sorted: independent of the source
+        random.Random(seed).shuffle(names)
+    if absent := [name for name in names if name not in posts]:
+        raise BadSource(f"{len(absent)} of the rows in {ids} are not in the source; the first is {absent[0]}")
+    drawn, overlong = _draw(names, posts, count, sum(sizes), max_prompt_tokens)
+    report = {
         "source": source or f"{hub[0]} at {hub[1]}",
         "posts": len(posts),
         "overlong_among_those_looked_at": overlong,
         "max_prompt_tokens": max_prompt_tokens,
         "seed": seed,
     }
+    splits = {"train": drawn[: sizes[0]], "test": drawn[sizes[0] :]}
+    rows = {
+        split: [make_row(name, *posts[name], index, split, tokens) for index, (name, tokens) in enumerate(part)]
+        for split, part in splits.items()
+    }
+    return _write(out, rows, report)
+
+
+def _draw(
+    names: Sequence[str], posts: Mapping[str, tuple[str, str]], count: Callable[..., int], number: int, limit: int
+) -> tuple[list[tuple[str, int]], int]:
+    """The first ``number`` posts whose prompt has at most ``limit`` tokens.
+
+    Returns:
+        tuple[list[tuple[str, int]], int]: their ids and prompt lengths, and how many longer ones were skipped.
+
+    Raises:
+        BadSource: if there are fewer.
+    """
+    drawn: list[tuple[str, int]] = []
+    overlong = 0
+    for name in names:
+        if len(drawn) == number:
+            break
+        tokens = count(prompt(posts[name][0]))
+        if tokens > limit:
+            overlong += 1
+        else:
+            drawn.append((name, tokens))
+    if len(drawn) < number:
+        raise BadSource(f"{len(drawn)} posts of at most {limit} tokens; {number} are needed")
+    return drawn, overlong
+
+
+def _write(out: Path, splits: Mapping[str, list[dict[str, Any]]], report: dict[str, Any]) -> dict[str, Any]:
+    """Write the rows, their ids, and the report with the lengths of each split, which is returned."""
+    out.mkdir(parents=True, exist_ok=True)
     for split, rows in splits.items():
-        made = [make_row(name, *posts[name], index, split, tokens) for index, (name, tokens) in enumerate(rows)]
-        Dataset.from_list(made).to_parquet(out / f"{split}.parquet")
-        report[split] = _lengths(made)
-    (out / "ids.json").write_text(json.dumps({split: [name for name, _ in rows] for split, rows in splits.items()}))
+        Dataset.from_list(rows).to_parquet(out / f"{split}.parquet")
+        report = {**report, split: _lengths(rows)}
+    ids = {split: [row["extra_info"]["id"] for row in rows] for split, rows in splits.items()}
+    (out / "ids.json").write_text(json.dumps(ids))
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     return report
 

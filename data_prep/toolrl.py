@@ -32,7 +32,7 @@ from datasets.arrow_writer import ArrowWriter
 from datasets.utils.logging import disable_progress_bar
 
 from data_prep.download import DownloadFailed, fetch
-from data_prep.sources import BadSource, fault_of_messages, fault_of_text, load_tokenizer, read_json, read_parquet
+from data_prep.sources import BadSource, fault_of_messages, fault_of_text, read_json, read_parquet, token_counter
 from saw.rewards.toolrl import format_reward, is_tool_call, parse_tool_calls
 
 logger = logging.getLogger(__name__)
@@ -61,13 +61,7 @@ def make_row(instruction: str, question: str, output: str, index: int, split: st
         "prompt": [{"role": "system", "content": instruction}, {"role": "user", "content": question}],
         "ability": "math",  # as in the original, even though the task is not math
         "reward_model": {"ground_truth": output, "style": "rule"},
-        "extra_info": {
-            "index": index,
-            "input": question,
-            "instruction": instruction,
-            "output": output,
-            "split": split,
-        },
+        "extra_info": {"index": index, "input": question, "instruction": instruction, "output": output, "split": split},
     }
 
 
@@ -242,19 +236,16 @@ def prepare(
     rejects = out / "rejects.jsonl" if skip_bad else None
     if rejects is not None:
         rejects.unlink(missing_ok=True)
-    if path.suffix == ".parquet":
-        rows = _on_disk(
-            _Checked(path, read_parquet(path), check_row, report, rejects), FEATURES, out / WORK / "rows.arrow"
-        )
-        splits = {path.stem: rows}
-        _warn_of_other_columns(path)
-    elif path.suffix == ".json":
-        raw = _on_disk(
-            _Checked(path, read_json(path), check_raw, report, rejects), RAW_FEATURES, out / WORK / "raw.arrow"
-        )
-        splits = _split_raw(raw)
-    else:
+    if path.suffix not in (".json", ".parquet"):
         raise BadSource(f"{path}: expected a .json or a .parquet, not {path.suffix or 'a file without a suffix'}")
+    work = out / WORK / "rows.arrow"
+    if path.suffix == ".json":
+        raw = _Checked(path, read_json(path), check_raw, report, rejects)
+        splits = _split_raw(_on_disk(raw, RAW_FEATURES, work))
+    else:
+        rows = _Checked(path, read_parquet(path), check_row, report, rejects)
+        splits = {path.stem: _on_disk(rows, FEATURES, work)}
+        _warn_of_other_columns(path)
     for name, split in splits.items():
         if len(split) == 0:
             raise BadSource(f"{path} leaves no row for {name}.parquet")
@@ -314,6 +305,7 @@ def _on_disk(rows: Iterable[Any], features: Features, path: Path) -> Dataset:
 
 def _split_raw(raw: Dataset) -> dict[str, Dataset]:
     def convert(indices: np.ndarray, split: str) -> Dataset:
+        """The chosen rows in verl's schema."""
         return raw.select(indices).map(
             lambda row, number: make_row(row["instruction"], row["input"], row["output"], number, split),
             with_indices=True,
@@ -328,14 +320,8 @@ def _split_raw(raw: Dataset) -> dict[str, Dataset]:
 
 def measure_prompts(splits: dict[str, Dataset], tokenizer: str, limit: int) -> dict[str, Any]:
     """Prompt lengths in tokens, including the chat template, and how many are above the limit."""
-    encoder = load_tokenizer(tokenizer)
-    lengths = np.array(
-        [
-            len(encoder.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False))
-            for split in splits.values()
-            for row in split
-        ]
-    )
+    count = token_counter(tokenizer)
+    lengths = np.array([count(row["prompt"]) for split in splits.values() for row in split])
     return {
         "tokenizer": tokenizer,
         "min": int(lengths.min()),

@@ -1,6 +1,6 @@
 """SAW in TRL, on a CPU: the quickstart's small tool-calling task, with the quickstart's model, within two minutes.
 
-    bash scripts/setup.sh --dev                                              # once: brings TRL
+    bash scripts/setup.sh --dev                                              # once: installs TRL
     bash scripts/run.sh python examples/trl_cpu.py                           # saw_gdpo
     bash scripts/run.sh python examples/trl_cpu.py --method grpo --steps 8
     bash scripts/report.sh runs/trl

@@ -1,7 +1,7 @@
 """The command ``saw``: one name for everything that can be started.
 
 Each command passes its arguments to a module, which has its own options and ``--help``, and becomes that process:
-stopping ``saw train`` stops the training.
+stopping ``saw train`` stops the training. :mod:`saw.command` runs the module.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def start(name: str, arguments: list[str]) -> None:
         typer.echo(f"saw {name} needs the repository, but only the package is installed: clone it", err=True)
         raise typer.Exit(2)
     sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, "-m", module, *rest], environment)
+    os.execve(sys.executable, [sys.executable, "-m", "saw.command", module, *rest], environment)
 
 
 def _refuse_hidden(package: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import logging
 import os
@@ -10,16 +11,19 @@ from collections.abc import Iterator
 from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import setuptools  # noqa: F401  refuses to be imported once something else has imported Python's own distutils
 import yaml
 
 from saw.machine import accelerator
-from tests.configs import keep_parsed_files
+from tests.configs import keep_merged_files, keep_parsed_files
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # with a thread for each core in every process, they wait for each other
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+#: Whether this is one of xdist's processes: with a thread for each core in all of them, they wait for each other.
+ONE_THREAD = "PYTEST_XDIST_WORKER" in os.environ and "OMP_NUM_THREADS" not in os.environ
+if ONE_THREAD:
+    os.environ["OMP_NUM_THREADS"] = "1"
 ROOT = Path(__file__).resolve().parents[1]
 #: Numbers that the released code computed, see its README.md.
 GOLDEN = ROOT / "tests" / "golden"
@@ -38,9 +42,12 @@ NEEDS = {
         f"needs a {PLATFORM}, and a vLLM that runs on it",
     ),
 }
+#: Trainings would take each other's memory, and on a GPU so would most contract tests.
+ONE_AT_A_TIME = ("tests/e2e/", "tests/gpu/test_pipeline.py", *(["tests/contract/", "tests/gpu/"] * (PLATFORM == "gpu")))
 # Hundreds of tests compose a configuration, and libyaml reads the files in a quarter of the time.
 yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 keep_parsed_files()
+keep_merged_files()
 
 
 def python_path() -> str:
@@ -61,10 +68,30 @@ def pytest_collectstart() -> None:
         import saw.verl.patches.vllm_log_level  # noqa: F401
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What ``--dist loadfile`` hands out as one: a file, whose tests share fixtures, or all that must not overlap."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "one at a time" if nodeid.startswith(ONE_AT_A_TIME) else super()._split_scope(nodeid)
+
+    return ByFile(config, log) if config.option.dist == "loadfile" else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark each test by its folder, leave out what was not asked for, and skip what cannot run here."""
+    """Mark each test by its folder, leave out what was not asked for, and skip what cannot run here.
+
+    Raises:
+        pytest.UsageError: if trainings could overlap.
+    """
     for item in items:
         item.add_marker(item.path.relative_to(ROOT / "tests").parts[0])
+        if item.get_closest_marker("e2e") and not item.nodeid.startswith(ONE_AT_A_TIME):
+            raise pytest.UsageError(
+                f"{item.nodeid} is marked e2e, but ONE_AT_A_TIME in tests/conftest.py lacks its file"
+            )
         for mark, (is_there, reason) in NEEDS.items():
             if item.get_closest_marker(mark) and not is_there:
                 item.add_marker(pytest.mark.skip(reason=reason))
@@ -75,6 +102,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if unwanted:
         config.hook.pytest_deselected(items=unwanted)
         items[:] = [item for item in items if item not in unwanted]
+    # The longest first: then no process has much left when the other has nothing.
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (not item.nodeid.startswith(ONE_AT_A_TIME), item.path not in slow))
 
 
 def pytest_collection_finish() -> None:
@@ -87,11 +117,7 @@ def pytest_collection_finish() -> None:
         raise pytest.UsageError(f"importing the tests has set the root logger to {logging.root.level}")
     gc.collect()
     gc.freeze()
-
-
-def pytest_unconfigure() -> None:
-    """Otherwise triton's libraries print pages about what was left at exit."""
-    gc.unfreeze()
+    atexit.register(gc.unfreeze)  # otherwise triton's libraries print pages about what was left
 
 
 @pytest.fixture(scope="session")

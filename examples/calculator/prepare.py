@@ -3,7 +3,7 @@
     python -m examples.calculator.prepare runs/calculator
 
 The model has 0.25 million parameters and has seen flawed dialogues: some ask for what the calculator can't compute,
-some answer without it, some answers are no plain number. For a model of your own only the questions are needed: set
+some answer without it, some answers are not plain numbers. For a model of your own only the questions are needed: set
 ``actor_rollout_ref.model.path``, and ``data.max_prompt_length`` to its longest prompt.
 """
 

@@ -47,7 +47,7 @@ class Measurement:
 
     @property
     def sd_runs(self) -> float | None:
-        """Sample standard deviation over the evaluations of one checkpoint, pooled over the seeds; None without."""
+        """Sample standard deviation over the evaluations of one checkpoint, pooled over the seeds; None for one."""
         spreads = [statistics.variance(runs) for runs in self.values if len(runs) > 1]
         return statistics.fmean(spreads) ** 0.5 if spreads else None
 
@@ -111,7 +111,7 @@ class PaperTable:
         compared (tuple[str, str]): the column and the paper's number to compare it with.
         numbers (Callable): gives the columns of each run of an evaluation.
         remarks (Callable): gives remarks on a training, from its name, ``cell.json`` and evaluation.
-        left_out (Callable): gives the reason to leave an evaluation out of the table; empty for none.
+        left_out (Callable): gives the reason to leave an evaluation out of the table; empty if there is none.
         source (Callable): gives the text before the commit in the line with an evaluation's provenance.
     """
 

@@ -143,7 +143,7 @@ def time_limit(text: str) -> float:
     """Read a number of hours.
 
     Raises:
-        argparse.ArgumentTypeError: if it is none, or a training could not even start within it.
+        argparse.ArgumentTypeError: if it is not a number, or too short for a training to start.
     """
     try:
         hours = float(text)
@@ -296,7 +296,9 @@ def _check_memory(arguments: argparse.Namespace, chains: Mapping[str, Sequence[S
     from saw import memory  # imports torch, which only a dry run needs
 
     trainings = [stage.command[2:] for stages in chains.values() for stage in stages if stage.trains]
-    return memory.check(trainings, arguments.gpus * arguments.nodes)
+    lines, missing = memory.check(trainings, arguments.gpus * arguments.nodes)
+    print("\n".join(lines))
+    return missing
 
 
 def run_main(main: Callable[[], None]) -> None:

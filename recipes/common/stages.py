@@ -119,6 +119,7 @@ class Stage:
                 bar.set_postfix_str("starting Ray, vLLM and the workers")
 
                 def on_step(step: int, metrics: dict[str, Any]) -> None:
+                    """Advance the bar, and print the step's line."""
                     if bar.total is None and (total := self._total_steps()):  # now the bar can estimate the time left
                         bar.total = total
                         bar.set_postfix_str("")
@@ -138,10 +139,10 @@ class Stage:
         )
 
     def _check_steps(self, job: TrainingJob, earlier: int | None) -> None:
-        """Check that all steps were logged: told to stop while Ray starts, a training ends with exit code 0.
+        """Check that all steps were logged: a training that is stopped while Ray starts ends with exit code 0 too.
 
         Args:
-            job (TrainingJob): that has ended.
+            job (TrainingJob): the one that has ended.
             earlier (int | None): when ``run.json`` was last written before it. A training writes it before its first
                 step; without it, the folder's steps are those of an earlier training.
 
@@ -204,6 +205,7 @@ def run_all(
     stopping = Event()
 
     def run_chain(name: str, stages: Sequence[Stage]) -> None:
+        """Run the stages of a chain until one fails, and keep why it did."""
         label = f"{name}: " if parallel > 1 else ""
         try:
             for stage in stages:
@@ -218,7 +220,7 @@ def run_all(
         try:
             for chain in running:
                 chain.result()
-        except BaseException:
+        except BaseException:  # an interrupt too: no process may be left behind; raised again below
             stopping.set()
             pool.shutdown(wait=False, cancel_futures=True)
             while not all(chain.done() for chain in running):  # repeatedly: one may be about to start

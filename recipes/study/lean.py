@@ -210,7 +210,7 @@ def train_step(
     started = time.perf_counter()
     rows = [row for row in batch for _ in range(settings.samples)]
     prompts, prompt_mask = encode(tokenizer, batch)
-    # Seeded by seed and step alone, so that a method's lengths do not change the next step's samples.
+    # The generator depends on seed and step alone, so that a method's lengths do not change the next step's samples.
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
     responses, mask = sample(
         policy, prompts, prompt_mask, settings.samples, longest=settings.longest_response, generator=generator

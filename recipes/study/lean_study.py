@@ -208,12 +208,7 @@ def read_groups(out: Path) -> dict[str, list[LoggedRun]]:
 def report(out: Path) -> str:
     """Tables and figures from ``steps.csv``; returns the text of ``README.md`` without its provenance."""
     groups = read_groups(out)
-    shown = [
-        summary.summary(groups, lm.THRESHOLDS),
-        verdicts(groups),
-        lm.learned_at(groups),
-        lm.signal(groups),
-    ]
+    shown = [summary.summary(groups, lm.THRESHOLDS), verdicts(groups), lm.learned_at(groups), lm.signal(groups)]
     drawn = [
         (f"{kind}_{base}", what, {name: runs for name, runs in groups.items() if name.endswith(base)})
         for base in ("grpo", "gdpo")
@@ -226,23 +221,14 @@ def report_against(out: Path, pipeline: Path) -> str:
     """As :func:`report`, for the distance between the curves of ``steps.csv`` and the pipeline's."""
     groups, recorded = read_groups(out), lm.read_steps(pipeline / "steps.csv")
     drawn = [
-        (
-            f"rewards_{name}",
-            "mean",
-            {f"{name}, pipeline": recorded[name], f"{name}, lean trainer": runs},
-        )
+        (f"rewards_{name}", "mean", {f"{name}, pipeline": recorded[name], f"{name}, lean trainer": runs})
         for name, runs in groups.items()
     ]
     shown = [agreement(groups, recorded), curves(groups, recorded)]
     return written("The lean trainer against the pipeline", shown, drawn, out)
 
 
-def written(
-    title: str,
-    shown: Sequence[summary.Table],
-    drawn: Sequence[tuple[str, str, Groups]],
-    out: Path,
-) -> str:
+def written(title: str, shown: Sequence[summary.Table], drawn: Sequence[tuple[str, str, Groups]], out: Path) -> str:
     """Draw the figures (name, metric of an objective, runs), and return the text of the page."""
     text = [f"# {title}", *(table.section() for table in shown)]
     for name, what, groups in drawn:

@@ -2,7 +2,7 @@
 
     python -m recipes.study.short_answers --out runs/smollm2/data
 
-Chosen among several tasks, because the untrained model half masters it (results/smollm2): each reward is given
+The task was chosen among several, because the untrained model half masters it (results/smollm2): each reward is given
 now and then, and the answers to one question differ.
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from recipes.study.tabular_world import Objective, Trajectories, World
@@ -36,6 +37,18 @@ class Part:
 def steps_to(found: Trajectories, objective: int) -> np.ndarray:
     """Steps to the threshold, one per seed."""
     return found.reached(objective, THRESHOLD).numpy()
+
+
+def exact_weights(world: World, right: Tensor) -> Tensor:
+    """SAW's weights for an infinite batch, from the policy's probabilities: shape as ``right``, ``(..., K)``."""
+    cv = []
+    for k, objective in enumerate(world.objectives):
+        p, noise = right[..., k], objective.noise
+        mean = p * (1 - noise / 2) + objective.offset
+        square = p * (1 - noise + noise**2 / 3) + 2 * objective.offset * p * (1 - noise / 2) + objective.offset**2
+        cv.append((square - mean**2).clamp(min=0).sqrt() / mean)
+    values = torch.stack(cv, dim=-1)
+    return values / values.sum(dim=-1, keepdim=True)
 
 
 def show(interval: Interval, digits: int = 1) -> str:

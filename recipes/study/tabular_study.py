@@ -1,4 +1,4 @@
-"""Questions that the tabular world can answer: speeds, falsifier, misleading cases, batch size, KL, CV, methods.
+"""Questions that the tabular world can answer; each is a part, see ``--help``.
 
     bash scripts/study.sh tabular [--seeds 300] [--only speeds] [--out results/study/tabular]
 
@@ -16,12 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from scipy import stats
 from torch import Tensor
 
 from recipes.study.tabular_methods import methods
-from recipes.study.tabular_parts import BASE, GOOD, THRESHOLD, Part, columns, line, show, steps_to
+from recipes.study.tabular_parts import BASE, GOOD, THRESHOLD, Part, columns, exact_weights, line, show, steps_to
+from recipes.study.tabular_window import window
 from recipes.study.tabular_world import Objective, Rule, World, learn
 from saw.records.provenance import commit, machine, versions
 from saw.report.figures import COLOURS, figure_of
@@ -176,18 +176,6 @@ def misleading(seeds: int, out: Path) -> Part:
 PROMPTS = (2, 4, 8, 16, 32, 64, 128)
 
 
-def exact_weights(world: World, right: Tensor) -> Tensor:
-    """SAW's weights for an infinite batch, from the policy's probabilities: shape as ``right``, ``(..., K)``."""
-    cv = []
-    for k, objective in enumerate(world.objectives):
-        p, noise = right[..., k], objective.noise
-        mean = p * (1 - noise / 2) + objective.offset
-        square = p * (1 - noise + noise**2 / 3) + 2 * objective.offset * p * (1 - noise / 2) + objective.offset**2
-        cv.append((square - mean**2).clamp(min=0).sqrt() / mean)
-    values = torch.stack(cv, dim=-1)
-    return values / values.sum(dim=-1, keepdim=True)
-
-
 def batch_size(seeds: int, out: Path) -> Part:
     """Error of the weights, and the outcome, against the number of samples; with and without smoothing."""
     rules = {
@@ -318,6 +306,7 @@ PARTS: Mapping[str, tuple[str, Callable[[int, Path], Part]]] = {
     "falsifier": ("The falsifier: objectives whose spread shrinks together", falsifier),
     "misleading": ("Where CV should mislead", misleading),
     "batch_size": ("How small can a batch be?", batch_size),
+    "window": ("Statistics over the last steps, or an average of the weights?", window),
     "kl": ("The KL confound of the released code", kl),
     "signal": ("CV as a signal", signal),
     "methods": ("Every method in seven situations", methods),

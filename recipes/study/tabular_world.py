@@ -13,7 +13,7 @@ The advantages are the library's own: its weightings and aggregations, mapped ov
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -27,10 +27,11 @@ from saw.method.groups import EvenGroups
 from saw.method.objective import Objective as LibraryObjective
 from saw.method.objective import Otherwise
 from saw.method.options import Options
+from saw.method.profiles import Profile
 from saw.method.registry import get_method
-from saw.method.reward_batch import RewardBatch, extremes
+from saw.method.reward_batch import RewardBatch, extremes, std_of_squares
 from saw.method.smoothing import smooth
-from saw.method.statistics import objective_statistics
+from saw.method.statistics import ObjectiveStatistics, coefficient_of_variation, objective_statistics
 
 Memory = Mapping[str, Tensor]
 
@@ -127,11 +128,13 @@ class Rule:
         method (str): a name in :data:`saw.METHODS`.
         options (Mapping[str, Any]): fields of :class:`saw.Options`.
         feels_penalty (bool): whether the world's KL penalty applies to this method.
+        window (int): the weights come from the statistics of this many batches, the last ones; only in this world.
     """
 
     method: str
     options: Mapping[str, Any] = field(default_factory=dict)
     feels_penalty: bool = True
+    window: int = 1
 
 
 @dataclass(frozen=True)
@@ -175,19 +178,23 @@ def advantages(world: World, rule: Rule) -> Callable[..., tuple[Any, ...]]:
     def one(
         rewards: Tensor, penalty: Tensor, given: Tensor, previous: Tensor, first: bool, gram: Tensor, memory: Memory
     ) -> tuple[Any, ...]:
+        """The method for one seed; vmap adds the dimension of the seeds."""
         batch = _batch(world, rewards, penalty if penalised else None)
         statistics = objective_statistics(batch, options.numerics)
+        kept: Memory = {}
         if is_random:
             weights = given
         else:
-            before = None if first else previous
-            context = Context(batch, statistics, options, step=1, previous=before, gram=gram, memory=memory)
+            before, weighed = None if first else previous, statistics
+            if rule.window > 1:
+                weighed, kept = pooled(statistics, batch, memory, rule.window, options.numerics)
+            context = Context(batch, weighed, options, step=1, previous=before, gram=gram, memory=memory)
             weights, memory = method.weighting.weigh(context)
             if weights.ndim == 1:
                 weights = smooth(weights, None if first else previous, options)
         combined = method.aggregation.combine(batch, weights, options.numerics)
         mean_weights = weights if weights.ndim == 1 else weights.mean(dim=0)
-        return combined, mean_weights, statistics.cv, 1.0 - statistics.zero_spread, dict(memory)
+        return combined, mean_weights, statistics.cv, 1.0 - statistics.zero_spread, {**memory, **kept}
 
     mapped = torch.vmap(one, in_dims=(0, 0, 0, 0, None, 0, 0))
 
@@ -204,6 +211,36 @@ def advantages(world: World, rule: Rule) -> Callable[..., tuple[Any, ...]]:
         return mapped(rewards, penalty, given, previous, first, gram, dict(memory))
 
     return many
+
+
+def pooled(
+    statistics: ObjectiveStatistics, batch: RewardBatch, memory: Memory, window: int, profile: Profile
+) -> tuple[ObjectiveStatistics, Memory]:
+    """Mean, deviation and CV of all samples of the last batches.
+
+    Args:
+        statistics (ObjectiveStatistics): of this batch.
+        batch (RewardBatch): this batch, without missing rewards; all batches have the same size.
+        memory (Memory): what this function returned with the previous batch.
+        window (int): number of batches, with this one.
+        profile (Profile): the constants of CV.
+
+    Returns:
+        tuple: the statistics with these three replaced, and the means and deviations of the batches so far, shape
+        ``(at most window, K)`` each.
+    """
+    assert batch.missing is None
+    kept = {
+        name: torch.cat([memory.get(name, now[:0]), now])[-window:]
+        for name, now in (("means", statistics.mean[None]), ("stds", statistics.std[None]))
+    }
+    means, number, ddof = kept["means"], len(batch.rewards), batch.ddof
+    mean = means.mean(dim=0)
+    within, between = (number - ddof) * kept["stds"].square(), number * (means - mean).square()
+    total = torch.full_like(mean, number * len(means))
+    std = std_of_squares((within + between).sum(dim=0), total, ddof)
+    cv = coefficient_of_variation(mean, std, batch.minima, profile)
+    return replace(statistics, mean=mean, std=std, cv=cv), kept
 
 
 def _batch(world: World, rewards: Tensor, penalty: Tensor | None) -> RewardBatch:

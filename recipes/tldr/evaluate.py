@@ -15,7 +15,7 @@ import asyncio
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +68,10 @@ async def summarise(rows: list[dict[str, Any]], address: str, arguments: argpars
     slots = asyncio.Semaphore(arguments.threads)
 
     async def one(row: dict[str, Any]) -> str:
+        """Ask for one summary once a slot is free."""
         async with slots:
             response = await client.chat.completions.create(
-                model=SERVED,
-                messages=row["prompt"],
-                **arguments.sampling.request(seed),
+                model=SERVED, messages=row["prompt"], **arguments.sampling.request(seed)
             )
         return response.choices[0].message.content or ""
 
@@ -84,6 +83,7 @@ async def judge_all(judge: Judge, rows: list[dict[str, Any]], summaries: list[st
     bar = tqdm(total=len(rows), desc=f"    {judge.options.model}", leave=False, disable=None)
 
     async def one(row: dict[str, Any], summary: str) -> Verdict:
+        """Have one summary judged."""
         fields = {
             "reddit_text": row["extra_info"]["post"],
             "human_summary": row["reward_model"]["ground_truth"],
@@ -173,10 +173,8 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.second_judge:
         name = arguments.second_judge
         options[name] = judge_options(name, (), out / f"faults_{name}.jsonl")
-    objectives = options[arguments.judge].objectives
     for judge in options.values():
         Judge(judge)  # fails on a missing key before the model is loaded
-
     written = [out / f"run{number}.jsonl" for number in range(1, arguments.runs + 1)]
     summarising = {
         "model": str(arguments.model),
@@ -187,40 +185,8 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     if not (out / "settings.json").exists() and any(path.exists() for path in written):
         raise SystemExit(f"{out} holds summaries, but no settings.json with their settings; remove it")
     evaluation.claim(out, summarising)
-    left = [path for path in written if not path.exists()]
-    if left:
-        with server(str(arguments.model), out, arguments.gpus, arguments.vllm) as address:
-            for path in left:
-                summaries = asyncio.run(summarise(rows, address, arguments, seed=written.index(path)))
-                new = [
-                    json.dumps({"id": row["extra_info"]["id"], "summary": summary}) + "\n"
-                    for row, summary in zip(rows, summaries, strict=True)
-                ]
-                write_whole(path, "".join(new))
-                print(f"{path.name}: {len(rows)} summaries", flush=True)
-    runs = []
-    for variant, path in enumerate(written):
-        lines = read_lines(path)
-        if [line["id"] for line in lines] != [row["extra_info"]["id"] for row in rows]:
-            raise SystemExit(
-                f"{path} has {len(lines)} summaries, but not of the posts of {arguments.data}; remove {out}"
-            )
-        summaries = [line["summary"] for line in lines]
-        verdicts = {
-            name: asyncio.run(judge_all(Judge(judge), rows, summaries, variant)) for name, judge in options.items()
-        }
-        run = {name: describe(given, objectives) for name, given in verdicts.items()} | {
-            "texts": texts(rows, summaries)
-        }
-        if arguments.second_judge:
-            run["agreement"] = agreement(verdicts[arguments.judge], verdicts[arguments.second_judge], objectives)
-        for name in options:
-            if run[name]["missing"] > MAX_MISSING * len(rows):
-                raise SystemExit(
-                    f"{path.name}: judge {name} gave no verdict on {run[name]['missing']} of {len(rows)} summaries; "
-                    f"the reasons: {options[name].faults}; the same command asks for those again"
-                )
-        runs.append(run)
+    summarise_missing(arguments, rows, written)
+    runs = [judge_run(arguments, rows, path, variant, options) for variant, path in enumerate(written)]
     settings = {
         **summarising,
         "judge": {name: {"model": judge.model, "temperature": judge.temperature} for name, judge in options.items()},
@@ -230,6 +196,54 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     software = versions("vllm", "torch", "transformers", "rouge-score")
     return evaluation.write(out, "recipes.tldr.evaluate", software, settings, runs)
+
+
+def summarise_missing(arguments: argparse.Namespace, rows: list[dict[str, Any]], written: Sequence[Path]) -> None:
+    """Write the files of summaries that do not exist yet, one per run; the run's index is its seed."""
+    left = [(seed, path) for seed, path in enumerate(written) if not path.exists()]
+    if not left:
+        return
+    with server(str(arguments.model), arguments.out, arguments.gpus, arguments.vllm) as address:
+        for seed, path in left:
+            summaries = asyncio.run(summarise(rows, address, arguments, seed))
+            new = [
+                json.dumps({"id": row["extra_info"]["id"], "summary": summary}) + "\n"
+                for row, summary in zip(rows, summaries, strict=True)
+            ]
+            write_whole(path, "".join(new))
+            print(f"{path.name}: {len(rows)} summaries", flush=True)
+
+
+def judge_run(
+    arguments: argparse.Namespace,
+    rows: list[dict[str, Any]],
+    path: Path,
+    variant: int,
+    options: Mapping[str, JudgeOptions],
+) -> dict[str, Any]:
+    """Scores of the summaries in a file by each judge, their texts' measures, and the judges' agreement.
+
+    Raises:
+        SystemExit: if the file is of other posts, or a judge gave too few verdicts.
+    """
+    lines = read_lines(path)
+    if [line["id"] for line in lines] != [row["extra_info"]["id"] for row in rows]:
+        raise SystemExit(
+            f"{path} has {len(lines)} summaries, but not of the posts of {arguments.data}; remove {arguments.out}"
+        )
+    summaries = [line["summary"] for line in lines]
+    verdicts = {name: asyncio.run(judge_all(Judge(judge), rows, summaries, variant)) for name, judge in options.items()}
+    objectives = options[arguments.judge].objectives
+    run = {name: describe(given, objectives) for name, given in verdicts.items()} | {"texts": texts(rows, summaries)}
+    if arguments.second_judge:
+        run["agreement"] = agreement(verdicts[arguments.judge], verdicts[arguments.second_judge], objectives)
+    for name in options:
+        if run[name]["missing"] > MAX_MISSING * len(rows):
+            raise SystemExit(
+                f"{path.name}: judge {name} gave no verdict on {run[name]['missing']} of {len(rows)} summaries; "
+                f"the reasons: {options[name].faults}; the same command asks for those again"
+            )
+    return run
 
 
 def main() -> None:

@@ -117,7 +117,9 @@ def check(arguments: argparse.Namespace) -> list[str]:
     try:
         config = compose("experiment=tldr", *arguments.overrides)
     except NotComposed as fault:
-        return missing if arguments.dry_run else [*missing, str(fault)]  # a dry run ends with the doctor, who names it
+        return (
+            missing if arguments.dry_run else [*missing, str(fault)]
+        )  # a dry run ends with the doctor, which names it
     for name in filter(None, (arguments.judge, arguments.second_judge)):
         if arguments.rehearse:
             continue

@@ -144,6 +144,7 @@ def serving(stand_in: StandIn) -> Iterator[str]:
     started, ended = threading.Event(), asyncio.Event()
 
     async def serve() -> None:
+        """Run the server on a free port until the block has ended."""
         runner = web.AppRunner(stand_in.application(), shutdown_timeout=0.1, handler_cancellation=True)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -1,6 +1,6 @@
 """A running Ray cluster: its resources, and whether its nodes share a file system.
 
-Checked from a separate process, which is stopped if the cluster does not answer: ``ray.init`` may wait for minutes.
+It is checked from a separate process, which is stopped if it gets no answer: ``ray.init`` may wait for minutes.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Cluster(Nodes):
 
     Attributes:
         address (str): of the cluster.
-        nodes (Sequence[AskedNode]): that are alive.
+        nodes (Sequence[AskedNode]): the live ones.
         folder (str): the folder of the file that they had to read.
         error (str | None): why it did not answer.
     """

@@ -69,7 +69,7 @@ def model(
         thing (str): the line's name.
         cached (Lookup): finds a file of the Hub in the cache.
         listed (Callable | None): lists its files on the Hub; None if the Hub may not be called.
-        faults (Callable | None): what is wrong with a folder, None for nothing; by default :func:`folder_fault`.
+        faults (Callable | None): what is wrong with a folder, None if nothing is; by default :func:`folder_fault`.
     """
     needed = "config.json and weights"
     if "://" in name:

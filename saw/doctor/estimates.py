@@ -21,7 +21,7 @@ def fit(config: DictConfig, gpu_bytes: float) -> tuple[float, list[str]]:
 
     Args:
         config (DictConfig): the experiment.
-        gpu_bytes (float): that a program can use of a GPU.
+        gpu_bytes (float): what a program can use of a GPU.
 
     Raises:
         ValueError: for an experiment that the estimate does not cover.

@@ -78,6 +78,7 @@ def show(lines: Sequence[Line], file: Any = None) -> None:
         console = Console(file=file, highlight=False, width=WIDTH)
 
     def row(status: str, *cells: str, style: str = "") -> None:
+        """Print one row as a table of its own, so that a remedy can follow it unwrapped."""
         grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
         for width in (7, 17):
             grid.add_column(width=width)

@@ -27,7 +27,7 @@ def driver(config: DictConfig | None, found: Any, environ: Mapping[str, str] = o
     """The driver, and whether torch can use it.
 
     Args:
-        config (DictConfig | None): the experiment; None for none.
+        config (DictConfig | None): the experiment, if there is one.
         found (saw.machine.accelerator.Found): from ``saw.machine.accelerator.probe``.
         environ (Mapping[str, str]): its variables choose between CPU and GPU.
     """
@@ -49,7 +49,7 @@ def gpus(config: DictConfig | None, found: Any, cluster: Cluster | None = None) 
     """The number of GPUs, and whether vLLM's engines divide them.
 
     Args:
-        config (DictConfig | None): the experiment; None for none.
+        config (DictConfig | None): the experiment, if there is one.
         found (saw.machine.accelerator.Found): this machine's.
         cluster (Cluster | None): the running Ray cluster, whose GPUs count instead.
     """
@@ -114,7 +114,7 @@ def cores(config: DictConfig | None, cluster: Cluster | None = None, there: Any 
     """CPUs for Ray's actors; with too few, Ray waits forever.
 
     Args:
-        config (DictConfig | None): the experiment; None for none.
+        config (DictConfig | None): the experiment, if there is one.
         cluster (Cluster | None): the running Ray cluster.
         there (saw.machine.cluster.Available | None): Ray's resources; None for the cluster's, or this machine's.
     """
@@ -150,7 +150,7 @@ def folders(config: DictConfig | None, faults: Callable[[DictConfig | None], Ite
     """The folders that a training, and the libraries that it uses, write to.
 
     Args:
-        config (DictConfig | None): the experiment; None for none.
+        config (DictConfig | None): the experiment, if there is one.
         faults (Callable): gives what is wrong with them, each with its key.
     """
     thing, needed = "folders", "folders that can be made and written to"
@@ -168,7 +168,7 @@ def compiler(
     """A C compiler and Python's headers, tested with an empty module: Triton builds its launchers with them.
 
     Args:
-        config (DictConfig | None): the experiment; None for none.
+        config (DictConfig | None): the experiment, if there is one.
         which (Callable[[str], str | None]): finds an executable.
         include (Path | None): the folder of ``Python.h``; None for this Python's.
         environ (Mapping[str, str]): may name the compiler, ``CC``.

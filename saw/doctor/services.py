@@ -198,7 +198,7 @@ def cluster_of(
     """The Ray cluster that a training would join; None if it starts its own.
 
     Args:
-        config (DictConfig | None): the experiment; None for none.
+        config (DictConfig | None): the experiment, if there is one.
         environ (Mapping[str, str]): may hold ``RAY_ADDRESS``.
         look (Callable[[str, Path], Cluster]): connects, and checks the folder of the training.
     """
@@ -232,7 +232,7 @@ def ray_cluster(config: DictConfig | None, cluster: Cluster | None) -> Line:
     """The Ray cluster.
 
     Args:
-        config (DictConfig | None): the experiment; None for none.
+        config (DictConfig | None): the experiment, if there is one.
         cluster (Cluster | None): its state; None if the training starts its own.
     """
     nodes = config.trainer.nnodes if config is not None else 1

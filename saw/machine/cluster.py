@@ -30,7 +30,7 @@ def running(config: DictConfig) -> str | None:
     started on this machine.
 
     Raises:
-        ValueError: for an invalid address, such as one of a Ray client; and for none, if several clusters run here.
+        ValueError: for an invalid address, such as one of a Ray client; or for none while several clusters run here.
     """
     return _found(ray_init(config).get("address"))
 
@@ -98,7 +98,7 @@ class Available(Nodes):
 
     Attributes:
         where (str): for a message.
-        nodes (Sequence[Node]): that are alive.
+        nodes (Sequence[Node]): the live ones.
         own (bool): a Ray that verl will start, not a running cluster.
     """
 
@@ -282,7 +282,7 @@ def engine_sizes(config: DictConfig, place: str = ROLLOUT) -> dict[str, int]:
     """What multiplies to the GPUs of one of vLLM's engines, by the name of the key in the section ``place``.
 
     Raises:
-        ValueError: for one that is no count; verl would divide by it after minutes.
+        ValueError: for a size that is not a whole number of at least 1; verl would divide by it minutes later.
     """
     sizes = {name: OmegaConf.select(config, f"{place}.{name}", default=1) for name in PARALLEL}
     for name, size in sizes.items():
@@ -319,7 +319,7 @@ def _check_places(config: DictConfig, there: Available, remedy: str) -> None:
     if poor := [node for node in there.nodes if node.cpus < share]:
         raise ValueError(
             f"{UNITS} is {storage_units(config)}, and TransferQueue places them in turn on all {len(there.nodes)} "
-            f"nodes of {there.where}, and {', '.join(node.name for node in poor)} has fewer than {share} CPUs: "
+            f"nodes of {there.where}, but {', '.join(node.name for node in poor)} has fewer than {share} CPUs: "
             "Ray would wait forever. ray start --num-cpus gives a node more, or "
             f"+{STORAGE}.required_node_resource names a resource that only suitable nodes have"
         )

@@ -1,7 +1,7 @@
 """The Hugging Face Hub: whether it answers, and which files of a model are in this machine's cache of it.
 
-huggingface_hub tries for half a minute to get a file that is not in the cache, and each library needs several. So the
-Hub is called once, before any of them. If it does not answer, they all use only the cache.
+huggingface_hub tries for half a minute to get a file that is not in the cache, and each library needs several files.
+So the Hub is called once, before any of them. If it does not answer, they all use only the cache.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def reach(address: str, limit: float) -> None:
     faults: list[OSError] = []
 
     def call() -> None:
+        """Call it once, and keep what went wrong: an exception would end in this thread."""
         try:
             status = requests.head(address, timeout=limit).status_code
             if status in UNAVAILABLE:

@@ -130,7 +130,7 @@ def shared_memory(config: DictConfig | None, free: int | None = None, memory: in
     """``/dev/shm``: Ray's object store, NCCL, and vLLM's processes use it.
 
     Args:
-        config (DictConfig | None): the experiment; None for none.
+        config (DictConfig | None): the experiment, if there is one.
         free (int | None): bytes; None measures.
         memory (int | None): of the machine in bytes; None measures.
     """
@@ -191,7 +191,7 @@ def disk(config: DictConfig | None, free: int | None = None) -> Line:
     """Space for logs and checkpoints; what an earlier start has saved counts, as it is kept or replaced.
 
     Args:
-        config (DictConfig | None): the experiment; None for none.
+        config (DictConfig | None): the experiment, if there is one.
         free (int | None): bytes; None measures.
     """
     folder = Path(config.trainer.default_local_dir if config is not None else os.environ.get("SAW_RUNS", "runs"))
@@ -231,7 +231,7 @@ def ray_disk(
     """The disk of Ray's temporary folder.
 
     Args:
-        config (DictConfig | None): the experiment; None for none.
+        config (DictConfig | None): the experiment, if there is one.
         folder (Path | None): the folder; None for Ray's.
         space (tuple[int, int] | None): its free and all bytes; None measures.
     """
@@ -250,7 +250,7 @@ def library_folders(config: DictConfig | None, environ: Mapping[str, str] = os.e
     """The folders that libraries write to in every training, by the variable that sets each.
 
     Args:
-        config (DictConfig | None): the experiment; None for none.
+        config (DictConfig | None): the experiment, if there is one.
         environ (Mapping[str, str]): may set them.
     """
     home = Path.home()

@@ -95,7 +95,7 @@ def trl_problem() -> Problem | None:
                 from trl.experimental.ppo import AutoModelForCausalLMWithValueHead
             except ImportError:
                 from trl import AutoModelForCausalLMWithValueHead  # noqa: F401
-    except Exception as error:  # noqa: BLE001  whatever TRL raises there
+    except Exception as error:  # noqa: BLE001  an import may raise anything; the problem shows it
         why = f"{type(error).__name__}: {error}".splitlines()[0]
         needed = f"one with AutoModelForCausalLMWithValueHead, or none ({why})"
         return Problem("trl", _version("trl") or "TRL", needed, f"verl {_version('verl')}")

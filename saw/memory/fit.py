@@ -20,7 +20,7 @@ def fits(found: Estimate, gpu_bytes: float) -> list[str]:
 
     Args:
         found (Estimate): of the training.
-        gpu_bytes (float): that a program can use (:func:`usable`).
+        gpu_bytes (float): what a program can use of a GPU (:func:`usable`).
     """
     settings = found.settings
     faults = [
@@ -67,7 +67,7 @@ def largest_tokens(found: Estimate, gpu_bytes: float, names: Iterable[str] = TOK
 
     Args:
         found (Estimate): of the training.
-        gpu_bytes (float): that a program can use.
+        gpu_bytes (float): what a program can use of a GPU.
         names (Iterable[str]): keys of :data:`TOKEN_KEYS`.
 
     Returns:

@@ -144,7 +144,7 @@ class Estimate:
         return self.model.parameters * self.settings.reduce_bytes if self.settings.defer_sync else 0
 
     def _gathered(self) -> int:
-        """The root's parameters stay gathered; of the layers three: computing, being fetched, being copied."""
+        """The parameters outside the layers, and three layers: one being computed, one being fetched, and a buffer."""
         return self.settings.compute_bytes * (self.model.root_parameters + 3 * self.model.layer_parameters)
 
     def _local_tokens(self, name: str) -> int:

@@ -41,12 +41,15 @@ def summary(found: Estimate, gpu_bytes: float) -> str:
     )
 
 
-def check(commands: Iterable[Sequence[str]], gpus: int) -> list[str]:
-    """Print the estimate of each training on this machine's GPUs, or for 80 GB, and return what does not fit.
+def check(commands: Iterable[Sequence[str]], gpus: int) -> tuple[list[str], list[str]]:
+    """The estimate of each training on this machine's GPUs, or for 80 GB.
 
     Args:
         commands (Iterable[Sequence[str]]): Hydra overrides of the trainings; one per experiment is estimated.
         gpus (int): of all nodes together.
+
+    Returns:
+        tuple[list[str], list[str]]: one line per estimate, and what does not fit.
     """
     on_cluster = cluster_address() is not None
     here = None if on_cluster else memory_of_a_gpu()
@@ -65,11 +68,8 @@ def check(commands: Iterable[Sequence[str]], gpus: int) -> list[str]:
         except ValueError as reason:
             line, too_much = f"no estimate: {reason}", []
         results.setdefault((line, tuple(too_much)), []).append(name)
-    missing = []
-    for (line, faults), names in results.items():
-        print(f"memory ({where}), {', '.join(names)}: {line}")
-        missing += [f"memory, {', '.join(names)}: {fault}" for fault in faults]
-    return missing
+    lines = [f"memory ({where}), {', '.join(names)}: {line}" for (line, _), names in results.items()]
+    return lines, [f"memory, {', '.join(names)}: {fault}" for (_, faults), names in results.items() for fault in faults]
 
 
 def _experiment(command: Sequence[str]) -> str:

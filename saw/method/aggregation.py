@@ -3,6 +3,7 @@
 An aggregation is a function ``(batch, weights, profile) -> advantages``, shape ``(N,)``, float64. ``weights`` has shape
 ``(K,)`` and sums to 1, or ``(G, K)`` with one row per group; it is multiplied by the priorities in the batch. A missing
 reward is left out of every mean, standard deviation and sum, and a sample without any reward has advantage 0.
+Only aggregations with ``takes_penalty`` can subtract a penalty; all others refuse it (:func:`refuse_penalty`).
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ def sum_then_normalise(batch: RewardBatch, weights: Tensor, profile: Profile) ->
 
     .. math:: R_j = \sum_k w_k \alpha_k r_{jk} \qquad A_j = (R_j - \mu_g) / (\sigma_g + \epsilon)
 
-    Computed from the deviations within the group, which is the same sum in another order. This way a missing reward
-    contributes nothing to its sample, as if it were the group mean, and a large common offset costs no precision.
+    The sum is computed from the deviations within the group. This way a missing reward contributes nothing to its
+    sample, as if it were the group mean, and a large common offset costs no precision.
     """
     factor = weights * batch.priorities
     if profile.sum_of_weights == "objectives":
@@ -46,9 +47,6 @@ def normalise_then_sum(batch: RewardBatch, weights: Tensor, profile: Profile) ->
               A_j = \mathrm{whiten}\bigl(\sum_k n w_k \alpha_k A_{jk}\bigr)
 
     The factor n, the number of objectives, keeps the size of equally weighted GDPO (paper, section 4).
-
-    Raises:
-        ValueError: if the batch has a penalty, as there is no combined reward to subtract it from.
     """
     combined = normalise_then_sum_only(batch, weights, profile)
     return whiten_batch(batch, combined, profile)
@@ -58,9 +56,6 @@ def normalise_then_sum_only(batch: RewardBatch, weights: Tensor, profile: Profil
     r"""MO-GRPO (arXiv 2509.22047): as :func:`normalise_then_sum`, without whitening over the batch.
 
     .. math:: A_j = \sum_k n w_k \alpha_k A_{jk}
-
-    Raises:
-        ValueError: if the batch has a penalty.
     """
     return weights.shape[-1] * _normalise_then_weigh(batch, weights, profile)
 
@@ -69,17 +64,13 @@ def normalise_then_average(batch: RewardBatch, weights: Tensor, profile: Profile
     r"""DVAO (arXiv 2605.25604): the mean of the objectives' advantages, weighted by weights times priorities.
 
     .. math:: A_j = \sum_k w_k \alpha_k A_{jk} / \sum_k w_k \alpha_k
-
-    Raises:
-        ValueError: if the batch has a penalty.
     """
     total = (weights * batch.priorities).sum(dim=-1, keepdim=True).clamp(min=1e-300)  # 0 without any priority
     return _normalise_then_weigh(batch, weights / total, profile)
 
 
 def _normalise_then_weigh(batch: RewardBatch, weights: Tensor, profile: Profile) -> Tensor:
-    if batch.penalty is not None:
-        raise ValueError("a penalty needs a combined reward, but this method normalises each objective on its own")
+    refuse_penalty(batch)
     return _weigh(batch, normalise(batch, profile), weights * batch.priorities)
 
 
@@ -90,6 +81,22 @@ def normalise(batch: RewardBatch, profile: Profile) -> Tensor:
         lone = _lone(batch)[:, None]
         normalised = torch.where(lone, batch.rewards / (1 + profile.group_eps), normalised)
     return normalised
+
+
+def refuse_penalty(batch: RewardBatch) -> None:
+    """Refuse a penalty in a method that has no sum of rewards to subtract it from.
+
+    Raises:
+        ValueError: if the batch has a penalty.
+    """
+    if batch.penalty is not None:
+        raise ValueError("a penalty needs a sum of rewards to be subtracted from; this method has none")
+
+
+def factors(batch: RewardBatch, weights: Tensor) -> Tensor:
+    """Weights times priorities, which multiply the objectives: shape ``(K,)``, or ``(N, K)`` for weights per group."""
+    products = weights * batch.priorities
+    return products if products.ndim == 1 else batch.of_group(products)
 
 
 def _weigh(batch: RewardBatch, values: Tensor, factor: Tensor) -> Tensor:

@@ -2,7 +2,7 @@ r"""GD²PO (arXiv 2606.16771): GDPO without the samples about which the objectiv
 
 A sample whose advantage is positive for one objective and negative for another is dropped: its advantage is 0, and the
 whitening leaves it out. The rest of its group is scaled by the share that was kept, before the whitening. The sample
-still counts in the mean and the standard deviation of its group. An objective with priority 0 does not disagree.
+still counts in the mean and the standard deviation of its group. An objective with priority 0 causes no conflict.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from saw.method.aggregation import normalise, whiten_batch
+from saw.method.aggregation import factors, normalise, refuse_penalty, whiten_batch
 from saw.method.profiles import Profile
 from saw.method.registry import Aggregation, weighting
 from saw.method.reward_batch import RewardBatch
@@ -29,9 +29,6 @@ def drop_conflicts(batch: RewardBatch, weights: Tensor, profile: Profile) -> Ten
               q_g = \frac{1}{|g|} \sum_{j \in g} m_j
 
     with :math:`m_j` 0 for a conflict and 1 otherwise.
-
-    Raises:
-        ValueError: if the batch has a penalty.
     """
     parts = _parts(batch, weights, profile)
     return _whiten_kept(batch, parts, ~_conflict(parts), profile)
@@ -42,9 +39,6 @@ def drop_severe_conflicts(batch: RewardBatch, weights: Tensor, profile: Profile)
 
     As :func:`drop_conflicts`, with :math:`m_j = 0` only if also
     :math:`|\sum_k A_{jk}| / \sum_k |A_{jk}| < 0.8`.
-
-    Raises:
-        ValueError: if the batch has a penalty.
     """
     parts = _parts(batch, weights, profile)
     ratio = parts.sum(dim=1).abs() / parts.abs().sum(dim=1).clamp(min=SIGN)
@@ -53,10 +47,8 @@ def drop_severe_conflicts(batch: RewardBatch, weights: Tensor, profile: Profile)
 
 def _parts(batch: RewardBatch, weights: Tensor, profile: Profile) -> Tensor:
     """Each objective's share of the advantage: shape ``(N, K)``."""
-    if batch.penalty is not None:
-        raise ValueError("a penalty needs a combined reward, but this method normalises each objective on its own")
-    factor = weights.shape[-1] * weights * batch.priorities
-    return normalise(batch, profile) * (factor if factor.ndim == 1 else batch.of_group(factor))
+    refuse_penalty(batch)
+    return normalise(batch, profile) * factors(batch, weights.shape[-1] * weights)
 
 
 def _conflict(parts: Tensor) -> Tensor:

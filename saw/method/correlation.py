@@ -6,7 +6,7 @@ agree, the smaller the advantages; objectives that contradict each other make th
 
 An objective without spread has correlation 0 with all, itself included. A missing reward contributes to no correlation,
 as if it were the mean. A group of one has advantage 0 in every profile. In place of the small constant of the released
-code, the profile's ``group_eps`` is added to the sum of the correlations, inside of the root.
+code, the profile's ``group_eps`` is added to the sum of the correlations, under the root.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from saw.method.aggregation import normalise
+from saw.method.aggregation import factors, normalise, refuse_penalty
 from saw.method.profiles import Profile
 from saw.method.registry import Aggregation, weighting
 from saw.method.reward_batch import RewardBatch
@@ -25,12 +25,9 @@ def sum_over_correlations(batch: RewardBatch, weights: Tensor, profile: Profile)
     r"""CorrGRPO: the summed deviations of a group over the root of its summed correlations.
 
     .. math:: A_j = \frac{\sum_k n w_k \alpha_k (r_{jk} - \mu_{gk})}{\sqrt{\max(\sum_{kl} \rho_{gkl}, 0) + \epsilon}}
-
-    Raises:
-        ValueError: if the batch has a penalty.
     """
-    _refuse_penalty(batch)
-    parts = weights.shape[-1] * batch.deviations * _factor(batch, weights)
+    refuse_penalty(batch)
+    parts = weights.shape[-1] * batch.deviations * factors(batch, weights)
     correlations = _sum_of_correlations(batch.group_sum(parts[:, :, None] * parts[:, None, :]))
     return parts.sum(dim=1) / batch.of_group((correlations + profile.group_eps).sqrt())
 
@@ -43,12 +40,9 @@ def normalise_then_sum_over_correlations(batch: RewardBatch, weights: Tensor, pr
 
     with the correlations of the :math:`A_{jk}` over the samples that have a response and a reward, and the mean of S
     over tokens.
-
-    Raises:
-        ValueError: if the batch has a penalty.
     """
-    _refuse_penalty(batch)
-    parts = weights.shape[-1] * normalise(batch, profile) * _factor(batch, weights)
+    refuse_penalty(batch)
+    parts = weights.shape[-1] * normalise(batch, profile) * factors(batch, weights)
     answered = (batch.rated_only(batch.lengths) > 0)[:, None]
     smallest = parts.masked_fill(~answered, torch.inf).amin(dim=0)  # subtracted first: equal values are exactly 0 then
     above = torch.where(answered, parts - smallest, 0.0)
@@ -60,22 +54,11 @@ def normalise_then_sum_over_correlations(batch: RewardBatch, weights: Tensor, pr
     return batch.rated_only((summed - mean) / (correlations + profile.group_eps).sqrt())
 
 
-def _factor(batch: RewardBatch, weights: Tensor) -> Tensor:
-    """What multiplies each objective: shape ``(K,)``, or ``(N, K)`` for weights per group."""
-    factor = weights * batch.priorities
-    return factor if factor.ndim == 1 else batch.of_group(factor)
-
-
 def _sum_of_correlations(products: Tensor) -> Tensor:
     """The sum of all correlations, at least 0, from sums of products of deviations: ``(..., K, K)`` to ``(...)``."""
     squares = products.diagonal(dim1=-2, dim2=-1)
     inverse = squares.clamp(min=1e-300).rsqrt() * (squares > 0)
     return (products * inverse[..., :, None] * inverse[..., None, :]).sum(dim=(-2, -1)).clamp(min=0.0)
-
-
-def _refuse_penalty(batch: RewardBatch) -> None:
-    if batch.penalty is not None:
-        raise ValueError("a penalty has no correlation with the objectives; this method cannot subtract one")
 
 
 weighting(

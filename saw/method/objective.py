@@ -33,7 +33,8 @@ class Objective:
 
     Raises:
         ValueError: for a number that is not finite or above 1e70 in absolute value, a negative priority, a maximum
-            below the minimum, a turn below 1, or a condition that is no mapping from other objectives to numbers.
+            below the minimum, a turn below 1, or a condition that is not a mapping from other objectives to
+            numbers.
     """
 
     name: str

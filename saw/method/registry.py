@@ -27,7 +27,7 @@ from saw.method.smoothing import refuse_smoothing
 Need = Literal["minima", "maxima", "gradients", "learning_rate", "static_weights", "lagrangian_targets"]
 #: Options that every method accepts.
 _COMMON = frozenset({"profile", "seed"})
-#: Options that must be readable by whatever has this need.
+#: Need -> the option that a function with this need reads, declared or not.
 _OPTIONS_OF_NEEDS: dict[Need, str] = {
     "learning_rate": "gradient.lr",
     "static_weights": "static_weights",

@@ -38,7 +38,7 @@ def check_weights(weights: Any, like: Tensor, groups: int, options: Options, met
     k = len(like)
     shapes = [(groups, k)] if options.over == "group" else [(k,), (groups, k)]
     weights = _tensor(weights, like, shapes, who)
-    # A NaN is below nothing, and a sum with one is not close to 1.
+    # NaN fails the first comparison, and a sum with NaN the second.
     good = (weights >= -ROUNDING).all(dim=-1) & ((weights.sum(dim=-1) - 1).abs() <= ROUNDING)
     if not good.all():
         row = weights if weights.ndim == 1 else weights[~good][0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from saw.method.aggregation import factors, refuse_penalty
 from saw.method.profiles import Profile
 from saw.method.registry import Aggregation, weighting
 from saw.method.reward_batch import RewardBatch, std_of_squares
@@ -24,13 +25,8 @@ def worst_distance_then_normalise(batch: RewardBatch, weights: Tensor, profile: 
 
     The ideal point z is the objectives' maxima, which is one choice of that code; its default is the largest rewards so
     far. A missing reward never counts as the worst.
-
-    Raises:
-        ValueError: if the batch has a penalty.
     """
-    factor = weights * batch.priorities
-    factor = factor if factor.ndim == 1 else batch.of_group(factor)
-    distance = batch.present_only(factor * (batch.maxima - batch.rewards), -torch.inf)
+    distance = batch.present_only(factors(batch, weights) * (batch.maxima - batch.rewards), -torch.inf)
     return _normalise(batch, batch.rated_only(-distance.amax(dim=1)), profile)
 
 
@@ -41,11 +37,8 @@ def product_then_normalise(batch: RewardBatch, weights: Tensor, profile: Profile
 
     The minimum is the smallest reward of the batch; 0.1 is the released script's value, for rewards in [0, 1]. That
     script switches the division by the standard deviation off. Here it is on, as in GRPO, because the volume's scale is
-    arbitrary. A missing reward counts as the mean of its group; in the released code it
-    is the factor 1, which favours the sample. Weights and priorities would be constant factors and have no effect.
-
-    Raises:
-        ValueError: if the batch has a penalty.
+    arbitrary. A missing reward counts as the mean of its group; in the released code it is the factor 1, which favours
+    the sample. Weights and priorities would be constant factors and have no effect.
     """
     above = batch.rewards - batch.smallest
     if batch.missing is not None:
@@ -57,12 +50,10 @@ def product_then_normalise(batch: RewardBatch, weights: Tensor, profile: Profile
 
 
 def _normalise(batch: RewardBatch, scores: Tensor, profile: Profile) -> Tensor:
-    if batch.penalty is not None:
-        raise ValueError("a penalty needs a sum of rewards, and this method combines them in another way")
+    refuse_penalty(batch)
     rated = scores if batch.missing is None else scores.masked_fill(batch.missing.all(dim=1), torch.inf)
-    above = batch.rated_only(
-        scores - batch.of_group(batch.groups.min(rated))
-    )  # 0 exactly where all scores of a group are equal
+    # Exactly 0 where all scores of a group are equal.
+    above = batch.rated_only(scores - batch.of_group(batch.groups.min(rated)))
     mean = batch.group_sum(above) / batch.group_rated.clamp(min=1)
     centred = batch.rated_only(above - batch.of_group(mean))
     std = std_of_squares(batch.group_sum(centred.square()), batch.group_rated, batch.ddof)

@@ -51,7 +51,7 @@ def shares(values: Tensor, equal_below: float) -> Tensor:
 
 @weighting("random_", reads=[*SMOOTHING, "log_only"])
 def random(context: Context) -> Tensor:
-    """A control: weights drawn uniformly from all that sum to 1 (a Dirichlet distribution), anew in each step.
+    """A control: weights drawn uniformly from all that sum to 1 (a Dirichlet distribution), new ones in each step.
 
     They depend on the seed and the step only, so a resumed run and all processes draw the same ones.
     """

@@ -26,7 +26,7 @@ def write(config: DictConfig, ranges: Mapping[str, tuple[float, float]], total_s
             written as null.
         total_steps (int): number of training steps.
     """
-    from omegaconf import OmegaConf  # verl brings it; other trainers need not have it
+    from omegaconf import OmegaConf  # verl depends on it; other trainers may not
 
     metrics = os.environ.get(LOCATION)
     write_record(
@@ -56,8 +56,8 @@ def write_record(
             per step) and ``actor_rollout_ref.rollout.n`` (samples per prompt).
         ranges (Mapping): as in :func:`write`.
         total_steps (int): as in :func:`write`.
-        command (str): that started the run.
-        packages (Sequence[str]): whose versions are recorded, if they are installed.
+        command (str): the one that started the run.
+        packages (Sequence[str]): their versions are recorded, if they are installed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     record = {

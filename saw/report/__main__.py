@@ -123,11 +123,8 @@ def make(
         shown.append(best)
     remarks: dict[str, list[str]] = {}
     warned = [(name, warning) for name, run in chosen.runs.items() for warning in warnings_of(run)]
-    for name, remark in [
-        *((str(folder), f"left out: {fault}") for folder, fault in without_steps),
-        *chosen.notes,
-        *warned,
-    ]:
+    left_out = [(str(folder), f"left out: {fault}") for folder, fault in without_steps]
+    for name, remark in [*left_out, *chosen.notes, *warned]:
         remarks.setdefault(name, []).append(remark)
     out.mkdir(parents=True, exist_ok=True)
     drawn = figures.draw_all(chosen.groups, out)

@@ -9,7 +9,7 @@ import numpy as np
 
 from saw.report.history import LoggedRun
 
-#: Warn when a weight stays below LOW or above HIGH for ROW steps in a row.
+#: Warn when a weight stays below LOW or above HIGH for ROW consecutive steps.
 LOW, HIGH, ROW = 0.01, 0.99, 10
 #: Relative standard error of the CV above which the weights are mostly noise.
 NOISY_CV = 0.2
@@ -21,10 +21,7 @@ ROUNDING = 1e-6
 
 def warnings_of(run: LoggedRun) -> list[str]:
     """Warnings for one run, in words."""
-    return [
-        *_other_weights(run),
-        *_broken_samples(run),
-    ] + [
+    return [*_other_weights(run), *_broken_samples(run)] + [
         text
         for objective in run.history.objectives
         for text in (

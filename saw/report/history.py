@@ -18,6 +18,7 @@ import numpy as np
 
 from saw.records import metrics_file
 from saw.records.files import json_lines
+from saw.report.tables import markdown
 
 PREFIX = "saw/"
 #: The log that the trainer writes into a run's folder.
@@ -64,8 +65,11 @@ def _history(path: Path, logged: Mapping[int, Mapping[str, Any]]) -> History:
         raise NoSteps(f"{path}: {what} (no metric starts with {PREFIX!r}); was it written by SAW's trainer?")
     names = list(dict.fromkeys(key for row in rows.values() for key in row))
     columns = {name: tuple(_number(row.get(name)) for row in rows.values()) for name in names}
-    objectives = tuple(n[len(PREFIX) : -len("/mean")] for n in names if n.startswith(PREFIX) and n.endswith("/mean"))
-    return History(tuple(rows), objectives, columns)
+    return History(tuple(rows), tuple(_objectives(names)), columns)
+
+
+def _objectives(names: Iterable[str]) -> list[str]:
+    return [name[len(PREFIX) : -len("/mean")] for name in names if name.startswith(PREFIX) and name.endswith("/mean")]
 
 
 def _number(value: object) -> float:
@@ -74,25 +78,24 @@ def _number(value: object) -> float:
 
 def step_line(step: int, metrics: Mapping[str, float]) -> str:
     """One readable line per step: each objective's mean and weight, and the time."""
-    names = [n[len(PREFIX) : -len("/mean")] for n in metrics if n.startswith(PREFIX) and n.endswith("/mean")]
     parts = [
         f"{name} {_number(metrics[f'{PREFIX}{name}/mean']):6.3f} "
         f"(weight {_number(metrics.get(f'{PREFIX}{name}/weight')):.2f})"
-        for name in names
+        for name in _objectives(metrics)
     ]
     return f"step {step:3d}  " + "  ".join(parts) + f"  {_number(metrics.get('timing_s/step')):5.1f} s"
 
 
 def summary_table(histories: Mapping[str, History]) -> str:
     """Markdown table: for each run and objective the mean reward at the first and last step, and the best."""
-    lines = ["| method | objective | first | last | best | at step |", "|---|---|---:|---:|---:|---:|"]
+    rows = []
     for label, history in histories.items():
         for objective in history.objectives:
             means = history.of(objective, "mean")
             best = int(np.nanargmax(means)) if not all(map(math.isnan, means)) else 0
-            cells = f"{means[0]:.3f} | {means[-1]:.3f} | {means[best]:.3f} | {history.steps[best]}"
-            lines.append(f"| {label} | {objective} | {cells} |")
-    return "\n".join(lines)
+            numbers = (f"{value:.3f}" for value in (means[0], means[-1], means[best]))
+            rows.append([label, objective, *numbers, str(history.steps[best])])
+    return markdown(["method", "objective", "first", "last", "best", "at step"], rows, left=2)
 
 
 #: Config keys (last part) that identify a run; ignored when runs are compared.
@@ -164,12 +167,9 @@ class LoggedRun:
 def _is_sample(sample: Any) -> bool:
     if not isinstance(sample, dict) or not isinstance(rewards := sample.get("rewards"), dict):
         return False
-    texts = all(isinstance(sample.get(name), str) for name in ("input", "output"))
-    return (
-        texts
-        and "step" in sample
-        and all(value is None or isinstance(value, int | float) for value in rewards.values())
-    )
+    if "step" not in sample or not all(isinstance(sample.get(name), str) for name in ("input", "output")):
+        return False
+    return all(value is None or isinstance(value, int | float) for value in rewards.values())
 
 
 def read_run(folder: Path) -> LoggedRun:

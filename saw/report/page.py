@@ -64,14 +64,14 @@ def page(
         charts = [
             _chart(
                 f"{objective}: {heading}",
-                {label: _band(group, objective, what) for label, group in groups.items()},
+                _curves(groups, f"{PREFIX}{objective}/{what}"),
                 zeros=what != "missing",  # show a reward that is always 0, but no chart if nothing is missing
             )
             for what, heading in OF_OBJECTIVES.items()
         ]
         charts.insert(1, _chart(f"{objective}: mean reward in validation", _validation(groups, objective)))
         sections.append((objective, [chart for chart in charts if chart]))
-    others = [_chart(heading, _other(groups, metric)) for metric, heading in OTHERS.items()]
+    others = [_chart(heading, _curves(groups, metric)) for metric, heading in OTHERS.items()]
     sections.append(("training", [chart for chart in [*others, _cost(groups)] if chart]))
     environment = Environment(loader=PackageLoader("saw.report"), autoescape=True, undefined=StrictUndefined)
     return environment.get_template("page.html").render(
@@ -88,10 +88,6 @@ def page(
     )
 
 
-def _band(runs: Sequence[LoggedRun], objective: str, what: str) -> Curve:
-    return over_seeds(runs, lambda run: logged(run, f"{PREFIX}{objective}/{what}"))
-
-
 def _validation(groups: Mapping[str, Sequence[LoggedRun]], objective: str) -> dict[str, Curve]:
     def means(run: LoggedRun) -> dict[int, float]:
         found = {step: metrics.get(f"saw-val/{objective}/mean", math.nan) for step, metrics in run.validation.items()}
@@ -100,7 +96,7 @@ def _validation(groups: Mapping[str, Sequence[LoggedRun]], objective: str) -> di
     return {label: over_seeds(runs, means) for label, runs in groups.items()}
 
 
-def _other(groups: Mapping[str, Sequence[LoggedRun]], metric: str) -> dict[str, Curve]:
+def _curves(groups: Mapping[str, Sequence[LoggedRun]], metric: str) -> dict[str, Curve]:
     return {label: over_seeds(runs, lambda run: logged(run, metric)) for label, runs in groups.items()}
 
 

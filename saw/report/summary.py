@@ -54,9 +54,7 @@ def final(run: LoggedRun, objective: str, what: str = "mean") -> float:
     """Mean over the last :data:`LAST` steps of a training metric; NaN if it is absent."""
     if objective not in run.history.objectives:
         return math.nan
-    values = np.asarray(run.history.of(objective, what)[-LAST:], dtype=float)
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if len(values) else math.nan
+    return _mean(run.history.of(objective, what)[-LAST:])
 
 
 def area_under_curve(run: LoggedRun, objective: str) -> float:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
     """A table; the first ``left`` columns hold text, the others numbers."""
@@ -17,6 +15,8 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) ->
 
 def latex(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
     """The same as a ``tabular`` with booktabs rules."""
+    import pandas as pd  # takes half a second, which a table in Markdown does not need
+
     style = pd.DataFrame(rows, columns=list(header)).style.hide(axis="index").format(escape="latex")
     columns = "l" * left + "r" * (len(header) - left)
     text = style.format_index(escape="latex", axis="columns").to_latex(column_format=columns, hrules=True)
@@ -25,4 +25,6 @@ def latex(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> st
 
 def write_csv(path: Path, rows: Sequence[dict[str, object]]) -> None:
     """One line per row; None or an absent value becomes an empty cell, a float gets four decimals."""
+    import pandas as pd
+
     pd.DataFrame(rows).to_csv(path, index=False, float_format="%.4f")

@@ -1,7 +1,8 @@
 """ToolRL's rule-based rewards for one assistant turn: format, correctness and, optionally, length.
 
-The rules and all variants follow the released scoring code and are tested against its output. They are plain functions
-of two strings and a step, take time linear in the length of the response, and never raise on a model's output.
+The rules and all variants follow the released scoring code and are tested against its output. They depend
+on the response, the reference and the training step only, take time linear in the length of the response, and never
+raise on a model's output.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ def format_reward(response: str, ground_truth: str, bound: tuple[float, float] =
     low, high = bound
     has = ("<response>" in ground_truth, "<tool_call>" in ground_truth)
     required = [tag for tags, wanted in zip(_TAGS, has, strict=True) if wanted for tag in tags]
-    # Counted first: if each tag occurs once, the lazy parts of the pattern take time linear in the length.
+    # Count first: if each tag occurs once, the lazy parts of the pattern take time linear in the length.
     if any(response.count(tag) != 1 for tag in required):
         return low
     return high if re.search(_FORMATS[has], response, re.DOTALL) else low

@@ -34,7 +34,7 @@ READ_HERE = (*DATA, "data.sampler.class_path", "trainer.v1.sampler.custom_sample
 #: What workers read, wherever Ray starts them.
 READ_EVERYWHERE = (*(key for key in INPUTS if key not in READ_HERE), f"{JUDGE}.prompt")
 FOLDER = "trainer.default_local_dir"
-#: TransferQueue's name and namespace of the actor that a training finds its own by.
+#: Name and namespace of TransferQueue's controller, by which every training on a cluster looks it up.
 CONTROLLER = ("TransferQueueController", "transfer_queue")
 
 

@@ -220,6 +220,7 @@ def handing_over(config: DictConfig) -> Iterator[None]:
 
     @functools.wraps(stock)
     def init(*args: Any, runtime_env: Mapping[str, Any] | None = None, **options: Any) -> Any:
+        """Ray's, with the variables added to ``runtime_env``."""
         runtime_env = dict(runtime_env or {})
         # read only when Ray starts: verl sets variables until then
         plain, private = variables(config, os.environ)

@@ -269,7 +269,7 @@ def tokenizer_faults(config: DictConfig) -> Iterator[str]:
     if folder.is_dir() and not model.trust_remote_code and not any(any(folder.glob(name)) for name in VOCABULARIES):
         names = ", ".join(VOCABULARIES)
         yield f"{MODEL}.{key} is {path!r}, a folder without a vocabulary; expected one of {names} in it"
-        return  # transformers 5 silently makes a tokenizer without words from it
+        return  # transformers 5 would silently build a tokenizer with an empty vocabulary
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=model.trust_remote_code)
     except Exception as error:  # noqa: BLE001  each kind of tokenizer raises different errors
@@ -334,7 +334,7 @@ def weights_fault(folder: Path) -> str | None:
 
 
 def _cut_off(file: Path) -> str | None:
-    """What is wrong with a safetensors file by its header, such as the length; None for nothing. Reads no weights."""
+    """What is wrong with a safetensors file by its header, such as the length; None if nothing is. Reads no weights."""
     try:
         with safe_open(file, framework="pt"):
             return None

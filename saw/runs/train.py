@@ -272,13 +272,13 @@ def main(config: DictConfig) -> None:
 
 @hydra.main(config_path="pkg://saw.configs", config_name="train", version_base=None)
 def command(config: DictConfig) -> None:
-    """:func:`main` for a command line: a refused configuration, or our end of a training, is one message."""
+    """:func:`main` for a command line: shows a refused configuration, or why a training ended, as one message."""
     from saw.verl.config import ConfigError
 
     try:
         main(config)
     except (ConfigError, TrainingEnded) as error:
-        # the text of Ray's copy of an error is another process's traceback
+        # An error from another process comes wrapped by Ray: its text is a traceback, its cause has the message.
         raise SystemExit(f"saw: {getattr(error, 'cause', error)}") from None
 
 

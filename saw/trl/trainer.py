@@ -103,7 +103,7 @@ class SawGRPOTrainer(GRPOTrainer):
         return self.accelerator.gather(mask.sum(dim=1)).cpu()
 
     def _saw_advantage(self, rewards: Tensor, lengths: Tensor, training: bool) -> Advantage:
-        """Computed on the CPU: it is small and in float64, which not every accelerator has."""
+        """The advantages, computed on the CPU: they are small and in float64, which not every accelerator has."""
         settings = self.saw_settings
         group_size = self.num_generations if training else self.num_generations_eval
         result = compute_advantage(
@@ -142,7 +142,7 @@ class SawGRPOTrainer(GRPOTrainer):
             return
         path = Path(checkpoint) / STATE
         if not path.exists():
-            logger.warning("%s is not there: the checkpoint is not SawGRPOTrainer's; the weights start anew", path)
+            logger.warning("%s is not there: the checkpoint is not SawGRPOTrainer's; the weights start over", path)
             return
         state = json.loads(path.read_text())
         for what, own in (("objectives", self.saw_settings.names), ("method", self.saw_settings.method)):

@@ -540,7 +540,7 @@ def _try_on_first_row(
             )
     try:
         result = function(**{**_sample_arguments(row), **kwargs})
-    except Exception as error:
+    except Exception as error:  # whatever the user's function raises, raised again with a note
         error.add_note(
             f"raised by the reward function on the first row of {first}, called to see which objectives it returns; "
             "to avoid the call, declare them with saw.rewards.returns"

@@ -114,11 +114,11 @@ class ObjectiveLosses:
         """The divisors for ``agg_loss``; ``dp_size`` compensates for FSDP's average over the ranks."""
         if self._reduction == "mean":
             return {name: data[name] for name in ("dp_size", "batch_num_tokens", "global_batch_size")}
-        said = mask.sum(dim=1)
+        lengths = mask.sum(dim=1)
         return {
             "dp_size": 1,
-            "batch_num_tokens": said.sum().clamp(min=1),
-            "global_batch_size": (said > 0).sum().clamp(min=1),
+            "batch_num_tokens": lengths.sum().clamp(min=1),
+            "global_batch_size": (lengths > 0).sum().clamp(min=1),
         }
 
     def take(self) -> list[Tensor]:
@@ -143,30 +143,13 @@ def log_probs_and_gradients(
         ConfigError: if no parameter belongs to the chosen layers, or the training uses loss scaling.
     """
     engine: Any = worker.engine  # verl's base class does not declare the FSDP engine's attributes
-    config = worker.engine_config
     if getattr(engine, "scaler", None) is not None:
         raise ConfigError(
             "actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype is float16, which needs loss scaling; "
             "the objectives' policy gradients do not support it: set it to bfloat16 or float32"
         )
-    maybe_fix_3d_position_ids(data)
     layers = tu.get_non_tensor_data(data, LAYERS, ())
-    tokens = data["loss_mask"].sum().to(worker.device_name)
-    group = engine.get_data_parallel_group()
-    torch.distributed.all_reduce(tokens, group=group)
-    tu.assign_non_tensor(
-        data,
-        use_remove_padding=worker.model_config.get("use_remove_padding", False),
-        use_dynamic_bsz=config.use_dynamic_bsz,
-        max_token_len_per_gpu=config.max_token_len_per_gpu,
-        micro_batch_size_per_gpu=config.micro_batch_size_per_gpu,
-        use_fused_kernels=config.use_fused_kernels,
-        sp_size=engine.ulysses_sequence_parallel_size,
-        batch_num_tokens=tokens.item(),
-        dp_size=engine.get_data_parallel_size(),
-        global_batch_size=len(data) * engine.get_data_parallel_size(),
-    )
-    micro_batches, indices = prepare_micro_batches(data, dp_group=group, same_micro_num_in_dp=True)
+    micro_batches, indices = _micro_batches(worker, data)
     gradients: list[Gradients] = [{} for _ in range(dense(data[ADVANTAGES]).shape[1])]
     outputs: list[dict] = []
     forward_seconds = backward_seconds = 0.0
@@ -189,6 +172,29 @@ def log_probs_and_gradients(
     return worker._postprocess_output(
         output, global_token_num=None, delta_time=1.0, forward_only=True, images_seqlens=None
     ), found
+
+
+def _micro_batches(worker: TrainingWorker, data: TensorDict) -> tuple[list[TensorDict], Any]:
+    """Split the batch as verl would before a backward pass: the micro-batches, and their rows' places in the batch."""
+    engine: Any = worker.engine
+    config = worker.engine_config
+    maybe_fix_3d_position_ids(data)
+    tokens = data["loss_mask"].sum().to(worker.device_name)
+    group = engine.get_data_parallel_group()
+    torch.distributed.all_reduce(tokens, group=group)
+    tu.assign_non_tensor(
+        data,
+        use_remove_padding=worker.model_config.get("use_remove_padding", False),
+        use_dynamic_bsz=config.use_dynamic_bsz,
+        max_token_len_per_gpu=config.max_token_len_per_gpu,
+        micro_batch_size_per_gpu=config.micro_batch_size_per_gpu,
+        use_fused_kernels=config.use_fused_kernels,
+        sp_size=engine.ulysses_sequence_parallel_size,
+        batch_num_tokens=tokens.item(),
+        dp_size=engine.get_data_parallel_size(),
+        global_batch_size=len(data) * engine.get_data_parallel_size(),
+    )
+    return prepare_micro_batches(data, dp_group=group, same_micro_num_in_dp=True)
 
 
 def chosen_parameters(module: nn.Module, layers: Sequence[int]) -> list[nn.Parameter]:

@@ -115,7 +115,7 @@ def with_finite_score(compute_score: Callable[..., Any], failures: Failures) -> 
 
         return wrapped_async
 
-    # Caught in verl's thread: a StopIteration would never leave it, and the run would hang.
+    # This runs in a thread of verl's; a StopIteration would never leave it, and the run would hang.
     @functools.wraps(compute_score)
     def wrapped(*args, **kwargs):
         try:

@@ -153,11 +153,11 @@ class RewardRanges:
         declare = getattr(self.function, "bounds", None)
         if declare is None:
             return {}
-        check_arguments(declare, {"step": step}, self.kwargs, "what declares the reward function's bounds")
+        check_arguments(declare, {"step": step}, self.kwargs, "the function of the rewards' bounds")
         try:
             bounds = declare(step, **self.kwargs)
-        except Exception as error:
-            error.add_note(f"raised by what declares the reward function's bounds, for step {step}")
+        except Exception as error:  # whatever the user's function raises, raised again with a note
+            error.add_note(f"raised by the function of the rewards' bounds, for step {step}")
             raise
         try:
             return {name: (float(low), float(high)) for name, (low, high) in bounds.items()}

@@ -16,7 +16,7 @@ VALIDATION_COUNTS_SAMPLES = verl.__version__ != "0.9.0"
 FILTER_KNOWS_REWARD = verl.__version__ != "0.9.0"
 #: ``separate_async`` as we extend it; in 0.9.0 it has other settings, and a step has another order.
 SEPARATE_ASYNC = verl.__version__ != "0.9.0"
-#: How a version begins that cannot work -> why.
+#: The first part of a version that cannot work -> why.
 HOPELESS = {"0.8.": "it has another trainer (no verl.trainer.ppo.v1)"}
 #: The variable that, set to 1, allows any version of verl, as scripts/verl_versions.sh does.
 ANY = "SAW_ANY_VERL"
@@ -41,6 +41,6 @@ def check_version() -> None:
         return
     from saw.faults import WrongVersion  # only now: every process that imports verl comes here
 
-    # Logged as well: verl swallows an error raised while it loads an entry point.
+    # Log it as well: verl swallows an error raised while it loads an entry point.
     logger.error(message)
     raise WrongVersion(message)

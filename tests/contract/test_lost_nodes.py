@@ -4,6 +4,7 @@ Contract: Ray 2.60 lists actors with their job and node, marks a node as dead, a
 pipeline on two nodes is ``tests/e2e/test_two_nodes.py``.
 """
 
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -25,7 +26,11 @@ LIMIT = 60
 @pytest.fixture(scope="module")
 def nodes():
     """The cluster and its second node."""
-    with pytest.MonkeyPatch.context() as patch:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder,
+    ):
+        patch.setenv("RAY_TMPDIR", folder)  # where a Cluster writes its address, for every ray.init of the machine
         for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
             patch.delenv(name, raising=False)
         resources = {"num_cpus": 1, "num_gpus": 1, "object_store_memory": 80_000_000}

@@ -8,7 +8,9 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -63,7 +65,14 @@ def prompts(folder: Path) -> dict[int, Counter]:
     }
 
 
-def test_a_judge_that_fails_too_often_stops_the_run_and_nothing_is_lost(tmp_path, data, writer, monkeypatch):
+@pytest.fixture
+def of_ray() -> Iterator[Path]:
+    """A folder for the sessions of Ray that a test starts; its sockets need a short path."""
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def test_a_judge_that_fails_too_often_stops_the_run_and_nothing_is_lost(tmp_path, of_ray, data, writer, monkeypatch):
     """Steps with right verdicts and some missing; then none; a checkpoint; then it resumes with the same data.
 
     The judge needs a key, which must be in no file of the run.
@@ -81,6 +90,7 @@ def test_a_judge_that_fails_too_often_stops_the_run_and_nothing_is_lost(tmp_path
             JUDGE_URL=address,
             JUDGE_KEY=KEY,
             WANDB_MODE="offline",
+            RAY_TMPDIR=str(of_ray),
         )
 
         def fail_after_two(step: int, metrics: dict) -> None:
@@ -114,9 +124,9 @@ def test_a_judge_that_fails_too_often_stops_the_run_and_nothing_is_lost(tmp_path
 
     assert stand_in.most_in_flight <= 4  # over all three reward workers
     assert stand_in.keys == {f"Bearer {KEY}"}
-    session = Path("/tmp/ray/session_latest").resolve()
+    assert len(list(of_ray.glob("ray/session_2*"))) == 2
     searched = 0
-    for root in (tmp_path, session):
+    for root in (tmp_path, of_ray):
         for path in root.rglob("*"):
             if path.is_file() and not path.is_socket() and os.access(path, os.R_OK):
                 searched += 1

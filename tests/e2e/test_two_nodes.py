@@ -82,7 +82,7 @@ class Trainings:
     """Starts of one training, on either node.
 
     Args:
-        folder (Path): that both share.
+        folder (Path): the one that both share.
         inputs (tuple[Path, Path]): model and data.
     """
 
@@ -230,7 +230,7 @@ def check_a_lost_node(trainings: Trainings, first: Node, second: Node) -> None:
 
 
 def check_the_rest(trainings: Trainings, first: Node, second: Node) -> None:
-    """The same command does the third step, started on a node that was made anew."""
+    """The same command does the third step, started on a new node."""
     run = trainings.on(second, first)
     run.follow(lambda step, metrics: None)
     assert run.faults() == []

@@ -1,8 +1,8 @@
 """verl on a CPU: a platform, and patches of verl 0.9.1.
 
-Loaded only under ``VERL_PLATFORM=cpu``. verl 0.9.1 has a registry for platforms, but no CPU in it. Each patch below
-gives its reason, and has a contract test in ``tests/contract/test_cpu_seams.py`` that fails when upstream changes. The
-matching configuration is ``configs/platform/cpu.yaml``.
+It is loaded only under ``VERL_PLATFORM=cpu``. verl 0.9.1 has a registry for platforms, but no CPU in it. Each patch
+below gives its reason and has a contract test in ``tests/contract/test_cpu_seams.py`` that fails when upstream changes.
+The matching configuration is ``configs/platform/cpu.yaml``.
 """
 
 from __future__ import annotations

@@ -316,7 +316,7 @@ def server(request):
     Source.files, Source.breaks, Source.asked = {"/rows.json": OLD}, [], []
     Source.validators = request.param
     with ThreadingHTTPServer(("127.0.0.1", 0), Source) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()  # seconds until it can stop
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 

@@ -214,7 +214,7 @@ def test_the_table_is_plain_where_it_is_piped_and_keeps_commands_in_one_piece():
     assert max(map(len, rows)) <= 100
     assert f"remedy: {remedy}\n" in text
     assert "\x1b" not in text
-    assert "[bold]" in text  # a cell is text, whatever stands in it
+    assert "[bold]" in text  # a cell is text, whatever it contains
     assert text.count("folder") == 30
     columns = [row.index(word) for row, word in zip(rows, ("status", "ok"), strict=False)]
     assert columns == [0, 0]
@@ -909,7 +909,7 @@ def test_a_server_is_called_by_name(monkeypatch, capsys):
 
 @pytest.fixture
 def hub(hub, monkeypatch):
-    """The doctor asks anew too."""
+    """The doctor asks again too."""
     data.hub_fault.cache_clear()
     yield hub
     data.hub_fault.cache_clear()

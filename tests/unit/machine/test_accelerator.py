@@ -202,8 +202,8 @@ def test_a_broken_nvidia_smi_is_quoted(machine, monkeypatch):
 @pytest.mark.parametrize("environ", [{}, {"SAW_PLATFORM": "gpu"}, {"VERL_PLATFORM": "nvidia"}])
 def test_an_nvidia_smi_that_finds_nothing_is_no_cpu(machine, monkeypatch, smi, environ):
     """Kind: scripts/environment.sh refuses this; SAW_VENV=active does not ask it."""
-    stock = accelerator.subprocess.run
-    monkeypatch.setattr(accelerator.subprocess, "run", lambda *a, **options: stock(*a, **{**options, "timeout": 0.5}))
+    stock, limit = accelerator.subprocess.run, 0.1 if "sleep" in smi else 60
+    monkeypatch.setattr(accelerator.subprocess, "run", lambda *a, **options: stock(*a, **{**options, "timeout": limit}))
     machine(smi=smi)
     unusable_torch(monkeypatch, "13.0")
     with pytest.raises(AcceleratorError, match=r"nvidia-smi.*SAW_PLATFORM=cpu"):

@@ -385,7 +385,7 @@ def test_a_dry_run_says_whether_it_fits(table, gib, good, monkeypatch, capsys, t
     """Kind: an estimate for another model, for no GPU, or one that is ignored."""
     monkeypatch.setattr(report, "memory_of_a_gpu", lambda: usable(gib) if gib else None)
     monkeypatch.setattr(common, "gpus_of_a_node", lambda: 4)
-    monkeypatch.setattr(common, "diagnose", lambda arguments, plan: True)  # the doctor, who has tests of his own
+    monkeypatch.setattr(common, "diagnose", lambda arguments, plan: True)  # the doctor has its own tests
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     arguments = table.parse(["--dry-run", "--method", "saw_gdpo", "--seeds", "1,2", "--out", str(tmp_path)])
     plan = table.plan(arguments) if table is table1 else table.plan(arguments, {})
@@ -393,16 +393,17 @@ def test_a_dry_run_says_whether_it_fits(table, gib, good, monkeypatch, capsys, t
         common.run_or_show(arguments, [], plan, [], print)
     said = capsys.readouterr()
     assert (ended.value.code == 0) == good
-    assert said.out.count("memory (") == (2 if table is table1 else 1)  # a line a model, not one a seed
+    assert said.out.count("memory (") == (2 if table is table1 else 1)  # one line per model, not per seed
     assert ("no GPU here; for 80 GB" in said.out) == (gib is None)
     assert ("missing: memory" in said.err) != good
 
 
-def test_a_dry_run_that_cannot_be_estimated_says_so(monkeypatch, capsys):
+def test_a_dry_run_that_cannot_be_estimated_says_so(monkeypatch):
     monkeypatch.setattr(report, "memory_of_a_gpu", lambda: usable(80))
     command = ["experiment=toolrl", "saw.method=grpo", "actor_rollout_ref.model.path=nobody/nothing"]
-    assert memory.check([command], 4) == []
-    assert "no estimate" in capsys.readouterr().out
+    (line,), missing = memory.check([command], 4)
+    assert "no estimate" in line
+    assert missing == []
 
 
 def test_the_command_line_s_status_says_whether_it_fits(capsys):
@@ -420,8 +421,9 @@ def test_a_configuration_that_does_not_compose_is_named(options, fault, capsys):
     with pytest.raises(SystemExit):
         main(options)
     assert fault in capsys.readouterr().err
-    assert memory.check([["experiment=toolrl", "nokey=1"]], 4) == []  # the doctor, who comes next, names it
-    assert "no estimate: Could not override 'nokey'" in capsys.readouterr().out
+    (line,), missing = memory.check([["experiment=toolrl", "nokey=1"]], 4)
+    assert "no estimate: Could not override 'nokey'" in line
+    assert missing == []  # the doctor, which comes next, names it
 
 
 def test_the_document_s_tables_are_the_code_s():

@@ -1,7 +1,5 @@
 """BFCL's result files: what is a reply, and what is asked again."""
 
-import json
-
 import pytest
 
 from recipes.common.evaluation import claim
@@ -9,15 +7,7 @@ from recipes.toolrl import evaluate as toolrl
 from recipes.toolrl.bfcl import results
 from recipes.toolrl.evaluate import format_counts
 from saw.records.files import read_lines
-
-#: Characters at which ``str.splitlines`` breaks, and JSON may hold as they are.
-BREAKS = ["\u2028", "\u2029", "\x85"]
-
-
-def write(path, entries, ensure_ascii=False):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(entry, ensure_ascii=ensure_ascii) + "\n" for entry in entries]
-    path.write_text("".join(lines), encoding="utf-8")
+from tests.json_files import BREAKS, write
 
 
 def test_a_folder_is_claimed_for_its_settings(tmp_path):

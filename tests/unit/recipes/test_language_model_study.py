@@ -82,6 +82,7 @@ def test_trainings_that_the_csv_holds_are_kept(runs, tmp_path, monkeypatch):
         planned.update(chains)
 
     monkeypatch.setattr(lm, "run_all", run_all)
+    monkeypatch.setattr(lm.figures, "draw_all", lambda groups, out: [])
     lm.main(["--add", "--out", str(tmp_path), "--seeds", "3,4", "--method", "grpo", "--method", "saw_gdpo"])
     assert set(planned) == {"saw_gdpo_seed3", "grpo_seed4", "saw_gdpo_seed4"}
     assert "6 trainings" in (tmp_path / "README.md").read_text()

@@ -287,7 +287,7 @@ def test_the_client_sends_what_is_beyond_openais_own_parameters():
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Server) as httpd:
-        Thread(target=httpd.serve_forever, daemon=True).start()
+        Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
         given = argparse.Namespace(sampling=Sampling(temperature=0.7, max_tokens=3), threads=1)
         row = {"prompt": [{"role": "user", "content": "x"}]}
         address = f"http://127.0.0.1:{httpd.server_port}/v1"

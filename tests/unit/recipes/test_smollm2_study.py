@@ -97,6 +97,7 @@ def test_the_page_names_the_machine_of_the_trainings(tmp_path, monkeypatch):
         return run
 
     monkeypatch.setattr(study, "read_run", read_run)
+    monkeypatch.setattr(study.figures, "draw_all", lambda groups, out: [])
     study.main(["--report-only", "--out", str(tmp_path / "out")])
     assert "2 trainings, commits in steps.csv; 1 x a GPU; torch 2.11.0." in (tmp_path / "out" / "README.md").read_text()
 

@@ -82,7 +82,7 @@ BEGIN = "(folder / 'run.json').write_text(json.dumps(dict(total_steps=3)))"
     ],
 )
 def test_a_training_without_all_its_steps_is_not_done(tmp_path, begin, steps, told):
-    """Kind: told to stop while Ray started, trainings ended with exit code 0, and were marked as done."""
+    """Kind: trainings that were stopped while Ray started ended with exit code 0, and were marked as done."""
     code = TRAINING.format(folder=str(tmp_path), begin=begin, steps=steps)
     early = Stage("train", tmp_path, ("-c", code), hours=0.01, trains=True)
     with pytest.raises(JobFailed, match=told):

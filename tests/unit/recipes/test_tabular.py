@@ -188,6 +188,32 @@ def test_the_same_seeds_see_the_same_samples():
     assert not torch.equal(first, learn(SMALL, Rule("grpo"), 4, first_seed=1).right)
 
 
+@pytest.mark.parametrize("method", ["saw_grpo", "saw_gdpo"])
+@pytest.mark.parametrize("profile", ["paper", "released"])
+def test_a_window_s_weights_are_those_of_its_batches_as_one(method, profile):
+    """Kind: a deviation that forgets the distance between the batches' means, or a window that is one too long."""
+    chance = torch.Generator().manual_seed(5)
+    batches = torch.rand(4, 3, 32, 2, generator=chance, dtype=torch.float64) * torch.tensor([0.5, 1.0])
+    batches += torch.arange(4)[:, None, None, None] * 0.1
+    rule = Rule(method, {"profile": profile}, window=3)
+    one_step, memory = advantages(SMALL, rule), {}
+    even = torch.full((3, 2), 0.5, dtype=torch.float64)
+    for step, rewards in enumerate(batches):
+        _, weights, _, _, memory = one_step(rewards, torch.zeros(3, 32), even, even, step == 0, None, memory)
+        last = batches[max(step - 2, 0) : step + 1]
+        for seed in range(3):
+            together = last[:, seed].flatten(0, 1)
+            whole = saw.compute_advantage(
+                together,
+                [i // 4 for i in range(len(together))],
+                torch.ones(len(together)),
+                method=method,
+                options=rule.options,
+                objectives=objectives(minimum=[0, 0], maximum=[1, 1]),
+            )
+            np.testing.assert_allclose(weights[seed], whole.weights, atol=1e-12)
+
+
 def test_saw_brings_the_late_objective_forward_and_the_early_one_back():
     """The study's main effect, on 60 seeds: the margins are a third of what 300 seeds show."""
     found = {name: learn(BASE, Rule(name), 60) for name in ("gdpo", "saw_gdpo")}
@@ -209,10 +235,11 @@ def test_objectives_that_move_together_are_weighed_the_same():
 )
 def test_every_part_of_the_study_runs(tmp_path, monkeypatch, parts):
     """With 60 of its 150 to 400 steps, more than the 50 that a part looks ahead; ``methods`` has its own processes."""
-    monkeypatch.setattr("recipes.study.tabular_study.PROMPTS", (2, 4))
-    monkeypatch.setattr(
-        "recipes.study.tabular_study.learn", lambda world, rule, seeds: learn(replace(world, steps=60), rule, seeds)
-    )
+    for module, prompts in (("tabular_study", (2, 4)), ("tabular_window", (2,))):
+        monkeypatch.setattr(f"recipes.study.{module}.PROMPTS", prompts)
+        monkeypatch.setattr(
+            f"recipes.study.{module}.learn", lambda world, rule, seeds: learn(replace(world, steps=60), rule, seeds)
+        )
     main(["--seeds", "3", "--out", str(tmp_path), *(word for name in parts for word in ("--only", name))])
     for name in parts:
         assert "commit" in (tmp_path / f"{name}.md").read_text()
@@ -224,6 +251,7 @@ SHOWN = {
     "falsifier": ["difference"],
     "misleading": ["good_difference"],
     "batch_size": ["early_steps", "late_steps"],
+    "window": ["early_steps", "late_steps", "final_reward"],
     "kl": ["early_steps", "early_final", "late_steps", "late_final"],
     "signal": ["both", "within_early", "within_late", "with_spread"],
     "methods": ["steps", "area"],

@@ -225,7 +225,7 @@ def test_wrong_options_are_refused(ready, options, fault, capsys):
 
 def test_an_override_that_does_not_exist_is_named_before_anything_runs(ready):
     assert any("'nokey'" in line for line in missing([*ready, "nokey=1"]))
-    assert missing([*ready, "--dry-run", "nokey=1"]) == []  # it ends with the doctor, who names it
+    assert missing([*ready, "--dry-run", "nokey=1"]) == []  # it ends with the doctor, which names it
 
 
 def test_a_judge_that_cannot_be_configured_is_named(tmp_path, monkeypatch):

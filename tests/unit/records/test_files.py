@@ -1,6 +1,5 @@
 """Files that a killed process may leave cut: JSON lines with any characters, and texts that are written whole."""
 
-import json
 import os
 import subprocess
 import sys
@@ -10,15 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saw.records.files import json_lines, keep_lines, read_lines, write_whole
-
-#: Characters at which ``str.splitlines`` breaks, and JSON may hold as they are.
-BREAKS = ["\u2028", "\u2029", "\x85"]
-
-
-def write(path, entries, ensure_ascii=False):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(entry, ensure_ascii=ensure_ascii) + "\n" for entry in entries]
-    path.write_text("".join(lines), encoding="utf-8")
+from tests.json_files import BREAKS, write
 
 
 @given(st.lists(st.dictionaries(st.text(), st.text()), max_size=5), st.booleans())

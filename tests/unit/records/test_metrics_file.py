@@ -1,4 +1,4 @@
-"""The metrics' file across starts that resume or begin anew: nothing is lost or mixed up."""
+"""The metrics' file across starts that resume or start over: nothing is lost or mixed up."""
 
 import json
 from pathlib import Path

@@ -195,7 +195,7 @@ def summary_of(out: Path, *arguments: object) -> str:
 def rewards(text: str) -> dict[str, str]:
     """Method -> cell of format's mean reward in the first table."""
     rows = [line.split(" | ") for line in text.splitlines() if " | format | " in line and "| method " not in line]
-    return {row[0].strip("| "): row[2] for row in reversed(rows)}  # the first table's stands
+    return {row[0].strip("| "): row[2] for row in reversed(rows)}  # a row of the first table wins
 
 
 @pytest.fixture
@@ -547,10 +547,10 @@ def test_the_page_draws_itself_in_a_browser_without_a_network(runs, tmp_path):
         assert drawn.count('class="main-svg"') > 2 * 10
 
 
-# ---------------------------------------------------------------- what stands in results/
+# ---------------------------------------------------------------- what is in results/
 
 
-#: What stands beside every measured number.
+#: What is beside every measured number.
 SOURCES = {
     "command": r"bash scripts/\w+\.sh",
     "commit": r"commit [0-9a-f]{7}\b|commits in steps\.csv",

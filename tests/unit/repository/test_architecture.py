@@ -25,6 +25,7 @@ ROOMS = {
     "saw.report": {"saw.records"},
     "saw.doctor": {"saw.machine", "saw.memory", "saw.method", "saw.rewards", "saw.runs", "saw.verl"},
     "saw.cli": set(),
+    "saw.command": {"saw.faults"},
     "saw.__main__": {"saw.cli"},
     "data_prep": {"saw.rewards", "saw.machine"},
     "recipes": {"data_prep", "saw.machine", "saw.memory", "saw.method", "saw.records", "saw.report", "saw.rewards"}

@@ -9,7 +9,8 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from saw import cli
+from saw import cli, command
+from saw.faults import WrongVersion
 from tests.conftest import ROOT
 
 
@@ -40,8 +41,8 @@ def test_help_shows_an_example_that_starts_the_command(name, started, monkeypatc
         assert f"saw {name} {command.example}" in invoke(name, option).output
     started.clear()
     assert invoke(name, *shlex.split(command.example)).exit_code == 0
-    ((program, (_, flag, module, *rest), _),) = started
-    assert (program, flag) == (sys.executable, "-m")
+    ((program, (_, flag, runner, module, *rest), _),) = started
+    assert (program, flag, runner) == (sys.executable, "-m", "saw.command")
     assert importlib.util.find_spec(module)
     assert rest == shlex.split(command.example)[1 if command.choices else 0 :]
 
@@ -58,7 +59,7 @@ def test_a_part_that_is_none_is_refused_with_those_that_are(given, started):
 def test_options_of_hydra_and_values_with_spaces_pass_through(started):
     arguments = ["+saw.note=two words", "--cfg", "job", "--multirun", "-h"]
     invoke("train", *arguments)
-    assert started[0][1][3:] == arguments
+    assert started[0][1][4:] == arguments
 
 
 @pytest.mark.parametrize("name", ["doctor", "sweep", "train"])
@@ -86,6 +87,48 @@ def test_a_folder_with_a_package_of_the_same_name_is_refused(command, package, s
     monkeypatch.chdir(ROOT)
     invoke(command)
     assert len(started) == 2
+
+
+#: Each command, with the first argument of each of its parts.
+EVERY_COMMAND = [
+    (name, *part) for name, command in cli.COMMANDS.items() for part in [(part,) for part, _ in command.choices] or [()]
+]
+
+
+@pytest.mark.parametrize("words", EVERY_COMMAND, ids=" ".join)
+def test_another_verl_is_one_message(words, started, monkeypatch):
+    """Kind: a traceback of WrongVersion, which any command can raise when it imports verl."""
+    assert invoke(*words, "--option").exit_code == 0
+    ((_, (_, _, runner, *rest), _),) = started
+    runner = importlib.import_module(runner)
+
+    def import_verl(module, **_):
+        raise WrongVersion(f"{module} {sys.argv[1]}")
+
+    monkeypatch.setattr(runner.runpy, "run_module", import_verl)
+    monkeypatch.setattr(sys, "argv", [runner.__file__, *rest])
+    with pytest.raises(SystemExit, match=rf"^saw: {rest[0]} --option$") as ended:
+        runner.run()
+    assert ended.value.__suppress_context__
+
+
+def test_another_failed_import_is_shown_with_its_place(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["saw/command.py", "saw.absent"])
+    with pytest.raises(ImportError, match=r"saw\.absent"):
+        command.run()
+
+
+@pytest.mark.slow
+def test_a_command_with_another_verl_shows_no_traceback(tmp_path):
+    """In the real process, with the first command of which this was seen."""
+    (tmp_path / "verl").mkdir()
+    (tmp_path / "verl" / "__init__.py").write_text("__version__ = '0.8.0'\nimport saw.verl\n")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    started = [sys.executable, "-m", "saw", "memory", "--gpus", "1"]
+    ended = subprocess.run(started, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith("saw: the SAW plug-in needs verl 0.9.0 or 0.9.1, but verl 0.8.0 is")
+    assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.slow

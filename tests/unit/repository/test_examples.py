@@ -120,6 +120,7 @@ def test_own_weighting_passes_the_checks_of_a_start(own_weighting, toy_data, ove
     assert check_config(compose(*shown, *overrides, f"data.train_files={toy_data[0]}"))
 
 
+@pytest.mark.slow
 def test_every_process_of_a_training_imports_the_own_weighting():
     environment, _ = shown_command("own_weighting.py")
     path = os.pathsep.join([environment.pop("PYTHONPATH").replace("$PWD", str(ROOT)), str(ROOT)])

