@@ -110,11 +110,27 @@ class Stage:
             JobFailed: if it fails or hits its time limit.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        earlier, is_first = _written(self._info), not self._started.exists()
         write_whole(self._started, json.dumps({"command": self.command}) + "\n")
         started = time.monotonic()
         job = self.job
+        try:
+            self._follow(job, earlier, label)
+        except BaseException:  # Ctrl-C too
+            if (
+                self.trains and is_first and _written(self._info) == earlier
+            ):  # nothing was made: another command may follow
+                self._started.unlink()
+            raise
+        seconds = round(time.monotonic() - started, 1)
+        write_whole(
+            self._mark,
+            json.dumps({"command": self.command, "seconds": seconds, "peak_bytes": job.peak_bytes}) + "\n",
+        )
+
+    def _follow(self, job: TrainingJob, earlier: int | None, label: str) -> None:
+        """Run the job; a training shows each step, and is checked at the end."""
         if self.trains:
-            earlier = _written(self._info)
             with tqdm(desc=f"    {self.name}", unit="step", leave=False, disable=None) as bar:
                 bar.set_postfix_str("starting Ray, vLLM and the workers")
 
@@ -132,11 +148,6 @@ class Stage:
             self._check_steps(job, earlier)
         else:
             job.finish()
-        seconds = round(time.monotonic() - started, 1)
-        write_whole(
-            self._mark,
-            json.dumps({"command": self.command, "seconds": seconds, "peak_bytes": job.peak_bytes}) + "\n",
-        )
 
     def _check_steps(self, job: TrainingJob, earlier: int | None) -> None:
         """Check that all steps were logged: a training that is stopped while Ray starts ends with exit code 0 too.

@@ -213,6 +213,26 @@ def test_a_stage_of_another_command_is_refused_before_anything_runs(tmp_path, th
     assert counted(tmp_path) == ["train"]
 
 
+@pytest.mark.parametrize(
+    ("begin", "refused"),
+    [("raise SystemExit('no such key')", False), (BEGIN, True), (BEGIN + "; raise SystemExit(1)", True)],
+)
+def test_a_training_that_made_nothing_may_be_followed_by_another(tmp_path, begin, refused):
+    """Kind: a training that was refused for a wrong override kept its folder from the corrected command."""
+    wrong = Stage("train", tmp_path, ("-c", TRAINING.format(folder=str(tmp_path), begin=begin, steps=[])), trains=True)
+    with pytest.raises(JobFailed):
+        wrong.run()
+    code = TRAINING.format(folder=str(tmp_path), begin=BEGIN, steps=[1, 2, 3])
+    corrected = Stage("train", tmp_path, ("-c", code), trains=True)
+    if refused:
+        with pytest.raises(SystemExit, match="started with another command"):
+            corrected.is_done()
+    else:
+        assert not corrected.is_done()
+        corrected.run()
+        assert corrected.is_done()
+
+
 def test_commands_are_shown_as_a_shell_takes_them(tmp_path, capsys):
     done = Stage("a", tmp_path, ("-c", "print('x y')"), environment={"K": "v w"})
     done.run()
