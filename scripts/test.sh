@@ -3,7 +3,7 @@
 #
 #   bash scripts/test.sh [--fast | --full] [PYTEST OPTIONS]
 #
-# --fast leaves out the pipeline and other slow tests (about 3 minutes once set up). --full adds tests of parts that rarely
+# --fast leaves out the pipeline and other slow tests (about 2 minutes once set up). --full adds tests of parts that rarely
 # break, for a release or a change of such a part: all methods, the rehearsals of both tables, long prompts, a judge that
 # verl serves, all of BFCL.
 # With options for pytest, only pytest is run: bash scripts/test.sh tests/unit/report/test_report.py -k page

@@ -102,6 +102,7 @@ def test_when_an_objective_is_learned(runs, tmp_path):
     assert step["grpo"] - step["saw_grpo"] == 8  # 20 less 12
 
 
+@pytest.mark.slow  # draws the figures
 def test_the_report_has_its_tests_and_signal(runs, tmp_path):
     lm.write_steps(runs, tmp_path / "steps.csv")
     text = lm.report(tmp_path)

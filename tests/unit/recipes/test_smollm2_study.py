@@ -121,6 +121,7 @@ def make_run(tmp_path, method: str, seed: int, step: float) -> LoggedRun:
     return LoggedRun(tmp_path / f"{method}_seed{seed}", history, validation, info)
 
 
+@pytest.mark.slow  # draws the figures
 def test_the_report_is_made_from_the_csvs_alone(tmp_path):
     runs = [
         make_run(tmp_path, name, seed, step) for name, step in (("grpo", 0.02), ("saw_grpo", 0.04)) for seed in (1, 2)
@@ -139,6 +140,7 @@ def test_the_report_is_made_from_the_csvs_alone(tmp_path):
     assert (tmp_path / "out" / "rewards_grpo_based.png").exists()
 
 
+@pytest.mark.slow  # draws the figures
 def test_one_seed_has_no_interval_and_no_p(tmp_path):
     study.write([make_run(tmp_path, name, 1, 0.02) for name in ("gdpo", "saw_gdpo")], tmp_path / "out")
     text = study.report(tmp_path / "out")

@@ -114,6 +114,7 @@ def test_runs_are_grouped_by_what_differs_but_the_seed(runs):
     assert grouped(found[:3]).keys() == {"grpo"}
 
 
+@pytest.mark.slow  # draws the figures
 def test_a_report_has_its_tables_figures_and_page(runs, tmp_path, capsys):
     chosen = [str(path) for path in sorted(runs.iterdir()) if path.name != "saw_gdpo_1"]
     out = tmp_path / "report"
@@ -152,6 +153,7 @@ def charts_of(page: str) -> list[go.Figure]:
     return charts
 
 
+@pytest.mark.slow  # draws the figures
 def test_a_reward_that_is_always_0_is_drawn(tmp_path):
     never = make_run(tmp_path / "run", "grpo", 1, format={"mean": 0.0, "missing": 0.0})
     main([str(never), "--out", str(tmp_path / "report")])

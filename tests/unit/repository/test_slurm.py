@@ -140,6 +140,7 @@ def test_an_address_that_is_not_known_is_asked_for(slurm, known):
     assert calls[-1] == "10.9.9.9:6379 gpu"
 
 
+@pytest.mark.slow  # waits
 @pytest.mark.parametrize(("never", "others"), [("b", "c"), ("a", "b")])
 def test_a_node_that_never_joins_is_named(slurm, never, others):
     done, calls = slurm("a b c", NEVER=never, SAW_JOIN_LIMIT="2")
