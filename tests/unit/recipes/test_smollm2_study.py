@@ -195,3 +195,17 @@ def test_a_phase_lasts_until_the_next_and_settings_are_apart(tmp_path):
     text = phases.report(path)
     assert "| a | 5.5 | 0.0 | 15.0 | 0.0 | 0.0 | 20.5 |" in text
     assert "| b | 2.0 | 0.0 | 0.0 | 0.0 | 0.0 | 2.0 |" in text
+
+
+def test_what_the_pilot_is_said_to_have_learned_is_in_its_data():
+    table = pd.read_csv(ROOT / "results" / "smollm2" / "pilot.csv").set_index("step")
+    text = " ".join((ROOT / "results" / "smollm2" / "README.md").read_text().split())
+    for reward, name in (("both words", "words"), ("form", "form"), ("length", "length")):
+        first, last = (table[f"held_out_{name}"][step] for step in (0, 10))
+        assert f"| {reward} | {first:.3f} | {last:.3f} |" in text
+    seconds = table["step_s"].dropna()
+    assert f"A step took {seconds.min():.0f} to {seconds.max():.0f} s, median {seconds.median():.0f} s" in text
+    assert 0.2 < (table["gen_s"] / table["step_s"]).median() < 0.3  # a quarter
+    lengths = table["response_length"]
+    assert f"from {lengths[1]:.0f} to {lengths[10]:.0f} tokens" in text
+    assert (table.loc[6:, ["words", "form"]] > 0.95).all(axis=None)  # two of the three are learned
