@@ -32,6 +32,7 @@ from saw.records.files import read_lines
 from saw.records.metrics_file import LOCATION
 from saw.runs.handover import DATA, FILES, FOLDERS, WRITTEN
 from saw.verl.config import ConfigError
+from saw.verl.names import SEEDED, SINGLE_TURN
 
 logger = logging.getLogger(__name__)
 
@@ -190,6 +191,9 @@ def columns(config: DictConfig) -> dict[str, tuple[Callable[[pa.DataType], bool]
     if config.reward.reward_manager.source == "register":
         needed["data_source"] = (_anything, "text")
         needed["reward_model"] = (_has_truth, "a mapping with ground_truth")
+    if agent.get("default_agent_loop") == SEEDED:
+        remedy = f"otherwise {SEEDED} gives equal questions of a step equal answers; {SINGLE_TURN} needs none"
+        needed["extra_info"] = (_has_index, f"a mapping with index, a number for each row: {remedy}")
     return needed
 
 
@@ -208,6 +212,10 @@ def _are_messages(kind: pa.DataType) -> bool:
 
 def _has_truth(kind: pa.DataType) -> bool:
     return pa.types.is_struct(kind) and kind.get_field_index("ground_truth") >= 0
+
+
+def _has_index(kind: pa.DataType) -> bool:
+    return pa.types.is_struct(kind) and kind.get_field_index("index") >= 0
 
 
 def models(config: DictConfig) -> list[Any]:

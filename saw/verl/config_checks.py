@@ -98,6 +98,7 @@ def _check_rest(config: DictConfig, settings: Settings) -> None:
         wrong += _gradient_faults(config)
     wrong += _mode_faults(config, settings)
     wrong += _turn_faults(config, settings)
+    wrong += _seeded_faults(config)
     wrong += _reward_manager_faults(config)
     model = config.reward.reward_model
     if model.enable and not model.enable_resource_pool:
@@ -208,6 +209,23 @@ def _gradient_faults(config: DictConfig) -> list[str]:
                 f"algorithm.rollout_correction.{key} is {correction[key]!r}, which {does} after the objectives' policy "
                 "gradients are computed, so they would belong to another loss: set it to null"
             )
+    return wrong
+
+
+def _seeded_faults(config: DictConfig) -> list[str]:
+    """What the agent loop with a seed for each request needs."""
+    rollout = config.actor_rollout_ref.rollout
+    if rollout.agent.default_agent_loop != SEEDED:
+        return []
+    wrong = []
+    loop = f"actor_rollout_ref.rollout.agent.default_agent_loop is {SEEDED!r}"
+    if not isinstance(config.data.seed, int):
+        wrong.append(f"data.seed is {config.data.seed!r}, and {loop}, which computes its seeds from it: set a number")
+    if config.trainer.device == "cpu" and rollout.enable_chunked_prefill:
+        wrong.append(
+            f"actor_rollout_ref.rollout.enable_chunked_prefill is True, and {loop}: on a CPU, vLLM ends if it splits "
+            "the prompt of a seeded request; set it to False"
+        )
     return wrong
 
 

@@ -20,7 +20,7 @@ from saw.verl.seeded_sampling import SeededSingleTurn, request_seed
 QUESTION = [{"role": "system", "content": "Answer."}, {"role": "user", "content": "2 + 2"}]
 
 
-def sent(monkeypatch, seed=1, step=3, messages=QUESTION, sample=0):
+def sent(monkeypatch, seed=1, step=3, messages=QUESTION, sample=0, row=0):
     """The sampling parameters that the base class gets from a request."""
     got = []
 
@@ -31,7 +31,7 @@ def sent(monkeypatch, seed=1, step=3, messages=QUESTION, sample=0):
     loop = SeededSingleTurn.__new__(SeededSingleTurn)
     loop.config = OmegaConf.create({"data": {"seed": seed}})
     given = {"temperature": 1.0}
-    asyncio.run(loop.run(given, raw_prompt=messages, global_steps=step, session_id=sample, uid="random", index=0))
+    asyncio.run(loop.run(given, raw_prompt=messages, global_steps=step, session_id=sample, uid="random", index=row))
     ((parameters, _, kwargs),) = got
     assert given == {"temperature": 1.0}  # all samples of a prompt share this dict
     assert parameters["temperature"] == 1.0
@@ -41,10 +41,10 @@ def sent(monkeypatch, seed=1, step=3, messages=QUESTION, sample=0):
 
 def test_a_request_has_the_same_seed_in_each_training_and_no_other_request_has_it(monkeypatch):
     first = sent(monkeypatch)
-    assert first == sent(monkeypatch) == request_seed(1, 3, QUESTION, 0)
+    assert first == sent(monkeypatch) == request_seed(1, QUESTION, 3, 0, 0)
     others = [
         sent(monkeypatch, seed=2),
-        sent(monkeypatch, seed=None),
+        sent(monkeypatch, row=1),  # the same question twice in one step
         sent(monkeypatch, step=4),
         sent(monkeypatch, sample=1),
         sent(monkeypatch, messages=[QUESTION[0], {"role": "user", "content": "2 + 3"}]),
@@ -56,7 +56,7 @@ def test_a_request_has_the_same_seed_in_each_training_and_no_other_request_has_i
 def test_a_seed_is_one_that_vllm_accepts():
     vllm = pytest.importorskip("vllm")
     for sample in range(64):
-        seed = request_seed(1, 1, QUESTION, sample)
+        seed = request_seed(1, QUESTION, 1, 0, sample)
         assert 0 <= seed < 2**63
         assert vllm.SamplingParams(seed=seed).seed == seed
 
@@ -89,4 +89,4 @@ def test_verl_gives_a_loop_what_the_seed_is_computed_from(monkeypatch):
     prompt = {"uid": "u", "raw_prompt": QUESTION, "global_steps": 3, "index": 0}
     asyncio.run(worker._run_prompt(prompt, {}, {"validate": False}))
     assert [each["session_id"] for each in got] == [0, 1]
-    assert all(each["global_steps"] == 3 and each["raw_prompt"] == QUESTION for each in got)
+    assert all((each["global_steps"], each["raw_prompt"], each["index"]) == (3, QUESTION, 0) for each in got)

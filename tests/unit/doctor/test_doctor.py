@@ -756,7 +756,12 @@ def test_tokenizer(gpu, weights, monkeypatch):
     assert asked == [gpu.actor_rollout_ref.model.path] * 2
 
 
-ROW = {"prompt": [{"role": "user", "content": "?"}], "data_source": "toy", "reward_model": {"ground_truth": "!"}}
+ROW = {
+    "prompt": [{"role": "user", "content": "?"}],
+    "data_source": "toy",
+    "reward_model": {"ground_truth": "!"},
+    "extra_info": {"index": 0},
+}
 
 
 def rows(path: Path, *values: dict) -> Path:

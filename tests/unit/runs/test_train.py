@@ -252,7 +252,12 @@ def test_nor_does_one_that_would_resume(start, earlier, mode, what):
     assert contents(earlier) == before
 
 
-ROW = {"prompt": [{"role": "user", "content": "a"}], "data_source": "b", "reward_model": {"ground_truth": "c"}}
+ROW = {
+    "prompt": [{"role": "user", "content": "a"}],
+    "data_source": "b",
+    "reward_model": {"ground_truth": "c"},
+    "extra_info": {"index": 0},
+}
 LINES = {
     "a broken line": json.dumps(ROW).encode() + b"\n{\n",
     "lines of another kind": b"[1]\n",
@@ -295,6 +300,9 @@ def broken(path: Path, name: str) -> dict:
         pq.write_table(rows.drop_columns(["prompt"]), path / "rows.parquet")
     elif name == "no references":
         pq.write_table(rows.drop_columns(["reward_model"]), path / "rows.parquet")
+    elif name == "no number for each row":
+        nameless = pa.array([{"split": "train"}] * len(rows))
+        pq.write_table(rows.drop_columns(["extra_info"]).append_column("extra_info", nameless), path / "rows.parquet")
     elif name == "an ending":
         (path / "rows.parquet").rename(path / "rows.csv")
         return {"data.train_files": str(path / "rows.csv")}
@@ -362,10 +370,17 @@ def broken(path: Path, name: str) -> dict:
         ("messages of another form", "column prompt is of type list<.*from.*; expected a list of messages with role"),
         ("references as text", "column reward_model is of type string; expected a mapping with ground_truth"),
         ("no truth", "column reward_model is of type struct<style: string>; expected .* ground_truth"),
+        (
+            "no number for each row",
+            "column extra_info is of type struct<split: string>; expected .* index, .*single_turn",
+        ),
         ("a broken line", "train_files has .*jsonl.*can't be read.*line 2"),
         ("lines of another kind", "train_files has .*jsonl.*can't be read"),
         ("bytes", "train_files has .*jsonl.*can't be read.*line 1"),
-        ("other keys", "train_files has .*jsonl.*without prompt, data_source, reward_model; its columns are question"),
+        (
+            "other keys",
+            "train_files has .*jsonl.*without prompt, data_source, reward_model, extra_info; its columns are question",
+        ),
         ("a prompt as text", "train_files has .*jsonl.*column prompt is of type string"),
         ("an array", "val_files has .*json.*no rows"),
         ("a link", "train_files has .*parquet', a link to something that does not exist"),

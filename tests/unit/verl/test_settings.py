@@ -382,6 +382,28 @@ def test_a_turn_that_no_response_can_have(toy_data, turn, most, agent, words):
         assert word in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["data.seed=null"], ["data.seed is None", "seeded_single_turn_agent"]),
+        ([f"{ROLLOUT}.enable_chunked_prefill=true"], ["enable_chunked_prefill is True", "set it to False"]),
+        ([f"{ROLLOUT}.enable_chunked_prefill=true", "trainer.device=cuda"], []),
+        (["data.seed=null", f"{ROLLOUT}.agent.default_agent_loop=single_turn_agent"], []),
+        (["data.seed=0"], []),
+    ],
+)
+def test_what_seeded_requests_need(changes, words):
+    seeded = f"{ROLLOUT}.agent.default_agent_loop=seeded_single_turn_agent"
+    config = compose(seeded, "data.seed=1", f"{ROLLOUT}.enable_chunked_prefill=false", *changes)
+    if not words:
+        check_config(config)
+        return
+    with pytest.raises(ConfigError) as error:
+        check_config(config)
+    for word in words:
+        assert word in str(error.value)
+
+
 def test_a_row_may_name_an_agent_loop_of_several_turns(toy_data, tmp_path):
     table = pq.read_table(toy_data[0])
     path = tmp_path / "train.parquet"
