@@ -25,6 +25,7 @@ from saw.doctor import data, machine, services, software
 from saw.doctor.estimates import fit
 from saw.doctor.lines import Line, can_start, examine, missing, ok, say, shortened, show
 from saw.machine import hub, limits
+from saw.machine.disk import unwritable
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -186,7 +187,9 @@ def model_fault(config: DictConfig) -> str | None:
 def folder_faults(config: DictConfig | None) -> Iterable[str]:
     """What is wrong with the folders that are written to, as at the start of a training."""
     if config is None:
-        return limits.library_folder_faults(None)
+        runs = Path(os.environ.get("SAW_RUNS", "runs"))
+        own = [f"SAW_RUNS is {str(runs)!r}, but {fault}"] if (fault := unwritable(runs)) else []
+        return [*own, *limits.library_folder_faults(None)]
     from saw.runs import inputs
 
     return inputs.folder_faults(config)

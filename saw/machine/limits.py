@@ -74,6 +74,8 @@ def open_files(allowed: int | None = None) -> Line:
     if allowed == resource.RLIM_INFINITY or allowed >= ADVISED_FILES:
         return ok(thing, "no limit" if allowed == resource.RLIM_INFINITY else f"{allowed:,} per process", needed)
     found = f"{allowed:,} per process (ulimit -Hn)"
+    if allowed < FILES:
+        needed = f"{FILES:,} at least, {needed}"
     remedy = (
         "ulimit -n 65536 before the start, as root, or once /etc/security/limits.conf has a higher hard limit for "
         "nofile; in Docker --ulimit nofile=65536"
@@ -237,7 +239,7 @@ def ray_disk(
     """
     folder = ray_folder(config)
     free, total = (free_bytes(folder), total_bytes(folder)) if space is None else space
-    used = 1 - free / total
+    used = 1 - free / total if total else 1.0  # /proc and its like have no size
     remedy = "free space there, or set RAY_TMPDIR to a folder on another disk"
     if free < LOGS:
         return missing("Ray's disk", f"{gigabytes(free)} free at {folder}", f"{gigabytes(LOGS)} for Ray's logs", remedy)

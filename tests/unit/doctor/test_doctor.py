@@ -449,6 +449,22 @@ def test_open_files(allowed, status):
     line = limits.open_files(allowed)
     assert line.status == status
     assert ("ulimit -n" in line.remedy) == (status != "ok")
+    assert ("256 at least" in line.needed) == (status == "missing")  # what is refused, not what is advised
+
+
+@pytest.mark.parametrize(("place", "found"), [("file/runs", 1), ("runs", 0)])
+def test_the_folder_of_all_runs_is_checked_without_an_experiment_too(tmp_path, monkeypatch, place, found):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SAW_RUNS", str(tmp_path / place))
+    named = [
+        fault for fault in doctor.folder_faults(None) if fault.startswith(f"SAW_RUNS is {str(tmp_path / place)!r}")
+    ]
+    assert len(named) == found
+
+
+def test_a_disk_without_a_size_is_full():
+    assert limits.ray_disk(space=(0, 0)).status == "missing"
+    assert limits.ray_disk(space=(GB, 0)).status == "warning"
 
 
 @pytest.mark.parametrize(
