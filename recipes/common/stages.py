@@ -64,6 +64,10 @@ class Stage:
         return self.folder / f"{self.name}.started.json"
 
     @property
+    def _owner(self) -> Path:
+        return self.folder / "running.json"
+
+    @property
     def _info(self) -> Path:
         return self.folder / "run.json"
 
@@ -117,10 +121,9 @@ class Stage:
         try:
             self._follow(job, earlier, label)
         except BaseException:  # Ctrl-C too
-            if (
-                self.trains and is_first and _written(self._info) == earlier
-            ):  # nothing was made: another command may follow
-                self._started.unlink()
+            made_nothing = _written(self._info) == earlier and not self._owner.exists()  # nor is it being made
+            if self.trains and is_first and made_nothing:
+                self._started.unlink(missing_ok=True)  # another command may follow
             raise
         seconds = round(time.monotonic() - started, 1)
         write_whole(

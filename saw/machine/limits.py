@@ -112,16 +112,16 @@ def _free_processes() -> Iterator[tuple[str, int]]:
     for folder in _cgroups():
         try:
             limit, running = ((folder / name).read_text().strip() for name in ("pids.max", "pids.current"))
-        except OSError:
+            if limit != "max":
+                yield f"{folder / 'pids.max'}, {int(limit):,}", max(0, int(limit) - int(running))
+        except (OSError, ValueError):  # not there, or empty
             continue
-        if limit != "max":
-            yield f"{folder / 'pids.max'}, {int(limit):,}", max(0, int(limit) - int(running))
 
 
 def _cgroups() -> Iterator[Path]:
     """The folders of this process's cgroups, and of those around them: each has a limit of its own."""
     for line in OWN_CGROUP.read_text().splitlines() if OWN_CGROUP.is_file() else ():
-        _, controllers, path = line.split(":", 2)
+        _, controllers, path = line.split(":", 2) if line.count(":") >= 2 else ("", None, "")
         if controllers in CGROUPS:
             root = CGROUPS[controllers]
             own = root / path.strip("/")
@@ -138,9 +138,13 @@ def shared_memory(config: DictConfig | None, free: int | None = None, memory: in
     """
     import psutil
 
-    free = shutil.disk_usage("/dev/shm").free if free is None else free
+    if free is None:
+        free = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
     memory = psutil.virtual_memory().available if memory is None else memory
     stated = config.ray_kwargs.ray_init.get("object_store_memory") if config is not None else None
+    if stated is not None and (not isinstance(stated, int) or stated <= 0):
+        found = f"ray_kwargs.ray_init.object_store_memory is {stated!r}"
+        return missing("shared memory", found, "a number of bytes above 0", "set it to one, or to null")
     store = stated or min(STORE_SHARE * memory, SLOW_STORE)
     found, needed = f"{gigabytes(free)} free in /dev/shm", f"{gigabytes(store)} for Ray's object store"
     remedy = "in Docker use --ipc=host or --shm-size; otherwise delete leftovers in /dev/shm, or remount it larger"
@@ -178,9 +182,9 @@ def checkpoint_bytes(config: DictConfig) -> float:
     """
     if (config.trainer.save_freq or 0) <= 0:
         return 0.0
-    kept = config.trainer.max_actor_ckpt_to_keep
+    kept = config.trainer.max_actor_ckpt_to_keep  # verl keeps all for null, 0 and below
     parameters = shape_of(config.actor_rollout_ref.model.path).parameters
-    return training_bytes(parameters, _checkpoints(config) if kept is None else kept)
+    return training_bytes(parameters, kept if kept and kept > 0 else _checkpoints(config))
 
 
 def _checkpoints(config: DictConfig) -> int:
@@ -218,7 +222,11 @@ def disk(config: DictConfig | None, free: int | None = None) -> Line:
         wanted += f", of which {gigabytes(held)} are there"
     if free >= LOGS + need - held:
         return ok("disk", found, wanted)
-    return missing("disk", found, wanted, f"{larger}, or lower trainer.max_actor_ckpt_to_keep")
+    # With LoRA, or without the optimiser's state, a checkpoint is smaller than the 12 bytes per parameter counted here.
+    actor_rollout = config.actor_rollout_ref
+    smaller = actor_rollout.model.lora_rank > 0 or "optimizer" not in actor_rollout.actor.checkpoint.save_contents
+    remedy = f"{larger}, or lower trainer.max_actor_ckpt_to_keep"
+    return (warning if smaller else missing)("disk", found, wanted, remedy)
 
 
 def ray_folder(config: DictConfig | None = None, environ: Mapping[str, str] = os.environ) -> Path:
@@ -268,7 +276,12 @@ def library_folders(config: DictConfig | None, environ: Mapping[str, str] = os.e
 
 def library_folder_faults(config: DictConfig | None, environ: Mapping[str, str] = os.environ) -> Iterator[str]:
     """What is wrong with :func:`library_folders`."""
-    for variable, folder in library_folders(config, environ).items():
+    try:
+        folders = library_folders(config, environ)
+    except RuntimeError as error:  # from expanduser, or Path.home()
+        yield f"HF_HOME, HF_DATASETS_CACHE, VLLM_CACHE_ROOT or HOME names no folder ({error}); set an absolute path"
+        return
+    for variable, folder in folders.items():
         if fault := unwritable(folder):
             yield (
                 f"{variable} needs the folder {str(folder)!r}, but {fault}; expected one that can be made "

@@ -16,6 +16,7 @@ prompt of such a request, so ``enable_chunked_prefill`` has to be off. What is n
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,6 +43,15 @@ def request_seed(seed: int, messages: Sequence[Mapping[str, Any]], step: int, ro
         step (int): verl's global step; 0 for the validation before a training.
         row (Any): ``extra_info.index`` of the prompt's row.
         sample (int): the number of the sample among those of its prompt, from 0.
+
+    Raises:
+        TypeError: for content that is neither JSON nor has bytes, as images and arrays do.
     """
-    identity = repr((seed, [sorted(message.items()) for message in messages], int(step), str(row), int(sample)))
+    identity = json.dumps([seed, list(messages), int(step), str(row), int(sample)], sort_keys=True, default=_digest)
     return int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def _digest(content: Any) -> str:
+    if not hasattr(content, "tobytes"):
+        raise TypeError(f"a message has {type(content).__name__}, from which no seed can be computed")
+    return hashlib.blake2b(content.tobytes()).hexdigest()

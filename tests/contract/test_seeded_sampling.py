@@ -10,7 +10,9 @@ import pytest
 pytest.importorskip("verl")
 
 import hydra
+import numpy as np
 from omegaconf import OmegaConf
+from PIL import Image
 from verl.experimental.agent_loop import agent_loop
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
@@ -59,6 +61,22 @@ def test_a_seed_is_one_that_vllm_accepts():
         seed = request_seed(1, QUESTION, 1, 0, sample)
         assert 0 <= seed < 2**63
         assert vllm.SamplingParams(seed=seed).seed == seed
+
+
+def test_the_content_of_images_and_arrays_counts_and_nothing_that_changes_with_the_process():
+    def seed(content):
+        return request_seed(1, [{"role": "user", "content": [content]}], 1, 0, 0)
+
+    images = [Image.new("RGB", (8, 8), colour) for colour in ("red", "red", "blue")]
+    first, same, other = (seed({"type": "image", "image": image}) for image in images)
+    assert first == same != other
+    arrays = np.zeros((3, 5000))
+    arrays[2, 2500] = 1
+    first, same, other = map(seed, arrays)
+    assert first == same != other
+    assert seed({"type": "text", "text": "a"}) == seed({"text": "a", "type": "text"})
+    with pytest.raises(TypeError, match="a message has object"):
+        seed(object())
 
 
 def test_verl_finds_the_loop_by_its_name():

@@ -462,6 +462,27 @@ def test_the_folder_of_all_runs_is_checked_without_an_experiment_too(tmp_path, m
     assert len(named) == found
 
 
+@pytest.mark.parametrize("stated", ["abc", -5, 0])
+def test_a_store_that_is_no_number_of_bytes_is_named(cpu, stated):
+    config = changed(cpu, {"ray_kwargs": {"ray_init": {"object_store_memory": stated}}})
+    is_missing(limits.shared_memory(config, free=GB, memory=GB), "object_store_memory", repr(stated))
+
+
+@pytest.mark.parametrize("variable", ["HF_HOME", "HF_DATASETS_CACHE", "VLLM_CACHE_ROOT"])
+def test_a_home_that_no_user_has_is_named(variable):
+    (fault,) = limits.library_folder_faults(None, {variable: "~nosuch/x"})
+    assert variable in fault
+
+
+@pytest.mark.parametrize("kept", [None, 0, -1])
+def test_checkpoints_that_are_all_kept_all_count(cpu, monkeypatch, kept):
+    monkeypatch.setattr(limits, "shape_of", lambda path: SimpleNamespace(parameters=10**9))
+    changes = {"trainer": {"save_freq": 1, "total_training_steps": 7, "max_actor_ckpt_to_keep": kept}}
+    seven = limits.checkpoint_bytes(changed(cpu, changes))
+    changes["trainer"]["max_actor_ckpt_to_keep"] = 7
+    assert seven == limits.checkpoint_bytes(changed(cpu, changes))
+
+
 def test_a_disk_without_a_size_is_full():
     assert limits.ray_disk(space=(0, 0)).status == "missing"
     assert limits.ray_disk(space=(GB, 0)).status == "warning"
