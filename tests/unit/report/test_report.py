@@ -40,6 +40,7 @@ def test_table_has_first_last_and_best(tmp_path):
     assert summary_table({"grpo": history}).splitlines()[-1] == "| grpo | format | 0.100 | 0.500 | 0.900 | 3 |"
 
 
+@pytest.mark.slow  # draws the figures
 def test_curves_are_drawn(tmp_path):
     history = read_history(write_log(tmp_path / "m.jsonl", [0.1, 0.5]))
     plot_curves({"grpo": history, "saw_gdpo": history}, tmp_path / "curves.png")

@@ -55,6 +55,7 @@ def test_the_tree_does_not_depend_on_the_current_folder(tmp_path, monkeypatch):
     assert compose("experiment=quickstart").algorithm.adv_estimator == "saw"
 
 
+@pytest.mark.slow  # Hydra reads all files anew
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -569,6 +569,7 @@ def test_a_script_runs_by_the_python_that_was_chosen(machine, script, arguments,
     assert "570.1" in machine.refuses(*arguments, script=script)
 
 
+@pytest.mark.slow  # composes whole tables
 @pytest.mark.parametrize("script", ["reproduce_table1", "reproduce_table2", "sweep"])
 def test_a_dry_run_installs_nothing(machine, script):
     """Kind: side effects before Python reads --dry-run, in a user's own environment and on a fresh clone."""

@@ -186,6 +186,7 @@ def test_the_limit_on_requests_in_flight_holds():
     assert stand_in.most_in_flight == 4
 
 
+@pytest.mark.slow  # waits
 def test_the_limit_a_minute_holds():
     stand_in = StandIn()
 
@@ -231,6 +232,7 @@ def test_a_missing_verdict_is_not_cached(tmp_path):
     assert verdict.fault is None
 
 
+@pytest.mark.slow  # starts processes
 def test_several_processes_share_a_cache(tmp_path):
     path = tmp_path / "cache.sqlite"
     code = (
