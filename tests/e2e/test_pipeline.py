@@ -258,7 +258,7 @@ def test_stock_command_line_with_missing_rewards_and_group_filter(tmp_path, toy_
         *verl_on_this_platform(),
         *flatten(OmegaConf.create(sizes)),
         *(f"data.train_files={toy_data[0]}", f"data.val_files={toy_data[1]}"),
-        *("data.max_prompt_length=40", "data.max_response_length=48", "data.train_batch_size=8"),
+        *("data.max_prompt_length=40", "data.max_response_length=48", "data.train_batch_size=8", "data.seed=1"),
         *(f"actor_rollout_ref.model.path={warm_model}", "actor_rollout_ref.actor.ppo_mini_batch_size=8"),
         *(f"reward.custom_reward_function.path={tmp_path / 'rewards.py'}", "reward.custom_reward_function.name=reward"),
         "++actor_rollout_ref.actor.use_kl_loss=true",
