@@ -64,10 +64,6 @@ class Stage:
         return self.folder / f"{self.name}.started.json"
 
     @property
-    def _owner(self) -> Path:
-        return self.folder / "running.json"
-
-    @property
     def _info(self) -> Path:
         return self.folder / "run.json"
 
@@ -121,7 +117,7 @@ class Stage:
         try:
             self._follow(job, earlier, label)
         except BaseException:  # Ctrl-C too
-            made_nothing = _written(self._info) == earlier and not self._owner.exists()  # nor is it being made
+            made_nothing = _written(self._info) == earlier and not job.owner.exists()  # nor is it being made
             if self.trains and is_first and made_nothing:
                 self._started.unlink(missing_ok=True)  # another command may follow
             raise

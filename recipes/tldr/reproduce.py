@@ -117,9 +117,8 @@ def check(arguments: argparse.Namespace) -> list[str]:
     try:
         config = compose("experiment=tldr", *arguments.overrides)
     except NotComposed as fault:
-        return (
-            missing if arguments.dry_run else [*missing, str(fault)]
-        )  # a dry run ends with the doctor, which names it
+        # A dry run ends with the doctor, which names it.
+        return missing if arguments.dry_run else [*missing, str(fault)]
     for name in filter(None, (arguments.judge, arguments.second_judge)):
         if arguments.rehearse:
             continue

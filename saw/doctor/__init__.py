@@ -4,6 +4,6 @@
 gets the facts as arguments, so that a test can pass other ones.
 """
 
-from saw.doctor.lines import Line, missing, ok, warning
+from saw.machine.line import Line, missing, ok, warning
 
 __all__ = ["Line", "missing", "ok", "warning"]

@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 from saw.doctor import data, machine, services, software
 from saw.doctor.estimates import fit
-from saw.doctor.lines import Line, can_start, examine, missing, ok, say, shortened, show
+from saw.doctor.lines import can_start, examine, say, shortened, show
 from saw.machine import hub, limits
 from saw.machine.disk import unwritable
+from saw.machine.line import Line, missing, ok
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

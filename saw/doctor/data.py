@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saw.doctor.lines import Line, missing, note, ok, say, shortened, warning
+from saw.doctor.lines import say, shortened
 from saw.machine import environment, hub
+from saw.machine.line import Line, missing, note, ok, warning
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

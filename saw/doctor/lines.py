@@ -7,10 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from saw.machine.line import Line, Status, gigabytes, missing, note, ok, warning
-
-__all__ = ["Line", "Status", "can_start", "examine", "gibibytes", "gigabytes", "missing", "note", "ok", "say"]
-__all__ += ["shortened", "show", "warning"]
+from saw.machine.line import Line, missing
 
 #: Width of the table if it is not printed to a terminal.
 WIDTH = 100

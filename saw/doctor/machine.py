@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saw.doctor.lines import Line, gibibytes, missing, ok, shortened, warning
+from saw.doctor.lines import gibibytes, shortened
 from saw.machine.limits import on_gpus
+from saw.machine.line import Line, missing, ok, warning
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

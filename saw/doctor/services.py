@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from saw.doctor.cluster import LIMIT as CLUSTER_LIMIT
 from saw.doctor.cluster import REFUSED, Cluster, look
-from saw.doctor.lines import Line, missing, ok, say, shortened, warning
+from saw.doctor.lines import say, shortened
 from saw.machine import environment, hub
+from saw.machine.line import Line, missing, ok, warning
 from saw.rewards import JUDGE
 
 if TYPE_CHECKING:

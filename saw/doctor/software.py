@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saw.doctor.lines import Line, missing, ok, shortened, warning
+from saw.doctor.lines import shortened
 from saw.machine import environment
+from saw.machine.line import Line, missing, ok, warning
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

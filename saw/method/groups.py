@@ -49,7 +49,7 @@ class EvenGroups:
 
 @dataclass(frozen=True)
 class IndexedGroups:
-    """Groups of any sizes and in any order; methods as in :class:`EvenGroups`.
+    """Groups of any sizes and in any order.
 
     Attributes:
         number (int): G, the number of groups.
@@ -60,17 +60,21 @@ class IndexedGroups:
     of_sample: Tensor
 
     def size(self, like: Tensor) -> Tensor:
+        """See :meth:`EvenGroups.size`."""
         return torch.bincount(self.of_sample, minlength=self.number).to(like)
 
     def sum(self, values: Tensor) -> Tensor:
+        """See :meth:`EvenGroups.sum`."""
         return values.new_zeros(self.number, *values.shape[1:]).index_add_(0, self.of_sample, values)
 
     def min(self, values: Tensor) -> Tensor:
+        """See :meth:`EvenGroups.min`."""
         index = self.of_sample.reshape(-1, *[1] * (values.ndim - 1)).expand_as(values)
         smallest = values.new_full((self.number, *values.shape[1:]), torch.inf)
         return smallest.scatter_reduce_(0, index, values, "amin")
 
     def spread(self, values: Tensor) -> Tensor:
+        """See :meth:`EvenGroups.spread`."""
         return values.index_select(0, self.of_sample)
 
 

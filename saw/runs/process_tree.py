@@ -35,6 +35,8 @@ RUN_ID = "SAW_RUN_ID"
 KEEP_ENVIRONMENT = {"SPT_NOENV": "1"}
 #: Seconds that a process has to stop by itself before it is killed.
 GRACE = 5.0
+#: File in a job's folder, while the job runs: its id, and the process that follows it.
+OWNER = "running.json"
 #: Least seconds between memory samples, and how many times as long as a sample takes: each walks the page tables of
 #: every process, which takes a quarter of a second for a model of 135 million parameters.
 MEMORY_INTERVAL, MEMORY_PAUSE = 5.0, 100
@@ -78,8 +80,9 @@ class Job:
         return self.folder / f"{self.name}.log"
 
     @property
-    def _owner(self) -> Path:
-        return self.folder / "running.json"
+    def owner(self) -> Path:
+        """Names the process that follows the job; it exists while the job runs."""
+        return self.folder / OWNER
 
     @contextmanager
     def running(self) -> Iterator[subprocess.Popen]:
@@ -116,7 +119,7 @@ class Job:
             watcher.kill()
             watcher.wait()
             process.wait()
-            self._owner.unlink(missing_ok=True)
+            self.owner.unlink(missing_ok=True)
 
     def finish(self, look: Callable[[], None] = lambda: None, interval: float = 1.0) -> None:
         """Run to the end, and call ``look`` every ``interval`` seconds and once more at the end.
@@ -126,7 +129,7 @@ class Job:
             KeyboardInterrupt: re-raised after all of its processes have been stopped.
         """
         with self.running() as process:
-            run_id = json.loads(self._owner.read_text())["run_id"]
+            run_id = json.loads(self.owner.read_text())["run_id"]
             started = time.monotonic()
             next_sample = started + MEMORY_INTERVAL
             while process.poll() is None:
@@ -147,7 +150,7 @@ class Job:
 
     def _write_owner(self, run_id: str) -> None:
         owner = {"run_id": run_id, "owner": os.getpid(), "started": psutil.Process().create_time()}
-        write_whole(self._owner, json.dumps(owner))
+        write_whole(self.owner, json.dumps(owner))
 
     def stop_leftovers(self) -> None:
         """Stop the processes of an earlier job in this folder, if the process that followed it was killed.
@@ -155,16 +158,16 @@ class Job:
         Raises:
             JobFailed: if that process is still running: two jobs must not share a folder.
         """
-        if not self._owner.exists():
+        if not self.owner.exists():
             return
-        owner = _read_owner(self._owner)
+        owner = _read_owner(self.owner)
         if owner is None:
-            logger.warning("%s is broken; treated as left over from a killed job", self._owner)
+            logger.warning("%s is broken; treated as left over from a killed job", self.owner)
         elif owner["owner"] != os.getpid() and _follows(owner):
             raise JobFailed(f"{self.folder} is in use by process {owner['owner']}; stop it, or choose another folder")
         else:
             stop(owner["run_id"])
-        self._owner.unlink(missing_ok=True)
+        self.owner.unlink(missing_ok=True)
 
     def log_end(self, lines: int = 25) -> str:
         """The last lines of the log, and its path."""
@@ -282,7 +285,7 @@ def stop(run_id: str) -> None:
 
 def stop_job_in(folder: Path) -> None:
     """Stop the job that another thread of this process runs in a folder, if there is one."""
-    owner = _read_owner(folder / "running.json")  # None: it has just ended, or not started yet
+    owner = _read_owner(folder / OWNER)  # None: it has just ended, or not started yet
     if owner is not None and owner["owner"] == os.getpid():
         _STOPPED.add(owner["run_id"])
         stop(owner["run_id"])

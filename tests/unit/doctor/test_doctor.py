@@ -29,9 +29,10 @@ from recipes.common import reproduce
 from recipes.common.stages import Stage, gpus_of_a_node
 from saw.doctor import data, estimates, machine, services, software
 from saw.doctor.cluster import REFUSED, AskedNode, Cluster, look
-from saw.doctor.lines import Line, can_start, examine, missing, ok, show, warning
+from saw.doctor.lines import can_start, examine, show
 from saw.machine import environment, limits
 from saw.machine.accelerator import Device, Found, cluster_address
+from saw.machine.line import Line, missing, ok, warning
 from saw.machine.nodes import connect
 from saw.machine.requirements import Problem
 from saw.memory import fit
