@@ -30,9 +30,9 @@ from tests.toolrl_rows import write_original
 pytestmark = pytest.mark.pipeline
 #: Time limit in seconds for a run of a few steps. It takes about 60; on a GPU, vLLM first compiles and records graphs.
 LIMIT = {"cpu": 420, "gpu": 900}[PLATFORM]
-#: The largest difference between the trainer's and vLLM's probability of a token. On a GPU both are in bfloat16, where
-#: rounding alone gives 0.02, measured on the CPU.
-SAME_POLICY = {"cpu": 1e-3, "gpu": 0.05}[PLATFORM]
+#: The mean difference between the trainer's and vLLM's probability of a token, 2.6e-7 on a CPU. On an H100 both are in
+#: bfloat16, and rounding alone gave 3e-4; the largest difference of a step was 0.013 to 0.062 there.
+SAME_POLICY = {"cpu": 1e-5, "gpu": 2e-3}[PLATFORM]
 STEPS = 4
 SMALL = [
     "data.train_batch_size=8",
@@ -133,7 +133,7 @@ def check_metrics(history: History, method: str) -> None:
     assert max(history.columns["critic/advantages/max"]) > 0.1
     assert max(history.columns["actor/grad_norm"]) > 0
     # vLLM samples from the weights that the trainer updates.
-    assert max(history.columns["training/rollout_probs_diff_max"]) < SAME_POLICY
+    assert max(history.columns["training/rollout_probs_diff_mean"]) < SAME_POLICY
 
 
 def test_a_killed_run_leaves_nothing_and_resumes_as_if_it_had_not_been_killed(tmp_path, toy_data, warm_model, whole):
