@@ -18,7 +18,7 @@ import yaml
 from scipy import stats
 
 from benchmarks import step as step_benchmark
-from recipes.study import language_model, lean_study, tabular_methods
+from recipes.study import language_model, lean_study, smollm2_study, tabular_methods
 from recipes.tldr import table as table2
 from recipes.toolrl import table as table1
 from saw.report import read_history, summary, summary_table
@@ -988,21 +988,56 @@ def test_the_paper_s_numbers_of_the_tables_are_those_of_paper_yaml():
 
 
 def test_the_page_about_the_gpu_is_what_ran_there():
-    """Kind: as above; the counts of tests, and the table of the benchmark."""
+    """Kind: as above; the counts of tests, the trainings, and the table of the benchmark."""
     folder = RESULTS / "gpu"
     page, tests = ((folder / name).read_text() for name in ("README.md", "tests.txt"))
-    counts = re.findall(r"tests/gpu/(\w+\.py)[^|]*\| ((?:\d+ (?:passed|failed)(?:, )?)+)", page)
+    counts = re.findall(r"tests/gpu/(\w+\.py)[^\n]*\| ((?:\d+ (?:passed|failed)(?:, )?)+)", page)
     assert len(counts) == 3
     for file, counted in counts:
         (output,) = [part for part in tests.split("$ ") if file in part.partition("\n")[0]]
         for count in re.findall(r"\d+ \w+", counted):
             assert count in output, (file, count)
-    measured = [row.replace("| kept |", "|") for row in (folder / "advantage.txt").read_text().splitlines()[5:]]
-    rows = [row for row in page.splitlines() if row.startswith("| 2048")]
-    assert rows == measured
-    times = {(row[1], row[2]): row[3] for row in printed("results/gpu/README.md") if row[0] == "2048x1024"}
-    ours, vectorised, default = (
-        [times[k, case] for k in "28"] for case in ("saw saw_gdpo", "verl grpo_vectorized", "verl grpo")
+    for part in (*gpu_trainings(), *gpu_advantages()):
+        assert part in page, part
+
+
+def gpu_trainings() -> Iterator[str]:
+    """What the page says of the trainings, from their metrics."""
+    toy, toolrl = (pd.read_csv(RESULTS / "gpu" / f"{name}_steps.csv") for name in ("toy", "toolrl"))
+    mean, largest = (toy[f"training/rollout_probs_diff_{what}"].max() for what in ("mean", "max"))
+    first, *later = toy["timing_s/step"]
+    yield f"{len(toy)} of 14 steps"
+    yield f"within {mean:.4f} on average, and {largest:.3f} at most"
+    yield f"took {first:.0f} s, because vLLM compiles, the others {min(later):.1f} to {max(later):.1f} s"
+    groups = smollm2_study.read(RESULTS / "gpu" / "smollm2")
+    runs = [groups[method][0] for method in ("grpo", "gdpo", "saw_gdpo")]
+    for name, label in (("words", "both words"), ("form", "form"), ("length", "length")):
+        before, *_ = {run.validation[0][f"saw-val/{name}/mean"] for run in runs}
+        after = [run.validation[12][f"saw-val/{name}/mean"] for run in runs]
+        yield f"| {label} | {' | '.join(f'{value:.3f}' for value in (before, *after))} |"
+    medians = [statistics.median(run.history.columns["timing_s/step"]) for run in runs]
+    yield f"took {min(medians):.1f} to {max(medians):.1f} s\n  (median)"
+    assert set(toolrl["saw/format/mean"]) == {0}
+    assert set(toolrl["saw/correctness/zero_spread"]) == {1}
+    update, rollout = (sorted(toolrl[f"timing_s/{part}"]) for part in ("update_actor", "gen"))
+    yield "A step took {:.0f} and {:.0f} s: ".format(*toolrl["timing_s/step"])
+    yield "{:.0f} to {:.0f} s of it the update".format(*update)
+    yield "{:.0f} to {:.0f} s vLLM".format(*rollout)
+
+
+def gpu_advantages() -> Iterator[str]:
+    """The page's table of the benchmark, and what it says of it and of the earlier one."""
+    rows, earlier = (
+        [line.replace("| kept |", "|") for line in (RESULTS / "gpu" / f"{name}.txt").read_text().splitlines()[5:]]
+        for name in ("advantage", "advantage_earlier")
     )
-    said = "takes {} and {} ms (K = 2 and 8), verl's vectorised GRPO {} and {} ms, verl's default GRPO {} and {} ms"
-    assert said.format(*ours, *vectorised, *default) in page
+    yield "\n".join(rows)
+
+    def ms(rows: list[str], k: int, case: str) -> str:
+        (row,) = [row for row in rows if f"| {k} | {case} |" in row]
+        return row.split(" | ")[3]
+
+    cases = ("saw saw_gdpo", "verl grpo_vectorized", "verl grpo")
+    yield "takes {} ms, verl's vectorised GRPO {} ms, verl's default GRPO {} ms".format(*(ms(rows, 2, c) for c in cases))
+    ours, vectorised = ([ms(earlier, k, case) for k in (2, 8)] for case in cases[:2])
+    yield "took {} ms (K = 2)\nand {} ms (K = 8), vectorised GRPO {} and {} ms".format(*ours, *vectorised)
