@@ -5,8 +5,9 @@
 
 Trains what is missing (runs/study_lean; a finished training is skipped, an interrupted one starts again), one training
 after another in one thread, then writes steps.csv, from which it makes the tables and figures. KEY=VALUE are Hydra
-overrides of all trainings. ``--against results/study/lm`` compares the curves with those of the pipeline instead; both
-must have begun with the same model and rows.
+overrides of all trainings. ``--against FOLDER`` trains nothing, but compares the trainings in ``--out`` with those of
+the pipeline in FOLDER (``study.sh lm --out FOLDER``), and writes FOLDER/trainers.md. Both must have begun with the same
+model and rows.
 
 What is tested was fixed before the first training of this study: the comparisons (:data:`PAIRS`, each objective, final
 reward and area under the curve, all corrected together), and the margin (:data:`MARGIN`).
@@ -47,6 +48,8 @@ MARGIN = 0.02
 MEASURES = {f"last {summary.LAST} steps": summary.final, summary.AREA: summary.area_under_curve}
 #: Random divisions of the runs in the test that compares two sets of curves.
 DIVISIONS = 10_000
+#: The page that compares two trainers, in the pipeline's folder.
+AGAINST = "trainers.md"
 #: Metrics kept of every step.
 KEPT = (
     *(name for name in lm.KEPT if not name.startswith("timing_s/")),
@@ -191,12 +194,22 @@ def origin(runs: Sequence[LoggedRun], last: int, *options: str) -> str:
     return f"`{command}`; {trained}; commits in steps.csv; {lm.trained_on(runs)}."
 
 
+def origin_against(own: Path, pipeline: Path) -> str:
+    """As :func:`origin`, for the comparison of two folders."""
+    folders = [Path(os.path.relpath(path)) for path in (own, pipeline)]
+    return (
+        f"`bash scripts/study.sh lean --out {folders[0]} --against {folders[1]}`; trainings: steps.csv in each folder."
+    )
+
+
 def read_groups(out: Path) -> dict[str, list[LoggedRun]]:
     """The runs of ``steps.csv`` by method.
 
     Raises:
-        SystemExit: if a method has one seed, since nothing can be said about the spread then.
+        SystemExit: if there is no such file, or if a method has one seed, for which there is no spread.
     """
+    if not (out / "steps.csv").is_file():
+        raise SystemExit(f"{out} has no steps.csv; expected the folder of a study (--out)")
     read = lm.read_steps(out / "steps.csv")
     groups = {name: read[name] for name in METHODS if name in read}
     for name, runs in groups.items():
@@ -217,15 +230,16 @@ def report(out: Path) -> str:
     return written("The small language model with more seeds, in the lean trainer", shown, drawn, out)
 
 
-def report_against(out: Path, pipeline: Path) -> str:
-    """As :func:`report`, for the distance between the curves of ``steps.csv`` and the pipeline's."""
-    groups, recorded = read_groups(out), lm.read_steps(pipeline / "steps.csv")
+def report_against(own: Path, pipeline: Path) -> str:
+    """As :func:`report`, for the distance between the curves of two ``steps.csv``; the figures go to the pipeline's."""
+    recorded = read_groups(pipeline)
+    groups = {name: runs for name, runs in read_groups(own).items() if name in recorded}
     drawn = [
-        (f"rewards_{name}", "mean", {f"{name}, pipeline": recorded[name], f"{name}, lean trainer": runs})
+        (f"trainers_{name}", "mean", {f"{name}, pipeline": recorded[name], f"{name}, lean trainer": runs})
         for name, runs in groups.items()
     ]
     shown = [agreement(groups, recorded), curves(groups, recorded)]
-    return written("The lean trainer against the pipeline", shown, drawn, out)
+    return written("The lean trainer against the pipeline", shown, drawn, pipeline)
 
 
 def written(title: str, shown: Sequence[summary.Table], drawn: Sequence[tuple[str, str, Groups]], out: Path) -> str:
@@ -258,7 +272,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=seed_list, default=list(SEEDS), metavar="1,2,3", help="(1 to 20)")
     parser.add_argument("--method", action="append", choices=METHODS, help="may be repeated (all)")
     parser.add_argument("--out", type=Path, default=Path("results/study/lean"), help="for CSV, tables and figures")
-    parser.add_argument("--against", type=Path, metavar="FOLDER", help="compare with the pipeline's study in it")
+    parser.add_argument(
+        "--against", type=Path, metavar="FOLDER", help="only compare with the pipeline's trainings in it"
+    )
     parser.add_argument("--report-only", action="store_true", help="train nothing, report what is finished")
     parser.add_argument("--train-only", action="store_true", help="train, report nothing")
     parser.add_argument("overrides", nargs="*", type=checked_override, metavar="KEY=VALUE", help="Hydra overrides")
@@ -266,6 +282,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     home = Path(os.environ.get("SAW_RUNS", "runs")).resolve()
     runs = home / "study_lean"
+    if arguments.against:
+        text = report_against(arguments.out, arguments.against)
+        (arguments.against / AGAINST).write_text(f"{text}\n\n{origin_against(arguments.out, arguments.against)}\n")
+        print(text)
+        return
     if not arguments.report_only:
         words = f"bash scripts/study.sh lean {' '.join(sys.argv[1:] if argv is None else argv)}".strip()
         try:
@@ -279,10 +300,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(f"{runs} has no finished training")
     arguments.out.mkdir(parents=True, exist_ok=True)
     last = lm.write_steps(finished, arguments.out / "steps.csv", KEPT)
-    against = [f"--against {arguments.against}"] if arguments.against else []
-    where = origin(finished, last, *against, *arguments.overrides)
-    text = report_against(arguments.out, arguments.against) if arguments.against else report(arguments.out)
-    (arguments.out / "README.md").write_text(f"{text}\n\n{where}\n")
+    text = report(arguments.out)
+    (arguments.out / "README.md").write_text(f"{text}\n\n{origin(finished, last, *arguments.overrides)}\n")
     print(text)
 
 

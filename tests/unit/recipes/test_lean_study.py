@@ -23,6 +23,7 @@ from tests.conftest import ROOT
 from tests.unit.recipes.test_language_model_study import make_run
 
 STUDY = ROOT / "results" / "study" / "lean"
+SAME_START = ROOT / "results" / "study" / "same_start"
 ROWS = make_rows(64, "train", seed=0)
 
 
@@ -409,7 +410,7 @@ def test_the_comparison_with_the_pipeline_has_every_measure(two_methods, tmp_pat
         assert re.search(rf"\| saw_grpo \| correctness \| {measure} \| .*n = 3\).*n = 5\)", text)
     assert "| saw_grpo | format |" in text.split("## Learning curves of both trainers")[1]
     assert "| grpo |" not in text
-    assert drawn == {"rewards_saw_grpo": ["saw_grpo, pipeline", "saw_grpo, lean trainer"]}
+    assert drawn == {"trainers_saw_grpo": ["saw_grpo, pipeline", "saw_grpo, lean trainer"]}
 
 
 def test_a_report_on_one_seed_is_refused(two_methods, tmp_path):
@@ -417,15 +418,23 @@ def test_a_report_on_one_seed_is_refused(two_methods, tmp_path):
         lean_study.report(written(tmp_path / "lean", {"grpo": two_methods["grpo"][:1]}))
 
 
+def test_a_comparison_with_a_folder_that_is_no_study_is_refused(two_methods, tmp_path):
+    own = written(tmp_path / "lean", {"saw_grpo": [noisy(run, 0.1) for run in two_methods["saw_grpo"]]})
+    for first, second in ((own, tmp_path), (tmp_path, own)):
+        with pytest.raises(SystemExit, match=re.escape(f"{tmp_path} has no steps.csv")):
+            lean_study.report_against(first, second)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("folder", ["", "against_pipeline"])
-def test_the_committed_report_is_what_its_csv_gives(folder, tmp_path):
-    if not (STUDY / folder / "steps.csv").exists():
-        pytest.skip("nothing has been trained yet")
-    shutil.copy(STUDY / folder / "steps.csv", tmp_path)
-    against = [ROOT / "results" / "study" / "lm"] if folder else []
-    made = (lean_study.report_against if folder else lean_study.report)(tmp_path, *against)
-    assert (STUDY / folder / "README.md").read_text().startswith(made)
+def test_the_committed_report_is_what_its_csv_gives(tmp_path):
+    shutil.copy(STUDY / "steps.csv", tmp_path)
+    assert (STUDY / "README.md").read_text().startswith(lean_study.report(tmp_path))
+
+
+@pytest.mark.slow
+def test_the_committed_comparison_of_the_trainers_is_what_its_csvs_give(tmp_path):
+    shutil.copy(SAME_START / "steps.csv", tmp_path)
+    assert (SAME_START / lean_study.AGAINST).read_text().startswith(lean_study.report_against(STUDY, tmp_path))
 
 
 def test_the_committed_page_says_what_its_csvs_record():

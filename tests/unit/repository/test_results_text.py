@@ -685,9 +685,9 @@ FIGURES = [
     ),
     Figure(
         README,
-        "A loss of up to {}, {} % of the range, was called negligible beforehand. SAW-GRPO's losses are smaller than that "
-        "(test for equivalence: p {} for the area, {} for the last steps). SAW-GDPO's is larger over the curve ({}), and "
-        "not shown to be smaller in the last steps ({})",
+        "A loss of up to {}, {} % of the range, was called negligible beforehand. SAW-GRPO's losses are smaller than "
+        "that (test for equivalence: p {} for the area, {} for the last steps). SAW-GDPO's is larger over the curve "
+        "({}), and not shown to be smaller in the last steps ({})",
         lambda: [
             *(f"{lean_study.MARGIN * 6:.2f}", f"{100 * lean_study.MARGIN:.0f}"),
             *(lean_same("correctness", measure)[method] for method in (0, 1) for measure in (summary.AREA, FINAL)),
@@ -1038,6 +1038,8 @@ def gpu_advantages() -> Iterator[str]:
         return row.split(" | ")[3]
 
     cases = ("saw saw_gdpo", "verl grpo_vectorized", "verl grpo")
-    yield "takes {} ms, verl's vectorised GRPO {} ms, verl's default GRPO {} ms".format(*(ms(rows, 2, c) for c in cases))
+    yield "takes {} ms, verl's vectorised GRPO {} ms, verl's default GRPO {} ms".format(
+        *(ms(rows, 2, c) for c in cases)
+    )
     ours, vectorised = ([ms(earlier, k, case) for k in (2, 8)] for case in cases[:2])
     yield "took {} ms (K = 2)\nand {} ms (K = 8), vectorised GRPO {} and {} ms".format(*ours, *vectorised)
