@@ -14,15 +14,16 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from queue import SimpleQueue
 from threading import Event
 from typing import Any
 
+from omegaconf import DictConfig
 from tqdm import tqdm
 
-from saw.machine import accelerator, environment
-from saw.machine.cluster import nodes_of_the_cluster
+from saw.machine import accelerator, cluster, environment
 from saw.records import metrics_file
 from saw.records.files import write_whole
 from saw.report import step_line
@@ -199,13 +200,15 @@ def run_all(
 ) -> None:
     """Run the shared stages, then the chains, ``parallel`` at a time, then ``last``.
 
-    A chain that fails ends, and the others continue, so that one failure does not cost a night of trainings.
+    A chain that fails ends, and the others continue, so that one failure does not cost a night of trainings. Chains
+    that run at the same time have GPUs of their own.
 
     Raises:
-        SystemExit: at the end, naming what failed.
+        SystemExit: at the start, if they have too few GPUs; at the end, naming what failed.
         KeyboardInterrupt: re-raised after all processes have been stopped.
     """
     check(shared, chains)
+    slots = _slots(chains, parallel)
     try:
         for stage in shared:
             _run(stage)
@@ -213,19 +216,25 @@ def run_all(
         raise SystemExit(f"the stage failed: {failure}") from None
     failures: dict[str, str] = {}
     stopping = Event()
+    free: SimpleQueue[Mapping[str, str]] = SimpleQueue()
+    for slot in slots:
+        free.put(slot)
 
     def run_chain(name: str, stages: Sequence[Stage]) -> None:
         """Run the stages of a chain until one fails, and keep why it did."""
         label = f"{name}: " if parallel > 1 else ""
+        slot = free.get()  # never waits: there are as many as threads
         try:
             for stage in stages:
-                _run(stage, label)
+                _run(replace(stage, environment={**stage.environment, **slot}), label)
         except JobFailed as failure:
             failures[name] = str(failure)
             if not stopping.is_set():
                 print(f"    {label}failed: {failure}", flush=True)
+        finally:
+            free.put(slot)
 
-    with ThreadPoolExecutor(parallel) as pool:
+    with ThreadPoolExecutor(len(slots)) as pool:
         running = [pool.submit(run_chain, name, stages) for name, stages in chains.items()]
         try:
             for chain in running:
@@ -255,34 +264,88 @@ def check(shared: Sequence[Stage], chains: Mapping[str, Sequence[Stage]]) -> Non
     """
     for stages in (shared, *chains.values()):
         for stage in stages:
-            if not stage.is_done() and stage.command[: len(TRAIN)] == TRAIN:
-                _check_configuration(stage)
+            if not stage.is_done() and _is_training(stage):
+                _check_logger(stage)
 
 
-def _check_configuration(stage: Stage) -> None:
-    variables = {**os.environ, **stage.environment}
-    overrides = (text for text in stage.command[len(TRAIN) :] if not text.startswith(OF_ONE_TRAINING))
+def _slots(chains: Mapping[str, Sequence[Stage]], parallel: int) -> list[dict[str, str]]:
+    """Variables for each of the chains that run at the same time: its own GPUs, if they train on this machine's.
+
+    Without them, the private Ray cluster of each training would start with the machine's first GPU.
+
+    Raises:
+        SystemExit: if there are too few GPUs, or accelerators that ``CUDA_VISIBLE_DEVICES`` does not divide.
+    """
+    unfinished = [stages for stages in chains.values() if not all(stage.is_done() for stage in stages)]
+    count = min(parallel, len(unfinished))
+    if count < 2:
+        return [{}] * parallel
+    each = max((_gpus(stage) for stages in unfinished for stage in stages if _is_training(stage)), default=0)
+    if each == 0:
+        return [{}] * parallel
+    found = accelerator.probe()
+    if found.usable and found.torch_cuda is None:
+        raise SystemExit(
+            f"--parallel is {parallel}; expected 1 on {accelerator.describe(found.devices)}: only CUDA's GPUs can be "
+            "divided among trainings"
+        )
+    names = accelerator.visible(found)
+    if len(names) < count * each:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        limited = "" if visible is None else f" (CUDA_VISIBLE_DEVICES is {visible!r})"
+        fits = len(names) // each
+        remedy = f"use --parallel {fits}" if fits else "that is too few for one: lower trainer.n_gpus_per_node"
+        raise SystemExit(
+            f"--parallel is {parallel}: {count} trainings at a time need {count} x {each} GPUs, and torch can use "
+            f"{len(names)} of this machine{limited}; {remedy}"
+        )
+    groups = (names[first : first + each] for first in range(0, count * each, each))
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(group)} for group in groups]
+
+
+def _is_training(stage: Stage) -> bool:
+    return stage.command[: len(TRAIN)] == TRAIN
+
+
+def _gpus(stage: Stage) -> int:
+    """GPUs of this machine that a training takes; 0 on the CPU, and on a running Ray cluster, which assigns its own.
+
+    Raises:
+        SystemExit: if its configuration can't be composed, or has an invalid count or address.
+    """
+    config = _configuration(stage)
     try:
-        logger = _logger(accelerator.decide(variables).name, *overrides)
-    except (NotComposed, accelerator.AcceleratorError, ModuleNotFoundError) as fault:
+        return 0 if config.trainer.device == "cpu" or cluster.running(config) else cluster.gpus(config)
+    except ValueError as fault:
         raise SystemExit(f"the training {stage.folder.name} can't start: {fault}") from None
+
+
+def _check_logger(stage: Stage) -> None:
+    given = _configuration(stage).trainer.logger
+    logger = [given] if isinstance(given, str) else [str(name) for name in given or ()]
     if "file" not in logger:
         raise SystemExit(
-            f"trainer.logger is {list(logger)}; expected 'file' in it, for example "
+            f"trainer.logger is {logger}; expected 'file' in it, for example "
             f"trainer.logger=[{','.join([*logger, 'file'])}]: the training {stage.folder.name} is followed and "
             "reported by the metrics in its file"
         )
 
 
-@functools.cache  # reading the configuration's files takes a third of a second
-def _logger(platform: str, *overrides: str) -> tuple[str, ...]:
-    """The loggers of the training with these overrides.
+def _configuration(stage: Stage) -> DictConfig:
+    """The configuration of a training, without what only one training has.
 
     Raises:
-        NotComposed: naming the override.
+        SystemExit: if it can't be composed.
     """
-    given = compose(f"platform={platform}", *overrides).trainer.logger
-    return (given,) if isinstance(given, str) else tuple(map(str, given or ()))
+    variables = {**os.environ, **stage.environment}
+    overrides = (text for text in stage.command[len(TRAIN) :] if not text.startswith(OF_ONE_TRAINING))
+    try:
+        return _composed(f"platform={accelerator.decide(variables).name}", *overrides)
+    except (NotComposed, accelerator.AcceleratorError, ModuleNotFoundError) as fault:
+        raise SystemExit(f"the training {stage.folder.name} can't start: {fault}") from None
+
+
+_composed = functools.cache(compose)  # reading the configuration's files takes a third of a second
 
 
 def _run(stage: Stage, label: str = "") -> None:
@@ -314,4 +377,4 @@ def gpus_of_the_cluster() -> int:
     Raises:
         ValueError: if it can't be reached.
     """
-    return int(sum(node.gpus for node in nodes_of_the_cluster()))
+    return int(sum(node.gpus for node in cluster.nodes_of_the_cluster()))

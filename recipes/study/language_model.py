@@ -212,7 +212,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=seed_list, default=[1, 2, 3, 4, 5], metavar="1,2,3", help="(1,2,3,4,5)")
     parser.add_argument("--method", action="append", choices=METHODS, help="may be repeated (those without a comma)")
     parser.add_argument(
-        "--parallel", type=int, default=2, choices=range(1, 9), help="trainings at a time (2, for two cores)"
+        "--parallel",
+        type=int,
+        default=2,
+        choices=range(1, 9),
+        help="trainings at a time (2, for two cores); on GPUs, each has its own",
     )
     parser.add_argument("--out", type=Path, default=Path("results/study/lm"), help="for CSV, tables and figures")
     parser.add_argument("--add", action="store_true", help="keep the trainings in steps.csv, train the others")

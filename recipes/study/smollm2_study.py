@@ -134,7 +134,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=seed_list, default=[1], metavar="1,2,3", help="one training each (1)")
     parser.add_argument("--method", action="append", choices=METHODS, help="may be repeated; all if absent")
     parser.add_argument("--steps", type=int, default=12, help="of a training (12)")
-    parser.add_argument("--parallel", type=int, default=1, choices=range(1, 9), help="trainings at a time (1)")
+    parser.add_argument(
+        "--parallel",
+        type=int,
+        default=1,
+        choices=range(1, 9),
+        help="trainings at a time (1); on GPUs, each has its own",
+    )
     parser.add_argument("--out", type=Path, default=Path("results/smollm2/study"), help="for CSVs, tables and figures")
     parser.add_argument("--report-only", action="store_true", help="train nothing, report what is finished")
     parser.add_argument("--train-only", action="store_true", help="train, report nothing")

@@ -164,6 +164,14 @@ def describe(devices: tuple[Device, ...]) -> str:
     return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
 
 
+def visible(found: Found, environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """The GPUs that torch can use, each as ``CUDA_VISIBLE_DEVICES`` names it: an index, or the entry that is set."""
+    count = len(found.usable_devices)  # CUDA ignores the entries from the first invalid one on
+    given = environ.get("CUDA_VISIBLE_DEVICES")
+    names = map(str, range(count)) if given is None else (name.strip() for name in given.split(","))
+    return tuple(names)[:count]
+
+
 def driver_needed(torch_cuda: str) -> int | None:
     """The oldest driver (major version) for a CUDA such as ``13.0``; None for an unknown CUDA."""
     return OLDEST_DRIVER.get(int(torch_cuda.split(".")[0]))

@@ -130,6 +130,15 @@ def _pools(config: DictConfig) -> dict[str, tuple[int, int]]:
     return {name: (section.nnodes, section.n_gpus_per_node) for name, section in sections.items()}
 
 
+def gpus(config: DictConfig) -> int:
+    """The GPUs of all resource pools of a training.
+
+    Raises:
+        ValueError: if a pool has no node or no GPU.
+    """
+    return sum(nodes * each for nodes, each in _pools(config).values())
+
+
 def _cpus_of_a_gpu(pool: str = "trainer") -> int:
     """CPUs that verl's placement groups hold per GPU: one for each worker group that may share it."""
     from verl.single_controller.ray import ResourcePoolManager
@@ -159,13 +168,13 @@ def needed(config: DictConfig) -> Need:
     Raises:
         ValueError: if a pool has no node or no GPU, or TransferQueue no storage unit.
     """
-    pools = _pools(config)
     parts = {
-        f"{name}.n_gpus_per_node": float(_cpus_of_a_gpu(name) * nodes * gpus) for name, (nodes, gpus) in pools.items()
+        f"{name}.n_gpus_per_node": float(_cpus_of_a_gpu(name) * nodes * each)
+        for name, (nodes, each) in _pools(config).items()
     }
     parts[UNITS] = float(storage_units(config))
     parts["TransferQueue's controller"] = 1.0
-    return Need(parts, sum(parts.values()), float(sum(nodes * gpus for nodes, gpus in pools.values())))
+    return Need(parts, sum(parts.values()), float(gpus(config)))
 
 
 def nodes_of_the_cluster(address: str | None = None, resource: str = "GPU") -> tuple[Node, ...]:

@@ -119,6 +119,24 @@ def test_gpus_that_do_not_exist_are_named():
         decide({"CUDA_VISIBLE_DEVICES": "7"}, lambda: found)
 
 
+@pytest.mark.parametrize(
+    ("visible", "count", "names"),
+    [
+        (None, 2, ("0", "1")),
+        ("3, 1", 2, ("3", "1")),
+        ("GPU-8a2b,MIG-5c6d", 2, ("GPU-8a2b", "MIG-5c6d")),
+        ("0,9,1", 1, ("0",)),  # CUDA stops at one that does not exist
+        ("", 0, ()),
+        ("-1", 0, ()),
+        (None, 0, ()),
+    ],
+)
+def test_usable_gpus_have_the_names_that_cuda_takes(visible, count, names):
+    found = Found("580.1", (H100,) * count, "13.0", count > 0, None)
+    assert accelerator.visible(found, {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}) == names
+    assert accelerator.visible(Found("580.1", (H100,), "13.0", False, None), {}) == ()
+
+
 PROPRIETARY = (
     "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024\nGCC version: 12.3\n"
 )

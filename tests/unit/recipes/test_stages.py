@@ -6,12 +6,14 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 
 import pytest
 
-from recipes.common.stages import Stage, run_all, show
-from saw.machine import environment
-from saw.runs.process_tree import JobFailed
+from recipes.common.stages import TRAIN, Stage, run_all, show
+from saw.machine import accelerator, environment
+from saw.machine.accelerator import Device, Found
+from saw.runs.process_tree import JobFailed, TrainingJob
 
 pytestmark = pytest.mark.slow  # they wait for processes
 
@@ -59,6 +61,139 @@ def test_chains_run_at_the_same_time(tmp_path):
     with pytest.raises(SystemExit, match="1 of 3 failed: c"):
         run_all([], chains, lambda: None, parallel=2)
     assert all(stages[0].is_done() for name, stages in chains.items() if name in "ab")
+
+
+#: Instead of a training: write its GPUs down, and end when another one has.
+SHOWN = """
+import os, sys, time
+from pathlib import Path
+shown, other = map(Path, sys.argv[1:])
+shown.with_suffix(".part").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "unset"))
+shown.with_suffix(".part").rename(shown)
+while not other.exists(): time.sleep(0.05)
+"""
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """A faked machine without a Ray cluster: call it with the number of its GPUs and CUDA_VISIBLE_DEVICES."""
+    monkeypatch.delenv("SAW_PLATFORM", raising=False)
+    monkeypatch.delenv("VERL_PLATFORM", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray._private.services.find_bootstrap_address", lambda temp_dir: None)
+
+    def fake(count, visible=None, torch_cuda="13.0"):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        found = Found("580.65.06", (Device("a GPU"),) * count, torch_cuda, count > 0, None)
+        monkeypatch.setattr(accelerator, "probe", lambda: found)
+        monkeypatch.setattr(accelerator, "decide", partial(accelerator.decide, probe=lambda: found))
+
+    return fake
+
+
+@pytest.fixture
+def chain(monkeypatch, tmp_path):
+    """A training, and what follows it; both show their GPUs, and the training ends when another one has begun."""
+
+    def job(stage):
+        command = [sys.executable, "-c", SHOWN, str(stage.folder / stage.name), stage.command[-1].split("=")[1]]
+        return TrainingJob(command, stage.folder, 60, stage.environment, stage.name, resume=True)
+
+    monkeypatch.setattr(Stage, "job", property(job))
+
+    def make(name, *overrides, until=None):
+        folder = tmp_path / name
+        end = f"trainer.experiment_name={tmp_path / until / 'train' if until else tmp_path}"
+        train = Stage("train", folder, (*TRAIN, "experiment=quickstart", *overrides, end))
+        return [train, Stage("evaluate", folder, ("-m", "evaluation", f"--out={tmp_path}"))]
+
+    return make
+
+
+def shown_gpus(folder) -> str:
+    """The GPUs of a chain: all of its stages have the same."""
+    first, second = ((folder / name).read_text() for name in ("train", "evaluate"))
+    assert first == second
+    return first
+
+
+@pytest.mark.parametrize(
+    ("visible", "groups"),
+    [
+        (None, {"0,1", "2,3"}),
+        ("2,3,5,7", {"2,3", "5,7"}),
+        ("GPU-a1, GPU-b2,GPU-c3,GPU-d4", {"GPU-a1,GPU-b2", "GPU-c3,GPU-d4"}),
+    ],
+)
+def test_trainings_at_the_same_time_have_gpus_of_their_own(tmp_path, gpus, chain, visible, groups, capsys):
+    """Kind: Ray's private clusters all count from GPU 0. Here c starts after a has ended, while b still runs."""
+    gpus(4, visible)
+    two = "trainer.n_gpus_per_node=2"
+    chains = {"a": chain("a", two, until="b"), "b": chain("b", until="c"), "c": chain("c", two)}
+    run_all([], chains, lambda: None, parallel=2)
+    shown = {name: shown_gpus(tmp_path / name) for name in chains}
+    assert {shown["a"], shown["b"]} == groups
+    assert shown["c"] == shown["a"]
+    assert f"CUDA_VISIBLE_DEVICES={shown['c']} " in capsys.readouterr().out
+    gpus(0)  # a record is the same wherever the training ran
+    assert all(stage.is_done() for stages in chains.values() for stage in stages)
+    assert not any("VISIBLE" in mark.read_text() for mark in tmp_path.glob("*/*.json"))
+
+
+@pytest.mark.parametrize(
+    ("has", "visible", "needs", "told"),
+    [
+        (1, None, ["trainer.n_gpus_per_node=1"], "need 3 x 1 GPUs, .* use 1 of .*; use --parallel 1"),
+        (5, None, ["trainer.n_gpus_per_node=2"], "need 3 x 2 GPUs, .* use 5 of .*; use --parallel 2"),
+        (2, "4,6", [], r"need 3 x 1 .* use 2 of .*CUDA_VISIBLE_DEVICES is '4,6'.*; use --parallel 2"),
+        (1, None, ["trainer.n_gpus_per_node=2"], "need 3 x 2 GPUs, .*; that is too few for one: lower trainer.n_gpus"),
+        # the judge's GPU too
+        (5, None, ["judge=verl", "reward.reward_model.model_path=x"], "need 3 x 2 GPUs, .*; use --parallel 2"),
+        (4, None, ["trainer.n_gpus_per_node=0"], "n_gpus_per_node is 0; expected a whole number of at least 1"),
+    ],
+)
+def test_too_few_gpus_are_refused_before_anything_runs(tmp_path, gpus, chain, has, visible, needs, told):
+    gpus(has, visible)
+    chains = {"a": chain("a"), "b": chain("b"), "c": chain("c", *needs)}
+    with pytest.raises(SystemExit, match=told):
+        run_all([count(tmp_path, "shared")], chains, lambda: None, parallel=3)
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_accelerators_cannot_be_divided(gpus, chain):
+    """CUDA_VISIBLE_DEVICES would change nothing, and all trainings would use the first one."""
+    gpus(8, torch_cuda=None)
+    with pytest.raises(SystemExit, match="--parallel is 2; expected 1 on 8 x a GPU"):
+        run_all([], {name: chain(name) for name in "ab"}, lambda: None, parallel=2)
+
+
+@pytest.mark.parametrize(
+    ("variables", "parallel", "names"),
+    [
+        ({}, 1, "ab"),
+        ({}, 4, "a"),  # nothing else runs at the same time
+        ({"SAW_PLATFORM": "cpu"}, 2, "ab"),
+        ({"RAY_ADDRESS": "10.0.0.1:6379"}, 2, "ab"),
+    ],
+)
+def test_otherwise_the_environment_stays_as_it_is(tmp_path, gpus, chain, monkeypatch, variables, parallel, names):
+    gpus(1)
+    for key, value in variables.items():
+        monkeypatch.setenv(key, value)
+    run_all([], {name: chain(name) for name in names}, lambda: None, parallel=parallel)
+    assert {shown_gpus(tmp_path / name) for name in names} == {"unset"}
+
+
+def test_finished_chains_need_no_gpus(tmp_path, gpus, chain):
+    """A rerun whose last two trainings are missing; a chain that only lacks its evaluation counts."""
+    gpus(2)
+    chains = {"a": chain("a", "trainer.n_gpus_per_node=2"), "b": chain("b"), "c": chain("c")}
+    run_all([], {"a": chains["a"]}, lambda: None)
+    run_all([], {"b": chains["b"][:1]}, lambda: None)
+    run_all([], chains, lambda: None, parallel=3)
+    assert {(tmp_path / name / "evaluate").read_text() for name in "bc"} == {"0", "1"}
 
 
 TRAINING = """
