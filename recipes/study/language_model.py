@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
@@ -39,6 +40,7 @@ METHODS = {
 }
 #: Trained by default: under half an hour per seed.
 DEFAULT_METHODS = tuple(label for label in METHODS if "," not in label)
+DEFAULT_SEEDS = (1, 2, 3, 4, 5)
 OBJECTIVES = {"format": (0.0, 1.0), "correctness": (-3.0, 3.0)}
 TIMES = tuple(f"timing_s/{part}" for part in ("gen", "old_log_prob", "adv", "update_actor", "update_weights", "step"))
 #: Metrics kept of every step.
@@ -112,7 +114,17 @@ def trained_on(runs: Sequence[LoggedRun]) -> str:
 def origin(runs: Sequence[LoggedRun], last: int) -> str:
     """The line of the page that says how its numbers were made; ``last`` is the last step of each training."""
     trained = f"{len(runs)} trainings, {last} steps of each, commits in steps.csv"
-    return f"`bash scripts/study.sh lm`; {trained}; {trained_on(runs)}."
+    return f"`{command_of('lm', runs, DEFAULT_METHODS, DEFAULT_SEEDS)}`; {trained}; {trained_on(runs)}."
+
+
+def command_of(study: str, runs: Sequence[LoggedRun], methods: Sequence[str], seeds: Sequence[int]) -> str:
+    """The command that does these trainings; ``methods`` and ``seeds`` are those that it does without options."""
+    rows = {_row_of(run) for run in runs}
+    own = [label for label in METHODS if label in rows]
+    numbers = sorted({run.seed for run in runs})
+    options = [] if own == list(methods) else [text for label in own for text in ("--method", shlex.quote(label))]
+    options += [] if numbers == list(seeds) else ["--seeds", ",".join(map(str, numbers))]
+    return " ".join(["bash", "scripts/study.sh", study, *options])
 
 
 def _row_of(run: LoggedRun) -> str:
@@ -209,7 +221,7 @@ def report(out: Path) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=seed_list, default=[1, 2, 3, 4, 5], metavar="1,2,3", help="(1,2,3,4,5)")
+    parser.add_argument("--seeds", type=seed_list, default=list(DEFAULT_SEEDS), metavar="1,2,3", help="(1 to 5)")
     parser.add_argument("--method", action="append", choices=METHODS, help="may be repeated (those without a comma)")
     parser.add_argument(
         "--parallel",

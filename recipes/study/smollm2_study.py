@@ -31,6 +31,7 @@ from saw.runs.compose import checked_override
 
 EXPERIMENT = "short_answers"
 METHODS = ("grpo", "saw_grpo", "gdpo", "saw_gdpo")
+DEFAULT_SEEDS = (1,)
 #: Metrics kept of every step. The experiment uses vLLM's log-probabilities, so no old ones are computed.
 KEPT = (
     *(f"saw/{name}/{what}" for name in short_answers.RANGES for what in ("mean", "cv", "weight", "zero_spread")),
@@ -128,10 +129,17 @@ def report(out: Path) -> str:
     return "\n\n".join(text)
 
 
+def origin(runs: Sequence[LoggedRun]) -> str:
+    """The line of the page that says how its numbers were made."""
+    command = lm.command_of("smollm2", runs, METHODS, DEFAULT_SEEDS)
+    last = max(run.history.steps[-1] for run in runs)
+    return f"`{command}`; {len(runs)} trainings, {last} steps of each, commits in steps.csv; {lm.trained_on(runs)}."
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=seed_list, default=[1], metavar="1,2,3", help="one training each (1)")
+    parser.add_argument("--seeds", type=seed_list, default=list(DEFAULT_SEEDS), metavar="1,2,3", help="(1)")
     parser.add_argument("--method", action="append", choices=METHODS, help="may be repeated; all if absent")
     parser.add_argument("--steps", type=int, default=12, help="of a training (12)")
     parser.add_argument(
@@ -159,8 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(f"{runs} has no finished training")
     write(finished, arguments.out)
     text = report(arguments.out)
-    where = f"`bash scripts/study.sh smollm2`; {len(finished)} trainings, commits in steps.csv; "
-    (arguments.out / "README.md").write_text(f"{text}\n\n{where}{lm.trained_on(finished)}.\n")
+    (arguments.out / "README.md").write_text(f"{text}\n\n{origin(finished)}\n")
     print(text)
 
 

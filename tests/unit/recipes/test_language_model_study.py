@@ -15,6 +15,7 @@ from saw.verl.names import SEEDED, SINGLE_TURN
 from tests.conftest import ROOT
 
 STUDY = ROOT / "results" / "study" / "lm"
+SAME_START = STUDY.with_name("same_start")
 
 
 def make_run(tmp_path, method: str, seed: int, late: int) -> LoggedRun:
@@ -121,9 +122,10 @@ def test_a_run_that_learns_nothing_is_never_learned(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (STUDY / "steps.csv").exists(), reason="no language model has been studied yet")
-def test_the_committed_report_is_what_its_csv_gives(tmp_path):
-    shutil.copy(STUDY / "steps.csv", tmp_path)
-    assert (STUDY / "README.md").read_text().startswith(lm.report(tmp_path))
+@pytest.mark.parametrize("folder", [STUDY, SAME_START], ids=lambda folder: folder.name)
+def test_the_committed_report_is_what_its_csv_gives(folder, tmp_path):
+    shutil.copy(folder / "steps.csv", tmp_path)
+    assert (folder / "README.md").read_text().startswith(lm.report(tmp_path))
 
 
 def test_what_a_second_training_of_a_seed_is_said_to_lose_is_what_it_lost():
@@ -197,7 +199,8 @@ def test_a_repetition_at_another_commit_is_another_training(runs, tmp_path):
     assert again.info["provenance"] == {"commit": "0123456"}
 
 
-def test_the_committed_page_says_what_its_csvs_record():
-    groups = lm.read_steps(STUDY / "steps.csv").values()
+@pytest.mark.parametrize("folder", [STUDY, SAME_START], ids=lambda folder: folder.name)
+def test_the_committed_page_says_what_its_csvs_record(folder):
+    groups = lm.read_steps(folder / "steps.csv").values()
     runs = [run for group in groups for run in group]
-    assert (STUDY / "README.md").read_text().splitlines()[-1] == lm.origin(runs, runs[0].history.steps[-1])
+    assert (folder / "README.md").read_text().splitlines()[-1] == lm.origin(runs, runs[0].history.steps[-1])

@@ -99,7 +99,10 @@ def test_the_page_names_the_machine_of_the_trainings(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "read_run", read_run)
     monkeypatch.setattr(study.figures, "draw_all", lambda groups, out: [])
     study.main(["--report-only", "--out", str(tmp_path / "out")])
-    assert "2 trainings, commits in steps.csv; 1 x a GPU; torch 2.11.0." in (tmp_path / "out" / "README.md").read_text()
+    assert (tmp_path / "out" / "README.md").read_text().splitlines()[-1] == (
+        "`bash scripts/study.sh smollm2 --method grpo --method saw_grpo`; 2 trainings, 10 steps of each, commits in "
+        "steps.csv; 1 x a GPU; torch 2.11.0."
+    )
 
 
 def make_run(tmp_path, method: str, seed: int, step: float) -> LoggedRun:

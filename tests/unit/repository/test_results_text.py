@@ -4,6 +4,7 @@ An entry of :data:`FIGURES` is a piece of text with a gap per figure, and a func
 in the text that no entry covers, and that is not a setting (:data:`SETTINGS`), fails as well.
 """
 
+import math
 import re
 import statistics
 from collections.abc import Callable, Iterator
@@ -275,6 +276,18 @@ def lean_early(objective: str, what: str, steps: slice) -> float:
 def lean_learned(method: str) -> str:
     steps = [language_model._learned_at(run.history, "format") for run in lean()[method]]
     return f"{np.median([step for step in steps if np.isfinite(step)]):.0f}"
+
+
+@cache
+def trainers(what: str) -> list[float]:
+    """Every p of a table that compares the two trainers."""
+    found = getattr(lean_study, what)(lean(), lean("same_start"))
+    return [float(row[found.header.index("p")]) for row in found.rows]
+
+
+def below(value: float) -> str:
+    """Rounded down to two digits, for 'all above'."""
+    return f"{math.floor(100 * value) / 100:.2f}"
 
 
 @cache
@@ -812,6 +825,24 @@ FIGURES = [
         "lets them move ({} to {})",
         lambda: two(*format_weights("gradient_gdpo, lr=1e-5")),
     ),
+    Figure(
+        "recipes/study/README.md",
+        "None of {} means differs (Welch's t-test, all p above {}), and no mean curve is further away than random "
+        "divisions of the runs would be (p above {})",
+        lambda: [str(len(trainers("agreement"))), *(below(min(trainers(what))) for what in ("agreement", "curves"))],
+    ),
+    Figure(
+        "recipes/study/README.md",
+        "in the pipeline the area under format's curve rises by {} (SAW-GRPO) and {} (SAW-GDPO), in the lean trainer "
+        "by {} and {}",
+        lambda: three(
+            *(
+                statistics.fmean(lean_study.differences(lean(folder), method, "format", summary.AREA))
+                for folder in ("same_start", "lean")
+                for method in lean_study.PAIRS
+            )
+        ),
+    ),
 ]
 
 
@@ -838,6 +869,7 @@ SETTINGS = {
             "[pipeline], 5 seeds:",
             "95 % bootstrap",
             "with seed 1",
+            "in the pipeline, 2 seeds,",
             "good objective with 8 choices",
             "(1 in 50 at first)",
         ),
