@@ -1055,6 +1055,11 @@ def gpu_trainings() -> Iterator[str]:
     yield "A step took {:.0f} and {:.0f} s: ".format(*toolrl["timing_s/step"])
     yield "{:.0f} to {:.0f} s of it the update".format(*update)
     yield "{:.0f} to {:.0f} s vLLM".format(*rollout)
+    memory = pd.read_csv(RESULTS / "gpu" / "memory.csv")
+    yield "estimated {:.1f} and {:.1f} GiB".format(*memory["estimated_gib"])
+    yield "measured {:.2f} and {:.2f} at most".format(*memory["measured_gib"])
+    yield f"{(memory['measured_gib'] - memory['estimated_gib']).max():.2f} GiB too low"
+    assert memory["measured_gib"][0] == pytest.approx(toolrl["actor/perf/max_memory_allocated_gb"].max(), abs=5e-3)
 
 
 def gpu_advantages() -> Iterator[str]:
