@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.common import smollm2
-from recipes.common.stages import Stage, check, gpus_of_a_node, gpus_of_the_cluster, run_all, show
+from recipes.common.stages import CELL, Stage, check, gpus_of_a_node, gpus_of_the_cluster, run_all, show
 from saw.machine.accelerator import cluster_address
 from saw.machine.disk import free_bytes, training_bytes
 from saw.records.files import write_whole
@@ -251,7 +251,7 @@ def _write_cell(arguments: argparse.Namespace, cell: Any, seed: int) -> None:
     folder = arguments.out / cell.folder(seed)
     folder.mkdir(parents=True, exist_ok=True)
     rehearsal = {"size_override": "toy" if arguments.rehearse else None, "overrides": list(arguments.overrides)}
-    write_whole(folder / "cell.json", json.dumps({**cell._asdict(), "seed": seed, **rehearsal}, indent=2) + "\n")
+    write_whole(folder / CELL, json.dumps({**cell._asdict(), "seed": seed, **rehearsal}, indent=2) + "\n")
 
 
 def stop_if_missing(arguments: argparse.Namespace, missing: Sequence[str]) -> None:
