@@ -1,10 +1,11 @@
-"""Run a command's module as ``python -m`` would; another version of verl ends it with one message.
+"""Run a command's module as ``python -m`` would; another version of verl ends it with one message, and no log of it.
 
 python -m saw.command MODULE [ARGUMENTS]
 """
 
 from __future__ import annotations
 
+import logging
 import runpy
 import sys
 
@@ -27,4 +28,6 @@ def run() -> None:
 
 
 if __name__ == "__main__":
+    # The plug-in logs its error too, because verl swallows it; here it is shown as the message.
+    logging.getLogger("saw.verl.version").addFilter(lambda record: record.levelno < logging.ERROR)
     run()

@@ -15,8 +15,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from recipes.common.reproduce import run_main, seed_list, time_limit
-from recipes.common.stages import Stage, run_all, show
+from recipes.common.reproduce import refuse_own, run_main, seed_list, time_limit
+from recipes.common.stages import Stage, check, run_all, show
 from recipes.common.toys import curves, toy_model, toy_rows
 from saw.method.registry import METHODS
 from saw.runs.compose import CONFIGS, checked_override, parse_override
@@ -26,6 +26,22 @@ from saw.runs.compose import CONFIGS, checked_override, parse_override
 TOY_MODELS = {
     "quickstart": ("quickstart/model",),
     "study": ("study_toys/model", "--steps", "1200", "--spoilt-format", "0.85", "--wrong-value", "0.4"),
+}
+
+#: Setting that tells the trainings apart -> the option to use instead of an override.
+TOLD_APART_BY = {
+    "experiment": "--experiment",
+    "saw.method": "--method",
+    "data.seed": "--seeds",
+    "trainer.default_local_dir": "--out",
+    "trainer.experiment_name": "--out: a training has the name of its folder",
+}
+#: As before, for a study, which has one experiment and a folder of its own below ``$SAW_RUNS``.
+TOLD_APART_IN_A_STUDY = {
+    **TOLD_APART_BY,
+    "experiment": "another study",
+    "trainer.default_local_dir": "SAW_RUNS, the folder of all runs",
+    "trainer.experiment_name": "SAW_RUNS: a training has the name of its folder",
 }
 
 
@@ -48,7 +64,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=seed_list, default=[1], metavar="1,2,3", help="one training each (1)")
     parser.add_argument("--hours", type=time_limit, default=72, help="time limit of a training, in hours (72)")
     parser.add_argument("--out", type=Path, help="folder for everything ($SAW_RUNS/sweep/EXPERIMENT)")
-    parser.add_argument("--dry-run", action="store_true", help="print every command")
+    parser.add_argument("--dry-run", action="store_true", help="print every command, and check the settings")
     parser.add_argument(
         "overrides", nargs="*", type=checked_override, metavar="KEY=VALUE", help="Hydra overrides of all trainings"
     )
@@ -64,6 +80,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
                 parse_override(override)
         except argparse.ArgumentTypeError as fault:
             parser.error(f"--method {method}: {fault}")
+        refuse_own(parser, own, TOLD_APART_BY)
+    refuse_own(parser, arguments.overrides, TOLD_APART_BY)
     runs = Path(os.environ.get("SAW_RUNS", "runs"))
     arguments.out = (arguments.out or runs / "sweep" / arguments.experiment).resolve()
     return arguments
@@ -121,6 +139,7 @@ def main() -> None:
     arguments = parse()
     shared, chains = toys(arguments.experiment), plan(arguments)
     if arguments.dry_run:
+        check(shared, chains)
         show(shared, chains)
         return
     run_all(shared, chains, lambda: report(arguments, chains))

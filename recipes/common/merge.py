@@ -10,21 +10,33 @@ import json
 import shutil
 import subprocess
 import sys
+from itertools import chain, islice
 from pathlib import Path
 
 #: Written by verl once a checkpoint is complete; holds its step.
 LATEST = "latest_checkpointed_iteration.txt"
+#: So many absent files of a checkpoint are named.
+NAMED = 16
 
 
 def last_checkpoint(folder: Path) -> Path:
     """The actor's shards of the last complete checkpoint.
 
     Raises:
-        SystemExit: if there is none.
+        SystemExit: if there is none, or if it can't be known which.
     """
     if not (folder / LATEST).exists():
         raise SystemExit(f"{folder} holds no complete checkpoint ({LATEST} is absent); has the training been run?")
-    actor = folder / f"global_step_{(folder / LATEST).read_text().strip()}" / "actor"
+    try:
+        step = (folder / LATEST).read_bytes().strip()
+    except OSError as error:
+        raise SystemExit(f"{folder / LATEST} can't be read: {error}") from None
+    if not step.isdigit():
+        raise SystemExit(
+            f"{folder / LATEST} holds {step[:20]!r}; expected a step, for example 10: write that of the last complete "
+            "global_step_ folder into it"
+        )
+    actor = folder / f"global_step_{step.decode()}" / "actor"
     if not actor.is_dir():
         raise SystemExit(f"{folder / LATEST} names a step whose folder {actor} is absent")
     return actor
@@ -37,16 +49,27 @@ def check(actor: Path, out: Path) -> None:
         SystemExit: naming the file.
     """
     try:
-        ranks = int(json.loads((actor / "fsdp_config.json").read_bytes())["world_size"])
+        ranks = json.loads((actor / "fsdp_config.json").read_bytes())["world_size"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SystemExit(f"{actor} can't be merged: its fsdp_config.json has no world_size ({error})") from None
-    shards = [f"model_world_size_{ranks}_rank_{rank}.pt" for rank in range(ranks)]
-    if absent := [name for name in (*shards, "huggingface/config.json") if not (actor / name).is_file()]:
+    if type(ranks) is not int or ranks < 1:
         raise SystemExit(
-            f"{actor} can't be merged: {', '.join(absent)} absent; copy the checkpoint again, from every node"
+            f"{actor} can't be merged: world_size in its fsdp_config.json is {ranks!r}; expected the number of ranks, "
+            "at least 1: copy the checkpoint again"
         )
-    if out.exists() and not (out / "config.json").is_file():
+    shards = (f"model_world_size_{ranks}_rank_{rank}.pt" for rank in range(ranks))
+    names = chain(["huggingface/config.json"], shards)
+    if absent := list(islice((name for name in names if not (actor / name).is_file()), NAMED)):
+        more = " (or more)" if len(absent) == NAMED else ""
+        raise SystemExit(
+            f"{actor} can't be merged: {', '.join(absent)}{more} absent; copy the checkpoint again, from every node"
+        )
+    if out.exists() and not (out / "config.json").is_file() and not _is_empty(out):
         raise SystemExit(f"--out {out} exists and is no Hugging Face folder, and would be replaced; name another one")
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
 
 
 def merge(checkpoints: Path, out: Path) -> None:
@@ -55,6 +78,7 @@ def merge(checkpoints: Path, out: Path) -> None:
     Raises:
         SystemExit: if there is no checkpoint, or it can't be merged.
     """
+    out = out.resolve()  # "." has no name, and a link would not be replaced
     actor = last_checkpoint(checkpoints)
     check(actor, out)
     unfinished = out.with_name(out.name + ".unfinished")

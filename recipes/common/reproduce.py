@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from recipes.common import smollm2
-from recipes.common.stages import Stage, check, gpus_of_a_node, gpus_of_the_cluster, run_all, show
+from recipes.common.stages import CELL, Stage, check, gpus_of_a_node, gpus_of_the_cluster, run_all, show
 from saw.machine.accelerator import cluster_address
 from saw.machine.disk import free_bytes, training_bytes
 from saw.records.files import write_whole
-from saw.runs.compose import checked_override, parse_override
+from saw.runs.compose import checked_override, keys_of
 
 METHODS = ("grpo", "gradient_grpo", "saw_grpo", "gdpo", "gradient_gdpo", "saw_gdpo")
 #: Reading of the sources (configs/reading) -> its GPUs per node.
@@ -32,14 +32,18 @@ MADE_BY = {
     "toy_model": ("model", "tokenizer"),
     smollm2.NAME: ("model", "tokenizer"),
 }
-#: Overrides that would move a training to another row of the table -> the option to use instead.
+#: Setting that tells a table's trainings apart -> the option to use instead of an override.
 TOLD_APART_BY = {
     "reading": "--reading",
     "saw.method": "--method",
     "model": "--model, where the table has it",
     "data.seed": "--seeds",
     "experiment": "another script",
+    "trainer.default_local_dir": "--out",
+    "trainer.experiment_name": "--out: a training has the name of its folder",
 }
+#: As before, but not in a rehearsal, which has the sizes of a toy.
+SIZES = {"trainer.n_gpus_per_node": "--gpus", "trainer.nnodes": "--nodes"}
 
 
 def parser(description: str | None, name: str, models: Sequence[str] = ()) -> argparse.ArgumentParser:
@@ -86,10 +90,7 @@ def parser(description: str | None, name: str, models: Sequence[str] = ()) -> ar
 def parse(options: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """Read and check the common options."""
     arguments = options.parse_args(argv)
-    for override in arguments.overrides:
-        key = parse_override(override).key_or_group
-        if key in TOLD_APART_BY:
-            options.error(f"{override!r} would move a training to another row of the table; use {TOLD_APART_BY[key]}")
+    refuse_own(options, arguments.overrides, TOLD_APART_BY if arguments.rehearse else {**TOLD_APART_BY, **SIZES})
     models = list(dict.fromkeys(arguments.model or ()))
     arguments.smollm2 = smollm2.NAME in models
     if arguments.smollm2 and not arguments.rehearse:
@@ -105,6 +106,22 @@ def parse(options: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpa
     default = runs / "rehearsal" / arguments.table if arguments.rehearse else runs / arguments.table
     arguments.out = (arguments.out or default).resolve()
     return arguments
+
+
+def refuse_own(options: argparse.ArgumentParser, overrides: Iterable[str], instead: Mapping[str, str]) -> None:
+    """End with an error if an override sets what a command sets for each training.
+
+    Of two overrides of a key the last one counts, so a folder would hold another training than its name says.
+
+    Args:
+        options (argparse.ArgumentParser): of the command.
+        overrides (Iterable[str]): valid ones.
+        instead (Mapping[str, str]): setting of the command -> the option to use instead.
+    """
+    for override in overrides:
+        for key in keys_of(override):
+            if key in instead:
+                options.error(f"{override!r} sets {key}, which this command sets itself; use {instead[key]}")
 
 
 def rehearsal_model(arguments: argparse.Namespace, *options: str) -> tuple[Path, list[Stage], Sequence[str]]:
@@ -129,7 +146,7 @@ def seed_list(text: str) -> list[int]:
         argparse.ArgumentTypeError: if it has another form, a number that is no seed, or one twice.
     """
     try:
-        seeds = [int(part) for part in text.split(",")]
+        seeds = [] if "_" in text else [int(part) for part in text.split(",")]  # Python reads 1_0 as 10
     except ValueError:
         seeds = []
     if not seeds or not all(0 <= seed <= LARGEST_SEED for seed in seeds) or len(set(seeds)) < len(seeds):
@@ -149,7 +166,7 @@ def time_limit(text: str) -> float:
         hours = float(text)
     except ValueError:
         hours = math.nan
-    if not hours > 0:
+    if not hours > 0 or "_" in text:  # Python reads 1_0 as 10
         raise argparse.ArgumentTypeError(f"{text!r}: expected a number of hours above 0")
     return hours
 
@@ -234,7 +251,7 @@ def _write_cell(arguments: argparse.Namespace, cell: Any, seed: int) -> None:
     folder = arguments.out / cell.folder(seed)
     folder.mkdir(parents=True, exist_ok=True)
     rehearsal = {"size_override": "toy" if arguments.rehearse else None, "overrides": list(arguments.overrides)}
-    write_whole(folder / "cell.json", json.dumps({**cell._asdict(), "seed": seed, **rehearsal}, indent=2) + "\n")
+    write_whole(folder / CELL, json.dumps({**cell._asdict(), "seed": seed, **rehearsal}, indent=2) + "\n")
 
 
 def stop_if_missing(arguments: argparse.Namespace, missing: Sequence[str]) -> None:
@@ -285,6 +302,8 @@ def run_or_show(
         missing = [*missing, *too_much]
         can_start = diagnose(arguments, plan)
         show(*plan)
+        if can_start:  # otherwise the doctor has named it; but it looks at the first training only
+            check(*plan)
         raise SystemExit(2 if missing or not can_start else 0)
     check(*plan)
     for cell, seed in cells:

@@ -25,12 +25,14 @@ from tqdm import tqdm
 
 from saw.machine import accelerator, cluster, environment
 from saw.records import metrics_file
-from saw.records.files import write_whole
+from saw.records.files import value_of, write_whole
 from saw.report import step_line
 from saw.runs.compose import NotComposed, compose
-from saw.runs.process_tree import JobFailed, TrainingJob, stop_job_in
+from saw.runs.process_tree import OWNER, JobFailed, TrainingJob, stop_job_in
 
 HOUR = 3600.0
+#: File in a training's folder that says which row of a table it belongs to.
+CELL = "cell.json"
 #: How the command of a training begins, and those of its overrides that may have any value.
 TRAIN = ("-m", "saw.runs.train")
 OF_ONE_TRAINING = ("data.seed=", "trainer.default_local_dir=", "trainer.experiment_name=")
@@ -76,12 +78,16 @@ class Stage:
     def is_done(self) -> bool:
         """Whether it is finished.
 
+        Another command may follow one that was killed before it made anything.
+
         Raises:
-            SystemExit: if it was started or finished with another command.
+            SystemExit: if it was started or finished with another command, or if a mark is broken.
         """
         for mark in (self._mark, self._started):
-            if mark.exists() and (earlier := json.loads(mark.read_text())["command"]) != list(self.command):
+            if mark.exists() and (earlier := _read(mark)["command"]) != list(self.command):
                 ended = "finished" if mark == self._mark else "started"
+                if ended == "started" and self._made_nothing():
+                    continue
                 raise SystemExit(
                     f"{self.folder} has a stage {self.name} that was {ended} with another command:\n"
                     f"  there: {shlex.join(earlier)}\n  asked: {shlex.join(self.command)}\n"
@@ -90,8 +96,18 @@ class Stage:
         return self._mark.exists()
 
     def outcome(self) -> dict[str, Any]:
-        """The cost of a finished stage: ``seconds``, and ``peak_bytes`` of memory over all its processes."""
-        return json.loads(self._mark.read_text())
+        """The cost of a finished stage: ``seconds``, and ``peak_bytes`` of memory over all its processes.
+
+        Raises:
+            SystemExit: if its mark is broken.
+        """
+        return _read(self._mark, "seconds", "peak_bytes")
+
+    def _made_nothing(self) -> bool:
+        """Whether its folder holds nothing but what this module writes before a stage, and no process works there."""
+        logs = {self.job.log.name, *(log.name for log in metrics_file.parts(self.job.log))}
+        own = {self._started.name, OWNER, CELL, *logs}
+        return {path.name for path in self.folder.iterdir()} <= own and not self.job.is_followed()
 
     def forget(self) -> None:
         """Remove its marks, as if it had never started."""
@@ -182,6 +198,26 @@ class Stage:
     def stop(self) -> None:
         """Stop it if another thread of this process runs it; it fails there."""
         stop_job_in(self.folder)
+
+
+def _read(mark: Path, *numbers: str) -> dict[str, Any]:
+    """The content of a mark: its stage's command, and the named numbers.
+
+    Raises:
+        SystemExit: naming the mark, if it is broken.
+    """
+    try:
+        found = value_of(mark.read_bytes())
+    except OSError as fault:
+        found = fault
+    command = found.get("command") if isinstance(found, dict) else None
+    if not isinstance(command, list) or not all(isinstance(part, str) for part in command):
+        wrong = "no command" if not isinstance(found, Exception) else str(found)
+    elif absent := [name for name in numbers if not isinstance(found.get(name), int | float)]:
+        wrong = f"no {' and no '.join(absent)}"
+    else:
+        return found
+    raise SystemExit(f"{mark} is broken ({wrong}); remove it and run the same command again, which repeats the stage")
 
 
 def _written(path: Path) -> int | None:

@@ -22,7 +22,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from recipes.common import smollm2
-from recipes.common.reproduce import run_main
+from recipes.common.reproduce import refuse_own, run_main
 from recipes.common.stages import HOUR, Stage, run_all
 from recipes.common.toys import curves, toy_model, toy_rows
 from saw.method.registry import METHODS
@@ -33,6 +33,14 @@ DEFAULT_METHODS = ("grpo", "saw_gdpo")
 DEFAULT_STEPS = 16
 #: Time limits in seconds for the start-up and per step; a run that takes longer is considered hung.
 START_LIMIT, STEP_LIMIT = 600, 300
+
+#: Setting of the quickstart -> the option to use instead of an override.
+OWN = {
+    "experiment": "bash scripts/sweep.sh --experiment",
+    "saw.method": "--method",
+    "trainer.total_training_steps": "--steps",
+    "trainer.default_local_dir": "--out",
+}
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -57,6 +65,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--fresh", action="store_true", help="repeat finished trainings")
     parser.add_argument("overrides", nargs="*", type=checked_override, metavar="KEY=VALUE", help="Hydra overrides")
     arguments = parser.parse_args(argv)
+    refuse_own(parser, arguments.overrides, OWN)
     if arguments.steps < 1:
         parser.error(f"--steps is {arguments.steps}; expected a number that is at least 1")
     if arguments.data and not arguments.data.is_file():

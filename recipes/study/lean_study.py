@@ -30,7 +30,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from recipes.ablations import sweep
-from recipes.common.reproduce import run_main, seed_list
+from recipes.common.reproduce import refuse_own, run_main, seed_list
 from recipes.common.stages import run_all
 from recipes.study import language_model as lm
 from recipes.study.lean import Unsupported, settings_of, train
@@ -279,6 +279,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--train-only", action="store_true", help="train, report nothing")
     parser.add_argument("overrides", nargs="*", type=checked_override, metavar="KEY=VALUE", help="Hydra overrides")
     arguments = parser.parse_args(argv)
+    refuse_own(parser, arguments.overrides, sweep.TOLD_APART_IN_A_STUDY)
     torch.set_num_threads(1)
     home = Path(os.environ.get("SAW_RUNS", "runs")).resolve()
     runs = home / "study_lean"

@@ -20,7 +20,7 @@ import pandas as pd
 
 from recipes.ablations import sweep
 from recipes.common import smollm2
-from recipes.common.reproduce import run_main, seed_list
+from recipes.common.reproduce import refuse_own, run_main, seed_list
 from recipes.common.stages import Stage, run_all
 from recipes.study import language_model as lm
 from recipes.study import short_answers
@@ -32,6 +32,8 @@ from saw.runs.compose import checked_override
 EXPERIMENT = "short_answers"
 METHODS = ("grpo", "saw_grpo", "gdpo", "saw_gdpo")
 DEFAULT_SEEDS = (1,)
+#: Setting that the command line has an option for -> what to use instead of an override.
+OWN = {**sweep.TOLD_APART_IN_A_STUDY, "trainer.total_training_steps": "--steps"}
 #: Metrics kept of every step. The experiment uses vLLM's log-probabilities, so no old ones are computed.
 KEPT = (
     *(f"saw/{name}/{what}" for name in short_answers.RANGES for what in ("mean", "cv", "weight", "zero_spread")),
@@ -156,6 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.steps < 1:
         parser.error(f"--steps is {arguments.steps}; expected at least 1")
+    refuse_own(parser, arguments.overrides, OWN)
     arguments.method = arguments.method or list(METHODS)
     runs = Path(os.environ.get("SAW_RUNS", "runs")).resolve() / "smollm2"
     if not arguments.report_only:

@@ -65,7 +65,7 @@ def _threshold(text: str) -> tuple[str, float]:
         number = float(value)
     except ValueError:
         number = float("nan")
-    if not (name and separator) or not math.isfinite(number):
+    if not (name and separator) or not math.isfinite(number) or "_" in value:  # Python reads 0_9 as 9
         raise argparse.ArgumentTypeError(f"{text!r}; expected OBJECTIVE=VALUE, for example format=0.9")
     return name, number
 

@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import wandb
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 from wandb_workspaces.workspaces import internal
@@ -24,6 +25,11 @@ from wandb_workspaces.workspaces import internal
 from saw.report.figures import COSTS
 
 NAME = "SAW"
+#: What to do if wandb can't be reached, or refuses. WANDB_MODE=offline has no effect: a dashboard is only at wandb.
+REMEDY = (
+    "the dashboard was not saved at wandb: log in with wandb login, or set WANDB_API_KEY; or write it to a file with "
+    "--offline FILE, and send that with --from FILE from a machine that is logged in"
+)
 #: wandb's name for the view, by which a later call finds it.
 VIEW = "nw-sawdashboard-v"
 #: Section -> heading of a panel -> metric of each objective, with ``*`` for the objective's name.
@@ -154,14 +160,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         parser.error("expected --project or --from")
     if arguments.offline:
-        arguments.offline.write_text(json.dumps(definition(board), indent=1) + "\n")
+        try:
+            arguments.offline.write_text(json.dumps(definition(board), indent=1) + "\n")
+        except OSError as fault:
+            parser.error(f"--offline {arguments.offline}: {fault}")
         print(f"definition: {arguments.offline}; create it with --from {arguments.offline}")
         return
-    if not board.entity:
-        import wandb
-
-        board.entity = wandb.Api().default_entity or parser.error("expected --entity: the login has no default entity")
-    print(f"dashboard: {save(board)}")
+    try:
+        if not board.entity:
+            board.entity = wandb.Api().default_entity or parser.error("expected --entity: the login has none")
+        print(f"dashboard: {save(board)}")
+    except wandb.Error as fault:
+        raise SystemExit(f"saw: {fault}\n{REMEDY}") from None
 
 
 if __name__ == "__main__":

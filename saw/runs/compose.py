@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -67,6 +69,18 @@ def checked_override(text: str) -> str:
     """A valid Hydra override, unchanged; usable as the ``type`` of an argparse argument."""
     parse_override(text)
     return text
+
+
+def keys_of(override: str) -> Iterator[str]:
+    """The keys that a valid override sets; ``data={seed: 1}`` sets ``data`` and ``data.seed``."""
+    found = parse_override(override)
+    yield from _keys(found.key_or_group, found.value())
+
+
+def _keys(key: str, value: Any) -> Iterator[str]:
+    yield key
+    for name, inner in value.items() if isinstance(value, dict) else ():
+        yield from _keys(f"{key}.{name}", inner)
 
 
 def _verls_configs() -> Path:

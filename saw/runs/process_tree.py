@@ -152,6 +152,11 @@ class Job:
         owner = {"run_id": run_id, "owner": os.getpid(), "started": psutil.Process().create_time()}
         write_whole(self.owner, json.dumps(owner))
 
+    def is_followed(self) -> bool:
+        """Whether a process runs a job in the folder; not if that process was killed, whatever it has left running."""
+        owner = _read_owner(self.owner)
+        return owner is not None and _follows(owner)
+
     def stop_leftovers(self) -> None:
         """Stop the processes of an earlier job in this folder, if the process that followed it was killed.
 

@@ -103,7 +103,9 @@ def apply(config: DictConfig, choice: Attention | None) -> None:
 
 def _as_asked(config: DictConfig, name: str, flash_fault: str | None) -> Attention:
     fused, log_probs = _fused(config, flash_fault)
-    return Attention(name, fused, "; ".join(filter(None, [f"{KEY} is set", log_probs])))
+    # configs/platform/cpu.yaml sets sdpa, so a user may have set nothing
+    why = "trainer.device is cpu" if config.trainer.device == "cpu" and name == "sdpa" else f"{KEY} is set"
+    return Attention(name, fused, "; ".join(filter(None, [why, log_probs])))
 
 
 def _for_machine(config: DictConfig, flash_fault: str | None) -> Attention:

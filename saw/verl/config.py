@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -18,8 +19,11 @@ from saw.method.turns import check_method, names_turns
 from saw.verl.names import NAME, RESERVED_NAMES
 
 
-class ConfigError(ValueError):
-    """A setting that cannot work; the message names the key, the value and what is allowed."""
+class ConfigError(ValueError, CompactHydraException):
+    """A setting that cannot work; the message names the key, the value and what is allowed.
+
+    Hydra, and so verl's own command, shows an exception of its type without a traceback.
+    """
 
 
 class ObjectiveSettings(BaseModel):

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import traceback
 
 import verl
 
@@ -41,6 +42,11 @@ def check_version() -> None:
         return
     from saw.faults import WrongVersion  # only now: every process that imports verl comes here
 
-    # Log it as well: verl swallows an error raised while it loads an entry point.
-    logger.error(message)
+    if _is_entry_point():  # verl swallows the error
+        logger.error(message)
     raise WrongVersion(message)
+
+
+def _is_entry_point() -> bool:
+    """Whether the plug-in is being loaded as an entry point, and not by an import that shows its error."""
+    return any(frame.f_globals.get("__name__") == "importlib.metadata" for frame, _ in traceback.walk_stack(None))

@@ -1302,6 +1302,7 @@ def test_a_dry_run_shows_the_doctors_table_of_the_first_training(tmp_path, monke
         return subprocess.CompletedProcess(command, code)
 
     monkeypatch.setattr(reproduce.subprocess, "run", run)
+    monkeypatch.setattr(reproduce, "check", lambda *plan: None)
     trains = [
         Stage(
             "train",

@@ -40,9 +40,30 @@ def merger(monkeypatch):
 
 
 ACTOR = "global_step_2/actor"
+
+
+def _folder_as_record(folder):
+    (folder / merge.LATEST).unlink()
+    (folder / merge.LATEST).mkdir()
+
+
 WRONG = {
     "no checkpoint": (lambda folder: (folder / merge.LATEST).unlink(), merge.LATEST),
     "another step": (lambda folder: (folder / merge.LATEST).write_text("7"), "global_step_7"),
+    "an empty record": (lambda folder: (folder / merge.LATEST).write_text(" "), f"{merge.LATEST} holds b''"),
+    "a binary record": (lambda folder: (folder / merge.LATEST).write_bytes(b"\xff\x00"), f"{merge.LATEST} holds b'"),
+    "a folder for a record": (_folder_as_record, f"{merge.LATEST} can't be read"),
+    **{
+        f"world_size {size}": (
+            lambda folder, size=size: (folder / ACTOR / "fsdp_config.json").write_text(f'{{"world_size": {size}}}'),
+            "world_size in its fsdp_config.json is",
+        )
+        for size in ("0", "-1", "Infinity", "NaN", '"two"', '"2"', "null", "true", "2.0")
+    },
+    "too many ranks": (
+        lambda folder: (folder / ACTOR / "fsdp_config.json").write_text('{"world_size": 100000}'),
+        "size_100000_rank_0.pt.* absent",
+    ),
     "no sizes": (lambda folder: (folder / ACTOR / "fsdp_config.json").unlink(), "fsdp_config.json"),
     "half a file": (lambda folder: (folder / ACTOR / "fsdp_config.json").write_text('{"wor'), "fsdp_config.json"),
     "other sizes": (lambda folder: (folder / ACTOR / "fsdp_config.json").write_text("[]"), "fsdp_config.json"),
@@ -56,8 +77,9 @@ def test_a_folder_that_cannot_be_merged_is_one_message(training, merger, what):
     """Kind: the traceback of a program that another one runs."""
     spoil, says = WRONG[what]
     spoil(training)
-    with pytest.raises(SystemExit, match=says):
+    with pytest.raises(SystemExit, match=says) as ended:
         merge.merge(training, training / "hf")
+    assert len(str(ended.value)) < 2000
     assert not (training / "hf").exists()
 
 
@@ -80,6 +102,32 @@ def test_a_folder_that_is_no_model_is_not_replaced(training, merger, out):
         merge.merge(training, (training.parent / out).resolve())
     assert (training / "notes").read_text() == "mine"
     assert (training / merge.LATEST).is_file()
+
+
+def test_an_empty_folder_is_filled(training, merger):
+    (training / "hf").mkdir()
+    merge.merge(training, training / "hf")
+    assert (training / "hf" / "config.json").is_file()
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+def test_the_current_folder_may_be_named_by_a_dot(training, merger, monkeypatch, earlier):
+    """Kind: ``with_name`` of a path that has no name."""
+    (training / "hf").mkdir()
+    if earlier:
+        (training / "hf" / "config.json").write_text("earlier")
+    monkeypatch.chdir(training / "hf")
+    merge.merge(training, Path("."))
+    assert (training / "hf" / "config.json").read_text() == "{}"
+    assert not list(training.glob("*.unfinished"))
+
+
+def test_a_link_stays_one(training, merger, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (training / "hf").symlink_to(tmp_path / "disk")
+    merge.merge(training, training / "hf")
+    assert (training / "hf").is_symlink()
+    assert (tmp_path / "disk" / "config.json").is_file()
 
 
 def test_the_command_shows_no_traceback(training, monkeypatch):

@@ -8,6 +8,7 @@ import threading
 import time
 from functools import partial
 
+import psutil
 import pytest
 
 from recipes.common.stages import TRAIN, Stage, run_all, show
@@ -366,6 +367,60 @@ def test_a_training_that_made_nothing_may_be_followed_by_another(tmp_path, begin
         assert not corrected.is_done()
         corrected.run()
         assert corrected.is_done()
+
+
+BROKEN = [b"", b"[]", b"null", b"{", b"{}", b'{"command": "x"}', b'{"command": [1]}', b"\xff"]
+
+
+@pytest.mark.parametrize("content", BROKEN)
+@pytest.mark.parametrize("mark", ["started", "done"])
+def test_a_broken_mark_is_named_before_anything_runs(tmp_path, mark, content):
+    """Kind: a traceback for a file that a full disk, or a hand, left behind."""
+    (tmp_path / "a").mkdir()
+    path = tmp_path / "a" / f"train.{mark}.json"
+    path.write_bytes(content)
+    with pytest.raises(SystemExit, match=f"{path} is broken .*remove it"):
+        run_all([count(tmp_path, "shared")], {"a": [count(tmp_path / "a", "train")]}, lambda: None)
+    assert not (tmp_path / "count").exists()
+
+
+def test_a_mark_without_its_cost_is_named(tmp_path):
+    done = count(tmp_path, "one")
+    (tmp_path / "one.done.json").write_text(json.dumps({"command": done.command, "seconds": 1.0}))
+    assert done.is_done()
+    with pytest.raises(SystemExit, match=r"one\.done\.json is broken \(no peak_bytes\)"):
+        done.outcome()
+
+
+def killed(folder, *others: str) -> Stage:
+    """A stage, in whose folder another was killed with its owner: the mark, and what else it left."""
+    gone = {"run_id": "none", "owner": 2**22 + 1, "started": 0.0}
+    files = {"train.started.json": {"command": ["-c", "other"]}, "running.json": gone}
+    for name in (*files, *others):
+        (folder / name).write_text(json.dumps(files.get(name)))
+    return count(folder, "train")
+
+
+def test_another_command_may_follow_one_that_was_killed_before_it_made_anything(tmp_path):
+    """Kind: SIGKILL, after which nothing removes the mark."""
+    follows = killed(tmp_path, "train.log", "train.1.log", "cell.json")
+    run_all([], {"a": [follows]}, lambda: None)
+    assert follows.is_done()
+
+
+@pytest.mark.parametrize("made", ["run.json", "metrics.jsonl", "global_step_1", "other.done.json"])
+def test_but_not_one_that_made_something(tmp_path, made):
+    with pytest.raises(SystemExit, match="started with another command"):
+        killed(tmp_path, made).is_done()
+
+
+def test_nor_one_that_is_running(tmp_path):
+    follows = killed(tmp_path)
+    alive = psutil.Process()
+    owner = {"run_id": "none", "owner": alive.pid, "started": alive.create_time()}
+    (tmp_path / "running.json").write_text(json.dumps(owner))
+    with pytest.raises(SystemExit, match="started with another command"):
+        follows.is_done()
 
 
 def test_commands_are_shown_as_a_shell_takes_them(tmp_path, capsys):

@@ -5,9 +5,10 @@ import sys
 import pytest
 
 from recipes.ablations import sweep
+from recipes.common import reproduce
 from recipes.common.stages import Stage, check
 from recipes.quickstart import run as quickstart
-from recipes.study import smollm2_study
+from recipes.study import lean_study, smollm2_study
 from recipes.tldr import reproduce as table2
 from recipes.toolrl import reproduce as table1
 
@@ -16,6 +17,7 @@ COMMANDS = {
     "quickstart": (quickstart, ["--method", "grpo"]),
     "quickstart, smollm2": (quickstart, ["--method", "grpo", "--model", "smollm2"]),
     "sweep": (sweep, ["--method", "grpo"]),
+    "sweep, dry run": (sweep, ["--method", "grpo", "--dry-run"]),
     "study": (smollm2_study, ["--method", "grpo"]),
     "table 1": (table1, ["--rehearse"]),
     "table 2": (table2, ["--rehearse"]),
@@ -60,6 +62,43 @@ def test_a_training_that_cannot_start_is_refused_before_anything_is_made(
     for word in words:
         assert word in said
     assert written(runs) == []
+
+
+@pytest.mark.parametrize("name", ["table 1", "table 2"])
+def test_a_dry_run_of_a_table_refuses_what_the_doctor_does_not_check(runs, monkeypatch, name):
+    module, options = COMMANDS[name]
+    monkeypatch.setattr(reproduce, "diagnose", lambda *_: True)
+    monkeypatch.setattr(sys, "argv", [name, *options, "--dry-run", "trainer.logger=[console]"])
+    with pytest.raises(SystemExit, match=r"trainer\.logger is \['console'\]"):
+        module.main()
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "key", "instead"),
+    [
+        *((sweep, ["--method", "grpo"], *row) for row in sweep.TOLD_APART_BY.items()),
+        *((smollm2_study, [], *row) for row in smollm2_study.OWN.items()),
+        *((lean_study, [], *row) for row in sweep.TOLD_APART_IN_A_STUDY.items()),
+        *((quickstart, [], *row) for row in quickstart.OWN.items()),
+    ],
+)
+def test_an_override_of_what_the_command_sets_is_refused(runs, monkeypatch, capsys, module, options, key, instead):
+    """Kind: the folder of seed 1 held a training of seed 5, or the override counted for nothing."""
+    section, _, name = key.rpartition(".")
+    given = [f"{key}=5", f"++{key}=5", *([f"{section}={{{name}: 5}}"] if section else [])]
+    for override in given:
+        monkeypatch.setattr(sys, "argv", ["command", *options, override])
+        with pytest.raises(SystemExit) as ended:
+            module.main()
+        assert ended.value.code == 2
+        assert f"{override!r} sets {key}, which this command sets itself; use {instead}" in capsys.readouterr().err
+    assert written(runs) == []
+
+
+def test_a_method_s_own_override_is_refused_too(runs, capsys):
+    with pytest.raises(SystemExit):
+        sweep.parse(["--method", "gdpo,data.seed=5"])
+    assert "'data.seed=5' sets data.seed" in capsys.readouterr().err
 
 
 def training(folder, *overrides: str) -> Stage:

@@ -65,10 +65,11 @@ def test_every_command_of_the_page_is_one_that_trains(command):
         (["--method", "gdpo", "--experiment", "none"], "no such file in configs/experiment"),
         *(
             (["--method", "gdpo", f"--seeds={seeds}"], f"{seeds!r}: expected whole numbers from 0")
-            for seeds in ("a", "", "1,", "-1", "1,-2", "1.5", "1,2,1", "nan", "4294967296", "9" * 5000)
+            for seeds in ("a", "", "1,", "-1", "1,-2", "1.5", "1,2,1", "nan", "4294967296", "9" * 5000, "1_0")
         ),
         (["--method", "gdpo", "--hours", "-1"], "'-1': expected a number of hours above 0"),
         (["--method", "gdpo", "--hours", "nan"], "'nan': expected a number of hours above 0"),
+        (["--method", "gdpo", "--hours", "1_0"], "'1_0': expected a number of hours above 0"),
         (["--method", "gdpo", "--hours", "soon"], "'soon': expected a number of hours above 0"),
         ([], "--method"),
     ],

@@ -149,8 +149,8 @@ def test_a_platform_that_a_table_would_overrule_is_refused(ready, monkeypatch, v
         (["--rehearse"], "takes neither --source nor --skip-bad"),
         (["--method", "ppo"], "invalid choice: 'ppo'"),
         *(  # kind: an override by which a training would be counted in another row
-            ([f"{key}=other"], f"'{key}=other' would move a training to another row of the table")
-            for key in ("reading", "saw.method", "model", "data.seed", "experiment")
+            ([f"{key}=other"], f"'{key}=other' sets {key}, which this command sets itself; use {instead}")
+            for key, instead in {**common.TOLD_APART_BY, **common.SIZES}.items()
         ),
         (["--dry"], "--dry"),  # the script, which has to know a dry run, knows it by its whole name
     ],
@@ -159,6 +159,10 @@ def test_wrong_options_are_refused(ready, options, fault, capsys):
     with pytest.raises(SystemExit):
         reproduce.parse([*ready, *options])
     assert fault in capsys.readouterr().err
+
+
+def test_a_rehearsal_may_have_another_size():
+    assert reproduce.parse(["--rehearse", "trainer.n_gpus_per_node=2"]).overrides == ["trainer.n_gpus_per_node=2"]
 
 
 def test_merging_needs_a_complete_checkpoint(tmp_path):

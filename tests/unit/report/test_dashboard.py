@@ -1,6 +1,7 @@
 """The wandb dashboard, offline: against the library's own schema, and against a server that this test plays."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -75,6 +76,7 @@ def test_a_second_call_updates_what_the_first_created(monkeypatch):
     ("options", "fault"),
     [
         (["--project", "p", "--objectives", ","], "--objectives is empty"),
+        (["--project", "p", "--offline", "nowhere/board.json"], "--offline nowhere/board.json: .*No such file"),
         (["--from", "nowhere.json"], "--from nowhere.json: .*No such file"),
         (["--from", "cut.json"], "(?s)--from cut.json: .*Invalid JSON"),
     ],
@@ -85,3 +87,18 @@ def test_bad_options_are_named(options, fault, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         dashboard.main(options)
     assert re.search(fault, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("entity", [[], ["--entity", "me"]])
+@pytest.mark.parametrize("key", [None, "abc"])
+def test_without_a_login_it_says_how_to_log_in(entity, key, tmp_path, monkeypatch):
+    """Kind: the traceback of a library for what a user has to do first."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    if key:
+        monkeypatch.setenv("WANDB_API_KEY", key)
+    with pytest.raises(SystemExit, match=r"(?s)^saw: .*wandb login, or set WANDB_API_KEY.*--offline FILE"):
+        dashboard.main(["--project", "p", *entity])

@@ -173,6 +173,7 @@ def test_a_baseline_that_is_not_there_is_named(runs, tmp_path):
     [
         (["nowhere"], "expected the folder of a training"),
         ([".", "--threshold", "format"], "expected OBJECTIVE=VALUE"),
+        ([".", "--threshold", "format=0_9"], "expected OBJECTIVE=VALUE"),
         ([".", "--threshold", "format=inf"], "expected OBJECTIVE=VALUE"),
         ([".", "--threshold", "a=0.5", "--threshold", "a=0.7"], "--threshold has two values for a"),
     ],

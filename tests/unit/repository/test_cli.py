@@ -118,16 +118,27 @@ def test_another_failed_import_is_shown_with_its_place(monkeypatch):
         command.run()
 
 
+#: As verl loads the plug-in, whose error it swallows.
+SWALLOWED = """
+from contextlib import suppress
+from importlib.metadata import EntryPoint
+with suppress(ImportError):
+    EntryPoint("saw", "saw.verl", "verl.plugins").load()
+"""
+
+
 @pytest.mark.slow
-def test_a_command_with_another_verl_shows_no_traceback(tmp_path):
+@pytest.mark.parametrize("loads", ["import saw.verl\n", SWALLOWED], ids=["by import", "as an entry point"])
+def test_a_command_with_another_verl_shows_no_traceback(tmp_path, loads):
     """In the real process, with the first command of which this was seen."""
     (tmp_path / "verl").mkdir()
-    (tmp_path / "verl" / "__init__.py").write_text("__version__ = '0.8.0'\nimport saw.verl\n")
+    (tmp_path / "verl" / "__init__.py").write_text(f"__version__ = '0.8.0'\n{loads}")
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     started = [sys.executable, "-m", "saw", "memory", "--gpus", "1"]
     ended = subprocess.run(started, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
     assert ended.stderr.splitlines()[-1].startswith("saw: the SAW plug-in needs verl 0.9.0 or 0.9.1, but verl 0.8.0 is")
+    assert ended.stderr.count("but verl 0.8.0 is installed") == 1
     assert "Traceback" not in ended.stderr
 
 

@@ -357,7 +357,8 @@ def test_another_engine_gets_verls_own_default_of_the_fused_kernels(engine):
 def test_a_cpu_has_sdpa_and_neither_flash_nor_flex_attention(flash_attn):
     flash_attn()
     base = ("experiment=quickstart",)
-    assert choose(changed(base)) == attention.Attention("sdpa", False, f"{KEY} is set")
+    assert choose(changed(base)) == attention.Attention("sdpa", False, "trainer.device is cpu")
+    assert choose(changed(base, f"{KEY}=eager")) == attention.Attention("eager", False, f"{KEY} is set")
     assert choose(changed(base, f"{KEY}=null")) == attention.Attention("sdpa", False, "trainer.device is cpu")
     for name in ("flash_attention_2", "flex_attention"):
         with pytest.raises(ConfigError, match=rf"is '{name}'.*CPU|is '{name}'.*cpu"):

@@ -86,6 +86,7 @@ def test_a_training_with_another_verl_ends_with_one_message(tmp_path):
     assert ended.returncode == 1
     assert "\nsaw: the SAW plug-in needs verl 0.9.0 or 0.9.1, but verl 0.8.0 is installed" in ended.stderr
     assert "Traceback" not in ended.stderr
+    assert ended.stderr.count("but verl 0.8.0 is installed") == 1
 
 
 @pytest.mark.parametrize(("metric", "allowed"), [("reward", False), ("score", True), ("format", True)])
