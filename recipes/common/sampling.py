@@ -8,7 +8,10 @@ BFCL's environment uses this module too.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -63,15 +66,21 @@ class Sampling:
         """All parameters as options of a command line, see :func:`add_options`."""
         return [text for name, value in asdict(self).items() for text in (f"--{name.replace('_', '-')}", str(value))]
 
-    def request(self, seed: int) -> dict[str, Any]:
-        """Keyword arguments of the OpenAI client's ``chat.completions.create``.
+    def request(self, seed: int, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Keyword arguments of the OpenAI client's ``chat.completions.create``, without model and messages.
+
+        The request's seed is a hash of both arguments. With one seed for all requests, they would share their random
+        numbers, and different questions would get similar answers.
 
         Args:
             seed (int): of the sampling; the runs of an evaluation have different ones.
+            messages (Sequence[Mapping[str, Any]]): of the request.
         """
         parameters = asdict(self)
         beyond_openai = {name: parameters.pop(name) for name in ("top_k", "min_p", "repetition_penalty")}
-        return {**parameters, "seed": seed, "extra_body": beyond_openai}
+        identity = json.dumps([seed, list(messages)], sort_keys=True)
+        digest = hashlib.sha256(identity.encode()).digest()
+        return {**parameters, "seed": int.from_bytes(digest[:4], "big"), "extra_body": beyond_openai}
 
 
 def add_options(parser: argparse.ArgumentParser, *, temperature: float, max_tokens: int, why: str) -> None:

@@ -121,7 +121,7 @@ def command_of(study: str, runs: Sequence[LoggedRun], methods: Sequence[str], se
     """The command that does these trainings; ``methods`` and ``seeds`` are those that it does without options."""
     rows = {_row_of(run) for run in runs}
     own = [label for label in METHODS if label in rows]
-    numbers = sorted({run.seed for run in runs})
+    numbers = sorted({run.seed for run in runs if run.seed is not None})
     options = [] if own == list(methods) else [text for label in own for text in ("--method", shlex.quote(label))]
     options += [] if numbers == list(seeds) else ["--seeds", ",".join(map(str, numbers))]
     return " ".join(["bash", "scripts/study.sh", study, *options])

@@ -71,7 +71,7 @@ async def summarise(rows: list[dict[str, Any]], address: str, arguments: argpars
         """Ask for one summary once a slot is free."""
         async with slots:
             response = await client.chat.completions.create(
-                model=SERVED, messages=row["prompt"], **arguments.sampling.request(seed)
+                model=SERVED, messages=row["prompt"], **arguments.sampling.request(seed, row["prompt"])
             )
         return response.choices[0].message.content or ""
 
@@ -180,7 +180,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         "model": str(arguments.model),
         "limit": arguments.limit,
         "sampling": arguments.sampling.as_dict(),
-        "seeds": "the run's number less 1",
+        "seeds": "a hash of the run's number less 1 and the messages",
     }
     if not (out / "settings.json").exists() and any(path.exists() for path in written):
         raise SystemExit(f"{out} holds summaries, but no settings.json with their settings; remove it")

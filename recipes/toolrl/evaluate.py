@@ -77,7 +77,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         "model": str(arguments.model),
         "runs": arguments.runs,
         "sampling": arguments.sampling.as_dict(),
-        "seeds": "the run's number",
+        "seeds": "a hash of the run's number and the messages",
         "multi_turn_sentence": arguments.multi_turn_sentence,
         "max_refused": arguments.max_refused,
         "categories": arguments.categories,

@@ -37,7 +37,8 @@ class ToolRLHandler(BaseHandler):
 
     #: Set by :func:`register`: BFCL creates the handlers and cannot pass these as arguments.
     served_model = ""
-    request: dict[str, Any] = {}  # noqa: RUF012
+    sampling: Sampling | None = None
+    seed = 0
     multi_turn_sentence = False
     client_arguments: dict[str, Any] = {}  # noqa: RUF012
 
@@ -95,10 +96,10 @@ class ToolRLHandler(BaseHandler):
         return response, time.monotonic() - started
 
     def _ask(self, messages: list[Any]) -> Any:
-        if self.client is None:
+        if self.client is None or self.sampling is None:
             raise RuntimeError("this handler was registered without a server: it can only decode")
         create = self.client.chat.completions.create
-        request = {"model": self.served_model, "messages": messages, **self.request}
+        request = {"model": self.served_model, "messages": messages, **self.sampling.request(self.seed, messages)}
         try:
             return create(**request)
         except BadRequestError:
@@ -142,7 +143,7 @@ def register(
     ToolRLHandler.multi_turn_sentence = multi_turn_sentence
     if base_url is not None and sampling is not None:
         ToolRLHandler.served_model = served_model
-        ToolRLHandler.request = sampling.request(seed)
+        ToolRLHandler.sampling, ToolRLHandler.seed = sampling, seed
         arguments = {"base_url": base_url, "timeout": time_limit, "max_retries": 3}
         ToolRLHandler.client_arguments = {**arguments, "api_key": os.environ.get("OPENAI_API_KEY", "none")}
     MODEL_CONFIG_MAPPING[NAME] = ModelConfig(

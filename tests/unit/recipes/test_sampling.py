@@ -20,6 +20,7 @@ from tests.configs import compose
 
 #: What vLLM and SGLang take from a model's folder if a request does not say it.
 INHERITED = {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens"}
+ASKED = [{"role": "user", "content": "x"}]
 
 
 def sent(request: dict) -> dict:
@@ -29,12 +30,22 @@ def sent(request: dict) -> dict:
 
 def test_a_request_has_every_parameter():
     """None is left to the server, and the defaults have no effect."""
-    body = sent(Sampling(temperature=0.5, max_tokens=7).request(seed=3))
+    body = sent(Sampling(temperature=0.5, max_tokens=7).request(3, ASKED))
+    assert 0 <= body.pop("seed") < 2**32
     assert body == {
-        **{"temperature": 0.5, "max_tokens": 7, "seed": 3, "top_p": 1.0, "top_k": -1, "min_p": 0.0},
+        **{"temperature": 0.5, "max_tokens": 7, "top_p": 1.0, "top_k": -1, "min_p": 0.0},
         **{"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0},
     }
     assert set(body) >= INHERITED
+
+
+def test_two_requests_share_no_random_numbers():
+    """Kind: with one seed for all requests, different questions get similar answers at temperature 1."""
+    given = Sampling(temperature=1.0, max_tokens=1)
+    other = [{"role": "user", "content": "y"}]
+    seeds = [given.request(seed, messages)["seed"] for seed in (1, 2) for messages in (ASKED, other, [*ASKED, *other])]
+    assert len(set(seeds)) == 6
+    assert given.request(1, [dict(reversed(ASKED[0].items()))])["seed"] == seeds[0]
 
 
 @pytest.mark.parametrize(
@@ -179,11 +190,9 @@ def summarising(tmp_path, monkeypatch):
 
 def test_summaries_are_drawn_as_the_results_say(summarising):
     result = summarising("--top-p", "0.9")
-    assert [sent(request) for request in _Client.requests] == [
-        {**Sampling(temperature=1.0, max_tokens=512, top_p=0.9).as_dict(), "seed": seed}
-        for seed in (0, 1)
-        for _ in range(3)
-    ]
+    drawn = [sent(request) for request in _Client.requests]
+    assert len({body.pop("seed") for body in drawn}) == 2 * 3  # no two share their random numbers
+    assert drawn == [Sampling(temperature=1.0, max_tokens=512, top_p=0.9).as_dict()] * 6
     assert result["settings"]["sampling"] == Sampling(temperature=1.0, max_tokens=512, top_p=0.9).as_dict()
     # whatever characters a summary has, it is one summary
     assert [run["texts"]["summaries"] for run in result["runs"]] == [["A\u2028b\x85 c\u2029."] * 3] * 2
@@ -289,7 +298,7 @@ def test_the_client_sends_what_is_beyond_openais_own_parameters():
     with ThreadingHTTPServer(("127.0.0.1", 0), Server) as httpd:
         Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
         given = argparse.Namespace(sampling=Sampling(temperature=0.7, max_tokens=3), threads=1)
-        row = {"prompt": [{"role": "user", "content": "x"}]}
+        row = {"prompt": ASKED}
         address = f"http://127.0.0.1:{httpd.server_port}/v1"
         with pytest.raises(openai.BadRequestError):
             asyncio.run(tldr.summarise([row], address, given, seed=4))
@@ -297,5 +306,5 @@ def test_the_client_sends_what_is_beyond_openais_own_parameters():
     (body,) = bodies
     assert {key: value for key, value in body.items() if key not in ("model", "messages")} == {
         **given.sampling.as_dict(),
-        "seed": 4,
+        "seed": given.sampling.request(4, ASKED)["seed"],
     }
