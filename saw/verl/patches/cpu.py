@@ -7,6 +7,7 @@ The matching configuration is ``configs/platform/cpu.yaml``.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import types
@@ -156,6 +157,22 @@ def _save_copies(fsdp_utils: Any) -> None:
         return {name: (shard.clone(), own) for name, (shard, own) in shards.items()}, spec
 
     fsdp_utils.fsdp2_sharded_save_to_cpu = save
+
+
+@when_imported("verl.workers.rollout.vllm_rollout.bucketed_weight_transfer")
+def _show_why_a_weight_was_not_loaded(bucketed_weight_transfer: Any) -> None:
+    # On a CPU the weights that vLLM loads are views of the shared buffer. If loading fails, its error still holds them,
+    # so verl cannot close the buffer, and "cannot close exported pointers exist" would be raised instead of that error.
+    # Tested in tests/contract/test_weight_socket.py.
+    receiver = bucketed_weight_transfer.BucketedWeightReceiver
+    stock = receiver._cleanup
+
+    @functools.wraps(stock)
+    def cleanup(self: Any) -> None:
+        with contextlib.suppress(BufferError):
+            stock(self)
+
+    receiver._cleanup = cleanup
 
 
 @when_imported("verl.checkpoint_engine.base")
