@@ -4,6 +4,7 @@ A transfer ends with an error when vLLM stops: verl's own sender and receiver on
 """
 
 import asyncio
+import gc
 import inspect
 import os
 import re
@@ -35,6 +36,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*SharedMemory.__del__:pytest.Py
 
 JOB = "01000000"  # of the first job of every cluster
 LIMIT = 20  # seconds, of which an unpatched transfer would wait all
+
+
+@pytest.fixture(autouse=True)
+def buffers_end_with_their_test():
+    """Or one ends while a later test parses code; its error's traceback is parsed too, which Python 3.11 can't do."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture
