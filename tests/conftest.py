@@ -24,6 +24,11 @@ from tests.configs import keep_merged_files, keep_parsed_files
 ONE_THREAD = "PYTEST_XDIST_WORKER" in os.environ and "OMP_NUM_THREADS" not in os.environ
 if ONE_THREAD:
     os.environ["OMP_NUM_THREADS"] = "1"
+if find_spec("hypothesis"):
+    from hypothesis import settings
+
+    settings.register_profile("saw", deadline=None)  # on a busy machine a test takes longer, and is no worse for it
+    settings.load_profile("saw")
 ROOT = Path(__file__).resolve().parents[1]
 #: Numbers that the released code computed, see its README.md.
 GOLDEN = ROOT / "tests" / "golden"

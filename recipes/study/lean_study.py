@@ -139,7 +139,7 @@ def agreement(lean: Groups, pipeline: Groups) -> summary.Table:
     note = (
         "Mean ± standard deviation over seeds. Welch's t-test and its 95 % interval; Holm's correction over all rows."
     )
-    return summary.Table("The lean trainer and the pipeline", header, shown, left=3, note=note)
+    return summary.Table("Means", header, shown, left=3, note=note)
 
 
 def curve_distance(lean: Sequence[LoggedRun], pipeline: Sequence[LoggedRun], objective: str) -> tuple[float, float]:
@@ -197,9 +197,9 @@ def origin(runs: Sequence[LoggedRun], last: int, *options: str) -> str:
 def origin_against(own: Path, pipeline: Path) -> str:
     """As :func:`origin`, for the comparison of two folders."""
     folders = [Path(os.path.relpath(path)) for path in (own, pipeline)]
-    return (
-        f"`bash scripts/study.sh lean --out {folders[0]} --against {folders[1]}`; trainings: steps.csv in each folder."
-    )
+    command = f"bash scripts/study.sh lean --out {folders[0]} --against {folders[1]}"
+    runs = [run for folder in (own, pipeline) for group in read_groups(folder).values() for run in group]
+    return f"`{command}`; {len(runs)} trainings, seeds and commits in steps.csv of each folder; {lm.trained_on(runs)}."
 
 
 def read_groups(out: Path) -> dict[str, list[LoggedRun]]:

@@ -386,7 +386,8 @@ def test_a_dry_run_says_whether_it_fits(table, gib, good, monkeypatch, capsys, t
     monkeypatch.setattr(report, "memory_of_a_gpu", lambda: usable(gib) if gib else None)
     monkeypatch.setattr(common, "gpus_of_a_node", lambda: 4)
     monkeypatch.setattr(common, "diagnose", lambda arguments, plan: True)  # the doctor has its own tests
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for name in ("RAY_ADDRESS", "VERL_PLATFORM"):
+        monkeypatch.delenv(name, raising=False)
     arguments = table.parse(["--dry-run", "--method", "saw_gdpo", "--seeds", "1,2", "--out", str(tmp_path)])
     plan = table.plan(arguments) if table is table1 else table.plan(arguments, {})
     with pytest.raises(SystemExit) as ended:

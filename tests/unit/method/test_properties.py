@@ -34,7 +34,7 @@ def batches(draw, missing=True):
     return rewards, groups, torch.arange(5) < lengths[:, None]
 
 
-common = settings(max_examples=60, deadline=None)
+common = settings(max_examples=60)
 
 
 @common

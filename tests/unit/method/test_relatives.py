@@ -117,7 +117,7 @@ def test_mgda_by_hand():
     np.testing.assert_allclose(shortest(torch.diag(torch.tensor([1.0, 2.0, 4.0]).double())), np.array([4, 2, 1]) / 7)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.lists(st.floats(-10, 10), min_size=4, max_size=4), min_size=1, max_size=5))
 def test_mgda_s_combination_has_a_product_with_every_gradient_that_is_at_least_its_square(vectors):
     """The condition of a shortest vector, which also says that a step along it worsens no objective."""

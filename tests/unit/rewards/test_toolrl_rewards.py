@@ -123,7 +123,7 @@ variants = st.builds(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.text(max_size=60) | st.binary(max_size=60).map(lambda b: b.decode("latin-1")) | json_values.map(json.dumps),
     st.sampled_from(["", "<tool_call>", "</tool_call>", "<think>", TRUTH]),
@@ -148,7 +148,7 @@ calls = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(calls, calls, st.randoms(use_true_random=False))
 def test_order_of_calls_with_names_of_their_own_does_not_matter(true_calls, given_calls, random):
     def lines(items):
@@ -159,7 +159,7 @@ def test_order_of_calls_with_names_of_their_own_does_not_matter(true_calls, give
     assert toolrl.score(lines(shuffled[0]), lines(shuffled[1]))["correctness"] == pytest.approx(plain, abs=1e-12)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(calls, variants, st.integers(0, 200))
 def test_an_identical_answer_scores_the_maximum(true_calls, options, step):
     answer = turn(*map(json.dumps, true_calls))
@@ -245,7 +245,7 @@ def test_where_the_block_of_tool_calls_ends(response, correctness):
     assert toolrl.score(response, TRUTH)["correctness"] == correctness
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(
         st.sampled_from(["<tool_call>", "</tool_call>", "\n", CALL, '{"name": "g", "parameters": {}}', " ", "<think>"]),
