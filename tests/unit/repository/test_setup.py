@@ -761,8 +761,8 @@ def _name(line: str) -> str | None:
 # -- the check of somebody's own environment --------------------------------------------------------------------------
 FITS = {
     "saw-rl": "0.1.0", "numpy": "2.3.5", "pydantic": "2.14.3",
-    "torch": "2.11.0+cu128", "vllm": "0.24.0", "verl": "0.9.1",
-    "TransferQueue": "0.1.11", "hydra-core": "1.3.2", "psutil": "7.2", "pyarrow": "26.0", "pyzmq": "27.3", "ray": "2.60.0",
+    "torch": "2.11.0+cu128", "vllm": "0.24.0", "verl": "0.9.1", "pyzmq": "27.3",
+    "TransferQueue": "0.1.11", "hydra-core": "1.3.2", "psutil": "7.2", "pyarrow": "26.0", "ray": "2.60.0",
     "wrapt": "2.5.2", "transformers": "5.9.0", "huggingface-hub": "1.33.0", "rich": "15.0", "typer": "0.29.2",
 }  # fmt: skip
 VERL = "verl<=0.9.1,>=0.9.0"
