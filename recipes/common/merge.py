@@ -43,7 +43,7 @@ def last_checkpoint(folder: Path) -> Path:
 
 
 def check(actor: Path, out: Path) -> None:
-    """Check what verl's merger would fail on with a traceback, and that nothing but an earlier merge is replaced.
+    """Check what verl's merger would fail on with a traceback, and that nothing is replaced.
 
     Raises:
         SystemExit: naming the file.
@@ -64,12 +64,8 @@ def check(actor: Path, out: Path) -> None:
         raise SystemExit(
             f"{actor} can't be merged: {', '.join(absent)}{more} absent; copy the checkpoint again, from every node"
         )
-    if out.exists() and not (out / "config.json").is_file() and not _is_empty(out):
-        raise SystemExit(f"--out {out} exists and is no Hugging Face folder, and would be replaced; name another one")
-
-
-def _is_empty(folder: Path) -> bool:
-    return folder.is_dir() and not any(folder.iterdir())
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise SystemExit(f"--out {out} exists and is not an empty folder; remove it, or name another one")
 
 
 def merge(checkpoints: Path, out: Path) -> None:
@@ -78,7 +74,7 @@ def merge(checkpoints: Path, out: Path) -> None:
     Raises:
         SystemExit: if there is no checkpoint, or it can't be merged.
     """
-    out = out.resolve()  # "." has no name, and a link would not be replaced
+    out = out.resolve()  # "." has no name, and a rename would replace a link itself
     actor = last_checkpoint(checkpoints)
     check(actor, out)
     unfinished = out.with_name(out.name + ".unfinished")
@@ -87,8 +83,7 @@ def merge(checkpoints: Path, out: Path) -> None:
     command += ["--local_dir", str(actor), "--target_dir", str(unfinished)]
     if code := subprocess.run(command, check=False).returncode:
         raise SystemExit(f"{actor} can't be merged: verl's merger ended with exit code {code}; its error is above")
-    shutil.rmtree(out, ignore_errors=True)
-    unfinished.rename(out)
+    unfinished.rename(out)  # an empty folder may be there
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from recipes.common.stages import CELL, Stage, check, gpus_of_a_node, gpus_of_th
 from saw.machine.accelerator import cluster_address
 from saw.machine.disk import free_bytes, training_bytes
 from saw.records.files import write_whole
-from saw.runs.compose import checked_override, keys_of
+from saw.runs.compose import checked_override, keys_of, parse_override
 
 METHODS = ("grpo", "gradient_grpo", "saw_grpo", "gdpo", "gradient_gdpo", "saw_gdpo")
 #: Reading of the sources (configs/reading) -> its GPUs per node.
@@ -122,6 +122,11 @@ def refuse_own(options: argparse.ArgumentParser, overrides: Iterable[str], inste
         for key in keys_of(override):
             if key in instead:
                 options.error(f"{override!r} sets {key}, which this command sets itself; use {instead[key]}")
+        found = parse_override(override)
+        removed = f"{found.key_or_group}." if found.is_delete() or found.value() is None else None
+        for key in instead:
+            if removed and key.startswith(removed):
+                options.error(f"{override!r} removes {key}, which this command sets itself")
 
 
 def rehearsal_model(arguments: argparse.Namespace, *options: str) -> tuple[Path, list[Stage], Sequence[str]]:

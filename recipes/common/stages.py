@@ -263,7 +263,7 @@ def run_all(
         try:
             for stage in stages:
                 _run(replace(stage, environment={**stage.environment, **slot}), label)
-        except JobFailed as failure:
+        except (JobFailed, SystemExit) as failure:  # SystemExit: a mark was changed meanwhile
             failures[name] = str(failure)
             if not stopping.is_set():
                 print(f"    {label}failed: {failure}", flush=True)
@@ -330,7 +330,7 @@ def _slots(chains: Mapping[str, Sequence[Stage]], parallel: int) -> list[dict[st
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         limited = "" if visible is None else f" (CUDA_VISIBLE_DEVICES is {visible!r})"
         fits = len(names) // each
-        remedy = f"use --parallel {fits}" if fits else "that is too few for one: lower trainer.n_gpus_per_node"
+        remedy = f"use --parallel {fits}" if fits else f"that is too few for one, which needs {each}"
         raise SystemExit(
             f"--parallel is {parallel}: {count} trainings at a time need {count} x {each} GPUs, and torch can use "
             f"{len(names)} of this machine{limited}; {remedy}"

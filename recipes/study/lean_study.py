@@ -206,15 +206,27 @@ def read_groups(out: Path) -> dict[str, list[LoggedRun]]:
     """The runs of ``steps.csv`` by method.
 
     Raises:
-        SystemExit: if there is no such file, or if a method has one seed, for which there is no spread.
+        SystemExit: if there is no such file, or it is not what a study writes; or if a method has one seed, for which
+            there is no spread, or a seed twice.
     """
-    if not (out / "steps.csv").is_file():
+    file = out / "steps.csv"
+    if not file.is_file():
         raise SystemExit(f"{out} has no steps.csv; expected the folder of a study (--out)")
-    read = lm.read_steps(out / "steps.csv")
+    try:
+        read = lm.read_steps(file)
+    except (KeyError, StopIteration, TypeError, ValueError) as fault:
+        raise SystemExit(f"{file} is not what this study or study.sh lm writes ({fault!r})") from None
     groups = {name: read[name] for name in METHODS if name in read}
+    if not groups:
+        raise SystemExit(f"{file} has no training of {', '.join(METHODS)}")
     for name, runs in groups.items():
+        seeds = [run.seed for run in runs]
         if len(runs) < 2:
-            raise SystemExit(f"{out / 'steps.csv'} has one training of {name}; a report needs at least two seeds")
+            raise SystemExit(f"{file} has one training of {name}; a report needs at least two seeds")
+        if len(set(seeds)) < len(seeds):
+            raise SystemExit(f"{file} has a seed of {name} twice (seeds {seeds}); keep one training of each")
+    if len(steps := {run.history.steps for runs in groups.values() for run in runs}) > 1:
+        raise SystemExit(f"{file} has trainings of {sorted(map(len, steps))} steps; expected the same steps in each")
     return groups
 
 
@@ -234,6 +246,11 @@ def report_against(own: Path, pipeline: Path) -> str:
     """As :func:`report`, for the distance between the curves of two ``steps.csv``; the figures go to the pipeline's."""
     recorded = read_groups(pipeline)
     groups = {name: runs for name, runs in read_groups(own).items() if name in recorded}
+    if not groups:
+        raise SystemExit(f"{own} and {pipeline} have no method in common")
+    lengths = [len(runs[0].history.steps) for runs in (*groups.values(), *recorded.values())]
+    if len(set(lengths)) > 1:
+        raise SystemExit(f"the trainings in {own} have {lengths[0]} steps, those in {pipeline} {lengths[-1]}")
     drawn = [
         (f"trainers_{name}", "mean", {f"{name}, pipeline": recorded[name], f"{name}, lean trainer": runs})
         for name, runs in groups.items()
@@ -279,6 +296,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--train-only", action="store_true", help="train, report nothing")
     parser.add_argument("overrides", nargs="*", type=checked_override, metavar="KEY=VALUE", help="Hydra overrides")
     arguments = parser.parse_args(argv)
+    if arguments.overrides and (arguments.report_only or arguments.against):
+        parser.error(f"{arguments.overrides[0]!r} is a setting of a training; --report-only and --against do none")
+    if arguments.against and arguments.against.resolve() == arguments.out.resolve():
+        parser.error(f"--against is {arguments.against}, which is --out; expected the folder of study.sh lm")
     refuse_own(parser, arguments.overrides, sweep.TOLD_APART_IN_A_STUDY)
     torch.set_num_threads(1)
     home = Path(os.environ.get("SAW_RUNS", "runs")).resolve()

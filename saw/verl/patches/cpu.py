@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import sys
 import types
 from contextlib import contextmanager
 from typing import Any
@@ -169,7 +170,8 @@ def _show_why_a_weight_was_not_loaded(bucketed_weight_transfer: Any) -> None:
 
     @functools.wraps(stock)
     def cleanup(self: Any) -> None:
-        with contextlib.suppress(BufferError):
+        loading_failed = sys.exc_info()[0] is not None
+        with contextlib.suppress(*[BufferError] * loading_failed):
             stock(self)
 
     receiver._cleanup = cleanup

@@ -1,4 +1,4 @@
-"""A patch of verl 0.9.1: the socket for vLLM's weights is this training's own, and no end waits forever.
+"""A patch of verl 0.9.1: the socket for vLLM's weights is this training's own, and the trainer does not wait forever.
 
 verl names the socket after Ray's job id, and the first job of every private Ray cluster has the same id. Of two
 trainings on one machine, one may load the other's weights, or both hang. Here the name also has the id of the Ray node,
@@ -6,7 +6,8 @@ which no two clusters share.
 
 verl starts a call in vLLM that receives the weights, and sends them without looking at that call. If a weight doesn't
 fit, or vLLM is killed, the trainer waits forever and the error is never shown. Here it looks every second whether the
-call has ended. vLLM itself never ends a call if its engine's process is killed; here the server does.
+call has ended. vLLM itself never ends a call if its engine's process is killed; here the server does. With tensor
+parallelism only the first rank of a server knows the call; the others wait for its error to end the training.
 
 Contract: ``tests/contract/test_weight_socket.py``.
 

@@ -425,6 +425,39 @@ def test_a_comparison_with_a_folder_that_is_no_study_is_refused(two_methods, tmp
             lean_study.report_against(first, second)
 
 
+def test_a_comparison_that_would_say_nothing_is_refused(two_methods, tmp_path):
+    """Kind: a page on the wrong trainings, or a traceback."""
+    saw, plain = ({name: [noisy(run, 0.1) for run in runs]} for name, runs in reversed(two_methods.items()))
+    first, second = written(tmp_path / "a", saw), written(tmp_path / "b", plain)
+    with pytest.raises(SystemExit, match="no method in common"):
+        lean_study.report_against(first, second)
+    broken = {"empty": "", "another": "a,b\n1,2\n", "header": (first / "steps.csv").read_text().partition("\n")[0]}
+    rows = (first / "steps.csv").read_text().splitlines()
+    broken |= {
+        "shorter": "\n".join(rows[:-1]),
+        "twice": "\n".join([*rows, *(row.replace(",2,", ",1,") for row in rows)]),
+    }
+    for name, text in broken.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "steps.csv").write_text(text)
+        with pytest.raises(SystemExit, match=r"steps\.csv"):
+            lean_study.report_against(first, tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--report-only", "data.seed=1"], "is a setting of a training"),
+        (["--against", "elsewhere", "data.seed=1"], "is a setting of a training"),
+        (["--against", "here", "--out", "./here"], "which is --out"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(arguments, says, capsys):
+    with pytest.raises(SystemExit):
+        lean_study.main(arguments)
+    assert says in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_committed_report_is_what_its_csv_gives(tmp_path):
     shutil.copy(STUDY / "steps.csv", tmp_path)

@@ -83,25 +83,31 @@ def test_a_folder_that_cannot_be_merged_is_one_message(training, merger, what):
     assert not (training / "hf").exists()
 
 
-def test_a_merger_that_fails_is_named_and_an_earlier_merge_is_kept(training, merger):
-    (training / "hf").mkdir()
-    (training / "hf" / "config.json").write_text("earlier")
+def test_a_merger_that_fails_is_named_and_can_be_repeated(training, merger):
     merger.append(1)
     with pytest.raises(SystemExit, match=rf"{ACTOR} can't be merged: .* exit code 1"):
         merge.merge(training, training / "hf")
-    assert (training / "hf" / "config.json").read_text() == "earlier"
+    assert not (training / "hf").exists()
     merge.merge(training, training / "hf")
     assert json.loads((training / "hf" / "config.json").read_text()) == {}
 
 
-@pytest.mark.parametrize("out", ["training", ".", "training/notes"])
-def test_a_folder_that_is_no_model_is_not_replaced(training, merger, out):
-    """Kind: a wrong --out, such as the folder of the checkpoints, is deleted."""
+@pytest.mark.parametrize("file", ["notes", "config.json"])
+@pytest.mark.parametrize("out", ["training", ".", "training/notes", "training/global_step_2", "elsewhere", "link", ""])
+def test_nothing_is_replaced(training, merger, monkeypatch, out, file):
+    """Kind: a wrong --out, such as the folder of the checkpoints, is deleted, even if it holds a model."""
+    elsewhere = training.parent / "elsewhere"
+    elsewhere.mkdir()
+    (training.parent / "link").symlink_to(elsewhere)
+    for folder in (training, training.parent, elsewhere):
+        (folder / file).write_text("mine")
     (training / "notes").write_text("mine")
-    with pytest.raises(SystemExit, match="no Hugging Face folder"):
-        merge.merge(training, (training.parent / out).resolve())
-    assert (training / "notes").read_text() == "mine"
-    assert (training / merge.LATEST).is_file()
+    before = sorted(training.parent.rglob("*"))
+    monkeypatch.chdir(elsewhere)
+    with pytest.raises(SystemExit, match="is not an empty folder"):
+        merge.merge(training, training.parent / out if out else Path(out))
+    assert sorted(training.parent.rglob("*")) == before
+    assert (elsewhere / file).read_text() == "mine"
 
 
 def test_an_empty_folder_is_filled(training, merger):
@@ -110,12 +116,9 @@ def test_an_empty_folder_is_filled(training, merger):
     assert (training / "hf" / "config.json").is_file()
 
 
-@pytest.mark.parametrize("earlier", [True, False])
-def test_the_current_folder_may_be_named_by_a_dot(training, merger, monkeypatch, earlier):
+def test_the_current_folder_may_be_named_by_a_dot(training, merger, monkeypatch):
     """Kind: ``with_name`` of a path that has no name."""
     (training / "hf").mkdir()
-    if earlier:
-        (training / "hf" / "config.json").write_text("earlier")
     monkeypatch.chdir(training / "hf")
     merge.merge(training, Path("."))
     assert (training / "hf" / "config.json").read_text() == "{}"

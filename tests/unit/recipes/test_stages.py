@@ -149,7 +149,7 @@ def test_trainings_at_the_same_time_have_gpus_of_their_own(tmp_path, gpus, chain
         (1, None, ["trainer.n_gpus_per_node=1"], "need 3 x 1 GPUs, .* use 1 of .*; use --parallel 1"),
         (5, None, ["trainer.n_gpus_per_node=2"], "need 3 x 2 GPUs, .* use 5 of .*; use --parallel 2"),
         (2, "4,6", [], r"need 3 x 1 .* use 2 of .*CUDA_VISIBLE_DEVICES is '4,6'.*; use --parallel 2"),
-        (1, None, ["trainer.n_gpus_per_node=2"], "need 3 x 2 GPUs, .*; that is too few for one: lower trainer.n_gpus"),
+        (1, None, ["trainer.n_gpus_per_node=2"], "need 3 x 2 GPUs, .*; that is too few for one, which needs 2"),
         # the judge's GPU too
         (5, None, ["judge=verl", "reward.reward_model.model_path=x"], "need 3 x 2 GPUs, .*; use --parallel 2"),
         (4, None, ["trainer.n_gpus_per_node=0"], "n_gpus_per_node is 0; expected a whole number of at least 1"),

@@ -95,6 +95,13 @@ def test_an_override_of_what_the_command_sets_is_refused(runs, monkeypatch, caps
     assert written(runs) == []
 
 
+@pytest.mark.parametrize("override", ["~data", "data=null", "~trainer", "~saw"])
+def test_an_override_that_removes_what_the_command_sets_is_refused(capsys, override):
+    with pytest.raises(SystemExit):
+        sweep.parse(["--method", "grpo", override])
+    assert f"{override!r} removes " in capsys.readouterr().err
+
+
 def test_a_method_s_own_override_is_refused_too(runs, capsys):
     with pytest.raises(SystemExit):
         sweep.parse(["--method", "gdpo,data.seed=5"])
