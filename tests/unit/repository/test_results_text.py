@@ -26,6 +26,7 @@ from saw.report.seed_statistics import PairedTest, bootstrap_median, paired_test
 from tests.conftest import ROOT
 
 RESULTS = ROOT / "results"
+SMOL = "results/smollm2/README.md"
 README, STEP, JUDGE = "results/README.md", "results/step_benchmark/README.md", "results/judge_benchmark/README.md"
 REWARDS, ADVANTAGES = "results/reward_benchmark/README.md", "results/advantage_benchmark/README.md"
 
@@ -288,6 +289,30 @@ def trainers(what: str) -> list[float]:
     """Every p of a table that compares the two trainers."""
     found = getattr(lean_study, what)(lean(), lean("same_start"))
     return [float(row[found.header.index("p")]) for row in found.rows]
+
+
+# SmolLM2
+@cache
+def smol() -> dict[str, list]:
+    return smollm2_study.read(RESULTS / "smollm2" / "study")
+
+
+def smol_held_out(objective: str) -> list[str]:
+    """Mean reward on held-out questions before the training, and after it with each method."""
+
+    def mean(groups: list[list], step: int) -> float:
+        return statistics.fmean(run.validation[step][f"saw-val/{objective}/mean"] for runs in groups for run in runs)
+
+    return three(mean(list(smol().values()), 0), *(mean([runs], 12) for runs in smol().values()))
+
+
+def smol_tests() -> list[dict[str, str]]:
+    """Each comparison of the study's page, by its column; the smallest p first."""
+    tables = (
+        summary.tests({name: runs for name, runs in smol().items() if base in name}, base) for base in ("grpo", "gdpo")
+    )
+    rows = [dict(zip(table.header, row, strict=True)) for table in tables for row in table.rows]
+    return sorted(rows, key=lambda row: float(row["p"]))
 
 
 @cache
@@ -815,6 +840,26 @@ FIGURES = [
     Figure(REWARDS, "response take {}, {} and {} times as long", lambda: [f"{ratio:.1f}" for ratio in reward_times()]),
     Figure(JUDGE, "out of range) {} % of the samples", lambda: whole(100 * int(printed(JUDGE)[1][4]) / 10_000)),
     Figure(JUDGE, "in flight holds it at {}.", lambda: [printed(JUDGE)[0][6]]),
+    # --- SmolLM2
+    *(
+        Figure(
+            SMOL,
+            f"| {label} | {{}} | {{}} | {{}} | {{}} | {{}} |",
+            lambda objective=objective: smol_held_out(objective),
+        )
+        for objective, label in (("words", "both words"), ("form", "form"), ("length", "length"))
+    ),
+    Figure(
+        SMOL,
+        "Of {} comparisons with the base method, one is significant in its table: with SAW-GRPO, the area under "
+        "length's curve is {} higher (p {}, Holm {}). With Holm's correction over all comparisons, none is (smallest {})",
+        lambda: [
+            str(len(smol_tests())),
+            smol_tests()[0]["minus grpo"].split()[0],
+            *(p_value(float(smol_tests()[0][name])) for name in ("p", "p, Holm")),
+            p_value(len(smol_tests()) * float(smol_tests()[0]["p"])),
+        ],
+    ),
     # --- recipes
     Figure(
         "recipes/study/README.md",
@@ -852,6 +897,15 @@ FIGURES = [
 ]
 
 
+def test_one_comparison_of_smollm2_is_significant():
+    """What the text says without a number."""
+    first, *others = smol_tests()
+    assert (first["method"], first["objective"], first["measure"]) == ("saw_grpo", "length", summary.AREA)
+    assert float(first["p, Holm"]) < 0.05
+    assert min(float(row["p, Holm"]) for row in others) > 0.05
+    assert len(smol_tests()) * float(first["p"]) > 0.05
+
+
 def flat(file: str) -> str:
     return re.sub(r"\s+", " ", (ROOT / file).read_text())
 
@@ -876,6 +930,8 @@ SETTINGS = {
             "95 % bootstrap",
             "with seed 1",
             "in the pipeline, 2 seeds,",
+            "of 135 million parameters, in the pipeline, 3 seeds",
+            "four methods x 3 seeds",
             "good objective with 8 choices",
             "(1 in 50 at first)",
         ),
