@@ -852,7 +852,8 @@ FIGURES = [
     Figure(
         SMOL,
         "Of {} comparisons with the base method, one is significant in its table: with SAW-GRPO, the area under "
-        "length's curve is {} higher (p {}, Holm {}). With Holm's correction over all comparisons, none is (smallest {})",
+        "length's curve is {} higher (p {}, Holm {}). With Holm's correction over all comparisons, none is (smallest "
+        "{})",
         lambda: [
             str(len(smol_tests())),
             smol_tests()[0]["minus grpo"].split()[0],
