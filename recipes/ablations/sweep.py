@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from recipes.common.reproduce import refuse_own, run_main, seed_list, time_limit
+from recipes.common.reproduce import OF_EACH_TRAINING, refuse_own, run_main, seed_list, time_limit
 from recipes.common.stages import Stage, check, run_all, show
 from recipes.common.toys import curves, toy_model, toy_rows
 from saw.method.registry import METHODS
@@ -29,13 +29,7 @@ TOY_MODELS = {
 }
 
 #: Setting that tells the trainings apart -> the option to use instead of an override.
-TOLD_APART_BY = {
-    "experiment": "--experiment",
-    "saw.method": "--method",
-    "data.seed": "--seeds",
-    "trainer.default_local_dir": "--out",
-    "trainer.experiment_name": "--out: a training has the name of its folder",
-}
+TOLD_APART_BY = {**OF_EACH_TRAINING, "experiment": "--experiment"}
 #: As before, for a study, which has one experiment and a folder of its own below ``$SAW_RUNS``.
 TOLD_APART_IN_A_STUDY = {
     **TOLD_APART_BY,

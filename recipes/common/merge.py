@@ -64,7 +64,7 @@ def check(actor: Path, out: Path) -> None:
         raise SystemExit(
             f"{actor} can't be merged: {', '.join(absent)}{more} absent; copy the checkpoint again, from every node"
         )
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SystemExit(f"--out {out} exists and is not an empty folder; remove it, or name another one")
 
 

@@ -32,15 +32,19 @@ MADE_BY = {
     "toy_model": ("model", "tokenizer"),
     smollm2.NAME: ("model", "tokenizer"),
 }
-#: Setting that tells a table's trainings apart -> the option to use instead of an override.
-TOLD_APART_BY = {
-    "reading": "--reading",
+#: Setting that a command gives each of its trainings -> the option to use instead of an override.
+OF_EACH_TRAINING = {
     "saw.method": "--method",
-    "model": "--model, where the table has it",
     "data.seed": "--seeds",
-    "experiment": "another script",
     "trainer.default_local_dir": "--out",
     "trainer.experiment_name": "--out: a training has the name of its folder",
+}
+#: As before, for a table.
+TOLD_APART_BY = {
+    **OF_EACH_TRAINING,
+    "reading": "--reading",
+    "model": "--model, where the table has it",
+    "experiment": "another script",
 }
 #: As before, but not in a rehearsal, which has the sizes of a toy.
 SIZES = {"trainer.n_gpus_per_node": "--gpus", "trainer.nnodes": "--nodes"}
@@ -119,14 +123,15 @@ def refuse_own(options: argparse.ArgumentParser, overrides: Iterable[str], inste
         instead (Mapping[str, str]): setting of the command -> the option to use instead.
     """
     for override in overrides:
-        for key in keys_of(override):
+        found = parse_override(override)
+        section, value = found.key_or_group, found.value()
+        for key in keys_of(section, value):
             if key in instead:
                 options.error(f"{override!r} sets {key}, which this command sets itself; use {instead[key]}")
-        found = parse_override(override)
-        removed = f"{found.key_or_group}." if found.is_delete() or found.value() is None else None
-        for key in instead:
-            if removed and key.startswith(removed):
-                options.error(f"{override!r} removes {key}, which this command sets itself")
+        if found.is_delete() or value is None:
+            for key in instead:
+                if key.startswith(f"{section}."):
+                    options.error(f"{override!r} removes {key}, which this command sets itself")
 
 
 def rehearsal_model(arguments: argparse.Namespace, *options: str) -> tuple[Path, list[Stage], Sequence[str]]:

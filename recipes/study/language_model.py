@@ -111,20 +111,29 @@ def trained_on(runs: Sequence[LoggedRun]) -> str:
     return "; ".join(dict.fromkeys(found))
 
 
-def origin(runs: Sequence[LoggedRun], last: int) -> str:
-    """The line of the page that says how its numbers were made; ``last`` is the last step of each training."""
-    trained = f"{len(runs)} trainings, {last} steps of each, commits in steps.csv"
-    return f"`{command_of('lm', runs, DEFAULT_METHODS, DEFAULT_SEEDS)}`; {trained}; {trained_on(runs)}."
+def origin(
+    runs: Sequence[LoggedRun],
+    last: int,
+    study: str = "lm",
+    methods: Sequence[str] = DEFAULT_METHODS,
+    seeds: Sequence[int] = DEFAULT_SEEDS,
+) -> str:
+    """The line of a study's page that says how its numbers were made.
 
-
-def command_of(study: str, runs: Sequence[LoggedRun], methods: Sequence[str], seeds: Sequence[int]) -> str:
-    """The command that does these trainings; ``methods`` and ``seeds`` are those that it does without options."""
+    Args:
+        runs (Sequence[LoggedRun]): its trainings.
+        last (int): the last step of each.
+        study (str): the first argument of scripts/study.sh.
+        methods (Sequence[str]): what the study trains without ``--method``.
+        seeds (Sequence[int]): what it trains without ``--seeds``.
+    """
     rows = {_row_of(run) for run in runs}
     own = [label for label in METHODS if label in rows]
     numbers = sorted({run.seed for run in runs if run.seed is not None})
     options = [] if own == list(methods) else [text for label in own for text in ("--method", shlex.quote(label))]
     options += [] if numbers == list(seeds) else ["--seeds", ",".join(map(str, numbers))]
-    return " ".join(["bash", "scripts/study.sh", study, *options])
+    command = " ".join(["bash", "scripts/study.sh", study, *options])
+    return f"`{command}`; {len(runs)} trainings, {last} steps of each, commits in steps.csv; {trained_on(runs)}."
 
 
 def _row_of(run: LoggedRun) -> str:
@@ -218,22 +227,27 @@ def report(out: Path) -> str:
     return "\n\n".join(text)
 
 
+def add_options(parser: argparse.ArgumentParser, out: Path, parallel: int) -> None:
+    """Add what every study in the pipeline has, with these defaults."""
+    parser.add_argument(
+        "--parallel",
+        type=int,
+        default=parallel,
+        choices=range(1, 9),
+        help=f"trainings at a time ({parallel}); on GPUs, each has its own",
+    )
+    parser.add_argument("--out", type=Path, default=out, help="for CSV, tables and figures")
+    parser.add_argument("--report-only", action="store_true", help="train nothing, report what is finished")
+    parser.add_argument("--train-only", action="store_true", help="train, report nothing")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=seed_list, default=list(DEFAULT_SEEDS), metavar="1,2,3", help="(1 to 5)")
     parser.add_argument("--method", action="append", choices=METHODS, help="may be repeated (those without a comma)")
-    parser.add_argument(
-        "--parallel",
-        type=int,
-        default=2,
-        choices=range(1, 9),
-        help="trainings at a time (2, for two cores); on GPUs, each has its own",
-    )
-    parser.add_argument("--out", type=Path, default=Path("results/study/lm"), help="for CSV, tables and figures")
+    add_options(parser, Path("results/study/lm"), parallel=2)  # for two cores
     parser.add_argument("--add", action="store_true", help="keep the trainings in steps.csv, train the others")
-    parser.add_argument("--report-only", action="store_true", help="train nothing, report what is finished")
-    parser.add_argument("--train-only", action="store_true", help="train, report nothing")
     arguments = parser.parse_args(argv)
     runs = Path(os.environ.get("SAW_RUNS", "runs")).resolve() / "study"
     methods = [text for label in arguments.method or DEFAULT_METHODS for text in ("--method", METHODS[label])]

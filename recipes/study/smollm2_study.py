@@ -131,29 +131,13 @@ def report(out: Path) -> str:
     return "\n\n".join(text)
 
 
-def origin(runs: Sequence[LoggedRun]) -> str:
-    """The line of the page that says how its numbers were made."""
-    command = lm.command_of("smollm2", runs, METHODS, DEFAULT_SEEDS)
-    last = max(run.history.steps[-1] for run in runs)
-    return f"`{command}`; {len(runs)} trainings, {last} steps of each, commits in steps.csv; {lm.trained_on(runs)}."
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=seed_list, default=list(DEFAULT_SEEDS), metavar="1,2,3", help="(1)")
     parser.add_argument("--method", action="append", choices=METHODS, help="may be repeated; all if absent")
     parser.add_argument("--steps", type=int, default=12, help="of a training (12)")
-    parser.add_argument(
-        "--parallel",
-        type=int,
-        default=1,
-        choices=range(1, 9),
-        help="trainings at a time (1); on GPUs, each has its own",
-    )
-    parser.add_argument("--out", type=Path, default=Path("results/smollm2/study"), help="for CSVs, tables and figures")
-    parser.add_argument("--report-only", action="store_true", help="train nothing, report what is finished")
-    parser.add_argument("--train-only", action="store_true", help="train, report nothing")
+    lm.add_options(parser, Path("results/smollm2/study"), parallel=1)
     parser.add_argument("overrides", nargs="*", type=checked_override, metavar="KEY=VALUE", help="Hydra overrides")
     arguments = parser.parse_args(argv)
     if arguments.steps < 1:
@@ -170,7 +154,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(f"{runs} has no finished training")
     write(finished, arguments.out)
     text = report(arguments.out)
-    (arguments.out / "README.md").write_text(f"{text}\n\n{origin(finished)}\n")
+    last = max(run.history.steps[-1] for run in finished)
+    where = lm.origin(finished, last, "smollm2", METHODS, DEFAULT_SEEDS)
+    (arguments.out / "README.md").write_text(f"{text}\n\n{where}\n")
     print(text)
 
 

@@ -71,16 +71,11 @@ def checked_override(text: str) -> str:
     return text
 
 
-def keys_of(override: str) -> Iterator[str]:
-    """The keys that a valid override sets; ``data={seed: 1}`` sets ``data`` and ``data.seed``."""
-    found = parse_override(override)
-    yield from _keys(found.key_or_group, found.value())
-
-
-def _keys(key: str, value: Any) -> Iterator[str]:
+def keys_of(key: str, value: Any) -> Iterator[str]:
+    """The keys that an override sets; ``data={seed: 1}`` sets ``data`` and ``data.seed``."""
     yield key
     for name, inner in value.items() if isinstance(value, dict) else ():
-        yield from _keys(f"{key}.{name}", inner)
+        yield from keys_of(f"{key}.{name}", inner)
 
 
 def _verls_configs() -> Path:
